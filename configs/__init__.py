@@ -1,0 +1,1 @@
+"""Configs as package data: one YAML file per runnable thing, full values, no code."""

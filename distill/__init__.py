@@ -1,0 +1,1 @@
+"""Training: procedural scenes, stages and the trainer that turns them into weights."""

@@ -1,0 +1,100 @@
+"""Training: `python -m distill CONFIG.yaml [key=value]...`, or the same behind `accelerate launch -m`."""
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from streamgen.errors import StreamgenError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .config import RunConfig
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m distill", description="Train one stage of a recipe.")
+    parser.add_argument("config", help="configs/distill/<recipe>/<stage>.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted overrides, such as optim.lr=1e-3"
+    )
+    parser.add_argument(
+        "--resume", default="latest", help="latest (default), none, or a checkpoint directory"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, run one update, save nothing"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="data-parallel processes on this machine")
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 on a signal."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(given)
+    try:
+        if options.processes > 1 and "LOCAL_RANK" not in os.environ:
+            return _launch(options.processes, given)
+        return _train(options)
+    except StreamgenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train(options: argparse.Namespace) -> int:
+    # Imported late, so that usage errors answer at once.
+    from .stages import load_run
+    from .trainer import make_accelerator
+
+    config = load_run(options.config, options.overrides)
+    accelerator = make_accelerator(config)
+    try:
+        return _run(options, config, accelerator)
+    finally:
+        # A process group that outlives its references ends in an abort at exit, so the wrapped modules go first.
+        accelerator.free_memory()
+        gc.collect()
+        accelerator.end_training()
+
+
+def _run(options: argparse.Namespace, config: "RunConfig", accelerator: "Accelerator") -> int:
+    from .stages import build_stage
+    from .trainer import Trainer
+
+    trainer = Trainer(config, build_stage(config, accelerator.device), accelerator)
+    if not options.dry_run:
+        return trainer.run(options.resume).exit_code
+    metrics = trainer.dry_run()
+    if accelerator.is_main_process:
+        sys.stdout.write("".join(f"{key} {value:g}\n" for key, value in metrics.items()))
+    return 0
+
+
+def _launch(processes: int, arguments: Sequence[str]) -> int:
+    """Start `processes` copies of this command line through torch's launcher (gloo on CPU, NCCL on GPUs)."""
+    import torch.distributed.run as launcher
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    command = [
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        "--max_restarts=0",
+        "-m",
+        "distill",
+        *arguments,
+    ]
+    try:
+        launcher.main(command)
+    except ChildFailedError as error:
+        return max(failure.exitcode for failure in error.failures.values())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Clips of the procedural world, encoded once: latents, captions and tracks in shards on disk.
+
+A diffusion stage sees each clip many times at random offsets, so encoding is paid once. A shard is a function of (fingerprint, index) alone;
+it is written beside its final name and renamed, so that an interrupted build goes on where it stopped.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.text_encoder import Vocabulary
+from models.video_tokenizer import VideoTokenizer
+from streamgen.geometry import LatentGeometry
+
+from .config import require
+from .scenes import SceneConfig, SceneGenerator, SceneBatch
+
+_SHARD = 128
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What to encode: `clips` clips of `frames` frames (1 + 4k), and `images` single frames, from `seed`."""
+
+    directory: str = "runs/cache"
+    clips: int = 16384
+    frames: int = 81
+    images: int = 32768
+    seed: int = 1000
+
+    def __post_init__(self) -> None:
+        require(self.frames % 4 == 1 and self.frames > 1, "cache.frames", "1 + 4k, above 1", self.frames)
+        require(self.clips >= 1 and self.images >= 1, "cache.clips, cache.images", ">= 1", (self.clips, self.images))
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """Encoded clips on the host.
+
+    `latents (N, T, C, h, w)` float16, normalised; `words (N, 2, L)` int16 captions before and after the change; `switch (N,)` the latent
+    frame from which the second caption holds (T if none); `points (N, K, F, 2)` float16, `visible`, `dragged (N, K, F)` bool over F pixel
+    frames, `background (N, K)` bool.
+    """
+
+    latents: Tensor
+    words: Tensor
+    switch: Tensor
+    points: Tensor
+    visible: Tensor
+    dragged: Tensor
+    background: Tensor
+
+
+class LatentCache:
+    """Builds and loads the cache for one tokenizer, vocabulary and world."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        config: CacheConfig,
+        scenes: SceneConfig,
+        tokenizer: VideoTokenizer,
+        tokenizer_digest: str,
+        vocabulary: Vocabulary,
+        text_length: int,
+    ) -> None:
+        self.config, self.scenes = config, scenes
+        self.tokenizer, self.vocabulary, self.text_length = tokenizer, vocabulary, text_length
+        key = json.dumps(
+            [tokenizer_digest, asdict(scenes), vocabulary.words, text_length, config.seed, config.frames], sort_keys=True
+        )
+        self.fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self.directory = Path(config.directory) / self.fingerprint
+
+    def build(self, rank: int, world: int, device: torch.device) -> None:
+        """Encode this process' share of the missing shards."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        generator = SceneGenerator(self.scenes, device)
+        missing = [shard for shard in self._shards() if not shard[0].exists()]
+        mine = missing[rank::world]
+        for done, (path, count, frames, seed) in enumerate(mine):
+            tensors = self._encode(generator.sample(count, frames, seed))
+            part = path.with_suffix(f".{os.getpid()}.part")
+            save_file({name: value.contiguous() for name, value in tensors.items()}, part)
+            part.rename(path)
+            if rank == 0 and (done + 1) % 16 == 0:
+                sys.stderr.write(f"latent cache {self.fingerprint}: {done + 1} of {len(mine)} shards\n")
+
+    def load(self, images: bool) -> LatentClips:
+        """All clips (or single frames) in memory."""
+        wanted = [path for path, _, frames, _ in self._shards() if (frames == 1) == images]
+        shards = [load_file(path) for path in wanted]
+        return LatentClips(**{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]})
+
+    def _shards(self) -> list[tuple[Path, int, int, int]]:
+        """(path, clips, frames, scene seed) of every shard."""
+        out = []
+        for kind, total, frames in (("clips", self.config.clips, self.config.frames), ("images", self.config.images, 1)):
+            size = _SHARD if frames > 1 else _SHARD * 16
+            for index, start in enumerate(range(0, total, size)):
+                seed = self.config.seed * 1_000_003 + index * 2 + (frames == 1)
+                out.append((self.directory / f"{kind}-{index:05d}.safetensors", min(size, total - start), frames, seed))
+        return out
+
+    @torch.no_grad()
+    def _encode(self, scene: SceneBatch) -> dict[str, Tensor]:
+        geometry = LatentGeometry(scene.video.shape[2], scene.video.shape[3])
+        latents = []
+        for video in scene.video.split(16):
+            pixels = video.movedim(-1, 2).float().div(127.5).sub(1.0)
+            latents.append(self.tokenizer.normalize(self.tokenizer.encode(pixels).mean, 0).half())
+        frames = scene.video.shape[1]
+        words = [
+            torch.stack([self.vocabulary.encode(text, self.text_length).ids for text in (captions[0], captions[-1])])
+            for captions in scene.captions
+        ]
+        changed = scene.segment_start[:, 1].cpu()
+        switch = torch.tensor([geometry.latent_of(int(f)) if f < frames else geometry.latent_frames(frames) for f in changed])
+        return {
+            "latents": torch.cat(latents).cpu(),
+            "words": torch.stack(words).to(torch.int16),
+            "switch": switch.to(torch.int16),
+            "points": scene.points.half().cpu(),
+            "visible": scene.visible.cpu(),
+            "dragged": scene.dragged.cpu(),
+            "background": (scene.track_object < 0).cpu(),
+        }

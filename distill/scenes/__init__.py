@@ -1,0 +1,22 @@
+"""The procedural world: clips of moving shapes with exact captions, tracks and labels."""
+
+from .captions import canonical_prompt, caption_vocabulary
+from .config import SceneConfig
+from .generator import SceneBatch, SceneGenerator
+from .sheet import contact_sheet
+from .vocabulary import BACKGROUNDS, COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZES
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "HELD_OUT",
+    "MOTIONS",
+    "SHAPES",
+    "SIZES",
+    "SceneBatch",
+    "SceneConfig",
+    "SceneGenerator",
+    "canonical_prompt",
+    "caption_vocabulary",
+    "contact_sheet",
+]

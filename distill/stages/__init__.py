@@ -1,0 +1,50 @@
+"""The stages by name. A new stage is one module and one line in `STAGES`."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ..config import ConfigError, RunConfig, build, read_mapping, unknown_key
+from ..trainer import Stage
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """Where a stage lives: `module` inside this package, its config class and its stage class."""
+
+    module: str
+    config: str
+    stage: str
+
+
+STAGES: Mapping[str, StageEntry] = {
+    "tokenizer": StageEntry("tokenizer", "TokenizerRun", "TokenizerStage"),
+    "causal": StageEntry("causal", "CausalRun", "CausalStage"),
+}
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a stage's YAML with dotted overrides into the stage's own config class."""
+    mapping = read_mapping(path, overrides)
+    name = mapping.get("stage")
+    if name is None:
+        raise ConfigError(f"config {path}: key stage is missing; stages are {', '.join(STAGES)}")
+    return cast(RunConfig, build(_attribute(str(name), "config"), mapping))
+
+
+def build_stage(config: RunConfig, device: torch.device) -> Stage:
+    """The stage object of a config, its networks on `device`."""
+    return cast(Stage, _attribute(config.stage, "stage")(config, device))
+
+
+def _attribute(name: str, what: str) -> Any:
+    if name not in STAGES:
+        raise ConfigError(unknown_key(f"stage: {name}", name, list(STAGES)).replace("config key ", ""))
+    entry = STAGES[name]
+    # Imported on use: a stage's networks are not needed to train another one.
+    module = importlib.import_module(f".{entry.module}", __name__)
+    return vars(module)[entry.config if what == "config" else entry.stage]

@@ -1,0 +1,212 @@
+"""Stage 2: the causal diffusion transformer by flow matching on latents of the frozen tokenizer."""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.causal_dit import CausalDiT, CausalDiTConfig
+from models.context import ChunkPlan
+from models.motion_encoder import MotionEncoder, MotionEncoderConfig
+from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
+from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+from streamgen.digest import tensor_digest
+from streamgen.errors import CheckpointError
+
+from ..config import RunConfig, build, read_mapping, require, write_yaml
+from ..flow import CausalFlow, FlowBatch
+from ..latent_cache import CacheConfig, LatentCache
+from ..optim import ParameterGroups, split_parameters
+from ..scenes import SceneConfig, caption_vocabulary
+from ..trainer import Tick
+from ..windows import WindowConfig, image_batch, window_batch
+
+# Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
+EDGES = ("patch_embedding", "head", "modulation", "embedding.weight", "temporal", "projection", "time_", "norm")
+_HELD_OUT_SEED = 77
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first frames.
+
+    The first `image_phase` of the budget sees first frames alone.
+    """
+
+    video_batch: int = 16
+    image_batch: int = 128
+    image_phase: float = 0.08
+    image_share: float = 0.15
+    held_out: int = 512
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the DiT and its encoders; channel counts that follow from one another are not repeated here."""
+
+    dim: int = 256
+    layers: int = 6
+    heads: int = 4
+    ffn_dim: int = 1024
+    patch: int = 2
+    text_dim: int = 128
+    text_layers: int = 2
+    text_length: int = 24
+    motion_channels: int = 16
+    motion_hidden: int = 32
+
+
+@dataclass(frozen=True)
+class CausalRun(RunConfig):
+    """Config of the causal stage. `tokenizer` is a directory with `tokenizer.safetensors` and `tokenizer.yaml`."""
+
+    tokenizer: str = "runs/tiny/tokenizer/export"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    plan: ChunkPlan = field(default_factory=ChunkPlan)
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    sampling: dict[str, float | int | str] = field(default_factory=dict)
+
+
+class CausalStage:
+    """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
+
+    def __init__(self, config: CausalRun, device: torch.device) -> None:
+        require(config.windows.frames <= config.plan.attention_frames, "windows.frames", "<= plan.attention_frames",
+                config.windows.frames)
+        self.config, self.device = config, device
+        self.tokenizer, self.tokenizer_digest = load_tokenizer(Path(config.tokenizer), device)
+        self.vocabulary = Vocabulary(caption_vocabulary())
+        self.module = build_network(config.network, self.tokenizer.config, len(self.vocabulary), config.plan, config.seed)
+        self.module.to(device)
+        cache = LatentCache(
+            config.cache, config.scenes, self.tokenizer, self.tokenizer_digest, self.vocabulary, config.network.text_length
+        )
+        process = PartialState()
+        cache.build(process.process_index, process.num_processes, device)
+        process.wait_for_everyone()
+        self.clips, self.images = cache.load(images=False), cache.load(images=True)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """DiT and encoders with their loss."""
+        return {"causal": self.module}
+
+    def optimizer_groups(self) -> dict[str, ParameterGroups]:
+        """Hidden matrices apart from embeddings, modulations and outputs."""
+        return {"causal": split_parameters(self.module, EDGES)}
+
+    def target(self, step: int) -> str:
+        """Always the one module."""
+        return "causal"
+
+    def batch(self, tick: Tick) -> FlowBatch:
+        """First frames in the first part of the budget, then first frames and windows by turns (alike on all processes)."""
+        data, windows = self.config.data, self.config.windows
+        generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
+        turn = int((tick.step + 1) * data.image_share) > int(tick.step * data.image_share)
+        if tick.progress < data.image_phase or turn:
+            batch = image_batch(self.images, data.image_batch, windows, generator)
+        else:
+            batch = window_batch(self.clips, data.video_batch, windows, generator)
+        return batch.to(self.device)
+
+    def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Flow-matching loss of a batch."""
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
+        return result
+
+    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
+        """Loss on fixed windows of the training distribution with fixed noise, and contact sheets of fixed streams."""
+        totals: dict[str, float] = {}
+        rounds = max(1, self.config.data.held_out // 64)
+        for i in range(rounds):
+            generator = torch.Generator().manual_seed(_HELD_OUT_SEED + i)
+            batch = window_batch(self.clips, 64, self.config.windows, generator).to(self.device)
+            loss, metrics = self.module(batch)
+            for key, value in {"loss": loss, **metrics}.items():
+                totals[key] = totals.get(key, 0.0) + float(value) / rounds
+        return totals
+
+    def export(self, directory: Path) -> None:
+        """Write a checkpoint directory that `streamgen.load_pipeline` opens."""
+        export_checkpoint(self.config, self.module, self.vocabulary, self.tokenizer_digest, directory)
+
+
+def build_network(
+    network: NetworkConfig, tokenizer: VideoTokenizerConfig, vocabulary: int, plan: ChunkPlan, seed: int
+) -> CausalFlow:
+    """A freshly initialised network; a function of the sizes and the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        dit = CausalDiT(
+            CausalDiTConfig(
+                dim=network.dim,
+                layers=network.layers,
+                heads=network.heads,
+                ffn_dim=network.ffn_dim,
+                latent_channels=tokenizer.latent_channels,
+                motion_channels=network.motion_channels,
+                patch=network.patch,
+                text_dim=network.text_dim,
+            )
+        )
+        text = TextEncoder(
+            TextEncoderConfig(
+                vocabulary=vocabulary, dim=network.text_dim, layers=network.text_layers, length=network.text_length
+            )
+        )
+        motion = MotionEncoder(
+            MotionEncoderConfig(
+                channels=network.motion_channels, hidden=network.motion_hidden, temporal=tokenizer.temporal
+            )
+        )
+    return CausalFlow(dit, text, motion, plan)
+
+
+def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
+    """A frozen tokenizer from an export of the tokenizer stage, and the digest of its tensors."""
+    if not (directory / "tokenizer.safetensors").is_file():
+        raise CheckpointError(f"tokenizer {directory}: expected tokenizer.safetensors and tokenizer.yaml, found no such files")
+    state = load_file(directory / "tokenizer.safetensors")
+    tokenizer = VideoTokenizer(build(VideoTokenizerConfig, read_mapping(directory / "tokenizer.yaml")))
+    tokenizer.load_state_dict(state)
+    return tokenizer.to(device).eval().requires_grad_(False), tensor_digest(state)
+
+
+def export_checkpoint(
+    config: CausalRun, module: CausalFlow, vocabulary: Vocabulary, tokenizer_digest: str, directory: Path
+) -> None:
+    """Write `config.yaml`, `model.safetensors` (bf16), `tokenizer.safetensors` and `vocabulary.txt`."""
+    parts = {"dit": module.dit, "text_encoder": module.text_encoder, "motion_encoder": module.motion_encoder}
+    state = {
+        f"{part}.{name}": value.detach().to(torch.bfloat16).cpu().contiguous()
+        for part, network in parts.items()
+        for name, value in network.state_dict().items()
+    }
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)})
+    shutil.copyfile(Path(config.tokenizer) / "tokenizer.safetensors", directory / "tokenizer.safetensors")
+    (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
+    tokenizer = read_mapping(Path(config.tokenizer) / "tokenizer.yaml")
+    write_yaml(
+        {
+            "format": 1,
+            "family": "tiny",
+            "height": config.scenes.size,
+            "width": config.scenes.size,
+            "fps": 16,
+            "tokenizer": tokenizer,
+            "tokenizer_digest": tokenizer_digest,
+            "dit": asdict(module.dit.config),
+            "text_encoder": asdict(module.text_encoder.config),
+            "motion_encoder": asdict(module.motion_encoder.config),
+            "plan": asdict(config.plan),
+            "sampling": dict(config.sampling),
+        },
+        directory / "config.yaml",
+    )

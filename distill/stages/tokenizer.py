@@ -1,0 +1,299 @@
+"""Stage 1: the causal video tokenizer, from a PCA of the world's patches to the shipped autoencoder."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+from streamgen.digest import tensor_digest
+
+from ..config import RunConfig, require, write_yaml
+from ..optim import ParameterGroups, split_parameters
+from ..preview import save_sheet
+from ..scenes import SceneBatch, SceneConfig, SceneGenerator
+from ..scenes.shapes import WORLD_SIZE
+from ..scenes.vocabulary import SIZE_JITTER, SIZE_RADII
+from ..trainer import Tick
+
+# Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
+EDGES = ("embed", "skip", "head", "refine", "moments", "_bias", "position")
+# Seeds of clips that no update ever sees: those of updates are 63-bit hashes.
+PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Batches of one process.
+
+    The first `image_phase` of the budget sees images alone; later `image_share` of the updates do.
+    """
+
+    frames: int = 17
+    image_batch: int = 48
+    video_batch: int = 8
+    image_phase: float = 0.2
+    image_share: float = 0.25
+    pca_clips: int = 256
+    statistics_clips: int = 512
+    held_out_clips: int = 64
+    sheet_clips: int = 8
+
+    def __post_init__(self) -> None:
+        require(0 <= self.image_phase <= 1, "data.image_phase", "within [0, 1]", self.image_phase)
+        require(0 <= self.image_share <= 1, "data.image_share", "within [0, 1]", self.image_share)
+        require(self.frames >= 2, "data.frames", ">= 2", self.frames)
+        for name in (
+            "image_batch",
+            "video_batch",
+            "pca_clips",
+            "statistics_clips",
+            "held_out_clips",
+            "sheet_clips",
+        ):
+            require(self.__dict__[name] >= 1, f"data.{name}", ">= 1", self.__dict__[name])
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms; an object's cells count 1 + `object` times, moving ones 1 + `motion`."""
+
+    l1: float = 1.0
+    mse: float = 1.0
+    temporal: float = 0.2
+    kl: float = 1e-6
+    object: float = 3.0
+    motion: float = 3.0
+
+
+@dataclass(frozen=True)
+class TokenizerRun(RunConfig):
+    """Config of the tokenizer stage."""
+
+    model: VideoTokenizerConfig = field(default_factory=VideoTokenizerConfig)
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """`video` float (B, T, 3, H, W) in [-1, 1]; `objects`, `moving` (B, T, 1, H, W), 1 in such cells."""
+
+    video: Tensor
+    objects: Tensor
+    moving: Tensor
+
+
+class TokenizerLoss(nn.Module):
+    """The tokenizer and its loss in one forward, which is what data parallelism wraps.
+
+    `baseline` keeps (psnr, psnr_moving, psnr_object) of the PCA initialisation, in dB; NaN until measured.
+    """
+
+    baseline: Tensor
+
+    def __init__(self, tokenizer: VideoTokenizer, config: LossConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+        self.register_buffer("baseline", torch.full((3,), float("nan")))
+
+    def forward(self, clips: Clips) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss (scalar) and its terms."""
+        config, video = self.config, clips.video
+        posterior = self.tokenizer.encode(video)
+        decoded = self.tokenizer.decode(posterior.sample(), video.shape[1]).float()
+        weight = 1.0 + torch.maximum(config.object * clips.objects, config.motion * clips.moving)
+        error = decoded - video
+        l1, mse = _mean(error.abs(), weight), _mean(error.square(), weight)
+        kl = posterior.kl().float()
+        loss = config.l1 * l1 + config.mse * mse + config.kl * kl
+        metrics: dict[str, Tensor | float] = {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()}
+        if video.shape[1] > 1:
+            temporal = _mean((error[:, 1:] - error[:, :-1]).abs(), weight[:, 1:])
+            loss = loss + config.temporal * temporal
+            metrics["temporal"] = temporal.detach()
+        return loss, metrics
+
+
+class TokenizerStage:
+    """Trains a `VideoTokenizer` on the procedural world (a `distill.trainer.Stage`)."""
+
+    def __init__(self, config: TokenizerRun, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.generator = SceneGenerator(config.scenes, device)
+        tokenizer = VideoTokenizer(config.model).to(device)
+        self.module = TokenizerLoss(tokenizer, config.loss).to(device)
+        self._initialize_from_pca()
+
+    @property
+    def tokenizer(self) -> VideoTokenizer:
+        """The network in training."""
+        return self.module.tokenizer
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The tokenizer with its loss."""
+        return {"tokenizer": self.module}
+
+    def optimizer_groups(self) -> dict[str, ParameterGroups]:
+        """Hidden matrices apart from inputs, outputs and skips."""
+        return {"tokenizer": split_parameters(self.module, EDGES)}
+
+    def target(self, step: int) -> str:
+        """Always the tokenizer."""
+        return "tokenizer"
+
+    def batch(self, tick: Tick) -> Clips:
+        """Images first, later images and clips by turns; the same kind on every process."""
+        data = self.config.data
+        images = tick.progress < data.image_phase or _takes_turn(tick.step, data.image_share)
+        seed = tick.generator_seed("scenes")
+        return (
+            self._clips(data.image_batch, 1, seed)
+            if images
+            else self._clips(data.video_batch, data.frames, seed)
+        )
+
+    def loss(self, module: nn.Module, batch: Clips) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Reconstruction loss of a batch."""
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
+        return result
+
+    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
+        """PSNR in dB on held-out clips and its gain over PCA; a sheet of originals over reconstructions."""
+        data = self.config.data
+        errors = torch.zeros(3, dtype=torch.float64)
+        weights = torch.zeros(3, dtype=torch.float64)
+        for index, clips in enumerate(self._fixed(HELD_OUT_SEED, data.held_out_clips)):
+            decoded = self._reconstruct(clips.video)
+            square = (decoded - clips.video).square().mean(2, keepdim=True)
+            for row, mask in enumerate((torch.ones_like(square), clips.moving, clips.objects)):
+                errors[row] += (square * mask).sum().double().cpu()
+                weights[row] += mask.sum().double().cpu()
+            if index == 0:
+                count = min(data.sheet_clips, len(decoded))
+                save_sheet(clips.video[:count], decoded[:count], out_dir / "reconstructions.png")
+        psnr = 10.0 * torch.log10(4.0 * weights.clamp_min(1.0) / errors.clamp_min(1e-12))
+        if step == 0:
+            self.module.baseline.copy_(psnr.float())
+        names = ("psnr", "psnr_moving", "psnr_object")
+        metrics = {name: float(value) for name, value in zip(names, psnr, strict=True)}
+        gains = psnr.float() - self.module.baseline.cpu()
+        return metrics | {f"{name}_over_pca": float(gain) for name, gain in zip(names, gains, strict=True)}
+
+    def export(self, directory: Path) -> None:
+        """Write `tokenizer.safetensors` (bf16 parameters, float32 statistics) and `tokenizer.yaml`."""
+        tokenizer = copy.deepcopy(self.tokenizer).eval()
+        for parameter in tokenizer.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16).float()
+        clips = self._fixed(STATISTICS_SEED, self.config.data.statistics_clips)
+        mean, std = latent_statistics(tokenizer, (item.video for item in clips))
+        tokenizer.set_latent_statistics(mean, std)
+        state = {name: value.detach().cpu().contiguous() for name, value in tokenizer.state_dict().items()}
+        parameters = {name for name, _ in tokenizer.named_parameters()}
+        state = {
+            name: value.to(torch.bfloat16) if name in parameters else value for name, value in state.items()
+        }
+        digest = tensor_digest(state)
+        save_file(state, directory / "tokenizer.safetensors", metadata={"format": "pt", "digest": digest})
+        write_yaml(asdict(self.config.model), directory / "tokenizer.yaml")
+        sys.stderr.write(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}\n")
+
+    def _clips(self, batch: int, frames: int, seed: int) -> Clips:
+        scene = self.generator.sample(batch, frames, seed)
+        video = to_float(scene.video)
+        patch = self.config.model.patch
+        return Clips(video, object_cells(scene, patch), moving_cells(video, patch))
+
+    def _fixed(self, seed: int, count: int, size: int = 16) -> Iterator[Clips]:
+        """`count` clips in batches, the same ones for the same seed."""
+        for index, start in enumerate(range(0, count, size)):
+            yield self._clips(min(size, count - start), self.config.data.frames, seed + 1000 * index)
+
+    def _reconstruct(self, video: Tensor) -> Tensor:
+        latents = self.tokenizer.encode(video).mean
+        return self.tokenizer.decode(latents, video.shape[1]).float().clamp(-1.0, 1.0)
+
+    def _initialize_from_pca(self) -> None:
+        first, groups = [], []
+        for clips in self._fixed(PCA_SEED, self.config.data.pca_clips):
+            image, group = self.tokenizer.patchify(clips.video)
+            if image is not None:
+                first.append(image.flatten(0, -2))
+            groups.append(group.flatten(0, -2))
+        self.tokenizer.initialize_from_pca(torch.cat(first), torch.cat(groups))
+
+
+@torch.no_grad()
+def latent_statistics(tokenizer: VideoTokenizer, videos: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (2, C) of raw latents of clips (B, T, C, H, W): row 0 image latents, row 1 later.
+
+    The deviation is one number per row, repeated: the relative size of channels is information that the
+    diffusion model should see, since the first channels carry most of the picture.
+    """
+    means: list[Tensor] = []
+    rows: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for video in videos:
+        latents = tokenizer.encode(video).mean.float().cpu()
+        rows[0].append(latents[:, :1].movedim(2, -1).flatten(0, -2))
+        rows[1].append(latents[:, 1:].movedim(2, -1).flatten(0, -2))
+    deviations = []
+    for row in rows:
+        values = torch.cat(row).double()
+        means.append(values.mean(0))
+        deviations.append((values - means[-1]).square().mean().sqrt().expand(values.shape[1]))
+    return torch.stack(means).float(), torch.stack(deviations).float()
+
+
+def to_float(video: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) to float (B, T, 3, H, W) in [-1, 1]."""
+    return video.movedim(-1, 2).float().div(127.5).sub(1.0).contiguous()
+
+
+def moving_cells(video: Tensor, cell: int, threshold: float = 0.1) -> Tensor:
+    """Float (B, T, 1, H, W): 1 in cells of `cell` pixels in which a frame differs from the one before.
+
+    The first frame has no past and takes the cells of the second.
+    """
+    if video.shape[1] == 1:
+        return torch.zeros_like(video[:, :, :1])
+    change = (video[:, 1:] - video[:, :-1]).abs().amax(2, keepdim=True) > threshold
+    return _cells(torch.cat([change[:, :1], change], dim=1).to(video.dtype), cell)
+
+
+def _cells(mask: Tensor, cell: int) -> Tensor:
+    """Spread a mask (B, T, 1, H, W) over whole cells."""
+    flat = functional.max_pool2d(mask.flatten(0, 1), cell)
+    return functional.interpolate(flat, scale_factor=cell, mode="nearest").unflatten(0, mask.shape[:2])
+
+
+def _mean(value: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over all elements; `weight` has one channel."""
+    return (value * weight).sum() / (weight.sum() * value.shape[2])
+
+
+def _takes_turn(step: int, share: float) -> bool:
+    """True on `share` of the steps, spread evenly."""
+    return int((step + 1) * share) > int(step * share)
+
+
+def object_cells(scene: SceneBatch, cell: int) -> Tensor:
+    """Float (B, T, 1, H, W): 1 in cells of `cell` pixels that an object's bounding square touches."""
+    side = scene.video.shape[2]
+    grid = (torch.arange(side // cell, device=scene.video.device) + 0.5) * cell / side
+    size = scene.labels["size"][:, 0]
+    radii = torch.tensor(SIZE_RADII, device=size.device)[size.clamp_min(0)] * (max(SIZE_JITTER) / WORLD_SIZE)
+    reach = (radii + 0.5 * cell / side)[..., None, None]
+    # Objects wrap around the borders, so distances do as well; unused slots reach nowhere.
+    apart = (scene.centres[..., None, :] - grid[:, None] + 0.5).remainder(1.0).sub(0.5).abs()
+    near = (apart < reach[..., None]) & (size >= 0)[..., None, None, None]
+    cells = (near[..., 1][..., :, None] & near[..., 0][..., None, :]).any(1)
+    return cells.float().repeat_interleave(cell, -1).repeat_interleave(cell, -2)[:, :, None]

@@ -1,0 +1,166 @@
+"""From encoded clips to training windows: which latent frames, captions, tracks and noise levels a sample gets.
+
+Three kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under diffusion forcing; the start with a clean
+prefix; and frame 0 followed by a later stretch (what a stream looks like once the window has left its sink) with a clean prefix.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE, Tracks
+from models.text_encoder import PAD, UNKNOWN
+
+from .config import require
+from .flow import FlowBatch, sample_sigmas
+from .latent_cache import LatentClips
+
+_IDS = 1024
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Shares and probabilities of the training windows.
+
+    `frames` latent frames per window; `forcing_share` start windows with independent noise everywhere, `gap_share` windows with a jump after
+    frame 0 (the rest are start windows with a clean prefix); `context_noise` the highest level on a prefix; drops are for guidance.
+    """
+
+    frames: int = 10
+    forcing_share: float = 0.45
+    gap_share: float = 0.3
+    min_gap_prefix: int = 4
+    context_noise: float = 0.15
+    clean_share: float = 0.5
+    text_drop: float = 0.1
+    target_text_drop: float = 0.08
+    unknown_words: float = 0.02
+    no_motion: float = 0.45
+    motion_mask: float = 0.2
+    recache_share: float = 0.5
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        require(self.frames > self.min_gap_prefix, "windows.frames", f"> {self.min_gap_prefix}", self.frames)
+        require(self.forcing_share + self.gap_share <= 1, "windows shares", "a sum <= 1", (self.forcing_share, self.gap_share))
+
+
+def window_batch(clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator) -> FlowBatch:
+    """Draw `size` windows; a function of the generator's state alone."""
+    count, total = clips.latents.shape[:2]
+    rows = torch.randint(count, (size,), generator=generator)
+    kind = torch.rand(size, generator=generator)
+    forcing = kind < config.forcing_share
+    gap = kind >= 1 - config.gap_share
+    length = min(config.frames, total)
+    offset = torch.randint(1, max(2, total - length + 2), (size,), generator=generator)
+    offset = torch.where(gap, offset, 1)
+    frames = torch.cat([torch.zeros(size, 1, dtype=torch.long), offset[:, None] + torch.arange(length - 1)], 1)
+    x0 = clips.latents[rows[:, None], frames].float()
+    low = torch.where(gap, config.min_gap_prefix, 0)
+    prefix = low + (torch.rand(size, generator=generator) * (length - low)).long()
+    prefix = torch.where(forcing, 0, prefix)
+    prefix, segment = _segments(clips.switch[rows].long(), frames, prefix, forcing, config, generator)
+    clean = torch.arange(length) < prefix[:, None]
+    sigma = sample_sigmas((size, length), config.shift, generator)
+    context = torch.rand(size, 1, generator=generator) * config.context_noise
+    context = context * (torch.rand(size, 1, generator=generator) >= config.clean_share)
+    sigma = torch.where(clean, context, sigma)
+    words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
+    return FlowBatch(
+        x0,
+        torch.randn(x0.shape, generator=generator),
+        sigma,
+        (~clean).float(),
+        torch.cat([words, torch.zeros_like(words[:, :1])], 1),
+        segment,
+        _tracks(clips, rows, frames, config, generator),
+    )
+
+
+def image_batch(images: LatentClips, size: int, config: WindowConfig, generator: torch.Generator) -> FlowBatch:
+    """Single frames: the first chunk of a stream, with text only."""
+    rows = torch.randint(len(images.latents), (size,), generator=generator)
+    x0 = images.latents[rows].float()
+    words = _with_unknown(images.words[rows, :1].long(), config.unknown_words, generator)
+    dropped = torch.rand(size, 1, generator=generator) < config.text_drop
+    nothing = torch.zeros(size, 1, 1)
+    tracks = Tracks(
+        nothing[..., None].expand(-1, -1, -1, 2),
+        nothing.to(torch.int8),
+        nothing[..., 0].bool(),
+        nothing[..., 0].long(),
+    )
+    return FlowBatch(
+        x0,
+        torch.randn(x0.shape, generator=generator),
+        sample_sigmas((size, 1), config.shift, generator),
+        torch.ones(size, 1),
+        torch.cat([words, torch.zeros_like(words)], 1),
+        dropped.long(),
+        tracks,
+    )
+
+
+def _segments(  # noqa: PLR0913
+    switch: Tensor, frames: Tensor, prefix: Tensor, forcing: Tensor, config: WindowConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Clean prefix `(B,)` and caption of each latent frame `(B, T)`: 0 before the change, 1 after, 2 none.
+
+    Where a clip changes inside the window, part of the samples are made as a stream that has just recached: everything before the change is
+    clean context, read under the new caption.
+    """
+    size, length = frames.shape
+    after = frames >= switch[:, None]
+    position = after.int().argmax(1)
+    inside = after.any(1) & (position >= 1)
+    recache = inside & (torch.rand(size, generator=generator) < config.recache_share)
+    prefix = torch.where(recache, position, prefix)
+    segment = torch.where(recache[:, None], 1, after.long())
+    drop = torch.rand(size, generator=generator)
+    segment[drop < config.text_drop] = 2
+    target_only = (drop > 1 - config.target_text_drop) & ~forcing
+    targets = torch.arange(length) >= prefix[:, None]
+    return prefix, torch.where(target_only[:, None] & targets, 2, segment)
+
+
+def _with_unknown(words: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    hit = (torch.rand(words.shape, generator=generator) < probability) & (words != PAD)
+    return torch.where(hit, UNKNOWN, words)
+
+
+def _tracks(
+    clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfig, generator: torch.Generator
+) -> Tracks:
+    """Tracks as a user gives them: few, beginning and ending anywhere, some chunks silent; always there where an object is dragged."""
+    size, count = len(rows), clips.points.shape[1]
+    # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
+    group = (frames[:, 1:, None] * 4 + torch.arange(-3, 1)).flatten(1)
+    pixel = torch.cat([torch.zeros(size, 1, dtype=torch.long), group], 1)
+    where = (rows[:, None, None], torch.arange(count)[None, :, None], pixel[:, None])
+    points, visible, dragged = clips.points[where].float(), clips.visible[where], clips.dragged[where]
+    background = clips.background[rows]
+    has_drag = dragged.any(-1)
+    chance = torch.where(background, 0.15, torch.where(has_drag, 0.7, 0.45))
+    keep = torch.rand(size, count, generator=generator) < chance
+    silent = torch.rand(size, 1, generator=generator) < config.no_motion
+    keep &= ~silent | has_drag.any(1, keepdim=True)
+    # a drag that no track tells of could not be predicted
+    first = has_drag & (has_drag.cumsum(1) == 1)
+    keep |= first & ~(keep & has_drag).any(1, keepdim=True)
+    length = pixel.shape[1]
+    ends = (torch.rand(size, count, 2, generator=generator) * length).long().sort(-1).values
+    whole = torch.rand(size, count, generator=generator) < 0.5
+    time = torch.arange(length)
+    on = whole[..., None] | ((time >= ends[..., :1]) & (time <= ends[..., 1:]))
+    brief = has_drag & (torch.rand(size, count, generator=generator) < 0.6)
+    on = torch.where(brief[..., None], dragged, on | dragged)
+    on &= keep[..., None]
+    masked = torch.rand(size, frames.shape[1], generator=generator) < 0.35
+    masked &= torch.rand(size, 1, generator=generator) < config.motion_mask
+    latent = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(length - 1) // 4 + 1])
+    on &= ~masked[:, latent][:, None] | dragged
+    state = torch.where(on, torch.where(visible, VISIBLE, OCCLUDED), UNSPECIFIED).to(torch.int8)
+    ids = torch.rand(size, _IDS, generator=generator).argsort(1)[:, :count]
+    return Tracks(points, state, background, ids)

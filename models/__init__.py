@@ -1,0 +1,1 @@
+"""Networks: video tokenizer, causal diffusion transformer, text encoder and their layers."""

@@ -1,0 +1,47 @@
+"""The one attention entry point. Legend: B batch, L tokens (S of keys), H heads, D head dimension."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Backend = Literal["auto", "explicit", "sdpa"]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend: Backend = "auto") -> Tensor:
+    """Softmax attention.
+
+    Args:
+        q: `(B, L, H, D)` queries.
+        k, v: `(B, S, H, D)` keys and `(B, S, H, Dv)` values.
+        mask: boolean, broadcastable to `(B, H, L, S)`, true where a query may look at a key; None means everywhere.
+        backend: `auto` takes the fused kernel on accelerators and the explicit one on the CPU, where the fused kernel's backward pass
+            and small sizes are several times slower.
+
+    Returns:
+        `(B, L, H, Dv)`.
+    """
+    if backend == "auto":
+        backend = "explicit" if q.device.type == "cpu" else "sdpa"
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if backend == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.float().softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a learned scale, computed in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight

@@ -1,0 +1,236 @@
+"""The diffusion transformer over video latents: causal student, bidirectional teacher and critic in one class.
+
+Architecture and parameter names are those of Wan2.1 (https://github.com/Wan-Video/Wan2.1, Apache-2.0) at any size, with one timestep per
+latent frame (CausVid, arXiv 2412.07772) and motion channels concatenated at patchify (MotionStream, arXiv 2511.01266).
+What a token may look at is decided by the `AttentionContext` passed in, never by the network.
+Legend: B batch, T latent frames, C channels, H W latent size, N tokens per latent frame, D width, S text segments, L words.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .attention import RMSNorm, attend
+from .context import AttentionContext
+from .rope import RotaryEmbedding3D
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalDiTConfig:
+    """Sizes of the network. The Wan2.1-T2V-1.3B shape is dim 1536, layers 30, heads 12, ffn_dim 8960, text_dim 4096.
+
+    Raises:
+        ValueError: sizes that do not divide.
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    ffn_dim: int
+    latent_channels: int = 16
+    motion_channels: int = 0
+    patch: int = 2
+    text_dim: int = 128
+    freq_dim: int = 256
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads ({self.heads}), found {self.dim}")
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim must be even, found {self.freq_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Cross-attention keys and values of every layer, computed once per text.
+
+    `keys[i], values[i]`: `(B, S, L, heads, head_dim)` for S text segments; `segment`: `(B, T)` int64, which segment each latent frame reads
+    (None when S is 1).
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    segment: Tensor | None = None
+
+
+class CausalDiT(nn.Module):
+    """Predicts the flow-matching velocity `noise - x0` of every latent frame."""
+
+    def __init__(self, config: CausalDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch = config.dim, (1, config.patch, config.patch)
+        self.rope = RotaryEmbedding3D(config.head_dim)
+        self.patch_embedding = nn.Conv3d(config.latent_channels + config.motion_channels, dim, patch, patch)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
+        self.head = Head(config)
+        self._initialize()
+
+    def embed_text(self, text: Tensor, segment: Tensor | None = None) -> TextContext:
+        """Text keys and values of all layers.
+
+        Args:
+            text: `(B, S, L, text_dim)` or `(B, L, text_dim)`, zero past the end of the words (padding is attended to, as in Wan).
+            segment: `(B, T)` index into S for every latent frame; needed when S > 1.
+        """
+        if text.dim() == 3:
+            text = text[:, None]
+        if text.shape[1] > 1 and segment is None:
+            raise ValueError(f"text has {text.shape[1]} segments, so `segment` must say which one each latent frame reads")
+        hidden = self.text_embedding(text)
+        pairs = [block.cross_attn.project(hidden) for block in self.blocks]
+        return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), segment if text.shape[1] > 1 else None)
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, text: TextContext, context: AttentionContext, motion: Tensor | None = None
+    ) -> Tensor:
+        """Velocity of the given latent frames.
+
+        Args:
+            latents: `(B, T, C, H, W)` noisy latents.
+            timesteps: `(B, T)` noise level of each latent frame times 1000, in [0, 1000].
+            text: from `embed_text`.
+            context: what the tokens attend to besides text.
+            motion: `(B, T, motion_channels, H, W)`; None is null motion (zeros).
+
+        Returns:
+            `(B, T, C, H, W)` in the dtype of `latents`.
+
+        Raises:
+            ValueError: channels or latent size do not fit the network.
+        """
+        height, width = self.token_grid(latents, motion)
+        if self.config.motion_channels and motion is None:
+            motion = latents.new_zeros(*latents.shape[:2], self.config.motion_channels, *latents.shape[3:])
+        pixels = latents if motion is None else torch.cat([latents, motion.to(latents.dtype)], 2)
+        p = self.config.patch
+        patches = rearrange(pixels, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        time = self.time_embedding(timestep_embedding(timesteps, self.config.freq_dim).to(x.dtype))
+        modulation = self.time_projection(time).unflatten(-1, (6, self.config.dim))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, modulation, text, layer, context)
+        return rearrange(
+            self.head(x, time), "b t (h w) (p q c) -> b t c (h p) (w q)", h=height, w=width, p=p, q=p
+        ).to(latents.dtype)
+
+    def token_grid(self, latents: Tensor, motion: Tensor | None = None) -> tuple[int, int]:
+        """Rows and columns of tokens for latents of this size; checks that they fit the network."""
+        channels, height, width = latents.shape[2:]
+        if channels != self.config.latent_channels or height % self.config.patch or width % self.config.patch:
+            raise ValueError(
+                f"latents must be (B, T, {self.config.latent_channels}, H, W) with H and W multiples of {self.config.patch}, "
+                f"found {tuple(latents.shape)}"
+            )
+        if motion is not None and motion.shape[2] != self.config.motion_channels:
+            raise ValueError(f"motion must have {self.config.motion_channels} channels, found {motion.shape[2]}")
+        return height // self.config.patch, width // self.config.patch
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
+        for linear in (self.text_embedding[0], self.text_embedding[2], self.time_embedding[0], self.time_embedding[2]):
+            nn.init.normal_(linear.weight, std=0.02)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.head.weight)
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and feed-forward, both modulated per latent frame, around an ungated text cross-attention."""
+
+    def __init__(self, config: CausalDiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.self_attn = SelfAttention(config)
+        self.norm3 = nn.LayerNorm(dim, eps=config.eps)
+        self.cross_attn = CrossAttention(config)
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, time: Tensor, text: TextContext, layer: int, context: AttentionContext) -> Tensor:
+        """`x (B, T, N, D)`, `time (B, T, 6, D)`."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time)[:, :, :, None].unbind(2)
+        x = x + gate1 * self.self_attn(self._norm(x) * (1 + scale1) + shift1, layer, context)
+        x = x + self.cross_attn(self.norm3(x), text, layer)
+        return x + gate2 * self.ffn(self._norm(x) * (1 + scale2) + shift2)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+
+class _Projections(nn.Module):
+    """Query, key, value and output projections with RMS-normed queries and keys (over the full width, before the head split)."""
+
+    def __init__(self, config: CausalDiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim, config.eps), RMSNorm(dim, config.eps)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class SelfAttention(_Projections):
+    """Attention over the chunk's own tokens and whatever the context holds."""
+
+    def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
+        flat = x.flatten(1, 2)
+        q, k, v = self.split(self.norm_q(self.q(flat))), self.split(self.norm_k(self.k(flat))), self.split(self.v(flat))
+        return self.o(context.attend(layer, q, k, v).flatten(2)).view_as(x)
+
+
+class CrossAttention(_Projections):
+    """Attention to the words of the text segment that a latent frame reads."""
+
+    def project(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `(B, S, L, heads, head_dim)` of embedded text `(B, S, L, D)`."""
+        return self.split(self.norm_k(self.k(text))), self.split(self.v(text))
+
+    def forward(self, x: Tensor, text: TextContext, layer: int) -> Tensor:
+        q = self.split(self.norm_q(self.q(x)))
+        k, v = text.keys[layer], text.values[layer]
+        if text.segment is None:
+            return self.o(attend(q.flatten(1, 2), k[:, 0], v[:, 0]).flatten(2)).view_as(x)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        k, v = k[rows, text.segment].flatten(0, 1), v[rows, text.segment].flatten(0, 1)
+        return self.o(attend(q.flatten(0, 1), k, v).flatten(2)).view_as(x)
+
+
+class Head(nn.Module):
+    """Modulated norm and projection to patches."""
+
+    def __init__(self, config: CausalDiTConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, config.latent_channels * config.patch**2)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`x (B, T, N, D)`, `time (B, T, D)`."""
+        shift, scale = (self.modulation + time[:, :, None])[:, :, :, None].unbind(2)
+        return self.head(F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift)
+
+
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of timesteps in 0..1000, cosines first, computed in float64: `(B, T)` -> `(B, T, dim)`."""
+    half = dim // 2
+    ladder = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
+    angles = timesteps.to(torch.float64)[..., None] * ladder
+    return torch.cat([angles.cos(), angles.sin()], -1)

@@ -1,0 +1,107 @@
+"""A small word-level text encoder with its own vocabulary, trained together with the tiny model."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .attention import RMSNorm, attend
+
+PAD, UNKNOWN = 0, 1
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A prompt as the model sees it: ids `(L,)` int64, the words it does not know, and how many words did not fit."""
+
+    ids: Tensor
+    unknown: tuple[str, ...]
+    dropped: int
+
+
+class Vocabulary:
+    """Words and their ids; id 0 is padding and id 1 any unknown word.
+
+    Raises:
+        ValueError: a word occurs twice.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+        self._ids = {word: i + 2 for i, word in enumerate(self.words)}
+        if len(self._ids) != len(self.words):
+            raise ValueError(f"vocabulary has {len(self.words) - len(self._ids)} repeated words")
+
+    def __len__(self) -> int:
+        return len(self.words) + 2
+
+    def encode(self, prompt: str, length: int) -> Words:
+        """Lower-cased words of a prompt, padded or cut to `length`."""
+        found = _WORD.findall(prompt.lower())
+        ids = [self._ids.get(word, UNKNOWN) for word in found]
+        unknown = tuple(dict.fromkeys(w for w, i in zip(found, ids, strict=True) if i == UNKNOWN))
+        padded = (ids + [PAD] * length)[:length]
+        return Words(torch.tensor(padded), unknown, max(0, len(found) - length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """Sizes of the text encoder; `length` is the number of words kept."""
+
+    vocabulary: int
+    dim: int = 128
+    layers: int = 2
+    heads: int = 2
+    length: int = 24
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"text encoder dim must be a multiple of heads ({self.heads}), found {self.dim}")
+
+
+class TextEncoder(nn.Module):
+    """Bidirectional transformer over words; rows past the end of the prompt are exactly zero."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.dim)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.dim)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings `(..., L, dim)` of word ids `(..., L)`; an all-padding row (no text) gives all zeros."""
+        flat = ids.reshape(-1, ids.shape[-1])
+        real = flat != PAD
+        # a row without words would have nothing to attend to; it is zeroed below
+        mask = (real | ~real.any(1, keepdim=True))[:, None, None, :]
+        x = self.embedding(flat) + _word_positions(ids.shape[-1], self.config.dim, ids.device)
+        for block in self.blocks:
+            x = block(x, mask)
+        return (self.norm(x) * real[..., None]).unflatten(0, ids.shape[:-1])
+
+
+class _Block(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.qkv(self.norm1(x)).chunk(3, -1))
+        x = x + self.out(attend(q, k, v, mask).flatten(2))
+        return x + self.ffn(self.norm2(x))
+
+
+def _word_positions(length: int, dim: int, device: torch.device) -> Tensor:
+    ladder = torch.exp(-math.log(1000.0) * torch.arange(0, dim, 2, device=device) / dim)
+    angles = torch.arange(length, device=device)[:, None] * ladder
+    return torch.cat([angles.sin(), angles.cos()], -1)

@@ -1,0 +1,188 @@
+"""Checkpoint directories: `config.yaml`, `model.safetensors`, `tokenizer.safetensors`, `vocabulary.txt` and a card."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from yaml import YAMLError
+
+from models.causal_dit import CausalDiTConfig
+from models.context import ChunkPlan
+from models.motion_encoder import MotionEncoderConfig
+from models.text_encoder import TextEncoderConfig, Vocabulary
+from models.video_tokenizer import VideoTokenizerConfig
+
+from .digest import tensor_digest
+from .errors import CheckpointError, InputError
+from .geometry import LatentGeometry
+from .settings import StreamSettings
+from .suggest import unknown_key
+
+T = TypeVar("T")
+
+MODEL, TOKENIZER, VOCABULARY, CONFIG = "model.safetensors", "tokenizer.safetensors", "vocabulary.txt", "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """A checkpoint's `config.yaml`: sizes of all parts, and the settings it was made for.
+
+    `tokenizer_digest` is the `tensor_digest` of the tokenizer that the DiT was trained on; another one is refused.
+    """
+
+    format: int
+    family: str
+    height: int
+    width: int
+    fps: int
+    tokenizer: VideoTokenizerConfig
+    tokenizer_digest: str
+    dit: CausalDiTConfig
+    text_encoder: TextEncoderConfig
+    motion_encoder: MotionEncoderConfig
+    plan: ChunkPlan
+    sampling: StreamSettings
+
+    def geometry(self) -> LatentGeometry:
+        """Picture and latent sizes."""
+        tokenizer = self.tokenizer
+        return LatentGeometry(
+            self.height,
+            self.width,
+            tokenizer.patch,
+            tokenizer.temporal,
+            tokenizer.latent_channels,
+            self.dit.patch,
+            self.fps,
+        )
+
+
+def read_config(directory: Path) -> CheckpointConfig:
+    """The config of a checkpoint directory.
+
+    Raises:
+        CheckpointError: missing or unreadable, an unknown or missing key, a value of another type or out of range.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {directory}: expected a directory with {CONFIG}, found none")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected keys and values, found {type(content).__name__}")
+    sections: dict[str, type] = {
+        "tokenizer": VideoTokenizerConfig,
+        "dit": CausalDiTConfig,
+        "text_encoder": TextEncoderConfig,
+        "motion_encoder": MotionEncoderConfig,
+        "plan": ChunkPlan,
+    }
+    values: dict[str, Any] = {str(key): value for key, value in content.items()}
+    for name, kind in sections.items():
+        if name in values:
+            values[name] = construct(kind, values[name], f"{path}: {name}")
+    if "sampling" in values and "plan" in values:
+        plan = values["plan"]
+        base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
+        try:
+            values["sampling"] = base.updated(values["sampling"])
+        except InputError as error:
+            raise CheckpointError(f"{path}: sampling: {error}") from None
+    config = construct(CheckpointConfig, values, str(path))
+    if config.format != 1:
+        raise CheckpointError(f"{path}: expected format 1, found {config.format}")
+    return config
+
+
+def construct(kind: type[T], values: Any, where: str) -> T:
+    """A config dataclass from plain values; unknown keys, missing keys and wrong types are errors that name the key."""
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{where}: expected keys and values, found {type(values).__name__}")
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        if key not in known:
+            raise CheckpointError(f"{where}: {unknown_key(key, known)}")
+        declared = known[key].type
+        if declared in (int, float, str, bool):
+            fits = type(value) is declared or (declared is float and type(value) is int)
+            if not fits:
+                raise CheckpointError(f"{where}: {key}: expected {declared.__name__}, found {value!r}")
+    missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
+    if missing:
+        raise CheckpointError(f"{where}: key {missing[0]} is missing")
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, truncated or another format.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"weights {path}: no such file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"weights {path}: truncated or not safetensors ({error})") from None
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load weights into a module, cast to its dtypes.
+
+    Raises:
+        CheckpointError: the first keys that are missing or surplus, or the first tensor of another shape.
+    """
+    own = module.state_dict()
+    for what, names in (("missing", set(own) - set(tensors)), ("surplus", set(tensors) - set(own))):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise CheckpointError(f"{where}: {len(names)} {what} tensors ({some}{', ...' if len(names) > 3 else ''})")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(f"{where}: {name}: expected shape {tuple(own[name].shape)}, found {tuple(tensor.shape)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")
+    module.load_state_dict(dict(tensors))
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under `prefix.`, without it."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
+
+
+def check_tokenizer(tensors: Mapping[str, Tensor], config: CheckpointConfig, where: str) -> None:
+    """Raise CheckpointError where the tokenizer is not the one that the DiT was trained on."""
+    found = tensor_digest(tensors)
+    if found != config.tokenizer_digest:
+        raise CheckpointError(
+            f"{where}: expected the tokenizer that this model was trained on ({config.tokenizer_digest[:12]}), "
+            f"found another ({found[:12]})"
+        )
+
+
+def read_vocabulary(path: Path, config: TextEncoderConfig) -> Vocabulary:
+    """The words of a checkpoint.
+
+    Raises:
+        CheckpointError: missing, unreadable, or of another size than the text encoder.
+    """
+    try:
+        vocabulary = Vocabulary(path.read_text(encoding="utf-8").split())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"vocabulary {path}: {error}") from None
+    if len(vocabulary) != config.vocabulary:
+        raise CheckpointError(f"vocabulary {path}: expected {config.vocabulary - 2} words, found {len(vocabulary) - 2}")
+    return vocabulary

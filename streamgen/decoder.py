@@ -1,0 +1,71 @@
+"""Latents to pictures and back, streaming: thin wrappers around the tokenizer that count frames and own no hidden state."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.video_tokenizer import TokenizerState, VideoTokenizer
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """Where a stream's decoder is: the tokenizer's own state and the number of latent frames decoded. A value."""
+
+    tokenizer: TokenizerState
+    latent_frames: int = 0
+
+
+class StreamingDecoder:
+    """Decodes a stream chunk by chunk with the numbers of one whole decode; work and state per push are constant.
+
+        decoder = StreamingDecoder(tokenizer)
+        for latents in chunks:
+            frames = decoder.push(latents)
+    """
+
+    def __init__(self, tokenizer: VideoTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.state = self.initial_state()
+
+    def initial_state(self) -> DecoderState:
+        """The state before the first latent frame, batch 1."""
+        weight = self.tokenizer.latent_mean
+        return DecoderState(self.tokenizer.initial_state(1, weight.device, weight.dtype))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """The next frames, functionally: neither the given state nor the decoder changes.
+
+        Args:
+            latents: `(1, T, C, H, W)` normalised latents that follow what `state` has seen.
+
+        Returns:
+            uint8 frames `(T', H, W, 3)` and the state after them.
+        """
+        raw = self.tokenizer.denormalize(latents.to(self.tokenizer.latent_mean.dtype), state.latent_frames)
+        video, after = self.tokenizer.decode_chunk(raw, state.tokenizer)
+        return to_uint8(video[0]), DecoderState(after, state.latent_frames + latents.shape[1])
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Decode the next latents and move on; returns uint8 frames `(T', H, W, 3)`."""
+        frames, self.state = self.decode(latents, self.state)
+        return frames
+
+    def reset(self) -> None:
+        """Begin a new stream."""
+        self.state = self.initial_state()
+
+
+@torch.no_grad()
+def encode_frames(tokenizer: VideoTokenizer, frames: Tensor) -> Tensor:
+    """Normalised latents `(1, T, C, h, w)` of uint8 frames `(T', H, W, 3)` from the start of a stream; the tail is padded to a latent frame."""
+    mean = tokenizer.latent_mean
+    video = frames.to(mean.device).movedim(-1, 1)[None].to(mean.dtype).div(127.5).sub(1.0)
+    return tokenizer.normalize(tokenizer.encode(video).mean, 0)
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """Float `(T, 3, H, W)` in about [-1, 1] to uint8 `(T, H, W, 3)` on the CPU."""
+    pixels = video.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.movedim(1, -1).contiguous().cpu()

@@ -1,0 +1,21 @@
+"""Fingerprints of weights."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def tensor_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 (64 hex digits) over the names, dtypes, shapes and bytes of `state`, in order of name.
+
+    Independent of insertion order, device and memory layout; two files with equal tensors have equal digests.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        header = f"{len(name.encode())}:{name}|{tensor.dtype}|{tuple(tensor.shape)}\n"
+        digest.update(header.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,15 @@
+"""Errors that are shown to the user as one line, without a traceback."""
+
+
+class StreamgenError(Exception):
+    """A user-facing error: its text is one line, `exit_code` is the exit status of the command line."""
+
+    exit_code = 2
+
+
+class InputError(StreamgenError):
+    """Bad input: a prompt, job, motion file, clip, image, option or output folder."""
+
+
+class CheckpointError(StreamgenError):
+    """Weights that are missing, damaged or do not fit."""

@@ -1,0 +1,308 @@
+"""Motion files: JSON and NumPy files that become a `TrackSet`, and back.
+
+JSON, every part optional, times in seconds, coordinates normalised (x, y) in [0, 1]:
+
+    {"frames": 96,
+     "tracks": [{"points": [[x, y], null, ...], "visible": [true, ...], "pinned": false, "start": 0}],
+     "drags":  [{"from": [x, y], "to": [x, y], "start": 0, "seconds": 2, "hold": 0, "ease": "linear"}],
+     "paths":  [{"points": [[t, x, y], ...]}],
+     "pins":   [[x, y], ...],
+     "camera": {"pan": [dx, dy], "zoom": 1.2, "rotate": 0, "grid": 4, "aspect": 1, "start": 0, "seconds": 2}}
+
+A track has one point a frame, null where it is unspecified, and may have an "id". NumPy: an .npz with
+`points` (N, T, 2) and optionally `visible` (N, T), `pinned` (N,) and `ids` (N,), or an .npy with the points
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import InputError
+from .motion import (
+    MAX_POINTS,
+    OCCLUDED,
+    UNSPECIFIED,
+    VISIBLE,
+    Ease,
+    TrackSet,
+    camera,
+    drag,
+    frame_at,
+    merge,
+    path,
+    pins,
+)
+from .suggest import shorten, unknown_key
+
+MAX_SECONDS = 24 * 3600
+
+_EASES: dict[str, Ease] = {"linear": "linear", "smooth": "smooth"}
+
+
+def load_motion(source: str | Path | Mapping[str, Any], fps: float, frames: int | None = None) -> TrackSet:
+    """Tracks from a .json, .npz or .npy file, or from the parsed JSON object itself.
+
+    Args:
+        source: the file, or the object.
+        fps: frames per second of the stream; turns the seconds of the file into frames.
+        frames: frames of the stream, used where the file has no length of its own (pins). The result may be
+            shorter or longer: the longest item decides, or "frames" in the file.
+
+    Raises:
+        InputError: one line that names the file, the item and what is wrong with it.
+    """
+    name = "motion" if isinstance(source, Mapping) else str(source)
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps must be above 0, found {fps}")
+    try:
+        if isinstance(source, Mapping):
+            return _from_object(source, fps, frames)
+        file = Path(source)
+        if file.suffix.lower() in (".npz", ".npy"):
+            return _from_numpy(file)
+        return _from_object(_read_json(file), fps, frames)
+    except (ValueError, InputError) as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def motion_to_json(tracks: TrackSet) -> dict[str, Any]:
+    """The JSON object that `load_motion` turns into the same tracks (whatever the fps)."""
+    rows: list[dict[str, Any]] = []
+    for index in range(tracks.num_tracks):
+        states = tracks.state[index].tolist()
+        points = tracks.points[index].tolist()
+        row: dict[str, Any] = {
+            "id": int(tracks.ids[index]),
+            "points": [at if state else None for at, state in zip(points, states, strict=True)],
+            "pinned": bool(tracks.pinned[index]),
+        }
+        if OCCLUDED in states:
+            row["visible"] = [state != OCCLUDED for state in states]
+        rows.append(row)
+    return {"frames": tracks.num_frames, "tracks": rows}
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError("no such file") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise InputError("not a JSON file (nor .npz or .npy)") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON (line {error.lineno}: {error.msg})") from None
+    except RecursionError:
+        raise InputError("not valid JSON (nested too deeply)") from None
+    if not isinstance(content, dict):
+        raise InputError(f'expected an object such as {{"drags": [...]}}, found {shorten(content)}')
+    return content
+
+
+def _from_object(content: Mapping[str, Any], fps: float, frames: int | None) -> TrackSet:
+    _check_keys(content, ("tracks", "drags", "paths", "pins", "camera", "frames"), "")
+    total = content.get("frames")
+    if total is not None and (not isinstance(total, int) or isinstance(total, bool) or total < 1):
+        raise InputError(f"frames: expected a whole number above 0, found {shorten(total)}")
+    if total is not None and total > MAX_SECONDS * fps:
+        raise InputError(f"frames: {total} is longer than 24 hours")
+    items: list[TrackSet] = []
+    for index, row in enumerate(_rows(content, "tracks")):
+        items.append(_located(f"tracks[{index}]", _track, row, fps, total))
+    for index, row in enumerate(_rows(content, "drags")):
+        items.append(_located(f"drags[{index}]", _drag, row, fps))
+    for index, row in enumerate(_rows(content, "paths")):
+        items.append(_located(f"paths[{index}]", _path, row, fps))
+    if content.get("camera") is not None:
+        items.append(_located("camera", _camera, content["camera"], fps))
+    pinned = _rows(content, "pins")
+    length = total or max([item.num_frames for item in items] + [frames or 0])
+    if pinned:
+        if length < 1:
+            raise InputError('pins: have no length of their own, add "frames"')
+        where = [_numbers(point, 2, f"pins[{index}]") for index, point in enumerate(pinned)]
+        _check_size(len(where), length)
+        items.append(_located("pins", pins, where, length))
+    if not items:
+        raise InputError('empty: no "tracks", "drags", "paths", "pins" or "camera"')
+    _check_size(sum(item.num_tracks for item in items), length)
+    tracks = merge(items)
+    tracks = tracks.slice(0, total) if total is not None else tracks
+    if tracks.is_empty:
+        raise InputError("empty: no point is given in any frame")
+    return tracks
+
+
+def _track(row: Any, fps: float, total: int | None) -> TrackSet:
+    _check_keys(row, ("points", "visible", "pinned", "start", "id"), "")
+    points = row.get("points")
+    if not isinstance(points, list) or not points:
+        raise InputError("points: expected a list of [x, y] or null, one a frame")
+    start = frame_at(_seconds(row, "start", 0.0), fps)
+    if total is not None and start + len(points) != total:
+        raise InputError(
+            f"expected {total - start} points (frames {total}, start frame {start}), found {len(points)}"
+        )
+    visible = row.get("visible", [True] * len(points))
+    if not isinstance(visible, list) or len(visible) != len(points) or not _all_bools(visible):
+        raise InputError(f"visible: expected {len(points)} times true or false")
+    pinned, track_id = row.get("pinned", False), row.get("id", 0)
+    if not isinstance(pinned, bool):
+        raise InputError(f"pinned: expected true or false, found {shorten(pinned)}")
+    if not isinstance(track_id, int) or isinstance(track_id, bool) or not 0 <= track_id < 2**62:
+        raise InputError(f"id: expected a whole number from 0, found {shorten(track_id)}")
+    _check_size(1, start + len(points))
+    where = [
+        [0.0, 0.0] if point is None else _numbers(point, 2, f"points[{index}]")
+        for index, point in enumerate(points)
+    ]
+    state = [
+        UNSPECIFIED if point is None else VISIBLE if seen else OCCLUDED
+        for point, seen in zip(points, visible, strict=True)
+    ]
+    tracks = TrackSet.from_points(
+        torch.tensor([where]), torch.tensor([state]), pinned, torch.tensor([track_id])
+    )
+    return tracks.slice(-start, len(points))
+
+
+def _drag(row: Any, fps: float) -> TrackSet:
+    _check_keys(row, ("from", "to", "start", "seconds", "hold", "ease"), "")
+    start = frame_at(_seconds(row, "start", 0.0), fps)
+    moving = max(frame_at(_seconds(row, "seconds"), fps) + 1, 2)
+    hold = frame_at(_seconds(row, "hold", 0.0), fps)
+    ease = row.get("ease", "linear")
+    if not isinstance(ease, str) or ease not in _EASES:
+        raise InputError(f"ease: expected 'linear' or 'smooth', found {shorten(ease)}")
+    begin, end = _numbers(row.get("from"), 2, "from"), _numbers(row.get("to"), 2, "to")
+    tracks = drag(begin, end, moving + hold, hold, _EASES[ease])
+    return tracks.slice(-start, tracks.num_frames)
+
+
+def _path(row: Any, fps: float) -> TrackSet:
+    _check_keys(row, ("points",), "")
+    points = row.get("points")
+    if not isinstance(points, list):
+        raise InputError("points: expected a list of [seconds, x, y]")
+    knots = [_numbers(point, 3, f"points[{index}]") for index, point in enumerate(points)]
+    if any(knot[0] > MAX_SECONDS for knot in knots):
+        raise InputError("points: a time is beyond 24 hours")
+    return path(knots, fps)
+
+
+def _camera(row: Any, fps: float) -> TrackSet:
+    _check_keys(row, ("pan", "zoom", "rotate", "grid", "aspect", "start", "seconds"), "")
+    start = frame_at(_seconds(row, "start", 0.0), fps)
+    count = max(frame_at(_seconds(row, "seconds"), fps) + 1, 2)
+    grid = row.get("grid", 4)
+    if not isinstance(grid, int) or isinstance(grid, bool):
+        raise InputError(f"grid: expected a whole number, found {shorten(grid)}")
+    zoom, rotate, aspect = _numbers(
+        [row.get("zoom", 1.0), row.get("rotate", 0.0), row.get("aspect", 1.0)], 3, "zoom, rotate, aspect"
+    )
+    pan = _numbers(row.get("pan", [0.0, 0.0]), 2, "pan")
+    if max(abs(pan[0]), abs(pan[1])) > 1000 or not 1e-3 <= zoom <= 1e3 or abs(rotate) > 36_000:
+        raise InputError("expected |pan| <= 1000, zoom in 0.001..1000 and |rotate| <= 36000 degrees")
+    tracks = camera(frames=count, pan=pan, zoom=zoom, rotate=rotate, grid=grid, aspect=aspect)
+    return tracks.slice(-start, count)
+
+
+def _from_numpy(file: Path) -> TrackSet:
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        arrays = {"points": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except FileNotFoundError:
+        raise InputError("no such file") from None
+    except (OSError, ValueError, EOFError, MemoryError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError("not a NumPy file of plain arrays, or a truncated one") from error
+    _check_keys(arrays, ("points", "visible", "pinned", "ids"), "")
+    if "points" not in arrays:
+        raise InputError("points: missing")
+    for key, value in arrays.items():
+        if value.dtype.kind not in "fiub":
+            raise InputError(f"{key}: expected numbers, found {value.dtype}")
+    points = arrays["points"]
+    if points.ndim != 3 or points.shape[2] != 2:
+        raise InputError(f"points: expected shape (tracks, frames, 2), found {points.shape}")
+    count, frames = points.shape[:2]
+    if count == 0 or frames == 0:
+        raise InputError("empty: no tracks")
+    _check_size(count, frames)
+    points = points.astype(np.float32)
+    visible = _shaped(arrays.get("visible", np.ones((count, frames), bool)), (count, frames), "visible")
+    # Trackers report hidden points where they think they are, out of the frame too: those are unspecified.
+    inside = ((points >= 0) & (points <= 1)).all(axis=-1)
+    state = np.where(visible, VISIBLE, np.where(inside, OCCLUDED, UNSPECIFIED)).astype(np.int8)
+    pinned = _shaped(arrays.get("pinned", np.zeros(count, bool)), (count,), "pinned")
+    ids = arrays.get("ids", np.arange(count))
+    return TrackSet(
+        torch.from_numpy(points), torch.from_numpy(state), torch.from_numpy(pinned), torch.from_numpy(ids)
+    )
+
+
+def _shaped(array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if array.shape != shape:
+        raise InputError(f"{name}: expected shape {shape}, found {array.shape}")
+    return array.astype(bool)
+
+
+def _located(where: str, build: Any, *arguments: Any) -> TrackSet:
+    try:
+        tracks = build(*arguments)
+    except (ValueError, InputError) as error:
+        raise InputError(f"{where}: {error}") from error
+    _check_size(tracks.num_tracks, tracks.num_frames)
+    return tracks
+
+
+def _rows(content: Mapping[str, Any], key: str) -> list[Any]:
+    rows = content.get(key, [])
+    if not isinstance(rows, list):
+        raise InputError(f"{key}: expected a list, found {shorten(rows)}")
+    return rows
+
+
+def _check_keys(row: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(row, Mapping):
+        raise InputError(f"expected an object, found {shorten(row)}")
+    for key in row:
+        if key not in known:
+            raise InputError(f"{where}{unknown_key(key, known)}")
+
+
+def _check_size(tracks: int, frames: int) -> None:
+    if tracks * frames > MAX_POINTS:
+        raise InputError(f"too large: {tracks} tracks of {frames} frames (at most {MAX_POINTS} points)")
+
+
+def _seconds(row: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = row.get(key, default)
+    if value is None:
+        raise InputError(f"{key}: missing, expected seconds")
+    (number,) = _numbers([value], 1, key)
+    if not 0 <= number <= MAX_SECONDS:
+        raise InputError(f"{key}: expected seconds from 0 to {MAX_SECONDS}, found {number:g}")
+    return number
+
+
+def _numbers(values: Any, count: int, where: str) -> list[float]:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        raise InputError(f"{where}: expected {count} numbers, found {shorten(values)}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
+            raise InputError(f"{where}: expected finite numbers, found {shorten(values)}")
+    return [float(value) for value in values]
+
+
+def _all_bools(values: list[Any]) -> bool:
+    return all(isinstance(value, bool) for value in values)

@@ -1,0 +1,54 @@
+"""Where a stream's noise comes from: an argument of the rollout, a function of (seed, chunk) alone."""
+
+import hashlib
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class NoiseSource(Protocol):
+    """Standard normal draws for chunk i. Another source (a reference's draws, a motion prior) can take its place."""
+
+    def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
+        """What denoising of the chunk starts from."""
+        ...
+
+    def renoise(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Fresh noise after step `step` of a re-noising sampler."""
+        ...
+
+    def commit(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
+        """Noise that the finished chunk gets at the context noise level; the same at every recache."""
+        ...
+
+
+class SeededNoise:
+    """Draws that do not depend on what was drawn before, so any chunk can be repeated or skipped to.
+
+    Drawn on the CPU in float32, so that all devices get the same numbers.
+    """
+
+    def __init__(self, seed: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.seed, self.device, self.dtype = seed, device, dtype
+
+    def with_seed(self, seed: int) -> "SeededNoise":
+        """The same kind of source for another seed."""
+        return SeededNoise(seed, self.device, self.dtype)
+
+    def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
+        """See `NoiseSource`."""
+        return self._draw(f"initial|{chunk}", shape)
+
+    def renoise(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """See `NoiseSource`."""
+        return self._draw(f"renoise|{chunk}|{step}", shape)
+
+    def commit(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
+        """See `NoiseSource`."""
+        return self._draw(f"commit|{chunk}", shape)
+
+    def _draw(self, place: str, shape: tuple[int, ...]) -> Tensor:
+        digest = hashlib.blake2b(f"{self.seed}|{place}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        return torch.randn(shape, generator=generator).to(self.device, self.dtype)

@@ -1,0 +1,225 @@
+"""The autoregressive loop. Rendering, the live demo, evaluation and Self Forcing all go through `rollout`."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from models.causal_dit import CausalDiT, TextContext
+from models.kv_cache import KVCache
+
+from .conditioning import Conditioning, guided_velocity
+from .noise import NoiseSource
+from .sampler import denoise_chunk
+from .scheduler import add_noise
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a chunk is solved.
+
+    `sigmas` falling from 1 to 0; `renoise` consistency-style steps instead of Euler; `context_sigma` noise level at which finished chunks
+    are committed; `exit_step` and `with_gradient` are for Self Forcing (see `denoise_chunk`).
+    """
+
+    sigmas: tuple[float, ...]
+    renoise: bool = False
+    context_sigma: float = 0.0
+    exit_step: int | None = None
+    with_gradient: bool = False
+
+
+@dataclass(frozen=True)
+class LatentChunk:
+    """A finished chunk: its index, first latent frame, clean latents `(B, T, C, H, W)` and motion latents (or None)."""
+
+    index: int
+    start: int
+    latents: Tensor
+    motion: Tensor | None
+
+
+@dataclass
+class RolloutState:
+    """Everything a stream of latents is: the cache, the context it was made from, and the next chunk's index.
+
+    `context` holds the clean latents of exactly the chunks whose keys are in the cache, oldest first; bounded. `stale` says that the cache
+    does not stand for the context any more (a recache was cut short) and has to be rebuilt before use. `scene` is the chunk and latent frame
+    at which the context was last cleared: chunk lengths are counted from there.
+    """
+
+    cache: KVCache
+    context: list[LatentChunk] = field(default_factory=list)
+    chunk: int = 0
+    stale: bool = False
+    scene: tuple[int, int] = (0, 0)
+
+    @property
+    def start(self) -> int:
+        """First latent frame of the next chunk."""
+        return self.scene[1] + self.cache.plan.start(self.chunk - self.scene[0])
+
+    @property
+    def length(self) -> int:
+        """Latent frames of the next chunk."""
+        return self.cache.plan.length(self.chunk - self.scene[0])
+
+    def clear(self) -> None:
+        """Forget the past: the next chunk begins a scene of its own."""
+        self.scene = (self.chunk, self.start)
+        self.cache.reset()
+        self.context = []
+        self.stale = False
+
+    def accept(self, chunk: LatentChunk) -> None:
+        """Commit a chunk whose keys are in the cache's provisional slots, and move on. Does not fail."""
+        self.cache.commit()
+        self.context = held_chunks([*self.context, chunk], self.cache)
+        self.chunk = chunk.index + 1
+
+
+def rollout(
+    dit: CausalDiT,
+    state: RolloutState,
+    conditioning_at: Callable[[int], Conditioning],
+    noise: NoiseSource,
+    sampling: Sampling | Callable[[int], Sampling],
+    given: Callable[[int], Tensor | None] = lambda chunk: None,
+    accept: Callable[[LatentChunk], T] = lambda chunk: chunk,  # type: ignore[assignment, return-value]
+    measure: Callable[[str, float], None] = lambda part, seconds: None,
+) -> Iterator[T]:
+    """Generate chunk after chunk, for ever.
+
+    Args:
+        dit: the network.
+        state: the stream; continues at `state.chunk`. Changed only when a chunk is complete.
+        conditioning_at: conditioning of chunk i; called once when the chunk begins (a session applies events here).
+        noise: source of all draws.
+        sampling: how chunks are solved (per chunk if callable).
+        given: clean latents of chunk i where they are known (an image or a clip as the start), else None.
+        accept: what to make of a finished chunk (decode it, say), called before anything is committed; if it raises, the chunk has not
+            happened.
+        measure: told the seconds spent on `denoise`, `commit` and `decode` of each chunk.
+
+    Yields:
+        what `accept` returned, once the chunk is committed.
+    """
+    while True:
+        index = state.chunk
+        settings = sampling(index) if callable(sampling) else sampling
+        conditioning = conditioning_at(index)
+        began = time.perf_counter()
+        latents = given(index)
+        if latents is None:
+            latents = generate(dit, state, conditioning, noise, settings)
+        denoised = time.perf_counter()
+        chunk = LatentChunk(index, state.start, latents, conditioning.motion)
+        write(dit, state.cache, chunk, conditioning.text, noise, settings.context_sigma)
+        written = time.perf_counter()
+        result = accept(chunk)
+        for part, seconds in (
+            ("denoise", denoised - began),
+            ("commit", written - denoised),
+            ("decode", time.perf_counter() - written),
+        ):
+            measure(part, seconds)
+        state.accept(_detached(chunk))
+        yield result
+
+
+def generate(
+    dit: CausalDiT, state: RolloutState, conditioning: Conditioning, noise: NoiseSource, sampling: Sampling
+) -> Tensor:
+    """Denoise the next chunk; the stream is only read."""
+    cache, index = state.cache, state.chunk
+    rows, columns = cache.shape.grid
+    size = (rows * dit.config.patch, columns * dit.config.patch)
+    shape = (cache.shape.batch, state.length, dit.config.latent_channels, *size)
+    cache.begin(state.length)
+    return denoise_chunk(
+        lambda x, sigma: guided_velocity(dit, x, sigma, conditioning, cache),
+        noise.initial(index, shape),
+        sampling.sigmas,
+        (lambda step: noise.renoise(index, step, shape)) if sampling.renoise else None,
+        sampling.exit_step,
+        sampling.with_gradient,
+    )
+
+
+@torch.no_grad()
+def write(
+    dit: CausalDiT,
+    cache: KVCache,
+    chunk: LatentChunk,
+    text: TextContext,
+    noise: NoiseSource,
+    context_sigma: float,
+) -> None:
+    """The commit forward: put a finished chunk's keys and values into the provisional slots.
+
+    At a context noise level above 0 the chunk is noised with its own commit draw, so a recache repeats it exactly.
+    """
+    latents = chunk.latents.detach()
+    if context_sigma > 0:
+        latents = add_noise(latents, noise.commit(chunk.index, tuple(latents.shape)), context_sigma)
+    cache.begin(latents.shape[1])
+    timesteps = torch.full(latents.shape[:2], 1000 * context_sigma, device=latents.device)
+    dit(latents, timesteps, text, cache, chunk.motion)
+
+
+def recache(
+    dit: CausalDiT,
+    state: RolloutState,
+    text: TextContext,
+    noise: NoiseSource,
+    context_sigma: float = 0.0,
+    sink: Literal["refresh", "keep"] = "refresh",
+) -> None:
+    """Rebuild the cache under new text: commit the context's clean latents again, in order (after LongLive, arXiv 2509.22622).
+
+    Each chunk goes in with its own recorded motion and commit draw. Until this returns, `state.stale` is set.
+
+    Args:
+        sink: `refresh` commits the sink chunks again too; `keep` leaves their keys under the text they were made with.
+    """
+    cache = state.cache
+    kept = sink_chunks(state.context, cache) if sink == "keep" else []
+    state.stale = True
+    cache.reset(keep_sink=bool(kept))
+    for chunk in state.context[len(kept) :]:
+        write(dit, cache, chunk, text, noise, context_sigma)
+        cache.commit()
+    state.stale = False
+
+
+def sink_chunks(context: list[LatentChunk], cache: KVCache) -> list[LatentChunk]:
+    """The chunks of a context that lie in the sink."""
+    out, frames = [], 0
+    for chunk in context:
+        frames += chunk.latents.shape[1]
+        if frames > cache.plan.sink_frames:
+            break
+        out.append(chunk)
+    return out
+
+
+def held_chunks(chunks: list[LatentChunk], cache: KVCache) -> list[LatentChunk]:
+    """Of chunks in order, the last one just committed, those that sink and window still hold."""
+    sink = sink_chunks(chunks, cache)
+    window, frames = [], 0
+    for chunk in reversed(chunks[len(sink) :]):
+        if frames >= cache.plan.window_frames:
+            break
+        frames += chunk.latents.shape[1]
+        window.append(chunk)
+    return [*sink, *reversed(window)]
+
+
+def _detached(chunk: LatentChunk) -> LatentChunk:
+    motion = None if chunk.motion is None else chunk.motion.detach()
+    return LatentChunk(chunk.index, chunk.start, chunk.latents.detach(), motion)

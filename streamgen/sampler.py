@@ -1,0 +1,51 @@
+"""From noise to one clean chunk: free functions over a velocity field."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .scheduler import add_noise, x0_from_velocity
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def denoise_chunk(
+    velocity: Velocity,
+    noise: Tensor,
+    sigmas: Sequence[float],
+    renoise: Callable[[int], Tensor] | None = None,
+    exit_step: int | None = None,
+    with_gradient: bool = False,
+) -> Tensor:
+    """Solve one chunk from noise to data.
+
+    Args:
+        velocity: `(x, sigma) -> v`, the network's prediction of `noise - x0` at one noise level.
+        noise: `(B, T, C, H, W)` standard normal.
+        sigmas: falling noise levels, the first 1, the last 0 (`FlowMatchScheduler.sigmas`).
+        renoise: fresh noise after step i: consistency-style sampling of a distilled student (Self Forcing,
+            arXiv 2506.08009). None: Euler steps of the probability-flow ODE.
+        exit_step: stop after this step (0-based) and return its clean estimate; None runs all.
+        with_gradient: let the exit step, and only it, carry gradient.
+
+    Returns:
+        clean latents of the shape of `noise`.
+
+    Raises:
+        ValueError: `exit_step` outside the steps.
+    """
+    steps = len(sigmas) - 1
+    last = steps - 1 if exit_step is None else exit_step
+    if not 0 <= last < steps:
+        raise ValueError(f"exit_step must be in 0..{steps - 1}, found {exit_step}")
+    x = noise
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
+        with torch.set_grad_enabled(with_gradient and i == last):
+            v = velocity(x, sigma)
+            clean = x0_from_velocity(x, v, sigma)
+        if i == last:
+            return clean
+        x = x + (following - sigma) * v if renoise is None else add_noise(clean, renoise(i), following)
+    raise AssertionError("unreachable: the last step returns")

@@ -1,0 +1,287 @@
+"""One live stream with all its state."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.causal_dit import TextContext
+from models.kv_cache import CacheShape, KVCache
+from models.motion_encoder import Tracks
+
+from .conditioning import Conditioning
+from .decoder import DecoderState, StreamingDecoder
+from .errors import InputError
+from .geometry import LatentGeometry
+from .motion import TrackSet
+from .noise import SeededNoise
+from .rollout import LatentChunk, RolloutState, recache, rollout
+from .settings import StreamSettings
+from .snapshot import Snapshot, load_snapshot_state, take_snapshot, write_snapshot
+from .timeline import Pending, Receipt, StreamEvent, Timeline, merge_events
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class FrameChunk:
+    """Pictures of one chunk.
+
+    Attributes:
+        frames: uint8 `(T, H, W, 3)`.
+        start_frame: index of the first one in the stream.
+        fps: frames per second of the stream.
+        index: the chunk's index.
+        epoch: raised by every restore; output of an older epoch is not part of the stream any more.
+        receipts: of the events that took effect with this chunk.
+        timings: seconds spent per part (`event`, `denoise`, `commit`, `decode`).
+    """
+
+    frames: Tensor
+    start_frame: int
+    fps: float
+    index: int
+    epoch: int
+    receipts: tuple[Receipt, ...]
+    timings: dict[str, float]
+
+
+@dataclass
+class Controls:
+    """What steers the stream now: the prompt and its text, the tracks and the frame where they began, the settings."""
+
+    prompt: str
+    settings: StreamSettings
+    text: TextContext
+    motion: TrackSet | None = None
+    motion_start: int = 0
+
+
+@dataclass
+class Opening:
+    """What a stream starts from: pictures `(T, H, W, 3)` uint8 encoded to `latents (1, T', C, h, w)`, or nothing."""
+
+    latents: Tensor | None = None
+
+    def chunk(self, start: int, length: int) -> Tensor | None:
+        """The given latents of a chunk, None when they do not cover it whole."""
+        if self.latents is None or start + length > self.latents.shape[1]:
+            return None
+        return self.latents[:, start : start + length]
+
+
+@dataclass
+class _Staged:
+    """Results of a chunk in work, made visible together at its end."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+    event: StreamEvent | None = None
+    taken: list[Pending] = field(default_factory=list)
+    controls: Controls | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Session:
+    """Iterate for pictures, `submit` to steer; made by `Pipeline.open`.
+
+        for chunk in session:
+            show(chunk.frames)
+            session.submit(StreamEvent(prompt="a blue star"))
+
+    Generating a chunk is one transaction, applying an event another: after an exception the session is as it was before, pending events
+    still pending, and the next chunk is what it would have been. `submit` may be called from any thread; generation is serialised.
+    """
+
+    def __init__(
+        self, pipeline: "Pipeline", prompt: str, settings: StreamSettings, seed: int, opening: Opening | None = None
+    ) -> None:
+        self.pipeline, self.seed = pipeline, seed
+        self.epoch = 0
+        self.opening = opening or Opening()
+        self.controls = Controls(prompt, settings, pipeline.text(prompt))
+        self.timeline = Timeline(self.geometry.fps, seed)
+        self.noise = SeededNoise(seed, pipeline.device, pipeline.dtype)
+        self.decoder = StreamingDecoder(pipeline.tokenizer)
+        self.decoder_state: DecoderState = self.decoder.initial_state()
+        self.state = RolloutState(self._new_cache(settings))
+        self._pending: list[Pending] = []
+        self._receipts = 0
+        self._submitting = threading.Lock()
+        self._generating = threading.RLock()
+        self._staged = _Staged()
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        return self.pipeline.geometry
+
+    @property
+    def next_frame(self) -> int:
+        """First pixel frame of the next chunk."""
+        return self.geometry.frames(self.state.start)
+
+    def submit(self, event: StreamEvent, at_frame: int = 0) -> Receipt:
+        """Ask for a change at the next chunk that has not begun, or at the first chunk that starts at `at_frame` or later.
+
+        Returns at once. A change that cannot be (unknown setting, wrong value) is refused in the receipt.
+        """
+        with self._submitting:
+            receipt = Receipt(self._receipts)
+            self._receipts += 1
+            try:
+                self.controls.settings.updated(event.settings or {}, live=True)
+                self._pending.append(Pending(event, receipt, at_frame))
+            except InputError as error:
+                receipt.status, receipt.reason = "refused", str(error)
+            return receipt
+
+    def __iter__(self) -> Iterator[FrameChunk]:
+        return self
+
+    def __next__(self) -> FrameChunk:
+        with self._generating:
+            return self._step()
+
+    def snapshot(self) -> Snapshot:
+        """All state as of now, bounded in size; pending events included."""
+        with self._generating, self._submitting:
+            return take_snapshot(self)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back (or forth) to a snapshot of this or a like session; raises the epoch.
+
+        Raises:
+            InputError: the snapshot is of another model or of a cache with other sizes.
+        """
+        with self._generating, self._submitting:
+            load_snapshot_state(self, snapshot)
+            self.epoch += 1
+
+    def fork(self) -> "Session":
+        """A second stream that continues from here, independent of this one."""
+        twin = Session(self.pipeline, self.controls.prompt, self.controls.settings, self.seed, self.opening)
+        with self._generating:
+            twin.timeline.events = list(self.timeline.events)
+            load_snapshot_state(twin, self.snapshot())
+        return twin
+
+    def save(self, path: str | Path) -> None:
+        """Write a snapshot and the timeline to a file that `Pipeline.resume` opens, in this or another process."""
+        with self._generating:
+            write_snapshot(self.snapshot(), self.timeline, Path(path))
+
+    @torch.no_grad()
+    def _step(self) -> FrameChunk:
+        self._staged = staged = _Staged()
+        loop = rollout(
+            self.pipeline.dit,
+            self.state,
+            self._conditioning_at,
+            self.noise,
+            lambda _: self._current().settings.sampling(),
+            self._given,
+            self._decode,
+            self._measure,
+        )
+        start_frame, index = self.next_frame, self.state.chunk
+        frames, decoder_state = next(loop)
+        # From here on nothing can fail: the chunk, its receipts and the cursors become visible together.
+        self.decoder_state = decoder_state
+        if staged.controls is not None:
+            self.controls = staged.controls
+        if staged.event is not None:
+            self.timeline.record(index, start_frame, staged.event)
+        for receipt in staged.receipts:
+            receipt.status, receipt.chunk, receipt.frame = "applied", index, start_frame
+            receipt.seconds = start_frame / self.geometry.fps
+        with self._submitting:
+            self._pending = [p for p in self._pending if all(p is not t for t in staged.taken)]
+        return FrameChunk(
+            frames, start_frame, self.geometry.fps, index, self.epoch, tuple(staged.receipts), dict(staged.timings)
+        )
+
+    def _conditioning_at(self, chunk: int) -> Conditioning:
+        """Apply what is due, then say what steers the chunk."""
+        started = time.perf_counter()
+        self._apply_events(chunk)
+        controls = self._current()
+        motion = self._motion(controls)
+        self._staged.timings["event"] = time.perf_counter() - started
+        return Conditioning(controls.text, self.pipeline.null_text, motion, controls.settings.guidance())
+
+    def _apply_events(self, chunk: int) -> None:
+        staged, frame = self._staged, self.next_frame
+        with self._submitting:
+            due = [p for p in self._pending if p.at_frame <= frame]
+        if not due:
+            if chunk == 0 and not self.timeline.events:
+                staged.event = self._opening_event()
+            if self.state.stale:
+                self._recache(self.controls.text, "refresh", self.controls.settings)
+            return
+        event = merge_events(due)
+        controls = self._changed(event, frame)
+        text_changed = event.prompt is not None and event.prompt != self.controls.prompt
+        if text_changed and event.policy == "clear":
+            self.state.clear()
+        elif (text_changed and event.policy == "recache") or self.state.stale:
+            self._recache(controls.text, event.sink, controls.settings)
+        staged.taken, staged.receipts = due, [p.receipt for p in due]
+        staged.controls = controls
+        staged.event = event if self.timeline.events else self._opening_event()
+
+    def _changed(self, event: StreamEvent, frame: int) -> Controls:
+        now = self.controls
+        motion, motion_start = now.motion, now.motion_start
+        if event.motion is not None:
+            motion, motion_start = (event.motion if event.motion.num_frames else None), frame
+        prompt = event.prompt if event.prompt is not None else now.prompt
+        settings = now.settings.updated(event.settings or {}, live=True)
+        return Controls(prompt, settings, self.pipeline.text(prompt), motion, motion_start)
+
+    def _opening_event(self) -> StreamEvent:
+        """The first line of a timeline: everything that holds at frame 0."""
+        controls = self._current()
+        return StreamEvent(controls.prompt, controls.motion, controls.settings.to_json())
+
+    def _recache(self, text: TextContext, sink: str, settings: StreamSettings) -> None:
+        keep = "keep" if sink == "keep" else "refresh"
+        recache(self.pipeline.dit, self.state, text, self.noise, settings.context_noise, keep)  # type: ignore[arg-type]
+
+    def _current(self) -> Controls:
+        """Controls of the chunk in work."""
+        return self._staged.controls or self.controls
+
+    def _motion(self, controls: Controls) -> Tensor | None:
+        """Motion latents of the next chunk; None where no track says anything."""
+        if controls.motion is None:
+            return None
+        start, stop = self.geometry.frame_range(self.state.start, self.state.length)
+        tracks = controls.motion.slice(start - controls.motion_start, stop - controls.motion_start)
+        if tracks.is_empty or not bool((tracks.state != 0).any()):
+            return None
+        device = self.pipeline.device
+        batch = Tracks(*(x[None].to(device) for x in (tracks.points, tracks.state, tracks.pinned, tracks.ids)))
+        grid = (self.geometry.latent_height, self.geometry.latent_width)
+        latents: Tensor = self.pipeline.motion_encoder(batch, grid, first=start == 0)
+        return latents.to(self.pipeline.dtype)
+
+    def _given(self, chunk: int) -> Tensor | None:
+        return self.opening.chunk(self.state.start, self.state.length)
+
+    def _decode(self, chunk: LatentChunk) -> tuple[Tensor, DecoderState]:
+        return self.decoder.decode(chunk.latents, self.decoder_state)
+
+    def _measure(self, part: str, seconds: float) -> None:
+        self._staged.timings[part] = seconds
+
+    def _new_cache(self, settings: StreamSettings) -> KVCache:
+        config = self.pipeline.dit.config
+        shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
+        plan = settings.plan(self.pipeline.plan)
+        return KVCache(shape, plan, self.pipeline.dit.rope, self.pipeline.device, self.pipeline.dtype, settings.rope)

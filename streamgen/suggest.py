@@ -1,0 +1,18 @@
+"""The "did you mean" part of messages about unknown keys."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_key(key: object, known: Iterable[str]) -> str:
+    """One-line text that names an unknown `key` and the closest of the `known` ones, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(str(key), names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    return f"unknown key {shorten(key)} ({hint})"
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """`repr(value)` on one line of at most `limit` characters, for quoting foreign input in a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

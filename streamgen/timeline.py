@@ -1,0 +1,200 @@
+"""Events, their receipts, and the timeline of what was applied."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from .errors import InputError
+from .motion import TrackSet
+from .motion_file import load_motion, motion_to_json
+from .suggest import unknown_key
+
+Policy = Literal["recache", "keep", "clear"]
+SinkPolicy = Literal["refresh", "keep"]
+Status = Literal["accepted", "applied", "refused"]
+
+MAX_PROMPT = 2000
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One atomic change of a stream; what is None stays as it is.
+
+    Attributes:
+        prompt: the new prompt.
+        motion: tracks that begin at the frame where the event takes effect; `TrackSet.empty(0)` lets go.
+        settings: changed `StreamSettings` by name.
+        policy: what a new prompt does with the past: `recache` (keep the looks, follow the new words), `keep` (leave the cache as it is)
+            or `clear` (forget it).
+        sink: with `recache`, whether the sink is committed again under the new words (`refresh`) or left (`keep`).
+    """
+
+    prompt: str | None = None
+    motion: TrackSet | None = None
+    settings: Mapping[str, Any] | None = None
+    policy: Policy = "recache"
+    sink: SinkPolicy = "refresh"
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise InputError(f"policy: expected one of {', '.join(get_args(Policy))}, found {self.policy!r}")
+        if self.sink not in get_args(SinkPolicy):
+            raise InputError(f"sink policy: expected one of {', '.join(get_args(SinkPolicy))}, found {self.sink!r}")
+        if self.prompt is not None:
+            check_prompt(self.prompt)
+        if self.prompt is None and self.motion is None and not self.settings:
+            raise InputError("event: expected a prompt, motion or settings, found none of them")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; only what the event changes."""
+        out: dict[str, Any] = {}
+        if self.prompt is not None:
+            out |= {"prompt": self.prompt, "policy": self.policy, "sink": self.sink}
+        if self.motion is not None:
+            out["motion"] = motion_to_json(self.motion) if self.motion.num_frames else None
+        if self.settings:
+            out["settings"] = dict(self.settings)
+        return out
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], fps: float) -> "StreamEvent":
+        """Inverse of `to_json`."""
+        motion = None
+        if "motion" in row:
+            motion = load_motion(row["motion"], fps) if row["motion"] is not None else TrackSet.empty(0)
+        return cls(
+            row.get("prompt"), motion, row.get("settings"), row.get("policy", "recache"), row.get("sink", "refresh")
+        )
+
+
+@dataclass
+class Receipt:
+    """What became of an event. `accepted` on submission, then `applied` (with the place) or `refused` (with the reason).
+
+    Attributes:
+        number: order of submission, from 0.
+        chunk, frame, seconds: first chunk and first pixel frame under the event, and that frame's media time.
+        superseded: fields that a later event for the same boundary replaced.
+    """
+
+    number: int
+    status: Status = "accepted"
+    chunk: int | None = None
+    frame: int | None = None
+    seconds: float | None = None
+    superseded: tuple[str, ...] = ()
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"superseded": list(self.superseded)}
+
+
+@dataclass
+class Pending:
+    """An event that waits for its chunk; `at_frame` is the earliest first frame of that chunk."""
+
+    event: StreamEvent
+    receipt: Receipt
+    at_frame: int = 0
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One line of a timeline: which event took effect where."""
+
+    chunk: int
+    frame: int
+    event: StreamEvent
+
+    def to_json(self, fps: float) -> dict[str, Any]:
+        """Plain values; seconds are media time."""
+        return {"chunk": self.chunk, "frame": self.frame, "seconds": self.frame / fps, **self.event.to_json()}
+
+
+@dataclass
+class Timeline:
+    """The events of a stream in order, as applied. Append only; what it says is enough to make the stream again.
+
+    `opening` is the first event (prompt, motion and full settings at frame 0).
+    """
+
+    fps: float
+    seed: int
+    events: list[Applied] = field(default_factory=list)
+
+    def record(self, chunk: int, frame: int, event: StreamEvent) -> None:
+        """Append what took effect at a chunk."""
+        self.events.append(Applied(chunk, frame, event))
+
+    def at(self, chunk: int) -> list[StreamEvent]:
+        """Events that took effect at chunk `chunk`."""
+        return [entry.event for entry in self.events if entry.chunk == chunk]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "format": "streamgen-timeline",
+            "version": 1,
+            "fps": self.fps,
+            "seed": self.seed,
+            "events": [entry.to_json(self.fps) for entry in self.events],
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Timeline":
+        """Inverse of `to_json`.
+
+        Raises:
+            InputError: not a timeline, or an unknown key.
+        """
+        if not isinstance(content, dict) or content.get("format") != "streamgen-timeline":
+            raise InputError('timeline: expected an object with "format": "streamgen-timeline"')
+        known = ("format", "version", "fps", "seed", "events")
+        for key in content:
+            if key not in known:
+                raise InputError(f"timeline: {unknown_key(key, known)}")
+        try:
+            timeline = cls(float(content["fps"]), int(content["seed"]))
+            for row in content["events"]:
+                timeline.record(int(row["chunk"]), int(row["frame"]), StreamEvent.from_json(row, timeline.fps))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"timeline: incomplete or damaged ({type(error).__name__}: {error})") from None
+        if [entry.chunk for entry in timeline.events] != sorted(entry.chunk for entry in timeline.events):
+            raise InputError("timeline: expected events in order of their chunks")
+        return timeline
+
+    def dumps(self) -> str:
+        """As JSON text."""
+        return json.dumps(self.to_json(), ensure_ascii=False, indent=1)
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise InputError for a prompt that is empty or beyond reason."""
+    if not prompt.strip():
+        raise InputError("prompt: expected some words, found an empty prompt")
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"prompt: expected at most {MAX_PROMPT} characters, found {len(prompt)}")
+
+
+def merge_events(pending: list[Pending]) -> StreamEvent:
+    """One event of all that wait for a boundary: the last one wins per field, and earlier receipts say so."""
+    prompt = motion = None
+    settings: dict[str, Any] = {}
+    policy: Policy = "recache"
+    sink: SinkPolicy = "refresh"
+    for i, item in enumerate(pending):
+        event, later = item.event, [p.event for p in pending[i + 1 :]]
+        superseded = []
+        if event.prompt is not None:
+            prompt, policy, sink = event.prompt, event.policy, event.sink
+            superseded += ["prompt"] * any(e.prompt is not None for e in later)
+        if event.motion is not None:
+            motion = event.motion
+            superseded += ["motion"] * any(e.motion is not None for e in later)
+        for name, value in (event.settings or {}).items():
+            settings[name] = value
+            superseded += [name] * any(name in (e.settings or {}) for e in later)
+        item.receipt.superseded = tuple(superseded)
+    return StreamEvent(prompt, motion, settings or None, policy, sink)

@@ -1,0 +1,102 @@
+"""A tiny stage for the tests of the trainer; as a script it trains and leaves its last checkpoint."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, RunConfig
+from distill.optim import ParameterGroups, split_parameters
+from distill.trainer import Tick, Trainer, make_accelerator
+
+GLOBAL_BATCH = 8
+
+
+class ToyNet(nn.Module):
+    """A regression net whose loss draws noise from the global generator, as a sampled posterior does."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.first, self.hidden, self.last = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        hidden = torch.tanh(self.hidden(torch.tanh(self.first(x))))
+        noisy = hidden + self.noise * torch.randn(hidden.shape)
+        loss = (self.last(noisy) - x[:, :3].square()).square().mean()
+        return loss, {"input": float(x.mean())}
+
+
+class ToyStage:
+    """`at` maps a step to a function called when its batch is made."""
+
+    def __init__(self, noise: float = 0.1, at: dict[int, Any] | None = None) -> None:
+        self.net = ToyNet(noise)
+        self.at = at or {}
+        self.evaluated: list[tuple[int, Tensor]] = []
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
+
+    def optimizer_groups(self) -> dict[str, ParameterGroups]:
+        return {"net": split_parameters(self.net, ("first", "last"))}
+
+    def target(self, step: int) -> str:
+        return "net"
+
+    def batch(self, tick: Tick) -> Tensor:
+        generator = torch.Generator().manual_seed(tick.generator_seed("data", shared=True))
+        x = torch.randn(GLOBAL_BATCH, 6, generator=generator).chunk(tick.world)[tick.rank]
+        if tick.step in self.at:
+            result = self.at[tick.step](x)
+            return x if result is None else result
+        return x
+
+    def loss(self, module: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
+        return result
+
+    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
+        self.evaluated.append((step, self.net.hidden.weight.detach().clone()))
+        torch.randn(3)
+        return {"norm": float(self.net.hidden.weight.norm())}
+
+    def export(self, directory: Path) -> None:
+        torch.save(self.net.state_dict(), directory / "net.pt")
+
+
+def toy_config(run_dir: Path, **changes: Any) -> RunConfig:
+    """Six steps without triggers."""
+    config = RunConfig(
+        stage="toy",
+        run_dir=str(run_dir),
+        max_steps=6,
+        seed=3,
+        log_every=1,
+        tensorboard=False,
+        optim=OptimConfig(warmup_steps=2, decay_fraction=0.5),
+        checkpoint=CheckpointConfig(every_steps=None, every_minutes=None),
+        preview=PreviewConfig(every_minutes=None, at_end=False),
+    )
+    return replace(config, **changes)
+
+
+def toy_trainer(config: RunConfig, stage: ToyStage, **options: Any) -> Trainer:
+    """A trainer in this process."""
+    return Trainer(config, stage, make_accelerator(config), **options)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    trainer = toy_trainer(toy_config(target), ToyStage(noise=0.0))
+    world = trainer.accelerator.num_processes
+    trainer.run("none")
+    if trainer.accelerator.is_main_process:
+        (target / "world.txt").write_text(str(world))
+    trainer.accelerator.end_training()
