@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,14 @@ def _train(options: argparse.Namespace) -> int:
     from .stages import load_run
     from .trainer import make_accelerator
 
+    # Depthwise convolutions make channels-last gradients; copying those costs data parallelism little.
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
     config = load_run(options.config, options.overrides)
     accelerator = make_accelerator(config)
     try:
         return _run(options, config, accelerator)
     finally:
-        # A process group that outlives its references ends in an abort at exit, so the wrapped modules go first.
+        # Wrapped modules refer to the process group; one that is still referred to can abort at exit.
         accelerator.free_memory()
         gc.collect()
         accelerator.end_training()
@@ -79,6 +82,7 @@ def _run(options: argparse.Namespace, config: "RunConfig", accelerator: "Acceler
 def _launch(processes: int, arguments: Sequence[str]) -> int:
     """Start `processes` copies of this command line through torch's launcher (gloo on CPU, NCCL on GPUs)."""
     import torch.distributed.run as launcher
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     command = [
@@ -92,7 +96,10 @@ def _launch(processes: int, arguments: Sequence[str]) -> int:
     try:
         launcher.main(command)
     except ChildFailedError as error:
-        return max(failure.exitcode for failure in error.failures.values())
+        return max(1, *(failure.exitcode for failure in error.failures.values()))
+    except SignalException as error:
+        # The launcher has passed the signal on and waited for the processes to save.
+        return 128 + int(error.sigval)
     return 0
 
 

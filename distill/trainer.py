@@ -31,6 +31,8 @@ from .ema import Ema
 from .optim import ParameterGroups, build_optimizers, learning_rate_factor, set_learning_rate
 from .tracking import Tracker
 
+# Seconds in which further signals count as the same wish to stop.
+SIGNAL_PATIENCE = 3.0
 SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -269,21 +271,24 @@ class Trainer:
         """Whether to save and whether to preview now; the main process' view decides, it alone acts on it."""
         now = self.minutes()
         checkpoint, preview = self.config.checkpoint, self.config.preview
-        due = [
-            _reached(checkpoint.every_steps, self.step) or _passed(checkpoint.every_minutes, now - saved),
-            _reached(preview.every_steps, self.step) or _passed(preview.every_minutes, now - previewed),
-        ]
-        return due[0], due[1]
+        save = _reached(checkpoint.every_steps, self.step) or _passed(checkpoint.every_minutes, now - saved)
+        show = _reached(preview.every_steps, self.step) or _passed(preview.every_minutes, now - previewed)
+        return save, show
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM asks for a stop after the present step; a second one acts as usual."""
+        """SIGINT or SIGTERM asks for a stop after the step; another one some seconds later acts as usual."""
+        asked = [float("inf")]
         previous: dict[int, Any] = {}
         numbers = [int(number) for number in SIGNAL_EXIT]
 
         def note(number: int, _frame: FrameType | None) -> None:
+            # Ctrl-C reaches a process twice when a launcher passes on what the terminal has already sent.
+            if time.monotonic() - asked[0] > SIGNAL_PATIENCE:
+                signal.signal(number, previous[number])
+                signal.raise_signal(number)
             self._signal = number
-            signal.signal(number, previous[number])
+            asked[0] = min(asked[0], time.monotonic())
 
         for number in numbers:
             previous[number] = signal.signal(number, note)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .rope import at_least_float32
+
 Backend = Literal["auto", "explicit", "sdpa"]
 
 
@@ -31,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend:
     scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.float().softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
+    return (at_least_float32(scores).softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
 
 
 class RMSNorm(nn.Module):
@@ -43,5 +45,6 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
+        wide = at_least_float32(x)
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return normed.to(x.dtype) * self.weight

@@ -84,7 +84,7 @@ class MotionEncoder(nn.Module):
         index = (time // self.config.temporal)[:, None] * (grid[0] * grid[1]) + cells
         index = rearrange(index, "b n t k -> b (n t k)")
         values = rearrange(hidden[..., None, :] * weights[..., None], "b n t k h -> b (n t k) h")
-        out = hidden.new_zeros(batch, latent_frames * grid[0] * grid[1], self.config.hidden)
+        out = values.new_zeros(batch, latent_frames * grid[0] * grid[1], self.config.hidden)
         out = out.scatter_add(1, index[..., None].expand_as(values), values)
         out = self.projection(out)
         return rearrange(out, "b (t h w) c -> b t c h w", t=latent_frames, h=grid[0])

@@ -70,8 +70,14 @@ class RotaryEmbedding3D:
 def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
     """Rotate `x (..., L, H, D)` by tables of L rows; returns the dtype of `x`."""
     cos, sin = tables.cos[:, None, :], tables.sin[:, None, :]
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    wide = at_least_float32(x)
+    even, odd = wide[..., 0::2], wide[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _ladder(dim: int, theta: float) -> Tensor:

@@ -1,7 +1,9 @@
 """streamgen: endless video from a prompt, in real time, steered while it plays."""
 
+import importlib
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 
 def _guard_siblings() -> None:
@@ -16,12 +18,13 @@ def _guard_siblings() -> None:
 
 _guard_siblings()
 
-from .errors import CheckpointError, InputError, StreamgenError  # noqa: E402
-from .motion import TrackSet  # noqa: E402
-from .pipeline import Pipeline, load_pipeline, model_names  # noqa: E402
-from .session import FrameChunk, Session  # noqa: E402
-from .snapshot import Snapshot  # noqa: E402
-from .timeline import Receipt, StreamEvent, Timeline  # noqa: E402
+if TYPE_CHECKING:
+    from .errors import CheckpointError, InputError, StreamgenError
+    from .motion import TrackSet
+    from .pipeline import Pipeline, load_pipeline, model_names
+    from .session import FrameChunk, Session
+    from .snapshot import Snapshot
+    from .timeline import Receipt, StreamEvent, Timeline
 
 __all__ = [
     "CheckpointError",
@@ -38,3 +41,30 @@ __all__ = [
     "load_pipeline",
     "model_names",
 ]
+
+# Loaded when first asked for: most of them need torch, which takes seconds, and `streamgen --help` needs none.
+_MODULES = {
+    "CheckpointError": "errors",
+    "FrameChunk": "session",
+    "InputError": "errors",
+    "Pipeline": "pipeline",
+    "Receipt": "timeline",
+    "Session": "session",
+    "Snapshot": "snapshot",
+    "StreamEvent": "timeline",
+    "StreamgenError": "errors",
+    "Timeline": "timeline",
+    "TrackSet": "motion",
+    "load_pipeline": "pipeline",
+    "model_names": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,3 +13,9 @@ class InputError(StreamgenError):
 
 class CheckpointError(StreamgenError):
     """Weights that are missing, damaged or do not fit."""
+
+
+class Interrupted(StreamgenError):
+    """The user stopped the work; its text says what was kept."""
+
+    exit_code = 130

@@ -58,6 +58,7 @@ def take_snapshot(session: "Session") -> Snapshot:
         "format": FORMAT,
         "model": session.pipeline.digest,
         "dtype": str(session.pipeline.dtype),
+        "chunks": _chunks(session),
         "seed": session.seed,
         "prompt": controls.prompt,
         "settings": controls.settings.to_json(),
@@ -119,6 +120,7 @@ def check_fits(meta: dict[str, Any], session: "Session") -> None:
         ("format", meta.get("format"), FORMAT),
         ("model", meta.get("model"), pipeline.digest),
         ("dtype", meta.get("dtype"), str(pipeline.dtype)),
+        ("chunks", meta.get("chunks"), _chunks(session)),
     ):
         if found != expected:
             raise InputError(f"snapshot: expected {what} {expected}, found {found}")
@@ -157,6 +159,10 @@ def read_snapshot(path: Path, device: torch.device) -> tuple[Snapshot, Timeline]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"snapshot {path}: damaged or not a snapshot ({error})") from None
     return Snapshot(tensors, meta), timeline
+
+
+def _chunks(session: "Session") -> list[int]:
+    return [session.pipeline.plan.first_chunk_frames, session.pipeline.plan.chunk_frames]
 
 
 def _track_tensors(prefix: str, tracks: TrackSet | None) -> dict[str, Tensor]:

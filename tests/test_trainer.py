@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from distill.config import (
 )
 from distill.ema import Ema
 from distill.optim import build_optimizers, learning_rate_factor, split_parameters
-from distill.trainer import Tick, TrainingError
+from distill.trainer import Tick, TrainingError, make_accelerator
 from streamgen.digest import tensor_digest
 from streamgen.errors import CheckpointError
 from tests.toy_stage import ToyNet, ToyStage, toy_config, toy_trainer
@@ -118,16 +119,31 @@ def test_a_finished_run_exports_the_average_and_trains_no_further(tmp_path: Path
     assert (again.step, again.reason) == (6, "done")
 
 
-def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path) -> None:
+LAUNCHERS = {
+    "accelerate": (
+        ["accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"],
+        "--num_processes",
+    ),
+    "torchrun": (["torch.distributed.run", "--standalone"], "--nproc_per_node"),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path, launcher: str) -> None:
     toy_trainer(toy_config(tmp_path / "one"), ToyStage(noise=0.0)).run("none")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", str(ROOT / "tests" / "toy_stage.py"), str(tmp_path / "two")]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    module, count = LAUNCHERS[launcher]
+    command = [
+        sys.executable,
+        "-m",
+        *module,
+        count,
+        "2",
+        str(ROOT / "tests" / "toy_stage.py"),
+        str(tmp_path / "two"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if launcher == "accelerate":
+        environment["ACCELERATE_USE_CPU"] = "true"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "world.txt").read_text() == "2"
@@ -139,6 +155,14 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path) -> Non
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-3, msg=name)
     assert not torch.equal(one["hidden.weight"], ToyNet(0.0).hidden.weight)
+
+
+def test_processes_that_do_not_join_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    alone = types.SimpleNamespace(num_processes=1)
+    monkeypatch.setattr("distill.trainer.Accelerator", lambda **_: alone)
+    with pytest.raises(TrainingError, match="launched as one of 2 processes, but joined 1"):
+        make_accelerator(toy_config(tmp_path))
 
 
 def test_nonfinite_gradient_stops_before_the_update(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Stage 2: the causal diffusion transformer by flow matching on latents of the frozen tokenizer."""
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -14,19 +15,24 @@ from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder, MotionEncoderConfig
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+from streamgen.checkpoint import CheckpointConfig
 from streamgen.digest import tensor_digest
 from streamgen.errors import CheckpointError
+from streamgen.pipeline import Networks, Pipeline
+from streamgen.settings import StreamSettings
 
-from ..config import RunConfig, build, read_mapping, require, write_yaml
+from ..config import RunConfig, build, read_mapping, require, to_plain, write_yaml
 from ..flow import CausalFlow, FlowBatch
 from ..latent_cache import CacheConfig, LatentCache
 from ..optim import ParameterGroups, split_parameters
+from ..samples import sample_sheets
 from ..scenes import SceneConfig, caption_vocabulary
 from ..trainer import Tick
 from ..windows import WindowConfig, image_batch, window_batch
 
 # Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
 EDGES = ("patch_embedding", "head", "modulation", "embedding.weight", "temporal", "projection", "time_", "norm")
+FPS = 16
 _HELD_OUT_SEED = 77
 
 
@@ -71,7 +77,7 @@ class CausalRun(RunConfig):
     cache: CacheConfig = field(default_factory=CacheConfig)
     data: DataConfig = field(default_factory=DataConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
-    sampling: dict[str, float | int | str] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 class CausalStage:
@@ -131,11 +137,20 @@ class CausalStage:
             loss, metrics = self.module(batch)
             for key, value in {"loss": loss, **metrics}.items():
                 totals[key] = totals.get(key, 0.0) + float(value) / rounds
+        sample_sheets(self.pipeline(), out_dir)
         return totals
+
+    def pipeline(self) -> Pipeline:
+        """The networks as they are now, as a pipeline that opens streams."""
+        module = self.module
+        networks = Networks(self.tokenizer, module.dit, module.text_encoder, module.motion_encoder)
+        checkpoint = checkpoint_config(self.config, module, self.tokenizer, self.tokenizer_digest)
+        return Pipeline("in training", checkpoint, networks, self.vocabulary, "in training")
 
     def export(self, directory: Path) -> None:
         """Write a checkpoint directory that `streamgen.load_pipeline` opens."""
-        export_checkpoint(self.config, self.module, self.vocabulary, self.tokenizer_digest, directory)
+        checkpoint = checkpoint_config(self.config, self.module, self.tokenizer, self.tokenizer_digest)
+        write_checkpoint(checkpoint, self.module, self.vocabulary, Path(self.config.tokenizer), directory)
 
 
 def build_network(
@@ -179,8 +194,28 @@ def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenize
     return tokenizer.to(device).eval().requires_grad_(False), tensor_digest(state)
 
 
-def export_checkpoint(
-    config: CausalRun, module: CausalFlow, vocabulary: Vocabulary, tokenizer_digest: str, directory: Path
+def checkpoint_config(config: CausalRun, module: CausalFlow, tokenizer: VideoTokenizer, digest: str) -> CheckpointConfig:
+    """What a checkpoint of this run says of itself."""
+    plan = config.plan
+    base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
+    return CheckpointConfig(
+        format=1,
+        family="tiny",
+        height=config.scenes.size,
+        width=config.scenes.size,
+        fps=FPS,
+        tokenizer=tokenizer.config,
+        tokenizer_digest=digest,
+        dit=module.dit.config,
+        text_encoder=module.text_encoder.config,
+        motion_encoder=module.motion_encoder.config,
+        plan=plan,
+        sampling=base.updated(config.sampling),
+    )
+
+
+def write_checkpoint(
+    checkpoint: CheckpointConfig, module: CausalFlow, vocabulary: Vocabulary, tokenizer: Path, directory: Path
 ) -> None:
     """Write `config.yaml`, `model.safetensors` (bf16), `tokenizer.safetensors` and `vocabulary.txt`."""
     parts = {"dit": module.dit, "text_encoder": module.text_encoder, "motion_encoder": module.motion_encoder}
@@ -190,23 +225,6 @@ def export_checkpoint(
         for name, value in network.state_dict().items()
     }
     save_file(state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)})
-    shutil.copyfile(Path(config.tokenizer) / "tokenizer.safetensors", directory / "tokenizer.safetensors")
+    shutil.copyfile(tokenizer / "tokenizer.safetensors", directory / "tokenizer.safetensors")
     (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
-    tokenizer = read_mapping(Path(config.tokenizer) / "tokenizer.yaml")
-    write_yaml(
-        {
-            "format": 1,
-            "family": "tiny",
-            "height": config.scenes.size,
-            "width": config.scenes.size,
-            "fps": 16,
-            "tokenizer": tokenizer,
-            "tokenizer_digest": tokenizer_digest,
-            "dit": asdict(module.dit.config),
-            "text_encoder": asdict(module.text_encoder.config),
-            "motion_encoder": asdict(module.motion_encoder.config),
-            "plan": asdict(config.plan),
-            "sampling": dict(config.sampling),
-        },
-        directory / "config.yaml",
-    )
+    write_yaml(to_plain(checkpoint), directory / "config.yaml")

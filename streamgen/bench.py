@@ -1,0 +1,241 @@
+"""Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small as it began."""
+
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .decoder import DecoderState, StreamingDecoder, to_uint8
+from .machine import device_name, memory_mb, peak_memory_mb, synchronize
+from .pipeline import Pipeline
+from .session import FrameChunk, Session
+from .timeline import StreamEvent
+
+# Words of the shipped model; to another one they are as good as any.
+_PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
+_EXTRA_WARM_CHUNKS = 8
+_OPENINGS = 5
+_SWITCHES = 24
+_LONG = 300
+
+
+def run_bench(pipeline: Pipeline, chunks: int, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Measure a model.
+
+    Rates count pixel frames that lie on the host, from the first chunk whose window is full; denoising, commit, decoding and the copy are
+    all inside. A switch is submitted from another thread at a random moment of a chunk, and ends when the first frame under the new prompt is
+    on the host; the stream is not paced. Parts are host clocks; on a GPU they come from a run of their own that waits for the device after
+    each part, so they add up to more than `total`.
+
+    Args:
+        chunks: to be timed, at least 20; from 300 on, `long_stream` is measured too.
+
+    Returns:
+        plain values; times in ms, memory in MiB.
+    """
+    device, geometry = pipeline.device, pipeline.geometry
+    progress("time to first frame")
+    openings = [_first_frame_ms(pipeline, i) for i in range(_OPENINGS + 1)][1:]
+    session = pipeline.open(_PROMPTS[0], seed=0)
+    warm = _warm_chunks(pipeline)
+    on_host = device.type == "cpu"
+    progress(f"{chunks} chunks")
+    with _parts(session, on_host) as copies:
+        stream = _timed(session, warm + chunks, progress)
+    steady = stream.seconds[warm:]
+    rate = stream.frames_since(warm) / sum(steady)
+    parts, copied = stream.parts[warm:], copies[warm:]
+    if not on_host:
+        with _parts(session, True) as copies:
+            parts, copied = _timed(session, min(chunks, 50), progress).parts, copies
+    progress("prompt switches")
+    latencies = _switch_latencies(session, statistics.median(steady))
+    with _parts(session, not on_host):
+        recaches = _recaches(session)
+    result: dict[str, Any] = {
+        "model": pipeline.name,
+        "weights": pipeline.digest,
+        "device": device_name(device),
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "width": geometry.width,
+        "height": geometry.height,
+        "steps": session.controls.settings.steps,
+        "fps_target": geometry.fps,
+        "chunks": chunks,
+        "warm_chunks": warm,
+        "pixel_fps": round(rate, 3),
+        "realtime_factor": round(rate / geometry.fps, 4),
+        "time_to_first_frame_ms": round(statistics.median(openings), 3),
+        "switch_latency_ms": _spread(latencies) | {"n": len(latencies)},
+        "recache_ms": round(statistics.median(recaches) * 1000, 3),
+        "chunk_ms": {
+            "denoise": _spread([row["denoise"] for row in parts]),
+            "commit": _spread([row["commit"] for row in parts]),
+            "decode": _spread([row["decode"] - copy for row, copy in zip(parts, copied, strict=True)]),
+            "copy": _spread(copied),
+            "total": _spread(steady),
+        },
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
+        "params_m": round(sum(count_parameters(pipeline).values()) / 1e6, 4),
+    }
+    if chunks >= _LONG:
+        result["long_stream"] = stream.long_stream()
+    return result
+
+
+def count_parameters(pipeline: Pipeline) -> dict[str, int]:
+    """Parameters per part."""
+    parts = {
+        "tokenizer": pipeline.tokenizer,
+        "dit": pipeline.dit,
+        "text_encoder": pipeline.text_encoder,
+        "motion_encoder": pipeline.motion_encoder,
+    }
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+
+
+class _Stream:
+    """Timings of consecutive chunks."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.frames: list[int] = []
+        self.parts: list[dict[str, float]] = []
+        self.memory: dict[int, float] = {}
+
+    def frames_since(self, chunk: int) -> int:
+        return sum(self.frames[chunk:])
+
+    def long_stream(self) -> dict[str, Any]:
+        """Whether the end is as fast as the beginning, and what memory did in between."""
+        early, late = statistics.median(self.seconds[50:150]), statistics.median(self.seconds[-100:])
+        first, *_, last = sorted(self.memory)
+        return {
+            "chunks": len(self.seconds),
+            "early_ms": round(early * 1000, 3),
+            "late_ms": round(late * 1000, 3),
+            "ratio": round(late / early, 4),
+            "memory_growth_mb": round(self.memory[last] - self.memory[first], 2),
+        }
+
+
+class _TimedDecoder(StreamingDecoder):
+    """Decodes, and tells the seconds from the decoded picture to uint8 on the host apart."""
+
+    def __init__(self, inner: StreamingDecoder, copies: list[float]) -> None:
+        super().__init__(inner.tokenizer)
+        self.copies = copies
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        raw = self.tokenizer.denormalize(latents.to(self.tokenizer.latent_mean.dtype), state.latent_frames)
+        video, after = self.tokenizer.decode_chunk(raw, state.tokenizer)
+        synchronize(video.device)
+        started = time.perf_counter()
+        frames = to_uint8(video[0])
+        self.copies.append(time.perf_counter() - started)
+        return frames, DecoderState(after, state.latent_frames + latents.shape[1])
+
+
+@contextmanager
+def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
+    """While this lasts the parts of a chunk wait for the device; gives the copy times, one per chunk."""
+    copies: list[float] = []
+    if not wanted:
+        yield copies
+        return
+    plain, device = session.decoder, session.pipeline.device
+    hook = session.pipeline.dit.register_forward_hook(lambda *_: synchronize(device))
+    session.decoder = _TimedDecoder(plain, copies)
+    try:
+        yield copies
+    finally:
+        session.decoder = plain
+        hook.remove()
+
+
+def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _Stream:
+    stream, device = _Stream(), session.pipeline.device
+    synchronize(device)
+    for index in range(chunks):
+        started = time.perf_counter()
+        chunk = next(session)
+        # chunks end in a copy to the host, which waits for their decoding but not for their commit
+        synchronize(device)
+        stream.seconds.append(time.perf_counter() - started)
+        stream.frames.append(len(chunk.frames))
+        stream.parts.append(chunk.timings)
+        if index in (150, chunks - 1):
+            stream.memory[index] = memory_mb(device)
+        if index % 100 == 99:
+            progress(f"{index + 1}/{chunks} chunks")
+    return stream
+
+
+def _warm_chunks(pipeline: Pipeline) -> int:
+    """Chunks until the window is full and first calls are behind."""
+    settings, plan = pipeline.settings, pipeline.plan
+    context = settings.sink_frames + settings.window_frames
+    return -(-context // plan.chunk_frames) + 1 + _EXTRA_WARM_CHUNKS
+
+
+def _first_frame_ms(pipeline: Pipeline, seed: int) -> float:
+    """From a prompt that the model has not seen before to its first frame on the host."""
+    synchronize(pipeline.device)
+    started = time.perf_counter()
+    # a number of its own makes the text new to the pipeline's text cache
+    next(pipeline.open(f"{_PROMPTS[0]} {seed} {random.random()}", seed=seed))
+    return (time.perf_counter() - started) * 1000
+
+
+def _switch_latencies(session: Session, chunk_seconds: float) -> list[float]:
+    draw = random.Random(0)
+    latencies = []
+    for index in range(_SWITCHES):
+        next(session)
+        submitted: list[float] = []
+        event = StreamEvent(prompt=_PROMPTS[(index + 1) % 2])
+        timer = threading.Timer(draw.random() * chunk_seconds, _submit, (session, event, submitted))
+        timer.start()
+        _until_applied(session)
+        latencies.append(time.perf_counter() - submitted[0])
+        timer.join()
+    return latencies
+
+
+def _submit(session: Session, event: StreamEvent, submitted: list[float]) -> None:
+    submitted.append(time.perf_counter())
+    session.submit(event)
+
+
+def _until_applied(session: Session) -> FrameChunk:
+    while True:
+        chunk = next(session)
+        if chunk.receipts:
+            return chunk
+
+
+def _recaches(session: Session) -> list[float]:
+    """Seconds that applying a prompt takes whose text is known: the rebuilding of the cache."""
+    seconds = []
+    for index in range(8):
+        session.submit(StreamEvent(prompt=_PROMPTS[(index + 1) % 2]))
+        seconds.append(_until_applied(session).timings["event"])
+    return seconds
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and 99th percentile in ms."""
+    ordered = sorted(seconds)
+    return {
+        "p50": round(statistics.median(ordered) * 1000, 3),
+        "p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] * 1000, 3),
+    }
