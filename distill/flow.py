@@ -16,8 +16,9 @@ from streamgen.scheduler import add_noise, velocity_target
 class FlowBatch:
     """One micro-batch.
 
-    `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` its share in the loss (0 for clean context);
-    `words (B, S, L)` int64 with the last segment empty (no text); `segment (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel frames.
+    `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` its share in
+    the loss (0 for clean context); `words (B, S, L)` int64 with the last segment empty (no text); `segment
+    (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel frames.
     """
 
     x0: Tensor
@@ -30,13 +31,17 @@ class FlowBatch:
 
     def to(self, device: torch.device) -> "FlowBatch":
         tensors = {name: value.to(device) for name, value in vars(self).items() if name != "tracks"}
-        return FlowBatch(**tensors, tracks=Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()}))
+        return FlowBatch(
+            **tensors, tracks=Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
+        )
 
 
 class CausalFlow(nn.Module):
     """DiT, text encoder and motion encoder with the loss in forward, which is what data parallelism wraps."""
 
-    def __init__(self, dit: CausalDiT, text_encoder: TextEncoder, motion_encoder: MotionEncoder, plan: ChunkPlan) -> None:
+    def __init__(
+        self, dit: CausalDiT, text_encoder: TextEncoder, motion_encoder: MotionEncoder, plan: ChunkPlan
+    ) -> None:
         super().__init__()
         self.dit, self.text_encoder, self.motion_encoder = dit, text_encoder, motion_encoder
         self.plan = plan
@@ -63,7 +68,9 @@ class CausalFlow(nn.Module):
 
 
 def _by_level(error: Tensor, batch: FlowBatch) -> dict[str, Tensor | float]:
-    """Mean error at low (< 1/3), middle and high (> 2/3) noise, the instrument for what the network learns first."""
+    """Mean error at low (< 1/3), middle and high (> 2/3) noise, the instrument for what the network learns
+    first.
+    """
     out: dict[str, Tensor | float] = {}
     for name, low, high in (("low", 0.0, 1 / 3), ("mid", 1 / 3, 2 / 3), ("high", 2 / 3, 1.01)):
         chosen = batch.weight * ((batch.sigma >= low) & (batch.sigma < high))

@@ -1,7 +1,8 @@
 """Clips of the procedural world, encoded once: latents, captions and tracks in shards on disk.
 
-A diffusion stage sees each clip many times at random offsets, so encoding is paid once. A shard is a function of (fingerprint, index) alone;
-it is written beside its final name and renamed, so that an interrupted build goes on where it stopped.
+A diffusion stage sees each clip many times at random offsets, so encoding is paid once. A shard is a function
+of (fingerprint, index) alone; it is written beside its final name and renamed, so that an interrupted build
+goes on where it stopped.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from models.video_tokenizer import VideoTokenizer
 from streamgen.geometry import LatentGeometry
 
 from .config import require
-from .scenes import SceneConfig, SceneGenerator, SceneBatch
+from .scenes import SceneBatch, SceneConfig, SceneGenerator
 
 _SHARD = 128
 
@@ -37,16 +38,21 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         require(self.frames % 4 == 1 and self.frames > 1, "cache.frames", "1 + 4k, above 1", self.frames)
-        require(self.clips >= 1 and self.images >= 1, "cache.clips, cache.images", ">= 1", (self.clips, self.images))
+        require(
+            self.clips >= 1 and self.images >= 1,
+            "cache.clips, cache.images",
+            ">= 1",
+            (self.clips, self.images),
+        )
 
 
 @dataclass(frozen=True)
 class LatentClips:
     """Encoded clips on the host.
 
-    `latents (N, T, C, h, w)` float16, normalised; `words (N, 2, L)` int16 captions before and after the change; `switch (N,)` the latent
-    frame from which the second caption holds (T if none); `points (N, K, F, 2)` float16, `visible`, `dragged (N, K, F)` bool over F pixel
-    frames, `background (N, K)` bool.
+    `latents (N, T, C, h, w)` float16, normalised; `words (N, 2, L)` int16 captions before and after the
+    change; `switch (N,)` the latent frame from which the second caption holds (T if none); `points (N, K, F,
+    2)` float16, `visible`, `dragged (N, K, F)` bool over F pixel frames, `background (N, K)` bool.
     """
 
     latents: Tensor
@@ -61,7 +67,7 @@ class LatentClips:
 class LatentCache:
     """Builds and loads the cache for one tokenizer, vocabulary and world."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         config: CacheConfig,
         scenes: SceneConfig,
@@ -73,7 +79,8 @@ class LatentCache:
         self.config, self.scenes = config, scenes
         self.tokenizer, self.vocabulary, self.text_length = tokenizer, vocabulary, text_length
         key = json.dumps(
-            [tokenizer_digest, asdict(scenes), vocabulary.words, text_length, config.seed, config.frames], sort_keys=True
+            [tokenizer_digest, asdict(scenes), vocabulary.words, text_length, config.seed, config.frames],
+            sort_keys=True,
         )
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
         self.directory = Path(config.directory) / self.fingerprint
@@ -101,11 +108,21 @@ class LatentCache:
     def _shards(self) -> list[tuple[Path, int, int, int]]:
         """(path, clips, frames, scene seed) of every shard."""
         out = []
-        for kind, total, frames in (("clips", self.config.clips, self.config.frames), ("images", self.config.images, 1)):
+        for kind, total, frames in (
+            ("clips", self.config.clips, self.config.frames),
+            ("images", self.config.images, 1),
+        ):
             size = _SHARD if frames > 1 else _SHARD * 16
             for index, start in enumerate(range(0, total, size)):
                 seed = self.config.seed * 1_000_003 + index * 2 + (frames == 1)
-                out.append((self.directory / f"{kind}-{index:05d}.safetensors", min(size, total - start), frames, seed))
+                out.append(
+                    (
+                        self.directory / f"{kind}-{index:05d}.safetensors",
+                        min(size, total - start),
+                        frames,
+                        seed,
+                    )
+                )
         return out
 
     @torch.no_grad()
@@ -120,11 +137,15 @@ class LatentCache:
             latents.append(self.tokenizer.normalize(mean, 0).half())
         frames = scene.video.shape[1]
         words = [
-            torch.stack([self.vocabulary.encode(text, self.text_length).ids for text in (captions[0], captions[-1])])
+            torch.stack(
+                [self.vocabulary.encode(text, self.text_length).ids for text in (captions[0], captions[-1])]
+            )
             for captions in scene.captions
         ]
         changed = scene.segment_start[:, 1].cpu()
-        switch = torch.tensor([geometry.latent_of(int(f)) if f < frames else geometry.latent_frames(frames) for f in changed])
+        switch = torch.tensor(
+            [geometry.latent_of(int(f)) if f < frames else geometry.latent_frames(frames) for f in changed]
+        )
         return {
             "latents": torch.cat(latents).cpu(),
             "words": torch.stack(words).to(torch.int16),

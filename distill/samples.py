@@ -1,5 +1,6 @@
 """Sample streams at fixed prompts and seeds, as contact sheets: what a person judges a run by."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,8 +44,12 @@ DRAGS = (
 )
 
 
-def stream(pipeline: Pipeline, prompt: str, seed: int, frames: int, switch: tuple[int, StreamEvent] | None = None) -> Tensor:
-    """The first `frames` pictures of a stream, uint8 `(T, H, W, 3)`; `switch` is an event and its earliest frame."""
+def stream(
+    pipeline: Pipeline, prompt: str, seed: int, frames: int, switch: tuple[int, StreamEvent] | None = None
+) -> Tensor:
+    """The first `frames` pictures of a stream, uint8 `(T, H, W, 3)`; `switch` is an event and its earliest
+    frame.
+    """
     session = pipeline.open(prompt, seed)
     if switch is not None:
         session.submit(switch[1], switch[0])
@@ -63,14 +68,19 @@ def sample_sheets(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> No
         stream(pipeline, before, i, 2 * frames, (frames, StreamEvent(prompt=after)))
         for i, (before, after) in enumerate(SWITCHES)
     ]
-    contact_sheet(_large(switched), [f"{a}  ->  {b}" for a, b in SWITCHES], out_dir / "switches.png", frames=12)
+    contact_sheet(
+        _large(switched), [f"{a}  ->  {b}" for a, b in SWITCHES], out_dir / "switches.png", frames=12
+    )
     dragged = [_dragged(pipeline, prompt, i, target, frames) for i, (prompt, target) in enumerate(DRAGS)]
     names = [f"{prompt}; dragged to {target}" for prompt, target in DRAGS]
     contact_sheet(_large([_marked(v, t) for v, t in dragged]), names, out_dir / "drags.png", frames=12)
 
 
-def _dragged(pipeline: Pipeline, prompt: str, seed: int, target: tuple[float, float], frames: int) -> tuple[Tensor, Tensor]:
-    """A stream whose object is taken where it is after half a second and drawn to `target` within `frames` frames.
+def _dragged(
+    pipeline: Pipeline, prompt: str, seed: int, target: tuple[float, float], frames: int
+) -> tuple[Tensor, Tensor]:
+    """A stream whose object is taken where it is after half a second and drawn to `target` within `frames`
+    frames.
 
     Returns the pictures and the track `(T, 2)` in pixels (NaN where there is none).
     """
@@ -78,14 +88,22 @@ def _dragged(pipeline: Pipeline, prompt: str, seed: int, target: tuple[float, fl
     before = stream(pipeline, prompt, seed, start)
     place = object_centre(before[-1])
     tracks: TrackSet = drag(place, target, frames)
-    video = stream(pipeline, prompt, seed, start + frames + pipeline.geometry.fps // 2, (start, StreamEvent(motion=tracks)))
+    video = stream(
+        pipeline,
+        prompt,
+        seed,
+        start + frames + pipeline.geometry.fps // 2,
+        (start, StreamEvent(motion=tracks)),
+    )
     path = torch.full((len(video), 2), float("nan"))
     path[start : start + frames] = tracks.points[0] * video.shape[1]
     return video, path
 
 
 def object_centre(frame: Tensor) -> tuple[float, float]:
-    """Where the most saturated or odd-coloured thing of a picture is: normalised (x, y) of the pixels far from the median colour."""
+    """Where the most saturated or odd-coloured thing of a picture is: normalised (x, y) of the pixels far
+    from the median colour.
+    """
     pixels = frame.float()
     distance = (pixels - pixels.flatten(0, 1).median(0).values).abs().sum(-1)
     weight = (distance > 0.6 * distance.max()).float()
@@ -100,7 +118,7 @@ def _marked(video: Tensor, path: Tensor) -> Tensor:
     video = video.clone()
     size = video.shape[1]
     for frame, (x, y) in zip(video, path.tolist(), strict=True):
-        if x == x:
+        if not math.isnan(x):
             column, row = min(int(x), size - 1), min(int(y), size - 1)
             frame[row, max(0, column - 2) : column + 3] = 0
             frame[max(0, row - 2) : row + 3, column] = 0

@@ -1,7 +1,9 @@
-"""From encoded clips to training windows: which latent frames, captions, tracks and noise levels a sample gets.
+"""From encoded clips to training windows: which latent frames, captions, tracks and noise levels a sample
+gets.
 
-Three kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under diffusion forcing; the start with a clean
-prefix; and frame 0 followed by a later stretch (what a stream looks like once the window has left its sink) with a clean prefix.
+Three kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under
+diffusion forcing; the start with a clean prefix; and frame 0 followed by a later stretch (what a stream looks
+like once the window has left its sink) with a clean prefix.
 """
 
 from dataclasses import dataclass
@@ -23,8 +25,9 @@ _IDS = 1024
 class WindowConfig:
     """Shares and probabilities of the training windows.
 
-    `frames` latent frames per window; `forcing_share` start windows with independent noise everywhere, `gap_share` windows with a jump after
-    frame 0 (the rest are start windows with a clean prefix); `context_noise` the highest level on a prefix; drops are for guidance.
+    `frames` latent frames per window; `forcing_share` start windows with independent noise everywhere,
+    `gap_share` windows with a jump after frame 0 (the rest are start windows with a clean prefix);
+    `context_noise` the highest level on a prefix; drops are for guidance.
     """
 
     frames: int = 10
@@ -43,10 +46,17 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         require(self.frames > self.min_gap_prefix, "windows.frames", f"> {self.min_gap_prefix}", self.frames)
-        require(self.forcing_share + self.gap_share <= 1, "windows shares", "a sum <= 1", (self.forcing_share, self.gap_share))
+        require(
+            self.forcing_share + self.gap_share <= 1,
+            "windows shares",
+            "a sum <= 1",
+            (self.forcing_share, self.gap_share),
+        )
 
 
-def window_batch(clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator) -> FlowBatch:
+def window_batch(
+    clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
+) -> FlowBatch:
     """Draw `size` windows; a function of the generator's state alone."""
     count, total = clips.latents.shape[:2]
     rows = torch.randint(count, (size,), generator=generator)
@@ -56,7 +66,9 @@ def window_batch(clips: LatentClips, size: int, config: WindowConfig, generator:
     length = min(config.frames, total)
     offset = torch.randint(1, max(2, total - length + 2), (size,), generator=generator)
     offset = torch.where(gap, offset, 1)
-    frames = torch.cat([torch.zeros(size, 1, dtype=torch.long), offset[:, None] + torch.arange(length - 1)], 1)
+    frames = torch.cat(
+        [torch.zeros(size, 1, dtype=torch.long), offset[:, None] + torch.arange(length - 1)], 1
+    )
     x0 = clips.latents[rows[:, None], frames].float()
     low = torch.where(gap, config.min_gap_prefix, 0)
     prefix = low + (torch.rand(size, generator=generator) * (length - low)).long()
@@ -79,7 +91,9 @@ def window_batch(clips: LatentClips, size: int, config: WindowConfig, generator:
     )
 
 
-def image_batch(images: LatentClips, size: int, config: WindowConfig, generator: torch.Generator) -> FlowBatch:
+def image_batch(
+    images: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
+) -> FlowBatch:
     """Single frames: the first chunk of a stream, with text only."""
     rows = torch.randint(len(images.latents), (size,), generator=generator)
     x0 = images.latents[rows].float()
@@ -103,13 +117,18 @@ def image_batch(images: LatentClips, size: int, config: WindowConfig, generator:
     )
 
 
-def _segments(  # noqa: PLR0913
-    switch: Tensor, frames: Tensor, prefix: Tensor, forcing: Tensor, config: WindowConfig, generator: torch.Generator
+def _segments(
+    switch: Tensor,
+    frames: Tensor,
+    prefix: Tensor,
+    forcing: Tensor,
+    config: WindowConfig,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Clean prefix `(B,)` and caption of each latent frame `(B, T)`: 0 before the change, 1 after, 2 none.
 
-    Where a clip changes inside the window, part of the samples are made as a stream that has just recached: everything before the change is
-    clean context, read under the new caption.
+    Where a clip changes inside the window, part of the samples are made as a stream that has just recached:
+    everything before the change is clean context, read under the new caption.
     """
     size, length = frames.shape
     after = frames >= switch[:, None]
@@ -133,7 +152,9 @@ def _with_unknown(words: Tensor, probability: float, generator: torch.Generator)
 def _tracks(
     clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfig, generator: torch.Generator
 ) -> Tracks:
-    """Tracks as a user gives them: few, beginning and ending anywhere, some chunks silent; always there where an object is dragged."""
+    """Tracks as a user gives them: few, beginning and ending anywhere, some chunks silent; always there where
+    an object is dragged.
+    """
     size, count = len(rows), clips.points.shape[1]
     # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
     group = (frames[:, 1:, None] * 4 + torch.arange(-3, 1)).flatten(1)

@@ -18,9 +18,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend:
     Args:
         q: `(B, L, H, D)` queries.
         k, v: `(B, S, H, D)` keys and `(B, S, H, Dv)` values.
-        mask: boolean, broadcastable to `(B, H, L, S)`, true where a query may look at a key; None means everywhere.
-        backend: `auto` takes the fused kernel on accelerators and the explicit one on the CPU, where the fused kernel's backward pass
-            and small sizes are several times slower.
+        mask: boolean, broadcastable to `(B, H, L, S)`, true where a query may look at a key; None means
+            everywhere.
+        backend: `auto` takes the fused kernel on accelerators and the explicit one on the CPU, where the
+            fused kernel's backward pass and small sizes are several times slower.
 
     Returns:
         `(B, L, H, Dv)`.
@@ -37,7 +38,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis with a learned scale, computed in float32 (arXiv 1910.07467)."""
+    """Root-mean-square norm over the last axis with a learned scale, computed in float32 (arXiv
+    1910.07467).
+    """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()

@@ -1,12 +1,16 @@
-"""The diffusion transformer over video latents: causal student, bidirectional teacher and critic in one class.
+"""The diffusion transformer over video latents: causal student, bidirectional teacher and critic in one
+class.
 
-Architecture and parameter names are those of Wan2.1 (https://github.com/Wan-Video/Wan2.1, Apache-2.0) at any size, with one timestep per
-latent frame (CausVid, arXiv 2412.07772) and motion channels concatenated at patchify (MotionStream, arXiv 2511.01266).
-What a token may look at is decided by the `AttentionContext` passed in, never by the network.
-Legend: B batch, T latent frames, C channels, H W latent size, N tokens per latent frame, D width, S text segments, L words.
+Architecture and parameter names are those of Wan2.1 (https://github.com/Wan-Video/Wan2.1, Apache-2.0) at any
+size, with one timestep per latent frame (CausVid, arXiv 2412.07772) and motion channels concatenated at
+patchify (MotionStream, arXiv 2511.01266). What a token may look at is decided by the `AttentionContext`
+passed in, never by the network.
+Legend: B batch, T latent frames, C channels, H W latent size, N tokens per latent frame, D width, S text
+segments, L words.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +24,8 @@ from .rope import RotaryEmbedding3D
 
 @dataclass(frozen=True, kw_only=True)
 class CausalDiTConfig:
-    """Sizes of the network. The Wan2.1-T2V-1.3B shape is dim 1536, layers 30, heads 12, ffn_dim 8960, text_dim 4096.
+    """Sizes of the network. The Wan2.1-T2V-1.3B shape is dim 1536, layers 30, heads 12, ffn_dim 8960,
+    text_dim 4096.
 
     Raises:
         ValueError: sizes that do not divide.
@@ -52,8 +57,8 @@ class CausalDiTConfig:
 class TextContext:
     """Cross-attention keys and values of every layer, computed once per text.
 
-    `keys[i], values[i]`: `(B, S, L, heads, head_dim)` for S text segments; `segment`: `(B, T)` int64, which segment each latent frame reads
-    (None when S is 1).
+    `keys[i], values[i]`: `(B, S, L, heads, head_dim)` for S text segments; `segment`: `(B, T)` int64, which
+    segment each latent frame reads (None when S is 1).
     """
 
     keys: tuple[Tensor, ...]
@@ -70,7 +75,9 @@ class CausalDiT(nn.Module):
         dim, patch = config.dim, (1, config.patch, config.patch)
         self.rope = RotaryEmbedding3D(config.head_dim)
         self.patch_embedding = nn.Conv3d(config.latent_channels + config.motion_channels, dim, patch, patch)
-        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
+        )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
@@ -81,19 +88,29 @@ class CausalDiT(nn.Module):
         """Text keys and values of all layers.
 
         Args:
-            text: `(B, S, L, text_dim)` or `(B, L, text_dim)`, zero past the end of the words (padding is attended to, as in Wan).
+            text: `(B, S, L, text_dim)` or `(B, L, text_dim)`, zero past the end of the words (padding is
+                attended to, as in Wan).
             segment: `(B, T)` index into S for every latent frame; needed when S > 1.
         """
         if text.dim() == 3:
             text = text[:, None]
         if text.shape[1] > 1 and segment is None:
-            raise ValueError(f"text has {text.shape[1]} segments, so `segment` must say which one each latent frame reads")
+            raise ValueError(
+                f"text has {text.shape[1]} segments, so `segment` must say which one each latent frame reads"
+            )
         hidden = self.text_embedding(text)
-        pairs = [block.cross_attn.project(hidden) for block in self.blocks]
-        return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), segment if text.shape[1] > 1 else None)
+        pairs = [block.cross_attn.project(hidden) for block in self._blocks()]
+        return TextContext(
+            tuple(k for k, _ in pairs), tuple(v for _, v in pairs), segment if text.shape[1] > 1 else None
+        )
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, text: TextContext, context: AttentionContext, motion: Tensor | None = None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextContext,
+        context: AttentionContext,
+        motion: Tensor | None = None,
     ) -> Tensor:
         """Velocity of the given latent frames.
 
@@ -130,12 +147,18 @@ class CausalDiT(nn.Module):
         channels, height, width = latents.shape[2:]
         if channels != self.config.latent_channels or height % self.config.patch or width % self.config.patch:
             raise ValueError(
-                f"latents must be (B, T, {self.config.latent_channels}, H, W) with H and W multiples of {self.config.patch}, "
+                f"latents must be (B, T, {self.config.latent_channels}, H, W) with H and W multiples of "
+                f"{self.config.patch}, "
                 f"found {tuple(latents.shape)}"
             )
         if motion is not None and motion.shape[2] != self.config.motion_channels:
-            raise ValueError(f"motion must have {self.config.motion_channels} channels, found {motion.shape[2]}")
+            raise ValueError(
+                f"motion must have {self.config.motion_channels} channels, found {motion.shape[2]}"
+            )
         return height // self.config.patch, width // self.config.patch
+
+    def _blocks(self) -> list["DiTBlock"]:
+        return cast("list[DiTBlock]", list(self.blocks))
 
     def _initialize(self) -> None:
         for module in self.modules():
@@ -144,13 +167,20 @@ class CausalDiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
         nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
-        for linear in (self.text_embedding[0], self.text_embedding[2], self.time_embedding[0], self.time_embedding[2]):
+        for linear in (
+            self.text_embedding[0],
+            self.text_embedding[2],
+            self.time_embedding[0],
+            self.time_embedding[2],
+        ):
             nn.init.normal_(linear.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.head.weight)
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and feed-forward, both modulated per latent frame, around an ungated text cross-attention."""
+    """Self-attention and feed-forward, both modulated per latent frame, around an ungated text
+    cross-attention.
+    """
 
     def __init__(self, config: CausalDiTConfig) -> None:
         super().__init__()
@@ -159,10 +189,14 @@ class DiTBlock(nn.Module):
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
+        )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, time: Tensor, text: TextContext, layer: int, context: AttentionContext) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, text: TextContext, layer: int, context: AttentionContext
+    ) -> Tensor:
         """`x (B, T, N, D)`, `time (B, T, 6, D)`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time)[:, :, :, None].unbind(2)
         x = x + gate1 * self.self_attn(self._norm(x) * (1 + scale1) + shift1, layer, context)
@@ -174,7 +208,9 @@ class DiTBlock(nn.Module):
 
 
 class _Projections(nn.Module):
-    """Query, key, value and output projections with RMS-normed queries and keys (over the full width, before the head split)."""
+    """Query, key, value and output projections with RMS-normed queries and keys (over the full width, before
+    the head split).
+    """
 
     def __init__(self, config: CausalDiTConfig) -> None:
         super().__init__()
@@ -192,7 +228,11 @@ class SelfAttention(_Projections):
 
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         flat = x.flatten(1, 2)
-        q, k, v = self.split(self.norm_q(self.q(flat))), self.split(self.norm_k(self.k(flat))), self.split(self.v(flat))
+        q, k, v = (
+            self.split(self.norm_q(self.q(flat))),
+            self.split(self.norm_k(self.k(flat))),
+            self.split(self.v(flat)),
+        )
         return self.o(context.attend(layer, q, k, v).flatten(2)).view_as(x)
 
 
@@ -229,7 +269,9 @@ class Head(nn.Module):
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of timesteps in 0..1000, cosines first, computed in float64: `(B, T)` -> `(B, T, dim)`."""
+    """Sinusoidal embedding of timesteps in 0..1000, cosines first, computed in float64: `(B, T)` -> `(B, T,
+    dim)`.
+    """
     half = dim // 2
     ladder = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
     angles = timesteps.to(torch.float64)[..., None] * ladder

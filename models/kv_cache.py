@@ -1,11 +1,13 @@
 """The KV cache of a stream: sink, ring of window slots, and the provisional slots of the chunk in work.
 
-Slot order is [provisional chunk | sink | ring]; a chunk is written at the end of its slots, so that what it attends to is one contiguous
-range at every fill level and nothing is ever copied on eviction: the ring's oldest slots are overwritten. Softmax does not
-depend on the order of keys, and positions are ranks in age order, never physical slots.
+Slot order is [provisional chunk | sink | ring]; a chunk is written at the end of its slots, so that what it
+attends to is one contiguous range at every fill level and nothing is ever copied on eviction: the ring's
+oldest slots are overwritten. Softmax does not depend on the order of keys, and positions are ranks in age
+order, never physical slots.
 
-Positions (see docs/decisions.md, 'Ranks'): attention sees position differences only. A window key is rotated once at its own cache time; only the sink's keys, kept
-unrotated, are rotated anew when the window has moved on, to lie directly before the window. Host integers are the truth about cursors.
+Positions (see docs/decisions.md, 'Ranks'): attention sees position differences only. A window key is rotated
+once at its own cache time; only the sink's keys, kept unrotated, are rotated anew when the window has moved
+on, to lie directly before the window. Host integers are the truth about cursors.
 """
 
 from dataclasses import dataclass
@@ -40,18 +42,20 @@ class CacheShape:
 class KVCache:
     """Keys and values of a stream's context, allocated once.
 
-    Use: `begin(n)`, any number of network forwards (each overwrites the provisional slots), one last forward of the finished chunk, then
-    `commit()`. Until `commit` returns, the context is as before: an exception in between costs nothing.
+    Use: `begin(n)`, any number of network forwards (each overwrites the provisional slots), one last forward
+    of the finished chunk, then `commit()`. Until `commit` returns, the context is as before: an exception in
+    between costs nothing.
 
     Args:
         shape: sizes of the network and its token grid.
         plan: chunk, sink and window, in latent frames.
         rope: the network's rotary embedding.
-        rope_mode: `relative` (ranks, endless) or `absolute` (every key at its own time, for weights trained so).
+        rope_mode: `relative` (ranks, endless) or `absolute` (every key at its own time, for weights trained
+            so).
         max_positions: with `absolute`, the number of latent frames the weights know.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         shape: CacheShape,
         plan: ChunkPlan,
@@ -97,7 +101,8 @@ class KVCache:
             raise ValueError(f"a chunk has 1 to {self.plan.chunk_frames} latent frames, asked for {frames}")
         if self.rope_mode == "absolute" and self.frames + frames > self.max_positions:
             raise ValueError(
-                f"absolute positions end at latent frame {self.max_positions}, asked for {self.frames + frames}; "
+                f"absolute positions end at latent frame {self.max_positions}, asked for "
+                f"{self.frames + frames}; "
                 "open the stream with relative positions for longer ones"
             )
         times = torch.arange(self.frames, self.frames + frames, device=self.device)
@@ -108,8 +113,9 @@ class KVCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the chunk's tokens over sink, window and themselves (see `AttentionContext`).
 
-        Without gradient and at the cache's own batch size, keys and values go to the provisional slots. With gradient, or for a larger
-        batch (guidance branches over one shared context), they stay live and are concatenated to the detached context.
+        Without gradient and at the cache's own batch size, keys and values go to the provisional slots. With
+        gradient, or for a larger batch (guidance branches over one shared context), they stay live and are
+        concatenated to the detached context.
         """
         if self._tables is None or not self._begun:
             raise RuntimeError("KVCache.attend before KVCache.begin")
@@ -156,7 +162,7 @@ class KVCache:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over a state of `state()`; every frame goes to the slot it came from, so what follows is bit-exact.
+        """Take over a state of `state()`. Frames go to the slots they came from: what follows is bit-exact.
 
         Raises:
             ValueError: the state is of a cache with other sizes.
@@ -165,7 +171,9 @@ class KVCache:
         n = self.shape.tokens
         expected = (*self.keys.shape[:2], min(frames, self.plan.context_frames) * n, *self.keys.shape[3:])
         if tuple(state["keys"].shape) != expected:
-            raise ValueError(f"cache state: expected keys of shape {expected}, found {tuple(state['keys'].shape)}")
+            raise ValueError(
+                f"cache state: expected keys of shape {expected}, found {tuple(state['keys'].shape)}"
+            )
         self.frames, self._sink_shift, self._begun = frames, shift, 0
         slots = [s for f in self._held() if (s := self._slot(f)) is not None]
         for i, slot in enumerate(slots):
@@ -183,7 +191,9 @@ class KVCache:
         return [*range(sink), *range(max(sink, self.frames - self.plan.window_frames), self.frames)]
 
     def _slot(self, frame: int) -> int | None:
-        """Physical frame slot of a committed frame; None if there is neither a sink nor a window place for it."""
+        """Physical frame slot of a committed frame; None if there is neither a sink nor a window place for
+        it.
+        """
         if frame < self.plan.sink_frames:
             return self.plan.chunk_frames + frame
         if self.plan.window_frames == 0:
@@ -202,5 +212,7 @@ class KVCache:
         n, sink = self.shape.tokens, self.plan.sink_frames
         times = torch.arange(shift, shift + sink, device=self.device)
         at = self.plan.chunk_frames * n
-        self.keys[:, :, at : at + sink * n] = rotate(self.sink_keys, self.rope.tables(times, *self.shape.grid))
+        self.keys[:, :, at : at + sink * n] = rotate(
+            self.sink_keys, self.rope.tables(times, *self.shape.grid)
+        )
         self._sink_shift = shift

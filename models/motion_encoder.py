@@ -1,10 +1,12 @@
-"""Point tracks as channels of the latent grid (MotionStream, arXiv 2511.01266, section 3.1), with explicit states.
+"""Point tracks as channels of the latent grid (MotionStream, arXiv 2511.01266, section 3.1), with explicit
+states.
 
-Each track has a random id whose 64-d sinusoid is written at the track's place in each pixel frame; four pixel frames are then compressed to
-one latent frame as the tokenizer does (frame 0 alone), and projected. All of it is linear without bias, so an empty cell is
-exactly zero and null motion is the absence of tracks. Beyond the paper: visible, occluded and pinned points carry a channel of their own, so
-that "hidden" differs from "unspecified", and on coarse grids a point is spread bilinearly over the four nearest cells, since on an 8x8 grid
-the nearest cell alone would hide movements of up to an eighth of the picture.
+Each track has a random id whose 64-d sinusoid is written at the track's place in each pixel frame; four pixel
+frames are then compressed to one latent frame as the tokenizer does (frame 0 alone), and projected. All of it
+is linear without bias, so an empty cell is exactly zero and null motion is the absence of tracks. Beyond the
+paper: visible, occluded and pinned points carry a channel of their own, so that "hidden" differs from
+"unspecified", and on coarse grids a point is spread bilinearly over the four nearest cells, since on an 8x8
+grid the nearest cell alone would hide movements of up to an eighth of the picture.
 """
 
 from dataclasses import dataclass
@@ -22,8 +24,8 @@ _STATE_CHANNELS = 3
 class Tracks:
     """A batch of tracks over pixel frames.
 
-    `points (B, N, T, 2)` normalised (x, y); `state (B, N, T)` one of UNSPECIFIED, VISIBLE, OCCLUDED; `pinned (B, N)` bool; `ids (B, N)`
-    int64. A padding track is UNSPECIFIED throughout.
+    `points (B, N, T, 2)` normalised (x, y); `state (B, N, T)` one of UNSPECIFIED, VISIBLE, OCCLUDED; `pinned
+    (B, N)` bool; `ids (B, N)` int64. A padding track is UNSPECIFIED throughout.
     """
 
     points: Tensor
@@ -54,7 +56,8 @@ class MotionEncoder(nn.Module):
         super().__init__()
         self.config = config
         features = config.id_dim + _STATE_CHANNELS
-        # one matrix per pixel frame of a group: the stride-4 temporal convolution, applied before scattering since both are linear
+        # one matrix per pixel frame of a group: the stride-4 temporal convolution, applied before scattering
+        # since both are linear
         self.temporal = nn.Parameter(torch.randn(config.temporal, features, config.hidden) / features**0.5)
         self.projection = nn.Linear(config.hidden, config.channels, bias=False)
 
@@ -62,7 +65,8 @@ class MotionEncoder(nn.Module):
         """Motion latents of consecutive pixel frames.
 
         Args:
-            tracks: T pixel frames, `1 + 4k` of them when `first` (the stream's frame 0 is a latent frame of its own), else `4k`.
+            tracks: T pixel frames, `1 + 4k` of them when `first` (the stream's frame 0 is a latent frame of
+                its own), else `4k`.
             grid: latent rows and columns.
             first: whether the first pixel frame is frame 0 of the stream.
 
@@ -79,7 +83,9 @@ class MotionEncoder(nn.Module):
             raise ValueError(f"tracks must cover {form} pixel frames here, found {frames}")
         latent_frames = (frames + pad) // self.config.temporal
         time = torch.arange(frames, device=tracks.points.device) + pad
-        hidden = torch.einsum("bntf,tfh->bnth", self.features(tracks), self.temporal[time % self.config.temporal])
+        hidden = torch.einsum(
+            "bntf,tfh->bnth", self.features(tracks), self.temporal[time % self.config.temporal]
+        )
         cells, weights = splat_weights(tracks.points, grid, self.config.splat)
         index = (time // self.config.temporal)[:, None] * (grid[0] * grid[1]) + cells
         index = rearrange(index, "b n t k -> b (n t k)")
@@ -90,7 +96,9 @@ class MotionEncoder(nn.Module):
         return rearrange(out, "b (t h w) c -> b t c h w", t=latent_frames, h=grid[0])
 
     def features(self, tracks: Tracks) -> Tensor:
-        """`(B, N, T, id_dim + 3)`: id sinusoid where visible; visible, occluded, pinned flags; all zero where unspecified."""
+        """`(B, N, T, id_dim + 3)`: id sinusoid where visible; visible, occluded, pinned flags; all zero where
+        unspecified.
+        """
         visible = (tracks.state == VISIBLE).to(self.temporal.dtype)[..., None]
         occluded = (tracks.state == OCCLUDED).to(self.temporal.dtype)[..., None]
         pinned = tracks.pinned[..., None, None] * (visible + occluded)
@@ -111,7 +119,8 @@ def splat_weights(points: Tensor, grid: tuple[int, int], splat: str) -> tuple[Te
     Args:
         points: `(..., 2)` normalised (x, y); cell centres are at (i + 0.5) / size.
         grid: rows and columns.
-        splat: `nearest` (one cell, weight 1) or `bilinear` (four cells, weights that sum to 1; clamped at the border).
+        splat: `nearest` (one cell, weight 1) or `bilinear` (four cells, weights that sum to 1; clamped at the
+            border).
 
     Returns:
         flat cell indices `(..., K)` int64 and weights `(..., K)`, K = 1 or 4.

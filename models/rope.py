@@ -1,8 +1,9 @@
 """Three-dimensional rotary position embedding over (latent frame, row, column).
 
-Source: RoFormer (arXiv 2104.09864); the split of the head dimension over the three axes is that of Wan2.1 (Apache-2.0 repository
-Wan-Video/Wan2.1). Adjacent elements (2i, 2i + 1) form a rotated pair. Angles are computed in float64, so that a stream whose time index
-has grown to millions still has exact position differences.
+Source: RoFormer (arXiv 2104.09864); the split of the head dimension over the three axes is that of Wan2.1
+(Apache-2.0 repository Wan-Video/Wan2.1). Adjacent elements (2i, 2i + 1) form a rotated pair. Angles are
+computed in float64, so that a stream whose time index has grown to millions still has exact position
+differences.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class RotaryEmbedding3D:
     """Rotation tables for tokens in (frame, row, column) order.
 
     Args:
-        head_dim: size D of one attention head; even. Rows and columns get `2 * (D // 6)` dimensions each, time the rest.
+        head_dim: size D of one attention head; even. Rows and columns get `2 * (D // 6)` dimensions each,
+            time the rest.
         theta: base of the geometric frequency ladder; each axis has its own ladder over its own dimensions.
 
     Raises:

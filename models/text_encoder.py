@@ -16,7 +16,9 @@ _WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Words:
-    """A prompt as the model sees it: ids `(L,)` int64, the words it does not know, and how many words did not fit."""
+    """A prompt as the model sees it: ids `(L,)` int64, the words it does not know, and how many words did not
+    fit.
+    """
 
     ids: Tensor
     unknown: tuple[str, ...]

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 
 def _guard_siblings() -> None:
-    """Refuse to run with a foreign top-level package in place of one of ours: names like `models` are common."""
+    """Refuse to run with a foreign package in place of one of ours: names like `models` are common."""
     here = Path(__file__).resolve().parent.parent
     for name in ("models", "distill", "configs"):
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
         if found != here:
-            raise ImportError(f"streamgen needs its own package {name!r} beside it in {here}, found {found or 'none'}")
+            raise ImportError(
+                f"streamgen needs its own package {name!r} beside it in {here}, found {found or 'none'}"
+            )
 
 
 _guard_siblings()
@@ -42,7 +44,7 @@ __all__ = [
     "model_names",
 ]
 
-# Loaded when first asked for: most of them need torch, which takes seconds, and `streamgen --help` needs none.
+# Loaded when first asked for: most need torch, which takes seconds, and `streamgen --help` needs none.
 _MODULES = {
     "CheckpointError": "errors",
     "FrameChunk": "session",

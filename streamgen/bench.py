@@ -1,4 +1,4 @@
-"""Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small as it began."""
+"""Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small."""
 
 import random
 import statistics
@@ -25,13 +25,16 @@ _SWITCHES = 24
 _LONG = 300
 
 
-def run_bench(pipeline: Pipeline, chunks: int, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def run_bench(
+    pipeline: Pipeline, chunks: int, progress: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Measure a model.
 
-    Rates count pixel frames that lie on the host, from the first chunk whose window is full; denoising, commit, decoding and the copy are
-    all inside. A switch is submitted from another thread at a random moment of a chunk, and ends when the first frame under the new prompt is
-    on the host; the stream is not paced. Parts are host clocks; on a GPU they come from a run of their own that waits for the device after
-    each part, so they add up to more than `total`.
+    Rates count pixel frames that lie on the host, from the first chunk whose window is full; denoising,
+    commit, decoding and the copy are all inside. A switch is submitted from another thread at a random moment
+    of a chunk, and ends when the first frame under the new prompt is on the host; the stream is not paced.
+    Parts are host clocks; on a GPU they come from a run of their own that waits for the device after each
+    part, so they add up to more than `total`.
 
     Args:
         chunks: to be timed, at least 20; from 300 on, `long_stream` is measured too.

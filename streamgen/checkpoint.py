@@ -1,4 +1,6 @@
-"""Checkpoint directories: `config.yaml`, `model.safetensors`, `tokenizer.safetensors`, `vocabulary.txt` and a card."""
+"""Checkpoint directories: `config.yaml`, `model.safetensors`, `tokenizer.safetensors`, `vocabulary.txt` and a
+card.
+"""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -27,14 +29,20 @@ from .suggest import unknown_key
 
 T = TypeVar("T")
 
-MODEL, TOKENIZER, VOCABULARY, CONFIG = "model.safetensors", "tokenizer.safetensors", "vocabulary.txt", "config.yaml"
+MODEL, TOKENIZER, VOCABULARY, CONFIG = (
+    "model.safetensors",
+    "tokenizer.safetensors",
+    "vocabulary.txt",
+    "config.yaml",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """A checkpoint's `config.yaml`: sizes of all parts, and the settings it was made for.
 
-    `tokenizer_digest` is the `tensor_digest` of the tokenizer that the DiT was trained on; another one is refused.
+    `tokenizer_digest` is the `tensor_digest` of the tokenizer that the DiT was trained on; another one is
+    refused.
     """
 
     format: int
@@ -68,7 +76,8 @@ def read_config(directory: Path) -> CheckpointConfig:
     """The config of a checkpoint directory.
 
     Raises:
-        CheckpointError: missing or unreadable, an unknown or missing key, a value of another type or out of range.
+        CheckpointError: missing or unreadable, an unknown or missing key, a value of another type or out of
+            range.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -76,7 +85,9 @@ def read_config(directory: Path) -> CheckpointConfig:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:200]})") from None
+        raise CheckpointError(
+            f"{path}: not readable as YAML ({' '.join(str(error).split())[:200]})"
+        ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected keys and values, found {type(content).__name__}")
     sections: dict[str, type] = {
@@ -104,7 +115,9 @@ def read_config(directory: Path) -> CheckpointConfig:
 
 
 def construct(kind: type[T], values: Any, where: str) -> T:
-    """A config dataclass from plain values; unknown keys, missing keys and wrong types are errors that name the key."""
+    """A config dataclass from plain values; unknown keys, missing keys and wrong types are errors that name
+    the key.
+    """
     if not isinstance(values, Mapping):
         raise CheckpointError(f"{where}: expected keys and values, found {type(values).__name__}")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
@@ -116,7 +129,11 @@ def construct(kind: type[T], values: Any, where: str) -> T:
             fits = type(value) is declared or (declared is float and type(value) is int)
             if not fits:
                 raise CheckpointError(f"{where}: {key}: expected {declared.__name__}, found {value!r}")
-    missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
+    missing = [
+        n
+        for n, f in known.items()
+        if f.default is MISSING and f.default_factory is MISSING and n not in values
+    ]
     if missing:
         raise CheckpointError(f"{where}: key {missing[0]} is missing")
     try:
@@ -149,10 +166,14 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     for what, names in (("missing", set(own) - set(tensors)), ("surplus", set(tensors) - set(own))):
         if names:
             some = ", ".join(sorted(names)[:3])
-            raise CheckpointError(f"{where}: {len(names)} {what} tensors ({some}{', ...' if len(names) > 3 else ''})")
+            raise CheckpointError(
+                f"{where}: {len(names)} {what} tensors ({some}{', ...' if len(names) > 3 else ''})"
+            )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{where}: {name}: expected shape {tuple(own[name].shape)}, found {tuple(tensor.shape)}")
+            raise CheckpointError(
+                f"{where}: {name}: expected shape {tuple(own[name].shape)}, found {tuple(tensor.shape)}"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")
     module.load_state_dict(dict(tensors))
@@ -160,7 +181,9 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under `prefix.`, without it."""
-    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
+    return {
+        name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")
+    }
 
 
 def check_tokenizer(tensors: Mapping[str, Tensor], config: CheckpointConfig, where: str) -> None:
@@ -168,7 +191,8 @@ def check_tokenizer(tensors: Mapping[str, Tensor], config: CheckpointConfig, whe
     found = tensor_digest(tensors)
     if found != config.tokenizer_digest:
         raise CheckpointError(
-            f"{where}: expected the tokenizer that this model was trained on ({config.tokenizer_digest[:12]}), "
+            f"{where}: expected the tokenizer that this model was trained on "
+            f"({config.tokenizer_digest[:12]}), "
             f"found another ({found[:12]})"
         )
 
@@ -184,5 +208,7 @@ def read_vocabulary(path: Path, config: TextEncoderConfig) -> Vocabulary:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"vocabulary {path}: {error}") from None
     if len(vocabulary) != config.vocabulary:
-        raise CheckpointError(f"vocabulary {path}: expected {config.vocabulary - 2} words, found {len(vocabulary) - 2}")
+        raise CheckpointError(
+            f"vocabulary {path}: expected {config.vocabulary - 2} words, found {len(vocabulary) - 2}"
+        )
     return vocabulary

@@ -1,4 +1,4 @@
-"""What the command line says while it works: all of it on stderr, a bar on a terminal and plain lines elsewhere."""
+"""What the command line says while it works, all on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import signal
@@ -47,10 +47,12 @@ class Reporter:
                 TextColumn("{task.completed}/{task.total} frames, {task.fields[fps]:.1f} fps"),
                 TimeRemainingColumn(),
             )
-            with Progress(*columns, console=Console(stderr=True), transient=True) as self._bar:
-                self._task = self._bar.add_task(name, total=frames, fps=0.0)
-                yield
-            self._bar = None
+            with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+                self._bar, self._task = bar, bar.add_task(name, total=frames, fps=0.0)
+                try:
+                    yield
+                finally:
+                    self._bar = None
         else:
             say(f"{name}: rendering {frames} frames")
             yield
@@ -77,7 +79,7 @@ class Reporter:
 
 
 class Stop:
-    """Turns the first Ctrl-C into a flag, so that a chunk in work is finished; a second one interrupts at once."""
+    """Turns the first Ctrl-C into a flag, so that a chunk in work is finished; a second stops at once."""
 
     def __init__(self) -> None:
         self._asked = False

@@ -11,7 +11,8 @@ from models.context import AttentionContext
 
 @dataclass(frozen=True)
 class Guidance:
-    """Strengths of joint guidance (MotionStream, arXiv 2511.01266, section 3.2); text + motion = 1 is unguided.
+    """Strengths of joint guidance (MotionStream, arXiv 2511.01266, section 3.2); text + motion = 1 is
+    unguided.
 
     Raises:
         ValueError: a negative strength, or a sum below 1.
@@ -32,7 +33,8 @@ class Guidance:
 class Conditioning:
     """Conditioning of one chunk.
 
-    `text` of the prompt, `null_text` of no prompt; `motion (B, T, channels, H, W)` or None where there are no tracks.
+    `text` of the prompt, `null_text` of no prompt; `motion (B, T, channels, H, W)` or None where there are no
+    tracks.
     """
 
     text: TextContext
@@ -46,8 +48,9 @@ def guided_velocity(
 ) -> Tensor:
     """Velocity under joint guidance, all branches in one forward.
 
-    `v = a v(0, m) + (1 - a) v(c, 0) + w_t (v(c, m) - v(0, m)) + w_m (v(c, m) - v(c, 0))`, `a = w_t / (w_t + w_m)`; without tracks
-    `w_m` is 0 and this is classifier-free guidance of weight w_t. The branches share the committed context.
+    `v = a v(0, m) + (1 - a) v(c, 0) + w_t (v(c, m) - v(0, m)) + w_m (v(c, m) - v(c, 0))`, `a = w_t / (w_t +
+    w_m)`; without tracks `w_m` is 0 and this is classifier-free guidance of weight w_t. The branches share
+    the committed context.
     """
     text, motion = conditioning.text, conditioning.motion
     w_t = conditioning.guidance.text if motion is not None else max(1.0, conditioning.guidance.text)

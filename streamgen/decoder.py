@@ -1,4 +1,6 @@
-"""Latents to pictures and back, streaming: thin wrappers around the tokenizer that count frames and own no hidden state."""
+"""Latents to pictures and back, streaming: thin wrappers around the tokenizer that count frames and own no
+hidden state.
+"""
 
 from dataclasses import dataclass
 
@@ -10,18 +12,21 @@ from models.video_tokenizer import TokenizerState, VideoTokenizer
 
 @dataclass(frozen=True)
 class DecoderState:
-    """Where a stream's decoder is: the tokenizer's own state and the number of latent frames decoded. A value."""
+    """Where a stream's decoder is: the tokenizer's own state and the number of latent frames decoded. A
+    value.
+    """
 
     tokenizer: TokenizerState
     latent_frames: int = 0
 
 
 class StreamingDecoder:
-    """Decodes a stream chunk by chunk with the numbers of one whole decode; work and state per push are constant.
+    """Decodes a stream chunk by chunk with the numbers of one whole decode; work and state per push are
+    constant.
 
-        decoder = StreamingDecoder(tokenizer)
-        for latents in chunks:
-            frames = decoder.push(latents)
+    decoder = StreamingDecoder(tokenizer)
+    for latents in chunks:
+        frames = decoder.push(latents)
     """
 
     def __init__(self, tokenizer: VideoTokenizer) -> None:
@@ -59,7 +64,9 @@ class StreamingDecoder:
 
 @torch.no_grad()
 def encode_frames(tokenizer: VideoTokenizer, frames: Tensor) -> Tensor:
-    """Normalised latents `(1, T, C, h, w)` of uint8 frames `(T', H, W, 3)` from the start of a stream; the tail is padded to a latent frame."""
+    """Normalised latents `(1, T, C, h, w)` of uint8 frames `(T', H, W, 3)` from the start of a stream; the
+    tail is padded to a latent frame.
+    """
     mean = tokenizer.latent_mean
     video = frames.to(mean.device).movedim(-1, 1)[None].to(mean.dtype).div(127.5).sub(1.0)
     return tokenizer.normalize(tokenizer.encode(video).mean, 0)

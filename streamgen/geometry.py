@@ -59,7 +59,9 @@ class LatentGeometry:
         return rows * columns
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames that hold `frames` pixel frames from the start of a stream (the last one may be part empty)."""
+        """Latent frames that hold `frames` pixel frames from the start of a stream (the last one may be part
+        empty).
+        """
         return 0 if frames <= 0 else 1 + -(-(frames - 1) // self.temporal)
 
     def frames(self, latent_frames: int) -> int:

@@ -32,7 +32,7 @@ _SHOWN_KEYS = 8
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
-    """A report of plain values; under `problems` one line for each thing that keeps the checkpoint from loading.
+    """A report of plain values; `problems` has a line for each thing that keeps the checkpoint from loading.
 
     Args:
         path: a checkpoint directory, or one .safetensors file.
@@ -86,7 +86,11 @@ def _directory(path: Path) -> dict[str, Any]:
     if tokens is not None:
         parts["tokenizer"] = _compare(tokens, expected["tokenizer"], TOKENIZER, problems)
         found = tensor_digest(tokens)
-        report["tokenizer"] = {"expected": config.tokenizer_digest, "found": found, "match": found == config.tokenizer_digest}
+        report["tokenizer"] = {
+            "expected": config.tokenizer_digest,
+            "found": found,
+            "match": found == config.tokenizer_digest,
+        }
         if found != config.tokenizer_digest:
             problems.append(
                 f"{TOKENIZER}: not the tokenizer that the model was trained on "
@@ -95,7 +99,10 @@ def _directory(path: Path) -> dict[str, Any]:
         all_tensors |= {f"tokenizer.{name}": value for name, value in tokens.items()}
     tensors = _read(path / MODEL, problems)
     if tensors is not None:
-        own = {part: {n[len(part) + 1 :]: t for n, t in tensors.items() if n.startswith(part + ".")} for part in _MODEL_PARTS}
+        own = {
+            part: {n[len(part) + 1 :]: t for n, t in tensors.items() if n.startswith(part + ".")}
+            for part in _MODEL_PARTS
+        }
         for part, group in own.items():
             parts[part] = _compare(group, expected[part], f"{MODEL} ({part})", problems)
         report["surplus"] = sorted(n for n in tensors if n.split(".")[0] not in _MODEL_PARTS)
@@ -170,5 +177,3 @@ def _metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"weights {path}: truncated or not safetensors ({error})") from None
-
-

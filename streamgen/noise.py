@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 class NoiseSource(Protocol):
-    """Standard normal draws for chunk i. Another source (a reference's draws, a motion prior) can take its place."""
+    """Standard normal draws for chunk i. Another source (a reference's draws, a motion prior) can take its
+    place.
+    """
 
     def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
         """What denoising of the chunk starts from."""

@@ -105,7 +105,7 @@ class Pipeline:
                 self._texts.popitem(last=False)
         return self._texts[prompt]
 
-    def open(  # noqa: PLR0913
+    def open(
         self,
         prompt: str,
         seed: int = 0,
@@ -120,8 +120,8 @@ class Pipeline:
             prompt: what to show.
             seed: every draw of the stream is a function of it.
             motion: tracks from frame 0 on.
-            image, video: what the stream starts from (one of them): a file, or uint8 `(H, W, 3)` / `(T, H, W, 3)`. Of a clip, the frames
-                that fill whole chunks are kept.
+            image, video: what the stream starts from (one of them): a file, or uint8 `(H, W, 3)` / `(T, H, W,
+                3)`. Of a clip, the frames that fill whole chunks are kept.
             settings: `StreamSettings` by name, over the checkpoint's.
 
         Raises:
@@ -147,8 +147,11 @@ class Pipeline:
         load_snapshot_state(session, snapshot)
         return session
 
-    def replay(self, timeline: Timeline, image: str | Path | None = None, video: str | Path | None = None) -> Session:
-        """A session that goes through a recorded timeline again; pictures are bit-exact on the same device and threads.
+    def replay(
+        self, timeline: Timeline, image: str | Path | None = None, video: str | Path | None = None
+    ) -> Session:
+        """A session that goes through a recorded timeline again; pictures are bit-exact on the same device
+        and threads.
 
         Raises:
             InputError: a timeline without an opening event.
@@ -156,7 +159,9 @@ class Pipeline:
         if not timeline.events or timeline.events[0].event.prompt is None:
             raise InputError("timeline: expected an opening event with a prompt, found none")
         opening = timeline.events[0].event
-        session = self.open(str(opening.prompt), timeline.seed, opening.motion, image, video, opening.settings)
+        session = self.open(
+            str(opening.prompt), timeline.seed, opening.motion, image, video, opening.settings
+        )
         for entry in timeline.events[1:]:
             session.submit(entry.event, entry.frame)
         return session
@@ -182,22 +187,27 @@ class Pipeline:
             frames = torch.from_numpy(np.ascontiguousarray(clip))
         if frames.dtype != torch.uint8 or frames.dim() != 4 or tuple(frames.shape[1:]) != (height, width, 3):
             raise InputError(
-                f"start: expected uint8 frames of {height}x{width}x3, found {frames.dtype} {tuple(frames.shape[1:])}"
+                f"start: expected uint8 frames of {height}x{width}x3, found {frames.dtype} "
+                f"{tuple(frames.shape[1:])}"
             )
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
         whole = 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal
         return encode_frames(self.tokenizer, frames[:whole]).to(self.dtype)
 
 
-def load_pipeline(name: str | Path = "tiny", device: str = "auto", dtype: torch.dtype | None = None) -> Pipeline:
+def load_pipeline(
+    name: str | Path = "tiny", device: str = "auto", dtype: torch.dtype | None = None
+) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
     Args:
         device: `auto` takes a GPU where there is one.
-        dtype: of the diffusion network; default bfloat16 on a GPU, float32 on the CPU. The tokenizer stays float32.
+        dtype: of the diffusion network; default bfloat16 on a GPU, float32 on the CPU. The tokenizer stays
+            float32.
 
     Raises:
-        CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such device.
+        CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
+            device.
     """
     directory = find_model(name)
     chosen = _device(device)

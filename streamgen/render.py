@@ -1,7 +1,7 @@
 """Rendering: one stream to one video file and its record, frame by frame in constant memory.
 
-Beside `<name>.mp4` lies `<name>.json`, the record: the resolved job, seed, weights, versions, sha256 of the raw frames, timeline,
-receipts and timings. A video under its final name is whole, and the record beside it is its own.
+Beside `<name>.mp4` lies `<name>.json`, the record: the resolved job, seed, weights, versions, sha256 of the
+raw frames, timeline, receipts and timings. A video under its final name is whole, and the record its own.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller wants to know and to decide while a clip is made: `progress(frames done)`, and `stopped()` between chunks."""
+    """The caller's part while a clip is made: told `progress(frames)`, asked `stopped()` between chunks."""
 
     progress: Callable[[int], None] = lambda done: None
     stopped: Callable[[], bool] = lambda: False
@@ -106,7 +106,8 @@ def open_continuation(pipeline: Pipeline, state: Path, job: RenderJob, path: Pat
 
     Args:
         state: what `write_clip` or `Session.save` wrote.
-        new_prompt: whether the job's first prompt is a change; else the stream keeps its own (and any change it still waits for).
+        new_prompt: whether the job's first prompt is a change; else the stream keeps its own, and any change
+            it still waits for.
 
     Raises:
         InputError: a damaged state, one of another model, or a setting or motion file that cannot be.
@@ -126,7 +127,9 @@ def open_continuation(pipeline: Pipeline, state: Path, job: RenderJob, path: Pat
         receipts.append(_submit(session, event, first))
     for shot, motion in zip(job.shots[1:], motions[1:], strict=True):
         receipts.append(_submit(session, _event(shot, motion), first + _frame_of(shot.at_seconds, fps)))
-    key = _digest({"job": job_key(pipeline, job), "state": _file_digest(str(state)), "new_prompt": new_prompt})
+    key = _digest(
+        {"job": job_key(pipeline, job), "state": _file_digest(str(state)), "new_prompt": new_prompt}
+    )
     values = job.to_json() | {"continue_from": str(state)}
     prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
     return Clip(session, path, first, frames, values, key, prompts, tuple(receipts), began)
@@ -186,7 +189,7 @@ def write_clip(clip: Clip, hooks: Hooks | None = None, save_state: Path | None =
             state = _stream(clip, sink, tally, hooks or Hooks(), save_state is not None)
             record = _record(clip, sink.sha256, tally)
             part.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            # from here to the last rename there is no record, so a crash in between cannot pair it with another video
+            # no record from here to the last rename: a crash in between cannot pair it with another video
             sidecar.unlink(missing_ok=True)
         part.replace(sidecar)
     except OSError as error:
@@ -207,7 +210,7 @@ def is_done(path: Path, key: str) -> bool:
 
 
 def job_key(pipeline: Pipeline, job: RenderJob) -> str:
-    """What a clip depends on, as 64 hex digits: the job, the files it names (by content), all settings, and the weights.
+    """What a clip depends on, as 64 hex digits: job, settings, weights, and the content of its files.
 
     Raises:
         InputError: an unknown setting, or a file that cannot be read.
@@ -249,7 +252,7 @@ def check_output(path: Path) -> None:
     """Refuse an output that cannot be, before any work.
 
     Raises:
-        InputError: another suffix than .mp4, no such folder, or a file in the place of the record that is none.
+        InputError: a suffix other than .mp4, no such folder, or a file in the record's place that is none.
     """
     if path.suffix.lower() != ".mp4":
         raise InputError(f"-o {path}: expected a name that ends in .mp4")
@@ -257,11 +260,14 @@ def check_output(path: Path) -> None:
         raise InputError(f"-o {path}: no such folder: {path.parent}")
     sidecar = sidecar_path(path)
     if sidecar.exists() and _read_record(sidecar) is None:
-        raise InputError(f"-o {path}: its record would overwrite {sidecar}, which is no record of a render; choose another name")
+        raise InputError(
+            f"-o {path}: its record would overwrite {sidecar}, which is not the record of a render; "
+            "choose another name"
+        )
 
 
 def read_timeline(file: Path) -> tuple[Timeline, dict[str, Any]]:
-    """A timeline from its own file or from a render's record; the second value is the record's job, else empty.
+    """A timeline from its own file or from a render's record, and the record's job (else empty).
 
     Raises:
         InputError: not readable, or neither of them.
@@ -289,7 +295,9 @@ def word_notes(pipeline: Pipeline, prompts: tuple[str, ...]) -> list[str]:
             notes.append(f"{names}{more} {verb} nothing to this model (in {shorten(prompt)})")
         if words.dropped:
             length = len(words.ids)
-            notes.append(f"only the first {length} words are read, {words.dropped} are dropped (of {shorten(prompt)})")
+            notes.append(
+                f"only the first {length} words are read, {words.dropped} are dropped (of {shorten(prompt)})"
+            )
     return notes
 
 
@@ -298,16 +306,21 @@ def receipt_notes(record: Mapping[str, Any]) -> list[str]:
     notes = []
     for receipt in record["receipts"]:
         if receipt["status"] == "accepted":
-            notes.append(f"change {receipt['number'] + 1} comes after the last chunk began and is not seen in this clip")
+            notes.append(
+                f"change {receipt['number'] + 1} comes after the last chunk began and is not in this clip"
+            )
         elif receipt["superseded"]:
             fields = ", ".join(receipt["superseded"])
             at = f"{receipt['seconds']:g} s"
-            notes.append(f"change {receipt['number'] + 1}: a later one begins at the same chunk ({at}) and replaces its {fields}")
+            notes.append(
+                f"change {receipt['number'] + 1}: a later one begins at the same chunk ({at}) and replaces "
+                f"its {fields}"
+            )
     return notes
 
 
 def _stream(clip: Clip, sink: VideoFileSink, tally: _Tally, hooks: Hooks, keep: bool) -> Snapshot | None:
-    """Generate and write all frames of a clip; with `keep`, returns the state from which the next frame can be made."""
+    """Generate and write all frames of a clip; with `keep`, returns the state to make the next frame from."""
     session, geometry = clip.session, clip.session.geometry
     end = clip.first_frame + clip.frames
     reach = geometry.temporal * session.pipeline.plan.chunk_frames
@@ -324,7 +337,9 @@ def _stream(clip: Clip, sink: VideoFileSink, tally: _Tally, hooks: Hooks, keep: 
             tally.add(part, seconds)
         tally.receipts |= {receipt.number: receipt for receipt in chunk.receipts}
         started = time.perf_counter()
-        sink.write(chunk.frames[max(0, clip.first_frame - chunk.start_frame) : end - chunk.start_frame].numpy())
+        sink.write(
+            chunk.frames[max(0, clip.first_frame - chunk.start_frame) : end - chunk.start_frame].numpy()
+        )
         tally.add("write", time.perf_counter() - started)
         hooks.progress(sink.frames_written)
     if not keep:
@@ -409,7 +424,7 @@ def _check_positions(session: Session, frames: int) -> None:
 
 
 def _continues_at(session: Session, state: Path) -> int:
-    """The frame after the clip that a state was saved with, or the next one of a state that was saved without a clip."""
+    """The frame after the clip that a state was saved with; without a clip, the next frame of the stream."""
     with safe_open(state, "pt") as file:
         meta = json.loads(file.metadata()["snapshot"])
     found, earliest = meta.get("rendered_frames", session.next_frame), session.next_frame

@@ -23,8 +23,9 @@ T = TypeVar("T")
 class Sampling:
     """How a chunk is solved.
 
-    `sigmas` falling from 1 to 0; `renoise` consistency-style steps instead of Euler; `context_sigma` noise level at which finished chunks
-    are committed; `exit_step` and `with_gradient` are for Self Forcing (see `denoise_chunk`).
+    `sigmas` falling from 1 to 0; `renoise` consistency-style steps instead of Euler; `context_sigma` noise
+    level at which finished chunks are committed; `exit_step` and `with_gradient` are for Self Forcing (see
+    `denoise_chunk`).
     """
 
     sigmas: tuple[float, ...]
@@ -36,7 +37,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class LatentChunk:
-    """A finished chunk: its index, first latent frame, clean latents `(B, T, C, H, W)` and motion latents (or None)."""
+    """A finished chunk: its index, first latent frame, clean latents `(B, T, C, H, W)` and motion latents (or
+    None).
+    """
 
     index: int
     start: int
@@ -48,8 +51,9 @@ class LatentChunk:
 class RolloutState:
     """Everything a stream of latents is: the cache, the context it was made from, and the next chunk's index.
 
-    `context` holds the clean latents of exactly the chunks whose keys are in the cache, oldest first; bounded. `stale` says that the cache
-    does not stand for the context any more (a recache was cut short) and has to be rebuilt before use. `scene` is the chunk and latent frame
+    `context` holds the clean latents of exactly the chunks whose keys are in the cache, oldest first;
+    bounded. `stale` says that the cache does not stand for the context any more (a recache was cut short) and
+    has to be rebuilt before use. `scene` is the chunk and latent frame
     at which the context was last cleared: chunk lengths are counted from there.
     """
 
@@ -98,12 +102,13 @@ def rollout(
     Args:
         dit: the network.
         state: the stream; continues at `state.chunk`. Changed only when a chunk is complete.
-        conditioning_at: conditioning of chunk i; called once when the chunk begins (a session applies events here).
+        conditioning_at: conditioning of chunk i; called once when the chunk begins (a session applies events
+            here).
         noise: source of all draws.
         sampling: how chunks are solved (per chunk if callable).
         given: clean latents of chunk i where they are known (an image or a clip as the start), else None.
-        accept: what to make of a finished chunk (decode it, say), called before anything is committed; if it raises, the chunk has not
-            happened.
+        accept: what to make of a finished chunk (decode it, say), called before anything is committed; if it
+            raises, the chunk has not happened.
         measure: told the seconds spent on `denoise`, `commit` and `decode` of each chunk.
 
     Yields:
@@ -162,7 +167,8 @@ def write(
 ) -> None:
     """The commit forward: put a finished chunk's keys and values into the provisional slots.
 
-    At a context noise level above 0 the chunk is noised with its own commit draw, so a recache repeats it exactly.
+    At a context noise level above 0 the chunk is noised with its own commit draw, so a recache repeats it
+    exactly.
     """
     latents = chunk.latents.detach()
     if context_sigma > 0:
@@ -180,12 +186,14 @@ def recache(
     context_sigma: float = 0.0,
     sink: Literal["refresh", "keep"] = "refresh",
 ) -> None:
-    """Rebuild the cache under new text: commit the context's clean latents again, in order (after LongLive, arXiv 2509.22622).
+    """Rebuild the cache under new text: commit the context's clean latents again, in order (after LongLive,
+    arXiv 2509.22622).
 
     Each chunk goes in with its own recorded motion and commit draw. Until this returns, `state.stale` is set.
 
     Args:
-        sink: `refresh` commits the sink chunks again too; `keep` leaves their keys under the text they were made with.
+        sink: `refresh` commits the sink chunks again too; `keep` leaves their keys under the text they were
+            made with.
     """
     cache = state.cache
     kept = sink_chunks(state.context, cache) if sink == "keep" else []

@@ -54,7 +54,9 @@ class FrameChunk:
 
 @dataclass
 class Controls:
-    """What steers the stream now: the prompt and its text, the tracks and the frame where they began, the settings."""
+    """What steers the stream now: the prompt and its text, the tracks and the frame where they began, the
+    settings.
+    """
 
     prompt: str
     settings: StreamSettings
@@ -65,7 +67,9 @@ class Controls:
 
 @dataclass
 class Opening:
-    """What a stream starts from: pictures `(T, H, W, 3)` uint8 encoded to `latents (1, T', C, h, w)`, or nothing."""
+    """What a stream starts from: pictures `(T, H, W, 3)` uint8 encoded to `latents (1, T', C, h, w)`, or
+    nothing.
+    """
 
     latents: Tensor | None = None
 
@@ -94,12 +98,18 @@ class Session:
             show(chunk.frames)
             session.submit(StreamEvent(prompt="a blue star"))
 
-    Generating a chunk is one transaction, applying an event another: after an exception the session is as it was before, pending events
-    still pending, and the next chunk is what it would have been. `submit` may be called from any thread; generation is serialised.
+    Generating a chunk is one transaction, applying an event another: after an exception the session is as it
+    was before, pending events still pending, and the next chunk is what it would have been. `submit` may be
+    called from any thread; generation is serialised.
     """
 
     def __init__(
-        self, pipeline: "Pipeline", prompt: str, settings: StreamSettings, seed: int, opening: Opening | None = None
+        self,
+        pipeline: "Pipeline",
+        prompt: str,
+        settings: StreamSettings,
+        seed: int,
+        opening: Opening | None = None,
     ) -> None:
         self.pipeline, self.seed = pipeline, seed
         self.epoch = 0
@@ -126,7 +136,8 @@ class Session:
         return self.geometry.frames(self.state.start)
 
     def submit(self, event: StreamEvent, at_frame: int = 0) -> Receipt:
-        """Ask for a change at the next chunk that has not begun, or at the first chunk that starts at `at_frame` or later.
+        """Ask for a change at the next chunk that has not begun, or at the first chunk that starts at
+        `at_frame` or later.
 
         Returns at once. A change that cannot be (unknown setting, wrong value) is refused in the receipt.
         """
@@ -171,7 +182,9 @@ class Session:
         return twin
 
     def save(self, path: str | Path) -> None:
-        """Write a snapshot and the timeline to a file that `Pipeline.resume` opens, in this or another process."""
+        """Write a snapshot and the timeline to a file that `Pipeline.resume` opens, in this or another
+        process.
+        """
         with self._generating:
             write_snapshot(self.snapshot(), self.timeline, Path(path))
 
@@ -202,7 +215,13 @@ class Session:
         with self._submitting:
             self._pending = [p for p in self._pending if all(p is not t for t in staged.taken)]
         return FrameChunk(
-            frames, start_frame, self.geometry.fps, index, self.epoch, tuple(staged.receipts), dict(staged.timings)
+            frames,
+            start_frame,
+            self.geometry.fps,
+            index,
+            self.epoch,
+            tuple(staged.receipts),
+            dict(staged.timings),
         )
 
     def _conditioning_at(self, chunk: int) -> Conditioning:
@@ -266,7 +285,9 @@ class Session:
         if tracks.is_empty or not bool((tracks.state != 0).any()):
             return None
         device = self.pipeline.device
-        batch = Tracks(*(x[None].to(device) for x in (tracks.points, tracks.state, tracks.pinned, tracks.ids)))
+        batch = Tracks(
+            *(x[None].to(device) for x in (tracks.points, tracks.state, tracks.pinned, tracks.ids))
+        )
         grid = (self.geometry.latent_height, self.geometry.latent_width)
         latents: Tensor = self.pipeline.motion_encoder(batch, grid, first=start == 0)
         return latents.to(self.pipeline.dtype)
@@ -284,4 +305,6 @@ class Session:
         config = self.pipeline.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
         plan = settings.plan(self.pipeline.plan)
-        return KVCache(shape, plan, self.pipeline.dit.rope, self.pipeline.device, self.pipeline.dtype, settings.rope)
+        return KVCache(
+            shape, plan, self.pipeline.dit.rope, self.pipeline.device, self.pipeline.dtype, settings.rope
+        )

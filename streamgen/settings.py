@@ -1,4 +1,6 @@
-"""The dials of a stream: sampler, guidance and context. Defaults come from the checkpoint, `--set` and events override them."""
+"""The dials of a stream: sampler, guidance and context. Defaults come from the checkpoint, `--set` and events
+override them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,7 +31,8 @@ class StreamSettings:
         sampler: `euler` (probability-flow ODE) or `renoise` (few-step students).
         context_noise: noise level in [0, 1) at which finished chunks enter the cache.
         text_guidance, motion_guidance: strengths of joint guidance, see `Guidance`.
-        sink_frames, window_frames: latent frames that stay in reach, see `ChunkPlan`. Fixed when the stream opens.
+        sink_frames, window_frames: latent frames that stay in reach, see `ChunkPlan`. Fixed when the stream
+            opens.
         rope: `relative` (endless) or `absolute` positions. Fixed when the stream opens.
 
     Raises:
@@ -57,7 +60,8 @@ class StreamSettings:
             raise ValueError(f"rope must be relative or absolute, found {self.rope!r}")
         if self.sink_frames > 1024 or self.window_frames > 1024:
             raise ValueError(
-                f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and {self.window_frames}"
+                f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and "
+                f"{self.window_frames}"
             )
         self.guidance()
         FlowMatchScheduler(self.steps, self.shift)
@@ -78,7 +82,9 @@ class StreamSettings:
             if name not in known:
                 raise InputError(f"setting {unknown_key(name, known)}")
             if live and name in OPEN_ONLY and value != getattr(self, name):
-                raise InputError(f"setting {name}: fixed when the stream opens, cannot become {shorten(value)}")
+                raise InputError(
+                    f"setting {name}: fixed when the stream opens, cannot become {shorten(value)}"
+                )
             kind = known[name]
             if kind is float and type(value) is int:
                 value = float(value)

@@ -1,7 +1,7 @@
 """Everything a stream is, as tensors and plain values: for rewind, branch, and to go on in another process.
 
-Bounded in size: cache in age order, decoder state, the context's latents and motion, cursors, pending events, and the offset into the
-timeline. Restoring is bit-exact on one device, dtype and thread count.
+Bounded in size: cache in age order, decoder state, the context's latents and motion, cursors, pending events,
+and the offset into the timeline. Restoring is bit-exact on one device, dtype and thread count.
 """
 
 import json
@@ -30,7 +30,9 @@ FORMAT = "streamgen-snapshot-1"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of a session. `tensors` by name, on the session's device; `meta` plain values that fit in JSON."""
+    """A moment of a session. `tensors` by name, on the session's device; `meta` plain values that fit in
+    JSON.
+    """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -71,7 +73,8 @@ def take_snapshot(session: "Session") -> Snapshot:
         "receipts": session._receipts,
         "events": len(session.timeline.events),
         "pending": [
-            {"at_frame": p.at_frame, "number": p.receipt.number, "event": _without_motion(p.event)} for p in session._pending
+            {"at_frame": p.at_frame, "number": p.receipt.number, "event": _without_motion(p.event)}
+            for p in session._pending
         ],
     }
     return Snapshot(tensors, meta)
@@ -89,12 +92,16 @@ def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
     cache = session._new_cache(settings)
     state = type(session.state)(cache, chunk=meta["chunk"], stale=meta["stale"], scene=tuple(meta["scene"]))
     try:
-        cache.load_state({name: tensors[f"cache.{name}"] for name in ("keys", "values", "sink_keys", "cursor")})
+        cache.load_state(
+            {name: tensors[f"cache.{name}"] for name in ("keys", "values", "sink_keys", "cursor")}
+        )
         decoder = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
         decoder_state = DecoderState(TokenizerState.from_tensors(decoder), meta["latent_frames"])
         for i, (index, start) in enumerate(meta["context"]):
             motion = tensors.get(f"context.{i}.motion")
-            state.context.append(LatentChunk(index, start, tensors[f"context.{i}.latents"].clone(), _clone(motion)))
+            state.context.append(
+                LatentChunk(index, start, tensors[f"context.{i}.latents"].clone(), _clone(motion))
+            )
         controls = type(session.controls)(
             meta["prompt"],
             settings,

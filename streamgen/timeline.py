@@ -25,9 +25,10 @@ class StreamEvent:
         prompt: the new prompt.
         motion: tracks that begin at the frame where the event takes effect; `TrackSet.empty(0)` lets go.
         settings: changed `StreamSettings` by name.
-        policy: what a new prompt does with the past: `recache` (keep the looks, follow the new words), `keep` (leave the cache as it is)
-            or `clear` (forget it).
-        sink: with `recache`, whether the sink is committed again under the new words (`refresh`) or left (`keep`).
+        policy: what a new prompt does with the past: `recache` (keep the looks, follow the new words), `keep`
+            (leave the cache as it is) or `clear` (forget it).
+        sink: with `recache`, whether the sink is committed again under the new words (`refresh`) or left
+            (`keep`).
     """
 
     prompt: str | None = None
@@ -40,7 +41,9 @@ class StreamEvent:
         if self.policy not in get_args(Policy):
             raise InputError(f"policy: expected one of {', '.join(get_args(Policy))}, found {self.policy!r}")
         if self.sink not in get_args(SinkPolicy):
-            raise InputError(f"sink policy: expected one of {', '.join(get_args(SinkPolicy))}, found {self.sink!r}")
+            raise InputError(
+                f"sink policy: expected one of {', '.join(get_args(SinkPolicy))}, found {self.sink!r}"
+            )
         if self.prompt is not None:
             check_prompt(self.prompt)
         if self.prompt is None and self.motion is None and not self.settings:
@@ -64,13 +67,18 @@ class StreamEvent:
         if "motion" in row:
             motion = load_motion(row["motion"], fps) if row["motion"] is not None else TrackSet.empty(0)
         return cls(
-            row.get("prompt"), motion, row.get("settings"), row.get("policy", "recache"), row.get("sink", "refresh")
+            row.get("prompt"),
+            motion,
+            row.get("settings"),
+            row.get("policy", "recache"),
+            row.get("sink", "refresh"),
         )
 
 
 @dataclass
 class Receipt:
-    """What became of an event. `accepted` on submission, then `applied` (with the place) or `refused` (with the reason).
+    """What became of an event. `accepted` on submission, then `applied` (with the place) or `refused` (with
+    the reason).
 
     Attributes:
         number: order of submission, from 0.
@@ -115,7 +123,8 @@ class Applied:
 
 @dataclass
 class Timeline:
-    """The events of a stream in order, as applied. Append only; what it says is enough to make the stream again.
+    """The events of a stream in order, as applied. Append only; what it says is enough to make the stream
+    again.
 
     `opening` is the first event (prompt, motion and full settings at frame 0).
     """
@@ -158,7 +167,9 @@ class Timeline:
         try:
             timeline = cls(float(content["fps"]), int(content["seed"]))
             for row in content["events"]:
-                timeline.record(int(row["chunk"]), int(row["frame"]), StreamEvent.from_json(row, timeline.fps))
+                timeline.record(
+                    int(row["chunk"]), int(row["frame"]), StreamEvent.from_json(row, timeline.fps)
+                )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"timeline: incomplete or damaged ({type(error).__name__}: {error})") from None
         if [entry.chunk for entry in timeline.events] != sorted(entry.chunk for entry in timeline.events):

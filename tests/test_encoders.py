@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 import models.motion_encoder
-from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE, MotionEncoder, MotionEncoderConfig, Tracks, splat_weights
+from models.motion_encoder import (
+    OCCLUDED,
+    UNSPECIFIED,
+    VISIBLE,
+    MotionEncoder,
+    MotionEncoderConfig,
+    Tracks,
+    splat_weights,
+)
 from models.text_encoder import PAD, UNKNOWN, TextEncoder, TextEncoderConfig, Vocabulary
 from tests.tiny_models import assert_needs, randomize
 
@@ -21,7 +29,9 @@ def encoder(**sizes: object) -> MotionEncoder:
 def tracks(points: Tensor, state: int = VISIBLE, pinned: bool = False) -> Tracks:
     """`(N, T, 2)` points of one clip."""
     n, t = points.shape[:2]
-    return Tracks(points[None], torch.full((1, n, t), state), torch.full((1, n), pinned), torch.arange(n)[None])
+    return Tracks(
+        points[None], torch.full((1, n, t), state), torch.full((1, n), pinned), torch.arange(n)[None]
+    )
 
 
 def test_words_padding_unknown_and_overlong() -> None:
@@ -47,7 +57,7 @@ def test_text_rows_past_the_end_are_zero_and_do_not_matter(monkeypatch: pytest.M
         assert (out[:, :4] - short).abs().max() < 1e-6
         assert float(none.abs().max()) == 0.0
 
-    import models.text_encoder  # noqa: PLC0415
+    import models.text_encoder
 
     original = models.text_encoder.attend
     assert_needs(check, monkeypatch, models.text_encoder, "attend", lambda q, k, v, mask: original(q, k, v))
@@ -63,7 +73,9 @@ def test_text_is_read_in_order() -> None:
 
 def test_null_motion_is_exactly_zero() -> None:
     module = encoder()
-    empty = Tracks(torch.zeros(1, 0, 5, 2), torch.zeros(1, 0, 5), torch.zeros(1, 0).bool(), torch.zeros(1, 0).long())
+    empty = Tracks(
+        torch.zeros(1, 0, 5, 2), torch.zeros(1, 0, 5), torch.zeros(1, 0).bool(), torch.zeros(1, 0).long()
+    )
     unspecified = tracks(torch.rand(3, 5, 2), UNSPECIFIED)
     for absent in (empty, unspecified):
         out = module(absent, GRID, first=True)
@@ -76,7 +88,10 @@ def test_nearest_scatter_writes_one_cell_and_sums_two_tracks() -> None:
     points = torch.tensor([[0.95, 0.05], [0.99, 0.2]])[:, None]
     with torch.no_grad():
         both = module(tracks(points), GRID, first=True)[0, 0]
-        alone = [module(Tracks(*(x[:, i : i + 1] for x in vars(tracks(points)).values())), GRID, first=True)[0, 0] for i in (0, 1)]
+        alone = [
+            module(Tracks(*(x[:, i : i + 1] for x in vars(tracks(points)).values())), GRID, first=True)[0, 0]
+            for i in (0, 1)
+        ]
     assert set(map(tuple, both.abs().sum(0).nonzero().tolist())) == {(0, 5)}
     assert (both - alone[0] - alone[1]).abs().max() < 1e-5
 
@@ -114,7 +129,9 @@ def test_frame_mapping_is_the_tokenizers_and_causal(monkeypatch: pytest.MonkeyPa
                 changed = (module(tracks(moved), GRID, first=True) - before).abs().amax((0, 2, 3, 4)) > 0
                 assert changed.nonzero().flatten().tolist() == [0 if frame == 0 else 1 + (frame - 1) // 4]
 
-    everywhere = lambda points, grid, splat: splat_weights(points.mean(2, keepdim=True).expand_as(points), grid, splat)  # noqa: E731
+    def everywhere(points, grid, splat):
+        return splat_weights(points.mean(2, keepdim=True).expand_as(points), grid, splat)
+
     assert_needs(check, monkeypatch, models.motion_encoder, "splat_weights", everywhere)
 
 
@@ -132,7 +149,10 @@ def test_chunks_equal_the_whole() -> None:
 def test_occluded_unspecified_and_pinned_differ() -> None:
     module, points = encoder(), torch.full((1, 1, 2), 0.4)
     with torch.no_grad():
-        outs = [module(tracks(points, s, p), GRID, True) for s, p in ((VISIBLE, False), (VISIBLE, True), (OCCLUDED, False), (UNSPECIFIED, True))]
+        outs = [
+            module(tracks(points, s, p), GRID, True)
+            for s, p in ((VISIBLE, False), (VISIBLE, True), (OCCLUDED, False), (UNSPECIFIED, True))
+        ]
     for i, a in enumerate(outs):
         for b in outs[:i]:
             assert (a - b).abs().max() > 1e-4
@@ -143,4 +163,6 @@ def test_identity_of_tracks_is_carried() -> None:
     module = encoder()
     points = torch.tensor([[[0.2, 0.2]], [[0.8, 0.8]]])
     with torch.no_grad():
-        assert (module(tracks(points), GRID, True) - module(tracks(points.flip(0)), GRID, True)).abs().max() > 1e-3
+        assert (
+            module(tracks(points), GRID, True) - module(tracks(points.flip(0)), GRID, True)
+        ).abs().max() > 1e-3

@@ -1,4 +1,6 @@
-"""Invariants 1, 3, 5 of the DiT: causality, cached = masked, constant work; ring, sink and ranks against a naive oracle."""
+"""Invariants 1, 3, 5 of the DiT: causality, cached = masked, constant work; ring, sink and ranks against a
+naive oracle.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ def text_of(dit: CausalDiT, batch: int = 1, seed: int = 5) -> Tensor:
     return torch.randn(batch, 5, dit.config.text_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def cached_velocities(dit: CausalDiT, plan: ChunkPlan, chunks: int, noisy: Tensor, clean: Tensor, motion: Tensor) -> Tensor:
+def cached_velocities(
+    dit: CausalDiT, plan: ChunkPlan, chunks: int, noisy: Tensor, clean: Tensor, motion: Tensor
+) -> Tensor:
     """Velocity of each chunk at t = 600 over the committed clean past, as a stream computes it."""
     cache, text = tiny_cache(dit, plan, batch=len(noisy)), dit.embed_text(text_of(dit, len(noisy)))
     out = []
@@ -40,15 +44,21 @@ def cached_velocities(dit: CausalDiT, plan: ChunkPlan, chunks: int, noisy: Tenso
     return torch.cat(out, 1)
 
 
-def masked_velocities(dit: CausalDiT, plan: ChunkPlan, noisy: Tensor, clean: Tensor, motion: Tensor) -> Tensor:
+def masked_velocities(
+    dit: CausalDiT, plan: ChunkPlan, noisy: Tensor, clean: Tensor, motion: Tensor
+) -> Tensor:
     """The same numbers from one forward over the clean and the noisy sequence."""
     n = noisy.shape[1]
-    frames = [SequenceFrame(i, target=False) for i in range(n)] + [SequenceFrame(i, context=False) for i in range(n)]
+    frames = [SequenceFrame(i, target=False) for i in range(n)] + [
+        SequenceFrame(i, context=False) for i in range(n)
+    ]
     context = MaskedContext(dit.rope, frames, plan, GRID, noisy.device)
     level = torch.cat([torch.zeros(len(noisy), n), torch.full((len(noisy), n), 600.0)], 1)
     with torch.no_grad():
         both = torch.cat([clean, noisy], 1)
-        return dit(both, level, dit.embed_text(text_of(dit, len(noisy))), context, torch.cat([motion, motion], 1))[:, n:]
+        return dit(
+            both, level, dit.embed_text(text_of(dit, len(noisy))), context, torch.cat([motion, motion], 1)
+        )[:, n:]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -74,7 +84,9 @@ def test_cached_rollout_equals_masked_forward(plan: ChunkPlan, monkeypatch: pyte
 
 
 def test_sink_and_window_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that attends to itself alone gives other numbers, so the equality above is about the context."""
+    """A cache that attends to itself alone gives other numbers, so the equality above is about the
+    context.
+    """
     dit, plan = tiny_dit(), ChunkPlan(1, 1, 1, 3)
     noisy, clean, motion = tiny_latents(7, 1), tiny_latents(7, 2), tiny_latents(7, 3, channels=3)
 
@@ -82,7 +94,9 @@ def test_sink_and_window_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         cached = cached_velocities(dit, plan, 7, noisy, clean, motion)
         assert (cached - masked_velocities(dit, plan, noisy, clean, motion)).abs().max() < 1e-5
 
-    assert_needs(check, monkeypatch, KVCache, "commit", lambda self: setattr(self, "frames", self.frames + self._begun))
+    assert_needs(
+        check, monkeypatch, KVCache, "commit", lambda self: setattr(self, "frames", self.frames + self._begun)
+    )
 
 
 class NaiveCache:
@@ -130,7 +144,9 @@ def test_ranks_equal_a_cache_that_rotates_every_key(plan: ChunkPlan) -> None:
 
 
 def test_stream_time_of_millions_stays_exact() -> None:
-    """Shifting the whole stream by two million latent frames changes nothing: only differences of positions count."""
+    """Shifting the whole stream by two million latent frames changes nothing: only differences of positions
+    count.
+    """
     dit, plan = tiny_dit(), ChunkPlan(1, 1, 1, 3)
     latents, level = tiny_latents(8, 1), torch.zeros(1, 1)
     text = dit.embed_text(text_of(dit))
@@ -170,7 +186,7 @@ def test_causality_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.equal(a[:, 6:], b[:, 6:])
 
     everywhere = lambda frames, plan: torch.ones(len(frames), len(frames), dtype=torch.bool)  # noqa: E731
-    import models.context  # noqa: PLC0415
+    import models.context
 
     assert_needs(check, monkeypatch, models.context, "sequence_mask", everywhere)
 
@@ -265,7 +281,9 @@ def test_mask_of_teacher_and_diffusion_forcing() -> None:
     forcing = sequence_mask([SequenceFrame(i) for i in range(6)], plan)
     assert forcing[5].tolist() == [True, False, False, True, True, True]
     both = sequence_mask(
-        [SequenceFrame(i, target=False) for i in range(4)] + [SequenceFrame(i, context=False) for i in range(4)], plan
+        [SequenceFrame(i, target=False) for i in range(4)]
+        + [SequenceFrame(i, context=False) for i in range(4)],
+        plan,
     )
     assert both[7].tolist() == [True, True, True, False, False, False, False, True]
     assert both[3].tolist() == [True, True, True, True, False, False, False, False]

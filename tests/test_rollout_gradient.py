@@ -1,4 +1,6 @@
-"""Invariant 8: in a training rollout the chunk's own keys carry gradient, committed context carries none, the exit step alone does."""
+"""Invariant 8: in a training rollout the chunk's own keys carry gradient, committed context carries none, the
+exit step alone does.
+"""
 
 from itertools import islice
 
@@ -136,7 +138,9 @@ def test_only_the_exit_step_carries_gradient(exit_step: int, monkeypatch: pytest
 
         weight = torch.ones(1, requires_grad=True)
         noise = torch.ones(1, 1, 1, 1, 1)
-        out = streamgen.sampler.denoise_chunk(velocity, noise, SIGMAS, lambda i: noise, exit_step, with_gradient=True)
+        out = streamgen.sampler.denoise_chunk(
+            velocity, noise, SIGMAS, lambda i: noise, exit_step, with_gradient=True
+        )
         assert calls == [i == exit_step for i in range(exit_step + 1)]
         (grad,) = torch.autograd.grad(out.sum(), weight)
         # x is constant at the exit step, so d(x - sigma w x)/dw is -sigma x

@@ -1,4 +1,6 @@
-"""Scheduler formulae against closed forms, the sampler on a field with a known solution, joint guidance term by term."""
+"""Scheduler formulae against closed forms, the sampler on a field with a known solution, joint guidance term
+by term.
+"""
 
 import math
 from itertools import pairwise
@@ -83,10 +85,15 @@ def test_exit_step_out_of_range() -> None:
         denoise_chunk(lambda x, s: x, torch.zeros(1, 1, 1, 1, 1), FlowMatchScheduler().sigmas(), exit_step=4)
 
 
-def parts(with_motion: bool) -> tuple[CausalDiT, Tensor, TextContext, TextContext, AttentionContext, Tensor | None]:
+def parts(
+    with_motion: bool,
+) -> tuple[CausalDiT, Tensor, TextContext, TextContext, AttentionContext, Tensor | None]:
     dit = tiny_dit()
     generator = torch.Generator().manual_seed(1)
-    text, null = dit.embed_text(torch.randn(1, 5, 8, generator=generator)), dit.embed_text(torch.zeros(1, 5, 8))
+    text, null = (
+        dit.embed_text(torch.randn(1, 5, 8, generator=generator)),
+        dit.embed_text(torch.zeros(1, 5, 8)),
+    )
     cache = tiny_cache(dit, ChunkPlan(2, 2, 2, 2))
     cache.begin(2)
     motion = tiny_latents(2, 8, channels=3) if with_motion else None

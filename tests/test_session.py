@@ -42,7 +42,8 @@ def context_keys(session: Session) -> Tensor:
     return session.state.cache.state()["keys"]
 
 
-# -- invariant 4: recache -----------------------------------------------------------------------------------------
+# -- invariant 4: recache
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise_level", [0.0, 0.2])
@@ -65,7 +66,9 @@ def test_recache_equals_a_fresh_cache_that_commits_the_context(
         assert (new["keys"] - old).abs().max() > 1e-3
 
     forgotten = lambda dit, state, *rest: setattr(state, "stale", False)  # noqa: E731
-    assert_needs(check, monkeypatch, __import__("tests.test_session", fromlist=["recache"]), "recache", forgotten)
+    assert_needs(
+        check, monkeypatch, __import__("tests.test_session", fromlist=["recache"]), "recache", forgotten
+    )
 
 
 def test_recache_under_unchanged_text_changes_nothing_before_eviction(
@@ -74,13 +77,17 @@ def test_recache_under_unchanged_text_changes_nothing_before_eviction(
     """Each chunk goes in with its own motion: if recache forgot it, the keys would differ."""
 
     def check() -> None:
-        session = pipeline.open(RED, seed=1, motion=drag((0.1, 0.5), (0.9, 0.5), 30), settings={"context_noise": 0.1})
+        session = pipeline.open(
+            RED, seed=1, motion=drag((0.1, 0.5), (0.9, 0.5), 30), settings={"context_noise": 0.1}
+        )
         take(session, 4)
         before = context_keys(session)
         recache(pipeline.dit, session.state, pipeline.text(RED), session.noise, 0.1)
         assert (context_keys(session) - before).abs().max() < 1e-5
 
-    without_motion = lambda chunk: streamgen.rollout.LatentChunk(chunk.index, chunk.start, chunk.latents, None)  # noqa: E731
+    def without_motion(chunk):
+        return streamgen.rollout.LatentChunk(chunk.index, chunk.start, chunk.latents, None)
+
     assert_needs(check, monkeypatch, streamgen.rollout, "_detached", without_motion)
 
 
@@ -95,7 +102,8 @@ def test_policies_differ_and_do_what_they_say(pipeline: Pipeline) -> None:
         keys[policy] = (before, session.state.cache.state())
     assert not torch.equal(outputs["recache"], outputs["keep"])
     assert not torch.equal(outputs["recache"], outputs["clear"])
-    # four tokens a latent frame: of sink and three window frames, the two that stay have the very keys they had
+    # four tokens a latent frame: of sink and three window frames, the two that stay have the very keys they
+    # had
     kept, rebuilt = keys["keep"], keys["recache"]
     assert torch.equal(kept[0][:, :, 8:16], kept[1]["keys"][:, :, 4:12])
     assert (rebuilt[0][:, :, 8:16] - rebuilt[1]["keys"][:, :, 4:12]).abs().max() > 1e-3
@@ -114,7 +122,8 @@ def test_kept_sink_stays_and_refreshed_sink_changes(pipeline: Pipeline) -> None:
         assert torch.equal(before, after) == same
 
 
-# -- invariant 6: replay, restore, fork, resume, isolation --------------------------------------------------------
+# -- invariant 6: replay, restore, fork, resume, isolation
+# --------------------------------------------------------
 
 
 def steered(session: Session) -> Tensor:
@@ -127,7 +136,9 @@ def steered(session: Session) -> Tensor:
     return torch.cat(parts)
 
 
-def test_replay_of_a_recorded_timeline_is_bit_exact(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_of_a_recorded_timeline_is_bit_exact(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def check() -> None:
         session = pipeline.open(RED, seed=5)
         frames = steered(session)
@@ -135,7 +146,10 @@ def test_replay_of_a_recorded_timeline_is_bit_exact(pipeline: Pipeline, monkeypa
         assert torch.equal(frames, take(again, 10))
 
     record = Timeline.record
-    only_first = lambda self, chunk, frame, event: record(self, chunk, frame, event) if not self.events else None  # noqa: E731
+
+    def only_first(self, chunk, frame, event):
+        return record(self, chunk, frame, event) if not self.events else None
+
     assert_needs(check, monkeypatch, Timeline, "record", only_first)
 
 
@@ -158,7 +172,9 @@ def test_restore_fork_and_resume_are_bit_exact(
 
     check()
     if chunks >= 3:
-        assert_needs(check, monkeypatch, KVCache, "load_state", lambda self, state: setattr(self, "frames", chunks))
+        assert_needs(
+            check, monkeypatch, KVCache, "load_state", lambda self, state: setattr(self, "frames", chunks)
+        )
 
 
 def test_interleaved_sessions_give_what_each_gives_alone(pipeline: Pipeline) -> None:
@@ -203,14 +219,17 @@ def test_snapshot_of_another_model_is_refused(pipeline: Pipeline, chunky: Pipeli
         chunky.resume(tmp_path / "other")
 
 
-# -- invariant 7: transactions ------------------------------------------------------------------------------------
+# -- invariant 7: transactions
+# ------------------------------------------------------------------------------------
 
 
 class Fault(Exception):
     """Injected failure."""
 
 
-def failing_once(target: object, name: str, monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[[], bool]:
+def failing_once(
+    target: object, name: str, monkeypatch: pytest.MonkeyPatch, after: int
+) -> Callable[[], bool]:
     """Make the `after`-th call of a function raise, once; returns whether it has happened."""
     original, calls = getattr(target, name), {"n": 0, "hit": False}
 
@@ -269,7 +288,9 @@ def test_an_exception_leaves_the_stream_as_if_it_had_not_happened(
 
 
 def test_transactions_need_the_stale_mark(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recache cut short must be done again, even if the event that asked for it is withdrawn by a restart of the loop."""
+    """A recache cut short must be done again, even if the event that asked for it is withdrawn by a restart
+    of the loop.
+    """
 
     def check() -> None:
         session, plain = pipeline.open(RED, seed=4), pipeline.open(RED, seed=4)
@@ -286,7 +307,8 @@ def test_transactions_need_the_stale_mark(pipeline: Pipeline, monkeypatch: pytes
     assert_needs(check, monkeypatch, RolloutState, "stale", never)
 
 
-# -- events and receipts ------------------------------------------------------------------------------------------
+# -- events and receipts
+# ------------------------------------------------------------------------------------------
 
 
 def test_receipts_name_the_boundary_and_the_last_event_wins_per_field(pipeline: Pipeline) -> None:
@@ -323,7 +345,9 @@ def test_impossible_events_are_refused_in_the_receipt(pipeline: Pipeline) -> Non
 
 
 def test_motion_begins_at_its_event_and_ends_with_its_tracks(pipeline: Pipeline) -> None:
-    """Letting go: after the last frame of the tracks a chunk has null motion, as if there had never been any."""
+    """Letting go: after the last frame of the tracks a chunk has null motion, as if there had never been
+    any.
+    """
     session = pipeline.open(RED)
     take(session, 3)
     session.submit(StreamEvent(motion=drag((0.2, 0.2), (0.8, 0.8), 8)))
@@ -339,7 +363,9 @@ def test_starting_from_frames_shows_them(pipeline: Pipeline) -> None:
     assert torch.equal(first, next(other).frames)
     assert not torch.equal(next(session).frames, next(other).frames)
     clip = picture[None].repeat(11, 1, 1, 1)
-    assert torch.equal(take(pipeline.open(RED, video=clip), 3), take(pipeline.open(RED, seed=8, video=clip), 3))
+    assert torch.equal(
+        take(pipeline.open(RED, video=clip), 3), take(pipeline.open(RED, seed=8, video=clip), 3)
+    )
 
 
 def test_noise_is_a_function_of_seed_and_place() -> None:

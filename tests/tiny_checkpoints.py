@@ -16,7 +16,7 @@ from streamgen.digest import tensor_digest
 from streamgen.settings import StreamSettings
 from tests.tiny_models import randomize
 
-WORDS = "a blue circle drifts red right sea star stays the over sand".split()
+WORDS = ["a", "blue", "circle", "drifts", "red", "right", "sea", "star", "stays", "the", "over", "sand"]
 
 
 def write_checkpoint(directory: Path, plan: ChunkPlan | None = None, steps: int = 2, seed: int = 0) -> Path:
@@ -37,16 +37,31 @@ def write_checkpoint(directory: Path, plan: ChunkPlan | None = None, steps: int 
         )
     )
     dit = CausalDiT(
-        CausalDiTConfig(dim=24, layers=2, heads=2, ffn_dim=32, latent_channels=4, motion_channels=4, text_dim=8, freq_dim=16)
+        CausalDiTConfig(
+            dim=24,
+            layers=2,
+            heads=2,
+            ffn_dim=32,
+            latent_channels=4,
+            motion_channels=4,
+            text_dim=8,
+            freq_dim=16,
+        )
     )
-    text = TextEncoder(TextEncoderConfig(vocabulary=len(Vocabulary(WORDS)), dim=8, layers=1, heads=2, length=6))
+    text = TextEncoder(
+        TextEncoderConfig(vocabulary=len(Vocabulary(WORDS)), dim=8, layers=1, heads=2, length=6)
+    )
     motion = MotionEncoder(MotionEncoderConfig(channels=4, id_dim=8, hidden=6))
     for i, module in enumerate((tokenizer, dit, text, motion)):
         randomize(module, seed * 10 + i)
     directory.mkdir(parents=True, exist_ok=True)
     tokens = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     parts = {"dit": dit, "text_encoder": text, "motion_encoder": motion}
-    state = {f"{part}.{name}": value.clone() for part, module in parts.items() for name, value in module.state_dict().items()}
+    state = {
+        f"{part}.{name}": value.clone()
+        for part, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
     save_file(state, directory / "model.safetensors")
     save_file(tokens, directory / "tokenizer.safetensors")
     (directory / "vocabulary.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")

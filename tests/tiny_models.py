@@ -1,4 +1,6 @@
-"""Random models of a few thousand parameters for tests, and the check that a test depends on its mechanism."""
+"""Random models of a few thousand parameters for tests, and the check that a test depends on its
+mechanism.
+"""
 
 from collections.abc import Callable
 
@@ -20,13 +22,23 @@ def randomize(module: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module
         noise = torch.randn(parameter.shape, generator=generator)
         fan = parameter[0].numel() if parameter.dim() > 1 else 1
         is_norm = "norm" in name and parameter.dim() == 1 and name.endswith("weight")
-        parameter.data = 1 + 0.2 * noise if is_norm else noise * (1.0 / fan**0.5 if parameter.dim() > 1 else scale)
+        parameter.data = (
+            1 + 0.2 * noise if is_norm else noise * (1.0 / fan**0.5 if parameter.dim() > 1 else scale)
+        )
     return module.eval()
 
 
 def tiny_dit(motion_channels: int = 3, **sizes: int) -> CausalDiT:
     """A two-layer DiT with random weights whose attention is far from uniform."""
-    defaults = {"dim": 24, "layers": 2, "heads": 2, "ffn_dim": 32, "latent_channels": 4, "text_dim": 8, "freq_dim": 16}
+    defaults = {
+        "dim": 24,
+        "layers": 2,
+        "heads": 2,
+        "ffn_dim": 32,
+        "latent_channels": 4,
+        "text_dim": 8,
+        "freq_dim": 16,
+    }
     config = CausalDiTConfig(motion_channels=motion_channels, **(defaults | sizes))
     dit = CausalDiT(config)
     randomize(dit)
@@ -43,7 +55,9 @@ def tiny_latents(frames: int, seed: int = 0, batch: int = 1, channels: int = 4) 
     return torch.randn(batch, frames, channels, GRID[0] * 2, GRID[1] * 2, generator=generator)
 
 
-def assert_needs(check: Callable[[], None], monkeypatch: pytest.MonkeyPatch, target: object, name: str, patch: object) -> None:
+def assert_needs(
+    check: Callable[[], None], monkeypatch: pytest.MonkeyPatch, target: object, name: str, patch: object
+) -> None:
     """Run an invariant's check as it is, and once more with its mechanism patched out: then it must fail."""
     check()
     with monkeypatch.context() as patched:

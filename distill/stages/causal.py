@@ -31,14 +31,24 @@ from ..trainer import Tick
 from ..windows import WindowConfig, image_batch, window_batch
 
 # Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
-EDGES = ("patch_embedding", "head", "modulation", "embedding.weight", "temporal", "projection", "time_", "norm")
+EDGES = (
+    "patch_embedding",
+    "head",
+    "modulation",
+    "embedding.weight",
+    "temporal",
+    "projection",
+    "time_",
+    "norm",
+)
 FPS = 16
 _HELD_OUT_SEED = 77
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first frames.
+    """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first
+    frames.
 
     The first `image_phase` of the budget sees first frames alone.
     """
@@ -52,7 +62,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the DiT and its encoders; channel counts that follow from one another are not repeated here."""
+    """Sizes of the DiT and its encoders; channel counts that follow from one another are not repeated
+    here.
+    """
 
     dim: int = 256
     layers: int = 6
@@ -68,7 +80,9 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class CausalRun(RunConfig):
-    """Config of the causal stage. `tokenizer` is a directory with `tokenizer.safetensors` and `tokenizer.yaml`."""
+    """Config of the causal stage. `tokenizer` is a directory with `tokenizer.safetensors` and
+    `tokenizer.yaml`.
+    """
 
     tokenizer: str = "runs/tiny/tokenizer/export"
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -84,15 +98,26 @@ class CausalStage:
     """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
 
     def __init__(self, config: CausalRun, device: torch.device) -> None:
-        require(config.windows.frames <= config.plan.attention_frames, "windows.frames", "<= plan.attention_frames",
-                config.windows.frames)
+        require(
+            config.windows.frames <= config.plan.attention_frames,
+            "windows.frames",
+            "<= plan.attention_frames",
+            config.windows.frames,
+        )
         self.config, self.device = config, device
         self.tokenizer, self.tokenizer_digest = load_tokenizer(Path(config.tokenizer), device)
         self.vocabulary = Vocabulary(caption_vocabulary())
-        self.module = build_network(config.network, self.tokenizer.config, len(self.vocabulary), config.plan, config.seed)
+        self.module = build_network(
+            config.network, self.tokenizer.config, len(self.vocabulary), config.plan, config.seed
+        )
         self.module.to(device)
         cache = LatentCache(
-            config.cache, config.scenes, self.tokenizer, self.tokenizer_digest, self.vocabulary, config.network.text_length
+            config.cache,
+            config.scenes,
+            self.tokenizer,
+            self.tokenizer_digest,
+            self.vocabulary,
+            config.network.text_length,
         )
         process = PartialState()
         cache.build(process.process_index, process.num_processes, device)
@@ -112,7 +137,9 @@ class CausalStage:
         return "causal"
 
     def batch(self, tick: Tick) -> FlowBatch:
-        """First frames in the first part of the budget, then first frames and windows by turns (alike on all processes)."""
+        """First frames in the first part of the budget, then first frames and windows by turns (alike on all
+        processes).
+        """
         data, windows = self.config.data, self.config.windows
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
         turn = int((tick.step + 1) * data.image_share) > int(tick.step * data.image_share)
@@ -128,7 +155,9 @@ class CausalStage:
         return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
-        """Loss on fixed windows of the training distribution with fixed noise, and contact sheets of fixed streams."""
+        """Loss on fixed windows of the training distribution with fixed noise, and contact sheets of fixed
+        streams.
+        """
         totals: dict[str, float] = {}
         rounds = max(1, self.config.data.held_out // 64)
         for i in range(rounds):
@@ -173,7 +202,10 @@ def build_network(
         )
         text = TextEncoder(
             TextEncoderConfig(
-                vocabulary=vocabulary, dim=network.text_dim, layers=network.text_layers, length=network.text_length
+                vocabulary=vocabulary,
+                dim=network.text_dim,
+                layers=network.text_layers,
+                length=network.text_length,
             )
         )
         motion = MotionEncoder(
@@ -187,14 +219,18 @@ def build_network(
 def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
     """A frozen tokenizer from an export of the tokenizer stage, and the digest of its tensors."""
     if not (directory / "tokenizer.safetensors").is_file():
-        raise CheckpointError(f"tokenizer {directory}: expected tokenizer.safetensors and tokenizer.yaml, found no such files")
+        raise CheckpointError(
+            f"tokenizer {directory}: expected tokenizer.safetensors and tokenizer.yaml, found no such files"
+        )
     state = load_file(directory / "tokenizer.safetensors")
     tokenizer = VideoTokenizer(build(VideoTokenizerConfig, read_mapping(directory / "tokenizer.yaml")))
     tokenizer.load_state_dict(state)
     return tokenizer.to(device).eval().requires_grad_(False), tensor_digest(state)
 
 
-def checkpoint_config(config: CausalRun, module: CausalFlow, tokenizer: VideoTokenizer, digest: str) -> CheckpointConfig:
+def checkpoint_config(
+    config: CausalRun, module: CausalFlow, tokenizer: VideoTokenizer, digest: str
+) -> CheckpointConfig:
     """What a checkpoint of this run says of itself."""
     plan = config.plan
     base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
@@ -224,7 +260,9 @@ def write_checkpoint(
         for part, network in parts.items()
         for name, value in network.state_dict().items()
     }
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)})
+    save_file(
+        state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)}
+    )
     shutil.copyfile(tokenizer / "tokenizer.safetensors", directory / "tokenizer.safetensors")
     (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
     write_yaml(to_plain(checkpoint), directory / "config.yaml")

@@ -1,0 +1,258 @@
+"""The `streamgen` command. Data goes to stdout, everything else to stderr.
+
+Exit codes: 0 all done, 1 some items failed, 2 bad usage or input, 130 interrupted. torch is imported only by
+what needs it.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli_progress import Reporter, Stop, say
+from .errors import InputError, Interrupted, StreamgenError
+
+# typer brings click under its own name in newer versions and as a dependency in older ones
+_USAGE_ERROR: type[Exception] = next(
+    kind
+    for kind in typer.BadParameter.__mro__
+    if kind.__name__ == "ClickException" and issubclass(kind, Exception)
+)
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Whatever the input is, an error is one line on stderr."""
+    command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(command.main(given, prog_name="streamgen", standalone_mode=False) or 0)
+    except Interrupted as error:
+        say(str(error))
+        return error.exit_code
+    except StreamgenError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except _USAGE_ERROR as error:
+        return _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return Interrupted.exit_code
+    except MemoryError:
+        say("error: out of memory")
+        return 2
+
+
+def _usage(error: Any) -> int:
+    message = error.format_message()
+    if not message.strip():
+        # a bare `streamgen` has printed its help
+        return 2
+    say(f"error: {message} (see streamgen --help)")
+    return 2
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"streamgen {version('streamgen')}")
+        except PackageNotFoundError:
+            print("streamgen, from a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def streamgen(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Endless video from a prompt, in real time, steered while it plays."""
+
+
+@app.command()
+def render(
+    *,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A prompt; a jobs file (.txt, .jsonl, .csv, .yaml); or a timeline or record (.json)."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The video (.mp4); for a jobs file, a folder.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length: 8 by default; of a timeline, 2 s beyond its last event.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Default 0; in a jobs file, that of the first job.")
+    ] = None,
+    model: Model = "tiny",
+    at: Annotated[
+        list[str] | None, typer.Option("--at", help='Change the prompt: "4:PROMPT" at second 4. Repeatable.')
+    ] = None,
+    motion: Annotated[
+        str | None, typer.Option(help="Motion file from frame 0: drags, paths, pins, camera.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Start from this picture.")] = None,
+    video: Annotated[str | None, typer.Option(help="Start from this clip.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting as key=value, e.g. steps=8. Repeatable.")
+    ] = None,
+    device: Device = "auto",
+    save_state: Annotated[Path | None, typer.Option(help="Save the stream at the end of the clip.")] = None,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(help="Go on with a saved stream; times count from there, PROMPT is optional."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Jobs file: render what is there again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Jobs file: only list what would be rendered.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Jobs file: only the first N jobs.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Render a prompt, a file of jobs, or a recorded timeline to video.
+
+    Beside each video lies its record, <name>.json. A jobs file goes on where it was left: what is there with
+    the same job and weights is skipped.
+    """
+    from .cli_render import RenderOptions, render_source
+
+    if output is None:
+        raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
+    options = RenderOptions(
+        source=source,
+        output=output,
+        seconds=seconds,
+        seed=seed,
+        model=model,
+        at=tuple(at or ()),
+        motion=motion,
+        image=image,
+        video=video,
+        settings=tuple(settings or ()),
+        device=device,
+        save_state=save_state,
+        continue_from=continue_from,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        limit=limit,
+    )
+    raise typer.Exit(render_source(options, Reporter(quiet), Stop()))
+
+
+@app.command()
+def bench(
+    model: Model = "tiny",
+    device: Device = "auto",
+    chunks: Annotated[
+        int, typer.Option(min=20, max=10_000_000, help="Chunks to time; from 300 on also early against late.")
+    ] = 100,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; torch decides by default.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure rate and latencies of a model on this machine."""
+    import torch
+
+    from .bench import run_bench
+    from .pipeline import load_pipeline
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    result = run_bench(load_pipeline(model, device), chunks, (lambda text: None) if quiet else say)
+    _show(result, f"streamgen bench: {model}", as_json)
+
+
+@app.command()
+def models() -> None:
+    """List the models that come with the package."""
+    from .checkpoint import read_config
+    from .pipeline import find_model, model_names
+
+    names = model_names()
+    if not names:
+        say("note: no models come with this installation; give --model a checkpoint directory")
+    for name in names:
+        config = read_config(find_model(name))
+        print(f"{name}\t{config.width}x{config.height}\t{config.fps} fps\t{find_model(name)}")
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A model name, a checkpoint directory, or a .safetensors file.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in a checkpoint, and whether it fits its own config."""
+    from .inspect_checkpoint import inspect_checkpoint
+    from .pipeline import find_model
+
+    path = Path(checkpoint) if Path(checkpoint).is_file() else find_model(checkpoint)
+    report = inspect_checkpoint(path)
+    _show(report, str(path), as_json)
+    if report["problems"]:
+        count = len(report["problems"])
+        raise InputError(
+            f"{path}: {count} problem{'s' if count > 1 else ''}, it does not load: {report['problems'][0]}"
+        )
+
+
+def _show(values: Mapping[str, Any], title: str, as_json: bool) -> None:
+    """A report on stdout, as one JSON object or as a table."""
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, value in _rows(values):
+        table.add_row(name, value)
+    # where there is no terminal, lines are as long as they need to be
+    Console(width=None if sys.stdout.isatty() else 400, markup=False, highlight=False).print(table)
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            rows += [(f"{name}.{key}", _text(inner)) for key, inner in value.items()]
+        else:
+            rows.append((name, _text(value)))
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) if value else "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    main()
