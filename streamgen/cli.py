@@ -248,7 +248,7 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items()) or "none"
     if isinstance(value, list):
         return "; ".join(map(str, value)) if value else "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

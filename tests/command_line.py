@@ -1,0 +1,64 @@
+"""Running the command line in tests: in this process, where it is quick, or in one of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from streamgen.cli import run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit code and what was written to the two streams."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def error(self) -> str:
+        """The one error line of a refusal; asserts that it is one, with exit code 2 and no traceback."""
+        assert self.code == 2, self
+        assert "Traceback" not in self.stderr
+        lines = [line for line in self.stderr.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1, self.stderr
+        return lines[0]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """Run in this process."""
+    capsys.readouterr()
+    code = run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return Outcome(code, captured.out, captured.err)
+
+
+def environment() -> dict[str, str]:
+    """For a process of its own: this checkout, one thread."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def spawn(*arguments: object, cwd: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    """Start in a process of its own; `before` runs in it first."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "streamgen.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=before,
+    )
+
+
+def call_process(*arguments: object, cwd: Path, before: Callable[[], None] | None = None) -> Outcome:
+    """Run in a process of its own."""
+    process = spawn(*arguments, cwd=cwd, before=before)
+    out, err = process.communicate(timeout=120)
+    return Outcome(process.returncode, out, err)

@@ -1,0 +1,157 @@
+"""Training windows: frame mapping of tracks, context of streams, captions around a change; the latent cache."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.config import ConfigError
+from distill.latent_cache import CacheConfig, LatentCache, LatentClips
+from distill.scenes import SceneConfig, caption_vocabulary
+from distill.windows import WindowConfig, image_batch, window_batch
+from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE
+from models.text_encoder import Vocabulary
+from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+
+LATENTS, FRAMES, TRACKS = 21, 81, 3
+
+
+def marked_clips(count: int = 40, switch: int = LATENTS, dragged: bool = False) -> LatentClips:
+    """Clips whose numbers tell where they come from: latents hold their index, points their pixel frame / 100."""
+    time = torch.arange(FRAMES) / 100
+    return LatentClips(
+        latents=torch.arange(LATENTS).half().view(1, -1, 1, 1, 1).expand(count, -1, 2, 4, 4).clone(),
+        words=torch.tensor([[5, 6, 0], [7, 8, 9]], dtype=torch.int16).expand(count, -1, -1).clone(),
+        switch=torch.full((count,), switch, dtype=torch.int16),
+        points=time.view(1, 1, -1, 1).expand(count, TRACKS, -1, 2).half().clone(),
+        visible=torch.ones(count, TRACKS, FRAMES, dtype=torch.bool),
+        dragged=torch.zeros(count, TRACKS, FRAMES, dtype=torch.bool)
+        | (torch.arange(TRACKS)[:, None] == 0)
+        & (torch.arange(FRAMES) >= 20)
+        & (torch.arange(FRAMES) < 50)
+        & dragged,
+        background=torch.tensor([False, False, True]).expand(count, -1).clone(),
+    )
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_tracks_lie_on_the_pixel_frames_of_their_latents() -> None:
+    """Window slot 0 is frame 0; slot i holds latent l, so its four points are frames 4l - 3 .. 4l."""
+    batch = window_batch(marked_clips(), 64, WindowConfig(no_motion=0.0), generator())
+    latent = batch.x0[:, :, 0, 0, 0].round().long()
+    frame = (batch.tracks.points[:, 0, :, 0] * 100).round().long()
+    assert torch.equal(latent[:, 0], torch.zeros(64).long())
+    assert torch.equal(frame[:, 0], torch.zeros(64).long())
+    for slot in range(1, 10):
+        expected = latent[:, slot, None] * 4 + torch.arange(-3, 1)
+        assert torch.equal(frame[:, 4 * slot - 3 : 4 * slot + 1], expected)
+
+
+def test_after_a_gap_there_is_enough_clean_context() -> None:
+    config = WindowConfig(gap_share=1.0, forcing_share=0.0)
+    batch = window_batch(marked_clips(), 200, config, generator())
+    latent = batch.x0[:, :, 0, 0, 0].round()
+    assert (latent[:, 1] > 1).any()
+    assert torch.equal(latent[:, 2:] - latent[:, 1:-1], torch.ones(200, 8))
+    clean = batch.weight == 0
+    assert clean[:, : config.min_gap_prefix].all()
+    assert (batch.sigma[clean] <= config.context_noise).all()
+    assert (batch.sigma[clean] == 0).float().mean() > 0.3
+    assert (batch.weight.sum(1) > 0).all()
+
+
+def test_windows_at_a_change_are_streams_that_switched() -> None:
+    """Either captions change from frame to frame, or all of the past is clean context under the new words."""
+    config = WindowConfig(gap_share=0.0, forcing_share=0.5, text_drop=0.0, target_text_drop=0.0)
+    batch = window_batch(marked_clips(switch=4), 400, config, generator())
+    recached = (batch.segment == 1).all(1)
+    assert 0.35 < recached.float().mean() < 0.65
+    assert (batch.weight[recached, :4] == 0).all()
+    assert (batch.weight[recached, 4:] == 1).all()
+    kept = batch.segment[~recached]
+    assert torch.equal(kept, (torch.arange(10) >= 4).long().expand_as(kept))
+
+
+def test_dropped_text_reads_the_empty_segment() -> None:
+    config = WindowConfig(text_drop=0.3, target_text_drop=0.3, forcing_share=0.0)
+    batch = window_batch(marked_clips(), 600, config, generator())
+    assert float(batch.words[:, 2].abs().max()) == 0
+    none = batch.segment == 2
+    whole = none.all(1)
+    assert 0.2 < whole.float().mean() < 0.45
+    partly = none.any(1) & ~whole
+    assert partly.any()
+    assert torch.equal(none[partly], batch.weight[partly] == 1)
+
+
+def test_a_drag_is_always_told() -> None:
+    batch = window_batch(marked_clips(dragged=True), 400, WindowConfig(no_motion=1.0), generator())
+    frame = (batch.tracks.points[:, 0, :, 0] * 100).round()
+    during = (frame >= 20) & (frame < 50)
+    told = batch.tracks.state[:, 0] != UNSPECIFIED
+    assert during.any()
+    assert (told | ~during).all()
+    # without a drag in reach, no_motion = 1 means none
+    assert (batch.tracks.state[~during.any(1)] == UNSPECIFIED).all()
+
+
+def test_hidden_points_are_occluded_not_unspecified() -> None:
+    clips = marked_clips()
+    clips.visible[:] = False
+    states = window_batch(clips, 64, WindowConfig(no_motion=0.0), generator()).tracks.state
+    assert OCCLUDED in states
+    assert VISIBLE not in states
+
+
+def test_batches_are_functions_of_the_generator() -> None:
+    clips = marked_clips()
+    one, two, other = (window_batch(clips, 8, WindowConfig(), generator(s)) for s in (1, 1, 2))
+    assert torch.equal(one.noise, two.noise)
+    assert torch.equal(one.segment, two.segment)
+    assert not torch.equal(one.noise, other.noise)
+
+
+def test_image_batches_are_first_frames_with_text_alone() -> None:
+    clips = marked_clips()
+    clips = LatentClips(**{**vars(clips), "latents": clips.latents[:, :1]})
+    batch = image_batch(clips, 200, WindowConfig(text_drop=0.25), generator(1))
+    assert batch.x0.shape == (200, 1, 2, 4, 4)
+    assert (batch.tracks.state == UNSPECIFIED).all()
+    assert batch.words.shape[1] == 2
+    assert 0.1 < (batch.segment == 1).float().mean() < 0.4
+
+
+def cache_in(folder: Path, seed: int = 1) -> LatentCache:
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(
+        VideoTokenizerConfig(latent_channels=4, dim=16, heads=2, encoder_spatial=1, decoder_spatial=1)
+    ).eval()
+    config = CacheConfig(str(folder), clips=5, frames=9, images=3, seed=seed)
+    return LatentCache(
+        config, SceneConfig(size=32), tokenizer, "digest", Vocabulary(caption_vocabulary()), 24
+    )
+
+
+def test_cache_holds_what_the_tokenizer_says_and_resumes(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path)
+    cache.build(0, 1, torch.device("cpu"))
+    clips, images = cache.load(images=False), cache.load(images=True)
+    assert (clips.latents.shape, images.latents.shape) == ((5, 3, 4, 4, 4), (3, 1, 4, 4, 4))
+    files = sorted(cache.directory.iterdir())
+    stamps = [f.stat().st_mtime_ns for f in files]
+    files[0].unlink()
+    cache.build(0, 1, torch.device("cpu"))
+    again = cache.load(images=False)
+    assert torch.equal(again.latents, clips.latents)
+    assert [f.stat().st_mtime_ns for f in files[1:]] == stamps[1:]
+    assert cache_in(tmp_path, seed=2).directory != cache.directory
+
+
+def test_config_errors_name_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"cache\.frames: expected 1 \+ 4k"):
+        CacheConfig(frames=80)
+    with pytest.raises(ConfigError, match=r"windows\.frames"):
+        WindowConfig(frames=3)
