@@ -89,8 +89,8 @@ class LatentCache:
         """Encode this process' share of the missing shards."""
         self.directory.mkdir(parents=True, exist_ok=True)
         generator = SceneGenerator(self.scenes, device)
-        missing = [shard for shard in self._shards() if not shard[0].exists()]
-        mine = missing[rank::world]
+        # shared out before looking: others write meanwhile, so what is missing differs between processes
+        mine = [shard for shard in self._shards()[rank::world] if not shard[0].exists()]
         for done, (path, count, frames, seed) in enumerate(mine):
             tensors = self._encode(generator.sample(count, frames, seed))
             part = path.with_suffix(f".{os.getpid()}.part")

@@ -91,6 +91,10 @@ class KVCache:
         """Latent frames in the context now: filled sink and window slots."""
         return min(self.frames, self.plan.context_frames)
 
+    def fits(self, frames: int) -> bool:
+        """Whether there are positions for `frames` more latent frames; relative ones never end."""
+        return self.rope_mode == "relative" or self.frames + frames <= self.max_positions
+
     def begin(self, frames: int) -> None:
         """Prepare positions for a chunk of `frames` latent frames that follows what is committed.
 
@@ -99,7 +103,7 @@ class KVCache:
         """
         if not 1 <= frames <= self.plan.chunk_frames:
             raise ValueError(f"a chunk has 1 to {self.plan.chunk_frames} latent frames, asked for {frames}")
-        if self.rope_mode == "absolute" and self.frames + frames > self.max_positions:
+        if not self.fits(frames):
             raise ValueError(
                 f"absolute positions end at latent frame {self.max_positions}, asked for "
                 f"{self.frames + frames}; "
@@ -114,8 +118,8 @@ class KVCache:
         """Attention of the chunk's tokens over sink, window and themselves (see `AttentionContext`).
 
         Without gradient and at the cache's own batch size, keys and values go to the provisional slots. With
-        gradient, or for a larger batch (guidance branches over one shared context), they stay live and are
-        concatenated to the detached context.
+        gradient, or for a multiple of the batch (guidance branches over one shared context, one whole batch
+        after the other), they stay live and are concatenated to the detached context.
         """
         if self._tables is None or not self._begun:
             raise RuntimeError("KVCache.attend before KVCache.begin")
@@ -125,8 +129,10 @@ class KVCache:
         end = split + self.context_frames * n
         live = torch.is_grad_enabled() and (k.requires_grad or v.requires_grad or q.requires_grad)
         if live or k.shape[0] != self.shape.batch:
-            past_k = self.keys[layer, :, split:end].expand(k.shape[0], -1, -1, -1)
-            past_v = self.values[layer, :, split:end].expand(k.shape[0], -1, -1, -1)
+            # branches lie one after the other, each the size of the cache's batch
+            branches = (k.shape[0] // self.shape.batch, -1, -1, -1, -1)
+            past_k = self.keys[layer, None, :, split:end].expand(branches).flatten(0, 1)
+            past_v = self.values[layer, None, :, split:end].expand(branches).flatten(0, 1)
             return attend(q, torch.cat([rotated, past_k], 1), torch.cat([v, past_v], 1))
         start = split - self._begun * n
         self.keys[layer, :, start:split] = rotated
@@ -169,17 +175,20 @@ class KVCache:
         """
         frames, shift = (int(x) for x in state["cursor"])
         n = self.shape.tokens
-        expected = (*self.keys.shape[:2], min(frames, self.plan.context_frames) * n, *self.keys.shape[3:])
-        if tuple(state["keys"].shape) != expected:
-            raise ValueError(
-                f"cache state: expected keys of shape {expected}, found {tuple(state['keys'].shape)}"
-            )
+        held = min(frames, self.plan.context_frames) * n
+        sink = min(frames, self.plan.sink_frames) * n
+        for name, length in (("keys", held), ("values", held), ("sink_keys", sink)):
+            expected = (*self.keys.shape[:2], length, *self.keys.shape[3:])
+            if tuple(state[name].shape) != expected:
+                raise ValueError(
+                    f"cache state: expected {name} of shape {expected}, found {tuple(state[name].shape)}"
+                )
         self.frames, self._sink_shift, self._begun = frames, shift, 0
         slots = [s for f in self._held() if (s := self._slot(f)) is not None]
         for i, slot in enumerate(slots):
             self._frame(self.keys, slot).copy_(state["keys"][:, :, i * n : (i + 1) * n])
             self._frame(self.values, slot).copy_(state["values"][:, :, i * n : (i + 1) * n])
-        self.sink_keys[:, :, : state["sink_keys"].shape[2]] = state["sink_keys"]
+        self.sink_keys[:, :, :sink] = state["sink_keys"]
 
     def allocated_bytes(self) -> int:
         """Bytes held, constant for the life of the cache."""

@@ -92,7 +92,7 @@ class MotionEncoder(nn.Module):
         values = rearrange(hidden[..., None, :] * weights[..., None], "b n t k h -> b (n t k) h")
         out = values.new_zeros(batch, latent_frames * grid[0] * grid[1], self.config.hidden)
         out = out.scatter_add(1, index[..., None].expand_as(values), values)
-        out = self.projection(out)
+        out = self.projection(out.to(self.projection.weight.dtype))
         return rearrange(out, "b (t h w) c -> b t c h w", t=latent_frames, h=grid[0])
 
     def features(self, tracks: Tracks) -> Tensor:

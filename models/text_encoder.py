@@ -82,7 +82,8 @@ class TextEncoder(nn.Module):
         real = flat != PAD
         # a row without words would have nothing to attend to; it is zeroed below
         mask = (real | ~real.any(1, keepdim=True))[:, None, None, :]
-        x = self.embedding(flat) + _word_positions(ids.shape[-1], self.config.dim, ids.device)
+        x = self.embedding(flat)
+        x = x + _word_positions(ids.shape[-1], self.config.dim, ids.device).to(x.dtype)
         for block in self.blocks:
             x = block(x, mask)
         return (self.norm(x) * real[..., None]).unflatten(0, ids.shape[:-1])

@@ -58,6 +58,16 @@ class CheckpointConfig:
     plan: ChunkPlan
     sampling: StreamSettings
 
+    def __post_init__(self) -> None:
+        for what, found, expected in (
+            ("dit.latent_channels", self.dit.latent_channels, self.tokenizer.latent_channels),
+            ("dit.motion_channels", self.dit.motion_channels, self.motion_encoder.channels),
+            ("dit.text_dim", self.dit.text_dim, self.text_encoder.dim),
+            ("motion_encoder.temporal", self.motion_encoder.temporal, self.tokenizer.temporal),
+        ):
+            if found != expected:
+                raise ValueError(f"{what}: expected {expected} to fit the other parts, found {found}")
+
     def geometry(self) -> LatentGeometry:
         """Picture and latent sizes."""
         tokenizer = self.tokenizer
@@ -103,6 +113,8 @@ def read_config(directory: Path) -> CheckpointConfig:
             values[name] = construct(kind, values[name], f"{path}: {name}")
     if "sampling" in values and "plan" in values:
         plan = values["plan"]
+        if not isinstance(values["sampling"], Mapping):
+            raise CheckpointError(f"{path}: sampling: expected keys and values")
         base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
         try:
             values["sampling"] = base.updated(values["sampling"])
@@ -111,6 +123,10 @@ def read_config(directory: Path) -> CheckpointConfig:
     config = construct(CheckpointConfig, values, str(path))
     if config.format != 1:
         raise CheckpointError(f"{path}: expected format 1, found {config.format}")
+    try:
+        config.geometry()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return config
 
 

@@ -24,6 +24,31 @@ _USAGE_ERROR: type[Exception] = next(
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
+_SOURCE = "A prompt; a jobs file (.txt, .jsonl, .csv, .yaml); or a timeline or record (.json)."
+_OUTPUT = "The video (.mp4); for a jobs file, a folder."
+_SECONDS = "Length: 8 by default; of a timeline, 2 s beyond its last event."
+_SEED = "Default 0; in a jobs file, that of the first job."
+_AT = 'Change the prompt: "4:PROMPT" at second 4. Repeatable.'
+_MOTION = "Motion file from frame 0: drags, paths, pins, camera."
+_SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
+_SAVE = "Save the stream at the end of the clip."
+_CONTINUE = "Go on with a saved stream; times count from there, PROMPT is optional."
+_LIST = "Jobs file: only list what would be rendered."
+
+Source = Annotated[str | None, typer.Argument(help=_SOURCE)]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help=_OUTPUT)]
+Seconds = Annotated[float | None, typer.Option(help=_SECONDS)]
+Seed = Annotated[int | None, typer.Option(help=_SEED)]
+At = Annotated[list[str] | None, typer.Option("--at", help=_AT)]
+Motion = Annotated[str | None, typer.Option(help=_MOTION)]
+Image = Annotated[str | None, typer.Option(help="Start from this picture.")]
+Video = Annotated[str | None, typer.Option(help="Start from this clip.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
+SaveState = Annotated[Path | None, typer.Option(help=_SAVE)]
+ContinueFrom = Annotated[Path | None, typer.Option(help=_CONTINUE)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Jobs file: render what is there again.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help=_LIST)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Jobs file: only the first N jobs.")]
 Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -40,7 +65,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(command.main(given, prog_name="streamgen", standalone_mode=False) or 0)
+        code = int(command.main(given, prog_name="streamgen", standalone_mode=False) or 0)
+        if code == Interrupted.exit_code:
+            # newer versions of typer make an exit of a KeyboardInterrupt
+            say("interrupted")
+        return code
     except Interrupted as error:
         say(str(error))
         return error.exit_code
@@ -89,46 +118,22 @@ def streamgen(
 @app.command()
 def render(
     *,
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A prompt; a jobs file (.txt, .jsonl, .csv, .yaml); or a timeline or record (.json)."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The video (.mp4); for a jobs file, a folder.")
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="Length: 8 by default; of a timeline, 2 s beyond its last event.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Default 0; in a jobs file, that of the first job.")
-    ] = None,
+    source: Source = None,
+    output: Output = None,
+    seconds: Seconds = None,
+    seed: Seed = None,
     model: Model = "tiny",
-    at: Annotated[
-        list[str] | None, typer.Option("--at", help='Change the prompt: "4:PROMPT" at second 4. Repeatable.')
-    ] = None,
-    motion: Annotated[
-        str | None, typer.Option(help="Motion file from frame 0: drags, paths, pins, camera.")
-    ] = None,
-    image: Annotated[str | None, typer.Option(help="Start from this picture.")] = None,
-    video: Annotated[str | None, typer.Option(help="Start from this clip.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting as key=value, e.g. steps=8. Repeatable.")
-    ] = None,
+    at: At = None,
+    motion: Motion = None,
+    image: Image = None,
+    video: Video = None,
+    settings: Settings = None,
     device: Device = "auto",
-    save_state: Annotated[Path | None, typer.Option(help="Save the stream at the end of the clip.")] = None,
-    continue_from: Annotated[
-        Path | None,
-        typer.Option(help="Go on with a saved stream; times count from there, PROMPT is optional."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Jobs file: render what is there again.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Jobs file: only list what would be rendered.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Jobs file: only the first N jobs.")] = None,
+    save_state: SaveState = None,
+    continue_from: ContinueFrom = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    limit: Limit = None,
     quiet: Quiet = False,
 ) -> None:
     """Render a prompt, a file of jobs, or a recorded timeline to video.

@@ -182,7 +182,8 @@ def _file_suffix(source: str | None) -> str:
 def _refuse(options: RenderOptions, names: tuple[str, ...], why: str) -> None:
     given = vars(options)
     for name in names:
-        if given[name] not in (None, (), False):
+        value = given[name]
+        if value is not None and value is not False and value != ():
             option = "--set" if name == "settings" else "--" + name.replace("_", "-")
             raise InputError(f"{option}: not here, {why}")
 

@@ -1,5 +1,6 @@
 """What steers a chunk: text, motion and guidance strengths, and the guided velocity they give."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class Guidance:
     motion: float = 1.5
 
     def __post_init__(self) -> None:
-        if not (self.text >= 0 and self.motion >= 0 and self.text + self.motion >= 1):
+        if not (self.text >= 0 and self.motion >= 0 and 1 <= self.text + self.motion < math.inf):
             raise ValueError(
                 f"guidance strengths must not be negative and sum to at least 1, found text {self.text} and "
                 f"motion {self.motion}"

@@ -35,7 +35,7 @@ from .geometry import LatentGeometry
 from .motion import TrackSet
 from .session import Opening, Session
 from .settings import StreamSettings
-from .snapshot import load_snapshot_state, read_snapshot
+from .snapshot import check_fits, load_snapshot_state, read_snapshot
 from .suggest import unknown_key
 from .timeline import StreamEvent, Timeline, check_prompt
 from .video_read import read_clip, read_image
@@ -99,11 +99,14 @@ class Pipeline:
             InputError: an empty or absurdly long prompt.
         """
         check_prompt(prompt)
-        if prompt not in self._texts:
-            self._texts[prompt] = self._embed(self.words(prompt).ids[None])
-            if len(self._texts) > _CACHED_PROMPTS:
-                self._texts.popitem(last=False)
-        return self._texts[prompt]
+        # sessions of other threads use the same cache: what was found is held, and never looked up again
+        text = self._texts.pop(prompt, None)
+        if text is None:
+            text = self._embed(self.words(prompt).ids[None])
+        self._texts[prompt] = text
+        if len(self._texts) > _CACHED_PROMPTS:
+            self._texts.popitem(last=False)
+        return text
 
     def open(
         self,
@@ -129,8 +132,13 @@ class Pipeline:
         """
         merged = self.settings.updated(settings or {})
         opening = Opening(self._start(image, video))
+        if opening.latents is not None and opening.chunk(0, self.plan.length(0)) is None:
+            raise InputError(
+                f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "
+                f"chunk of this model, found {self.geometry.frames(opening.latents.shape[1])}"
+            )
         session = Session(self, prompt, merged, seed, opening)
-        if motion is not None and motion.num_frames:
+        if motion is not None and not motion.is_empty:
             session.controls.motion = motion
         return session
 
@@ -140,18 +148,20 @@ class Pipeline:
         Raises:
             InputError: missing or damaged file, or one of another model.
         """
-        snapshot, timeline = read_snapshot(Path(path), self.device)
-        settings = self.settings.updated(snapshot.meta["settings"])
-        session = Session(self, snapshot.meta["prompt"], settings, snapshot.meta["seed"])
-        session.timeline = timeline
+        snapshot, _ = read_snapshot(Path(path), self.device)
+        check_fits(snapshot.meta, self)
+        session = Session(self, snapshot.meta["prompt"], self.settings, snapshot.meta["seed"])
         load_snapshot_state(session, snapshot)
         return session
 
     def replay(
-        self, timeline: Timeline, image: str | Path | None = None, video: str | Path | None = None
+        self,
+        timeline: Timeline,
+        image: str | Path | Tensor | None = None,
+        video: str | Path | Tensor | None = None,
     ) -> Session:
         """A session that goes through a recorded timeline again; pictures are bit-exact on the same device
-        and threads.
+        and threads. A timeline does not hold pictures: `image` or `video` is what the stream started from.
 
         Raises:
             InputError: a timeline without an opening event.
@@ -163,7 +173,9 @@ class Pipeline:
             str(opening.prompt), timeline.seed, opening.motion, image, video, opening.settings
         )
         for entry in timeline.events[1:]:
-            session.submit(entry.event, entry.frame)
+            receipt = session.submit(entry.event, entry.frame)
+            if receipt.status == "refused":
+                raise InputError(f"timeline: event at frame {entry.frame}: {receipt.reason}")
         return session
 
     @torch.no_grad()
@@ -185,10 +197,11 @@ class Pipeline:
         else:
             clip = read_clip(str(video), self.geometry.fps, height, width, _MAX_START_FRAMES)
             frames = torch.from_numpy(np.ascontiguousarray(clip))
-        if frames.dtype != torch.uint8 or frames.dim() != 4 or tuple(frames.shape[1:]) != (height, width, 3):
+        fits = frames.dim() == 4 and len(frames) > 0 and tuple(frames.shape[1:]) == (height, width, 3)
+        if frames.dtype != torch.uint8 or not fits:
             raise InputError(
                 f"start: expected uint8 frames of {height}x{width}x3, found {frames.dtype} "
-                f"{tuple(frames.shape[1:])}"
+                f"{tuple(frames.shape)}"
             )
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
         whole = 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal
@@ -262,6 +275,8 @@ def _device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise InputError(f"device {device}: holds no values, expected cpu or a GPU")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None

@@ -73,12 +73,28 @@ class RolloutState:
         """Latent frames of the next chunk."""
         return self.cache.plan.length(self.chunk - self.scene[0])
 
+    @property
+    def sink_held(self) -> bool:
+        """Whether the cache holds the sink's keys; a rebuild that was cut short may have cost them."""
+        sink = sink_chunks(self.context, self.cache)
+        return self.cache.frames >= sum(chunk.latents.shape[1] for chunk in sink)
+
     def clear(self) -> None:
         """Forget the past: the next chunk begins a scene of its own."""
         self.scene = (self.chunk, self.start)
         self.cache.reset()
         self.context = []
         self.stale = False
+
+    def take_back(self, context: list[LatentChunk], scene: tuple[int, int], keep_sink: bool) -> None:
+        """Undo a clear or a recache whose chunk failed: the past is as it was, the cache owes a rebuild.
+
+        Args:
+            context, scene: as they were before.
+            keep_sink: the sink's keys are still those from before.
+        """
+        self.context, self.scene, self.stale = context, scene, True
+        self.cache.reset(keep_sink=keep_sink)
 
     def accept(self, chunk: LatentChunk) -> None:
         """Commit a chunk whose keys are in the cache's provisional slots, and move on. Does not fail."""
@@ -105,7 +121,7 @@ def rollout(
         conditioning_at: conditioning of chunk i; called once when the chunk begins (a session applies events
             here).
         noise: source of all draws.
-        sampling: how chunks are solved (per chunk if callable).
+        sampling: how chunks are solved; if callable, asked for chunk i after its conditioning.
         given: clean latents of chunk i where they are known (an image or a clip as the start), else None.
         accept: what to make of a finished chunk (decode it, say), called before anything is committed; if it
             raises, the chunk has not happened.
@@ -116,8 +132,9 @@ def rollout(
     """
     while True:
         index = state.chunk
-        settings = sampling(index) if callable(sampling) else sampling
+        # conditioning first: it applies events, and those may change how this very chunk is solved
         conditioning = conditioning_at(index)
+        settings = sampling(index) if callable(sampling) else sampling
         began = time.perf_counter()
         latents = given(index)
         if latents is None:
@@ -193,15 +210,20 @@ def recache(
 
     Args:
         sink: `refresh` commits the sink chunks again too; `keep` leaves their keys under the text they were
-            made with.
+            made with, unless a refresh that was cut short has cost them.
     """
     cache = state.cache
-    kept = sink_chunks(state.context, cache) if sink == "keep" else []
+    kept = sink_chunks(state.context, cache) if sink == "keep" and state.sink_held else []
     state.stale = True
     cache.reset(keep_sink=bool(kept))
-    for chunk in state.context[len(kept) :]:
-        write(dit, cache, chunk, text, noise, context_sigma)
-        cache.commit()
+    try:
+        for chunk in state.context[len(kept) :]:
+            write(dit, cache, chunk, text, noise, context_sigma)
+            cache.commit()
+    except BaseException:
+        # a sink that is half under the new text must not be taken for the old one
+        cache.reset(keep_sink=bool(kept))
+        raise
     state.stale = False
 
 

@@ -3,6 +3,7 @@
 `x_sigma = (1 - sigma) x0 + sigma noise`, the network predicts `v = noise - x0`, timesteps are `1000 sigma`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,8 @@ class FlowMatchScheduler:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"sampler steps must be at least 1, found {self.steps}")
-        if not self.shift > 0:
-            raise ValueError(f"timestep shift must be above 0, found {self.shift}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"timestep shift must be above 0 and finite, found {self.shift}")
 
     def sigmas(self) -> tuple[float, ...]:
         """`steps + 1` falling noise levels from 1 to 0."""

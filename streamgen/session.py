@@ -23,7 +23,15 @@ from .noise import SeededNoise
 from .rollout import LatentChunk, RolloutState, recache, rollout
 from .settings import StreamSettings
 from .snapshot import Snapshot, load_snapshot_state, take_snapshot, write_snapshot
-from .timeline import Pending, Receipt, StreamEvent, Timeline, merge_events
+from .timeline import (
+    Pending,
+    Receipt,
+    SinkPolicy,
+    StreamEvent,
+    Timeline,
+    merge_events,
+    possible_events,
+)
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -39,7 +47,7 @@ class FrameChunk:
         fps: frames per second of the stream.
         index: the chunk's index.
         epoch: raised by every restore; output of an older epoch is not part of the stream any more.
-        receipts: of the events that took effect with this chunk.
+        receipts: of the events that took effect with this chunk, or were found impossible at its start.
         timings: seconds spent per part (`event`, `denoise`, `commit`, `decode`).
     """
 
@@ -82,11 +90,17 @@ class Opening:
 
 @dataclass
 class _Staged:
-    """Results of a chunk in work, made visible together at its end."""
+    """Results of a chunk in work, made visible together at its end.
 
-    receipts: list[Receipt] = field(default_factory=list)
-    event: StreamEvent | None = None
+    `taken` are the events due, `applied` and `refused` their receipts with superseded fields or the reason;
+    `event` is what the timeline gets; `rebuilt` says what became of the sink if the cache was rebuilt for it.
+    """
+
     taken: list[Pending] = field(default_factory=list)
+    applied: list[tuple[Receipt, tuple[str, ...]]] = field(default_factory=list)
+    refused: list[tuple[Receipt, str]] = field(default_factory=list)
+    event: StreamEvent | None = None
+    rebuilt: SinkPolicy | None = None
     controls: Controls | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -139,16 +153,23 @@ class Session:
         """Ask for a change at the next chunk that has not begun, or at the first chunk that starts at
         `at_frame` or later.
 
-        Returns at once. A change that cannot be (unknown setting, wrong value) is refused in the receipt.
+        Returns at once. A change that cannot be (unknown setting, wrong value) is refused in the receipt; one
+        that turns out not to fit the other settings of its chunk is refused there.
         """
         with self._submitting:
             receipt = Receipt(self._receipts)
             self._receipts += 1
-            try:
-                self.controls.settings.updated(event.settings or {}, live=True)
-                self._pending.append(Pending(event, receipt, at_frame))
-            except InputError as error:
-                receipt.status, receipt.reason = "refused", str(error)
+            item = Pending(event, receipt, at_frame)
+            # a change may be possible now, or once those that wait have been made
+            settings = self.controls.settings
+            if (
+                possible_events([item], settings)[0]
+                or item in possible_events([*self._pending, item], settings)[0]
+            ):
+                self._pending.append(item)
+            else:
+                receipt.reason = possible_events([item], settings)[1][0][1]
+                receipt.status = "refused"
             return receipt
 
     def __iter__(self) -> Iterator[FrameChunk]:
@@ -166,8 +187,10 @@ class Session:
     def restore(self, snapshot: Snapshot) -> None:
         """Go back (or forth) to a snapshot of this or a like session; raises the epoch.
 
+        Events that wait now and did not wait then are refused.
+
         Raises:
-            InputError: the snapshot is of another model or of a cache with other sizes.
+            InputError: the snapshot is of another model or dtype, or damaged.
         """
         with self._generating, self._submitting:
             load_snapshot_state(self, snapshot)
@@ -175,9 +198,8 @@ class Session:
 
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one."""
-        twin = Session(self.pipeline, self.controls.prompt, self.controls.settings, self.seed, self.opening)
         with self._generating:
-            twin.timeline.events = list(self.timeline.events)
+            twin = Session(self.pipeline, self.controls.prompt, self.controls.settings, self.seed)
             load_snapshot_state(twin, self.snapshot())
         return twin
 
@@ -202,16 +224,26 @@ class Session:
             self._measure,
         )
         start_frame, index = self.next_frame, self.state.chunk
-        frames, decoder_state = next(loop)
+        context, scene = self.state.context, self.state.scene
+        try:
+            frames, decoder_state = next(loop)
+        except BaseException:
+            if staged.rebuilt is not None:
+                # the cache may stand for an event that has not happened, and that another may yet replace
+                self.state.take_back(context, scene, keep_sink=staged.rebuilt == "keep")
+            raise
         # From here on nothing can fail: the chunk, its receipts and the cursors become visible together.
         self.decoder_state = decoder_state
         if staged.controls is not None:
             self.controls = staged.controls
         if staged.event is not None:
             self.timeline.record(index, start_frame, staged.event)
-        for receipt in staged.receipts:
-            receipt.status, receipt.chunk, receipt.frame = "applied", index, start_frame
+        for receipt, superseded in staged.applied:
+            receipt.chunk, receipt.frame, receipt.superseded = index, start_frame, superseded
             receipt.seconds = start_frame / self.geometry.fps
+            receipt.status = "applied"
+        for receipt, reason in staged.refused:
+            receipt.reason, receipt.status = reason, "refused"
         with self._submitting:
             self._pending = [p for p in self._pending if all(p is not t for t in staged.taken)]
         return FrameChunk(
@@ -220,45 +252,56 @@ class Session:
             self.geometry.fps,
             index,
             self.epoch,
-            tuple(staged.receipts),
+            tuple(p.receipt for p in staged.taken),
             dict(staged.timings),
         )
 
     def _conditioning_at(self, chunk: int) -> Conditioning:
         """Apply what is due, then say what steers the chunk."""
         started = time.perf_counter()
-        self._apply_events(chunk)
+        self._apply_events()
         controls = self._current()
+        cache = self.state.cache
+        if not cache.fits(self.state.length):
+            raise InputError(
+                f"rope: absolute positions end after {cache.max_positions} latent frames; open the stream "
+                "with rope relative for longer ones"
+            )
         motion = self._motion(controls)
         self._staged.timings["event"] = time.perf_counter() - started
         return Conditioning(controls.text, self.pipeline.null_text, motion, controls.settings.guidance())
 
-    def _apply_events(self, chunk: int) -> None:
+    def _apply_events(self) -> None:
         staged, frame = self._staged, self.next_frame
         with self._submitting:
-            due = [p for p in self._pending if p.at_frame <= frame]
-        if not due:
-            if chunk == 0 and not self.timeline.events:
-                staged.event = self._opening_event()
-            if self.state.stale:
-                self._recache(self.controls.text, "refresh", self.controls.settings)
-            return
-        event = merge_events(due)
-        controls = self._changed(event, frame)
-        text_changed = event.prompt is not None and event.prompt != self.controls.prompt
-        if text_changed and event.policy == "clear":
+            staged.taken = [p for p in self._pending if p.at_frame <= frame]
+        due, staged.refused = possible_events(staged.taken, self.controls.settings)
+        if due:
+            staged.event, superseded = merge_events(due)
+            staged.applied = [(p.receipt, fields) for p, fields in zip(due, superseded, strict=True)]
+            staged.controls = self._changed(staged.event, frame)
+        self._prepare_cache(staged.event, self._current())
+        if not self.timeline.events:
+            staged.event = self._opening_event()
+
+    def _prepare_cache(self, event: StreamEvent | None, controls: Controls) -> None:
+        """Do to the cache what a new prompt's policy says, or the rebuild that an earlier failure owes."""
+        new_text = event is not None and controls.prompt != self.controls.prompt
+        if event is not None and new_text and event.policy == "clear":
+            self._staged.rebuilt = "refresh"
             self.state.clear()
-        elif (text_changed and event.policy == "recache") or self.state.stale:
+        elif event is not None and new_text and event.policy == "recache":
+            self._staged.rebuilt = event.sink if self.state.sink_held else "refresh"
             self._recache(controls.text, event.sink, controls.settings)
-        staged.taken, staged.receipts = due, [p.receipt for p in due]
-        staged.controls = controls
-        staged.event = event if self.timeline.events else self._opening_event()
+        elif self.state.stale:
+            # as it was: under the words of before, with the sink if that is still there
+            self._recache(self.controls.text, "keep", self.controls.settings)
 
     def _changed(self, event: StreamEvent, frame: int) -> Controls:
         now = self.controls
         motion, motion_start = now.motion, now.motion_start
         if event.motion is not None:
-            motion, motion_start = (event.motion if event.motion.num_frames else None), frame
+            motion, motion_start = (None if event.motion.is_empty else event.motion), frame
         prompt = event.prompt if event.prompt is not None else now.prompt
         settings = now.settings.updated(event.settings or {}, live=True)
         return Controls(prompt, settings, self.pipeline.text(prompt), motion, motion_start)
@@ -268,9 +311,8 @@ class Session:
         controls = self._current()
         return StreamEvent(controls.prompt, controls.motion, controls.settings.to_json())
 
-    def _recache(self, text: TextContext, sink: str, settings: StreamSettings) -> None:
-        keep = "keep" if sink == "keep" else "refresh"
-        recache(self.pipeline.dit, self.state, text, self.noise, settings.context_noise, keep)  # type: ignore[arg-type]
+    def _recache(self, text: TextContext, sink: SinkPolicy, settings: StreamSettings) -> None:
+        recache(self.pipeline.dit, self.state, text, self.noise, settings.context_noise, sink)
 
     def _current(self) -> Controls:
         """Controls of the chunk in work."""
@@ -282,7 +324,7 @@ class Session:
             return None
         start, stop = self.geometry.frame_range(self.state.start, self.state.length)
         tracks = controls.motion.slice(start - controls.motion_start, stop - controls.motion_start)
-        if tracks.is_empty or not bool((tracks.state != 0).any()):
+        if tracks.is_empty:
             return None
         device = self.pipeline.device
         batch = Tracks(

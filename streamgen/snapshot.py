@@ -23,6 +23,7 @@ from .rollout import LatentChunk
 from .timeline import Pending, Receipt, StreamEvent, Timeline
 
 if TYPE_CHECKING:
+    from .pipeline import Pipeline
     from .session import Session
 
 FORMAT = "streamgen-snapshot-1"
@@ -31,11 +32,13 @@ FORMAT = "streamgen-snapshot-1"
 @dataclass(frozen=True)
 class Snapshot:
     """A moment of a session. `tensors` by name, on the session's device; `meta` plain values that fit in
-    JSON.
+    JSON; `timeline` the session's timeline, of which the first `meta["events"]` events belong to this moment
+    (it is append-only, so sharing it costs nothing).
     """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+    timeline: Timeline | None = None
 
     def size_bytes(self) -> int:
         """Bytes of all tensors; does not grow with the length of the stream."""
@@ -60,7 +63,7 @@ def take_snapshot(session: "Session") -> Snapshot:
         "format": FORMAT,
         "model": session.pipeline.digest,
         "dtype": str(session.pipeline.dtype),
-        "chunks": _chunks(session),
+        "chunks": _chunks(session.pipeline),
         "seed": session.seed,
         "prompt": controls.prompt,
         "settings": controls.settings.to_json(),
@@ -77,21 +80,25 @@ def take_snapshot(session: "Session") -> Snapshot:
             for p in session._pending
         ],
     }
-    return Snapshot(tensors, meta)
+    return Snapshot(tensors, meta, session.timeline)
 
 
 def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
     """Put a session into the state of a snapshot; the session is unchanged if the snapshot does not fit.
 
+    Receipts of events that wait in the session stay good for those that wait in the snapshot too; the others
+    are refused.
+
     Raises:
         InputError: another model, dtype or context size.
     """
     meta, tensors = snapshot.meta, snapshot.tensors
-    check_fits(meta, session)
-    settings = session.controls.settings.updated(meta["settings"])
-    cache = session._new_cache(settings)
-    state = type(session.state)(cache, chunk=meta["chunk"], stale=meta["stale"], scene=tuple(meta["scene"]))
+    check_fits(meta, session.pipeline)
     try:
+        settings = session.controls.settings.updated(meta["settings"])
+        cache = session._new_cache(settings)
+        scene = (int(meta["scene"][0]), int(meta["scene"][1]))
+        state = type(session.state)(cache, chunk=meta["chunk"], stale=meta["stale"], scene=scene)
         cache.load_state(
             {name: tensors[f"cache.{name}"] for name in ("keys", "values", "sink_keys", "cursor")}
         )
@@ -110,24 +117,39 @@ def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
             meta["motion_start"],
         )
         pending = [_pending(i, row, tensors) for i, row in enumerate(meta["pending"])]
-    except (KeyError, ValueError) as error:
+        source = snapshot.timeline or session.timeline
+        timeline = Timeline(source.fps, meta["seed"], source.events[: meta["events"]])
+        receipts = max(session._receipts, meta["receipts"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"snapshot: does not fit this stream ({error})") from None
+    _settle(session._pending, pending)
     session.state, session.decoder_state, session.controls = state, decoder_state, controls
     session.seed = meta["seed"]
     session.noise = session.noise.with_seed(meta["seed"])
     session.opening = type(session.opening)(tensors.get("opening"))
-    session._pending, session._receipts = pending, max(session._receipts, meta["receipts"])
-    session.timeline = Timeline(session.timeline.fps, meta["seed"], session.timeline.events[: meta["events"]])
+    session._pending, session._receipts = pending, receipts
+    session.timeline = timeline
 
 
-def check_fits(meta: dict[str, Any], session: "Session") -> None:
-    """Raise InputError where a snapshot's header names another format, model or dtype."""
-    pipeline = session.pipeline
+def _settle(waiting: list[Pending], restored: list[Pending]) -> None:
+    """Hand the receipts that people hold over to the same events of a snapshot; refuse those it lacks."""
+    for old in waiting:
+        number, event = old.receipt.number, old.event.to_json()
+        same = [p for p in restored if p.receipt.number == number and p.event.to_json() == event]
+        if same:
+            same[0].receipt = old.receipt
+        else:
+            old.receipt.reason = "the stream went back to a moment before this event was submitted"
+            old.receipt.status = "refused"
+
+
+def check_fits(meta: dict[str, Any], pipeline: "Pipeline") -> None:
+    """Raise InputError where a snapshot's header names another format, model, dtype or chunk plan."""
     for what, found, expected in (
         ("format", meta.get("format"), FORMAT),
         ("model", meta.get("model"), pipeline.digest),
         ("dtype", meta.get("dtype"), str(pipeline.dtype)),
-        ("chunks", meta.get("chunks"), _chunks(session)),
+        ("chunks", meta.get("chunks"), _chunks(pipeline)),
     ):
         if found != expected:
             raise InputError(f"snapshot: expected {what} {expected}, found {found}")
@@ -163,13 +185,15 @@ def read_snapshot(path: Path, device: torch.device) -> tuple[Snapshot, Timeline]
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         meta, timeline = json.loads(header["snapshot"]), Timeline.from_json(json.loads(header["timeline"]))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if meta["format"] != FORMAT:
+            raise ValueError(f"format {meta['format']}")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"snapshot {path}: damaged or not a snapshot ({error})") from None
-    return Snapshot(tensors, meta), timeline
+    return Snapshot(tensors, meta, timeline), timeline
 
 
-def _chunks(session: "Session") -> list[int]:
-    return [session.pipeline.plan.first_chunk_frames, session.pipeline.plan.chunk_frames]
+def _chunks(pipeline: "Pipeline") -> list[int]:
+    return [pipeline.plan.first_chunk_frames, pipeline.plan.chunk_frames]
 
 
 def _track_tensors(prefix: str, tracks: TrackSet | None) -> dict[str, Tensor]:

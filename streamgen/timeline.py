@@ -8,13 +8,15 @@ from typing import Any, Literal, get_args
 from .errors import InputError
 from .motion import TrackSet
 from .motion_file import load_motion, motion_to_json
-from .suggest import unknown_key
+from .settings import StreamSettings
+from .suggest import shorten, unknown_key
 
 Policy = Literal["recache", "keep", "clear"]
 SinkPolicy = Literal["refresh", "keep"]
 Status = Literal["accepted", "applied", "refused"]
 
 MAX_PROMPT = 2000
+_ROW_KEYS = ("chunk", "frame", "seconds", "prompt", "policy", "sink", "motion", "settings")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class StreamEvent:
 
     Attributes:
         prompt: the new prompt.
-        motion: tracks that begin at the frame where the event takes effect; `TrackSet.empty(0)` lets go.
+        motion: tracks that begin at the frame where the event takes effect; one without points lets go.
         settings: changed `StreamSettings` by name.
         policy: what a new prompt does with the past: `recache` (keep the looks, follow the new words), `keep`
             (leave the cache as it is) or `clear` (forget it).
@@ -46,6 +48,9 @@ class StreamEvent:
             )
         if self.prompt is not None:
             check_prompt(self.prompt)
+        if self.settings is not None:
+            # a copy: what was checked and recorded must not change with the caller's own dict
+            object.__setattr__(self, "settings", dict(self.settings))
         if self.prompt is None and self.motion is None and not self.settings:
             raise InputError("event: expected a prompt, motion or settings, found none of them")
 
@@ -55,7 +60,7 @@ class StreamEvent:
         if self.prompt is not None:
             out |= {"prompt": self.prompt, "policy": self.policy, "sink": self.sink}
         if self.motion is not None:
-            out["motion"] = motion_to_json(self.motion) if self.motion.num_frames else None
+            out["motion"] = None if self.motion.is_empty else motion_to_json(self.motion)
         if self.settings:
             out["settings"] = dict(self.settings)
         return out
@@ -99,7 +104,7 @@ class Receipt:
         return asdict(self) | {"superseded": list(self.superseded)}
 
 
-@dataclass
+@dataclass(eq=False)
 class Pending:
     """An event that waits for its chunk; `at_frame` is the earliest first frame of that chunk."""
 
@@ -167,6 +172,9 @@ class Timeline:
         try:
             timeline = cls(float(content["fps"]), int(content["seed"]))
             for row in content["events"]:
+                for key in row:
+                    if key not in _ROW_KEYS:
+                        raise InputError(f"timeline: event: {unknown_key(key, _ROW_KEYS)}")
                 timeline.record(
                     int(row["chunk"]), int(row["frame"]), StreamEvent.from_json(row, timeline.fps)
                 )
@@ -183,18 +191,48 @@ class Timeline:
 
 def check_prompt(prompt: str) -> None:
     """Raise InputError for a prompt that is empty or beyond reason."""
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt: expected text, found {shorten(prompt)}")
     if not prompt.strip():
         raise InputError("prompt: expected some words, found an empty prompt")
     if len(prompt) > MAX_PROMPT:
         raise InputError(f"prompt: expected at most {MAX_PROMPT} characters, found {len(prompt)}")
 
 
-def merge_events(pending: list[Pending]) -> StreamEvent:
-    """One event of all that wait for a boundary: the last one wins per field, and earlier receipts say so."""
+def possible_events(
+    due: list[Pending], settings: StreamSettings
+) -> tuple[list[Pending], list[tuple[Receipt, str]]]:
+    """Those of the due events whose settings can be set together, and the others' receipts with the reason.
+
+    On submission each change was checked alone; two sliders may each be fine and not fit together.
+    """
+    try:
+        settings.updated(_last_settings(due), live=True)
+        return due, []
+    except InputError:
+        possible: list[Pending] = []
+        refused: list[tuple[Receipt, str]] = []
+    for item in due:
+        try:
+            settings.updated(_last_settings([*possible, item]), live=True)
+            possible.append(item)
+        except InputError as error:
+            refused.append((item.receipt, str(error)))
+    return possible, refused
+
+
+def _last_settings(pending: list[Pending]) -> dict[str, Any]:
+    return {name: value for item in pending for name, value in (item.event.settings or {}).items()}
+
+
+def merge_events(pending: list[Pending]) -> tuple[StreamEvent, list[tuple[str, ...]]]:
+    """One event of all that wait for a boundary, the last one submitted wins per field; and for each of them
+    the fields that a later one replaced.
+    """
     prompt = motion = None
-    settings: dict[str, Any] = {}
     policy: Policy = "recache"
     sink: SinkPolicy = "refresh"
+    replaced: list[tuple[str, ...]] = []
     for i, item in enumerate(pending):
         event, later = item.event, [p.event for p in pending[i + 1 :]]
         superseded = []
@@ -204,8 +242,7 @@ def merge_events(pending: list[Pending]) -> StreamEvent:
         if event.motion is not None:
             motion = event.motion
             superseded += ["motion"] * any(e.motion is not None for e in later)
-        for name, value in (event.settings or {}).items():
-            settings[name] = value
+        for name in event.settings or {}:
             superseded += [name] * any(name in (e.settings or {}) for e in later)
-        item.receipt.superseded = tuple(superseded)
-    return StreamEvent(prompt, motion, settings or None, policy, sink)
+        replaced.append(tuple(superseded))
+    return StreamEvent(prompt, motion, _last_settings(pending) or None, policy, sink), replaced

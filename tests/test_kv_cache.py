@@ -158,8 +158,6 @@ def test_stream_time_of_millions_stays_exact() -> None:
                 if i == 1:
                     # after the sink, pretend that a whole number of ring turns has gone by
                     cache.frames += jump
-                    for layer in range(2):
-                        cache.keys[layer] *= 1
                 cache.begin(1)
                 out = dit(latents[:, i : i + 1], level, text, cache)
                 cache.commit()
@@ -233,6 +231,8 @@ def test_state_round_trip_is_bit_exact() -> None:
             assert torch.equal(step(cache, i), step(other, i))
     with pytest.raises(ValueError, match="expected keys of shape"):
         tiny_cache(dit, ChunkPlan(1, 1, 1, 2)).load_state(cache.state())
+    with pytest.raises(ValueError, match="expected sink_keys of shape"):
+        tiny_cache(dit, plan).load_state(cache.state() | {"sink_keys": cache.state()["keys"]})
 
 
 def test_absolute_positions_end_with_a_clear_error() -> None:
@@ -260,19 +260,20 @@ def test_absolute_equals_relative_before_the_first_eviction_only() -> None:
     assert min(differences[4:]) > 1e-4
 
 
-def test_guidance_batch_over_a_shared_context_equals_single_forwards() -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_guidance_batch_over_a_shared_context_equals_single_forwards(batch: int) -> None:
+    """Also where the stream itself is a batch: branches lie one after the other."""
     dit, plan = tiny_dit(), ChunkPlan(1, 1, 1, 2)
-    cache, text = tiny_cache(dit, plan), text_of(dit, 2)
-    one = [dit.embed_text(text[i : i + 1]) for i in range(2)]
+    cache, texts = tiny_cache(dit, plan, batch), [text_of(dit, batch, seed) for seed in (5, 6)]
     with torch.no_grad():
         for i in range(5):
             cache.begin(1)
-            dit(tiny_latents(1, i), torch.zeros(1, 1), one[0], cache)
+            dit(tiny_latents(1, i, batch), torch.zeros(batch, 1), dit.embed_text(texts[0]), cache)
             cache.commit()
         cache.begin(1)
-        x, level = tiny_latents(1, 9), torch.full((1, 1), 500.0)
-        single = torch.cat([dit(x, level, t, cache) for t in one])
-        both = dit(x.expand(2, -1, -1, -1, -1), level.expand(2, -1), dit.embed_text(text), cache)
+        x, level = tiny_latents(1, 9, batch), torch.full((2 * batch, 1), 500.0)
+        single = torch.cat([dit(x, level[:batch], dit.embed_text(text), cache) for text in texts])
+        both = dit(x.repeat(2, 1, 1, 1, 1), level, dit.embed_text(torch.cat(texts)), cache)
     assert (single - both).abs().max() < 1e-5
 
 

@@ -91,7 +91,7 @@ def test_a_process_renders_what_a_session_makes(tmp_path: Path, checkpoint: Path
     shown = reader.get_batch(range(len(reader))).asnumpy()
     assert shown.shape == expected.shape == (32, 32, 32, 3)
     assert psnr(luma(shown), luma(expected)) > 25
-    assert psnr(coarse(shown), coarse(expected)) > 30
+    assert psnr(coarse(shown), coarse(expected)) > 25
     assert psnr(luma(shown), luma(np.roll(expected, 1, axis=0))) < 20
 
     values = record(tmp_path / "clip.mp4")
@@ -107,7 +107,7 @@ def test_a_process_renders_what_a_session_makes(tmp_path: Path, checkpoint: Path
 
 
 def luma(frames: np.ndarray) -> np.ndarray:
-    """Brightness; the file has it at full resolution, and random weights give colours that change with each pixel."""
+    """Brightness, which the file has at full resolution; colours of random weights change per pixel."""
     return frames @ np.array([0.2126, 0.7152, 0.0722])
 
 
@@ -152,7 +152,7 @@ def test_motion_files_start_at_their_shots(
 def test_saved_and_continued_in_another_process(
     seconds: float, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the first clip ends inside a chunk, and with a change that the saved stream still waits for."""
+    """Also where the first clip ends inside a chunk, with a change that the saved stream waits for."""
     total, model = 2.5, ["--model", checkpoint]
     late = f"{seconds - 0.01}:a blue star"
     whole, head, tail, state = (tmp_path / name for name in ("whole.mp4", "head.mp4", "tail.mp4", "state"))
@@ -319,3 +319,16 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path, capsys: pytest.Captu
     write_clip(clip, Hooks(progress=count))
     assert len(made) == 9
     assert max(alive) <= 1
+
+
+def test_half_precision_streams(checkpoint: Path) -> None:
+    """What a GPU runs by default, here on the CPU: text, motion, re-noising, recache and fork in bfloat16."""
+    model = load_pipeline(checkpoint, "cpu", torch.bfloat16)
+    settings = {"sampler": "renoise", "context_noise": 0.1}
+    session = model.open("a red circle", motion=drag((0.2, 0.2), (0.8, 0.8), 40), settings=settings)
+    frames_of(session, 20)
+    session.submit(StreamEvent(prompt="sand"))
+    frames_of(session, 4)
+    assert session.state.cache.keys.dtype == torch.bfloat16
+    twin = session.fork()
+    assert np.array_equal(frames_of(session, 8), frames_of(twin, 8))

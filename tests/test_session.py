@@ -12,6 +12,7 @@ import streamgen.session
 from models.causal_dit import CausalDiT
 from models.context import ChunkPlan
 from models.kv_cache import KVCache
+from models.motion_encoder import MotionEncoder
 from streamgen import InputError, Pipeline, Session, StreamEvent, Timeline, load_pipeline
 from streamgen.decoder import StreamingDecoder
 from streamgen.motion import TrackSet, drag
@@ -208,6 +209,50 @@ def test_epoch_rises_and_the_future_is_cut_from_the_timeline(pipeline: Pipeline)
     assert (chunk.epoch, len(session.timeline.events), session.controls.prompt) == (1, 1, RED)
 
 
+def test_restore_brings_back_the_timeline_of_the_snapshot(pipeline: Pipeline) -> None:
+    """Back, onto another branch, and forth again to the first: each replays as it was."""
+    session = pipeline.open(RED, seed=6)
+    early = take(session, 2), session.snapshot()
+    session.submit(StreamEvent(prompt=BLUE))
+    late = take(session, 2), session.snapshot()
+    session.restore(early[1])
+    session.submit(StreamEvent(prompt="a blue circle"))
+    take(session, 1)
+    session.restore(late[1])
+    assert [entry.event.prompt for entry in session.timeline.events] == [RED, BLUE]
+    again = take(pipeline.replay(session.timeline), 6)
+    assert torch.equal(again, torch.cat([early[0], late[0], take(session, 2)]))
+
+
+def test_receipts_outlive_a_restore(pipeline: Pipeline) -> None:
+    """What waits in the snapshot answers to the receipt that was given for it; what does not is refused."""
+    session = pipeline.open(RED)
+    take(session, 2)
+    waits = session.submit(StreamEvent(prompt=BLUE), at_frame=session.next_frame + 5)
+    snapshot = session.snapshot()
+    gone = session.submit(StreamEvent(settings={"steps": 1}), at_frame=1000)
+    session.restore(snapshot)
+    assert (waits.status, gone.status) == ("accepted", "refused")
+    assert "before this event" in str(gone.reason)
+    assert [next(session).receipts for _ in range(3)][2] == (waits,)
+    assert waits.status == "applied"
+
+
+def test_clear_begins_a_scene_and_resumes(chunky: Pipeline, tmp_path: Path) -> None:
+    """The first chunk of a scene is as short as the first of a stream, and forgets what was."""
+    session = chunky.open(RED, seed=2)
+    take(session, 4)
+    session.submit(StreamEvent(prompt=BLUE, policy="clear"))
+    chunks = [next(session) for _ in range(2)]
+    assert [len(chunk.frames) for chunk in chunks] == [4, 8]
+    assert [(chunk.index, chunk.start) for chunk in session.state.context] == [(4, 7), (5, 8)]
+    assert chunks[1].start_frame == chunks[0].start_frame + 4
+    session.save(tmp_path / "stream")
+    frames = take(session, 4)
+    assert torch.equal(frames, take(chunky.resume(tmp_path / "stream"), 4))
+    assert torch.equal(frames, take(chunky.replay(session.timeline), 10)[-len(frames) :])
+
+
 def test_snapshot_of_another_model_is_refused(pipeline: Pipeline, chunky: Pipeline, tmp_path: Path) -> None:
     session = chunky.open(RED)
     take(session, 2)
@@ -255,29 +300,51 @@ POINTS = [
     (CausalDiT, "forward", 5),
     (StreamingDecoder, "decode", 0),
     (Pipeline, "text", 0),
+    (MotionEncoder, "forward", 0),
+]
+EVENTS = {
+    "none": None,
+    "recache": StreamEvent(prompt=BLUE, motion=drag((0.3, 0.3), (0.6, 0.7), 9)),
+    "keep sink": StreamEvent(prompt=BLUE, sink="keep"),
+    "clear": StreamEvent(prompt=BLUE, policy="clear", settings={"steps": 3}),
+    "keep": StreamEvent(prompt=BLUE, policy="keep"),
+}
+
+
+CASES = [(point, name) for point in POINTS for name in ("none", "recache")] + [
+    (point, name)
+    for point in ((StreamingDecoder, "decode", 0), (streamgen.rollout, "write", 2))
+    for name in ("keep sink", "clear", "keep")
 ]
 
 
-@pytest.mark.parametrize("event", [False, True])
-@pytest.mark.parametrize("point", POINTS, ids=lambda p: f"{p[1]}-{p[2]}")
+@pytest.mark.parametrize(
+    ("point", "name"), CASES, ids=lambda x: x if isinstance(x, str) else f"{x[1]}-{x[2]}"
+)
 def test_an_exception_leaves_the_stream_as_if_it_had_not_happened(
-    pipeline: Pipeline, point: tuple[object, str, int], event: bool, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline,
+    point: tuple[object, str, int],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    event = EVENTS[name]
+
     def run(fail: bool) -> tuple[Tensor, list[object]]:
         session = pipeline.open(RED, seed=4, motion=drag((0.1, 0.5), (0.9, 0.5), 40))
         parts, receipts = [take(session, 6)], []
-        if event:
-            receipts.append(session.submit(StreamEvent(prompt=BLUE, motion=drag((0.3, 0.3), (0.6, 0.7), 9))))
+        if event is not None:
+            receipts.append(session.submit(event))
         with monkeypatch.context() as patched:
             hit = failing_once(*point[:2], patched, point[2] if fail else 10**9)
             for _ in range(2):
                 try:
                     parts.append(next(session).frames)
                 except Fault:
-                    assert all(r.status == "accepted" for r in receipts)
-                    assert len(session.timeline.events) == 1
-        # some points are only passed when an event is applied
-        assert hit() == fail or not event
+                    begun = session.state.chunk > 6
+                    assert all(r.status == ("applied" if begun else "accepted") for r in receipts)
+                    assert len(session.timeline.events) == 1 + (begun and len(receipts))
+        # some points are only passed when a recache is made
+        assert hit() == fail or name != "recache"
         parts.append(take(session, 10 - session.state.chunk))
         return torch.cat(parts), [r.to_json() for r in receipts] + session.timeline.to_json()["events"]
 
@@ -285,6 +352,51 @@ def test_an_exception_leaves_the_stream_as_if_it_had_not_happened(
     found, happened_after = run(fail=True)
     assert torch.equal(expected, found)
     assert happened == happened_after
+
+
+@pytest.mark.parametrize("name", ["recache", "keep sink", "clear"])
+def test_an_event_that_failed_and_was_then_replaced_leaves_no_trace(
+    pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk fails after the cache was made for the new words; a later event takes these words back."""
+
+    def check() -> None:
+        session, plain = pipeline.open(RED, seed=4), pipeline.open(RED, seed=4)
+        take(session, 3)
+        take(plain, 3)
+        session.submit(EVENTS[name])
+        with monkeypatch.context() as patched:
+            failing_once(StreamingDecoder, "decode", patched, 0)
+            with pytest.raises(Fault):
+                next(session)
+        session.submit(StreamEvent(prompt=RED, settings={"steps": 2}, motion=TrackSet.empty(0)))
+        next(session)
+        next(plain)
+        assert len(session.state.context) == len(plain.state.context)
+        assert (context_keys(session) - context_keys(plain)).abs().max() < 1e-5
+
+    assert_needs(check, monkeypatch, RolloutState, "take_back", lambda self, *rest, keep_sink: None)
+
+
+def test_a_sink_lost_by_a_recache_cut_short_is_not_kept(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first event refreshes the sink and fails; the second would keep it, but nothing is left of it."""
+
+    def check() -> None:
+        session, plain = pipeline.open(RED, seed=4), pipeline.open(RED, seed=4)
+        take(session, 6)
+        take(plain, 6)
+        session.submit(StreamEvent(prompt=BLUE))
+        with monkeypatch.context() as patched:
+            failing_once(streamgen.rollout, "write", patched, 2)
+            with pytest.raises(Fault):
+                next(session)
+        session.submit(StreamEvent(prompt=BLUE, sink="keep"))
+        plain.submit(StreamEvent(prompt=BLUE))
+        assert torch.equal(take(session, 2), take(plain, 2))
+
+    assert_needs(check, monkeypatch, RolloutState, "sink_held", property(lambda self: True))
 
 
 def test_transactions_need_the_stale_mark(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

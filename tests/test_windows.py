@@ -150,6 +150,15 @@ def test_cache_holds_what_the_tokenizer_says_and_resumes(tmp_path: Path) -> None
     assert cache_in(tmp_path, seed=2).directory != cache.directory
 
 
+def test_processes_build_all_shards_however_late_one_begins(tmp_path: Path) -> None:
+    """The second process looks when the first is done, and must not leave out what was never built."""
+    cache = cache_in(tmp_path)
+    for rank in (0, 1):
+        cache.build(rank, 2, torch.device("cpu"))
+    assert len(cache.load(images=False).latents) == 5
+    assert len(cache.load(images=True).latents) == 3
+
+
 def test_config_errors_name_the_key() -> None:
     with pytest.raises(ConfigError, match=r"cache\.frames: expected 1 \+ 4k"):
         CacheConfig(frames=80)
