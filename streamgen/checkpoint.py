@@ -5,7 +5,7 @@ card.
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from omegaconf import OmegaConf
@@ -137,10 +137,12 @@ def construct(kind: type[T], values: Any, where: str) -> T:
     if not isinstance(values, Mapping):
         raise CheckpointError(f"{where}: expected keys and values, found {type(values).__name__}")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    # resolved, since a module with postponed annotations declares its fields as text
+    hints = get_type_hints(kind)
     for key, value in values.items():
         if key not in known:
             raise CheckpointError(f"{where}: {unknown_key(key, known)}")
-        declared = known[key].type
+        declared = hints[key]
         if declared in (int, float, str, bool):
             fits = type(value) is declared or (declared is float and type(value) is int)
             if not fits:

@@ -52,8 +52,8 @@ class RolloutState:
     """Everything a stream of latents is: the cache, the context it was made from, and the next chunk's index.
 
     `context` holds the clean latents of exactly the chunks whose keys are in the cache, oldest first;
-    bounded. `stale` says that the cache does not stand for the context any more (a recache was cut short) and
-    has to be rebuilt before use. `scene` is the chunk and latent frame
+    bounded. `stale` says that the cache does not stand for the context any more (a recache was cut short, or
+    the chunk it was made for failed) and has to be rebuilt before use. `scene` is the chunk and latent frame
     at which the context was last cleared: chunk lengths are counted from there.
     """
 

@@ -95,6 +95,8 @@ def test_absolute_positions_end_in_one_line_and_the_stream_stays_usable(pipeline
         (lambda c: c["dit"].update(latent_channels=8), "dit.latent_channels: expected 4"),
         (lambda c: c["motion_encoder"].update(temporal=2), "motion_encoder.temporal: expected 4"),
         (lambda c: c.update(sampling=3), "sampling: expected keys and values"),
+        (lambda c: c["tokenizer"].update(dim=16.0), r"tokenizer: dim: expected int, found 16\.0"),
+        (lambda c: c["dit"].update(dim="24"), "dit: dim: expected int, found '24'"),
     ],
 )
 def test_parts_that_do_not_fit_one_another_are_named(

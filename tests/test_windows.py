@@ -1,4 +1,4 @@
-"""Training windows: frame mapping of tracks, context of streams, captions around a change; the latent cache."""
+"""Training windows: frames of tracks, context of streams, captions around a change; the latent cache."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ LATENTS, FRAMES, TRACKS = 21, 81, 3
 
 
 def marked_clips(count: int = 40, switch: int = LATENTS, dragged: bool = False) -> LatentClips:
-    """Clips whose numbers tell where they come from: latents hold their index, points their pixel frame / 100."""
+    """Clips whose numbers tell their place: latents hold their index, points their pixel frame / 100."""
     time = torch.arange(FRAMES) / 100
     return LatentClips(
         latents=torch.arange(LATENTS).half().view(1, -1, 1, 1, 1).expand(count, -1, 2, 4, 4).clone(),
