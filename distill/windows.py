@@ -73,7 +73,7 @@ def window_batch(
     low = torch.where(gap, config.min_gap_prefix, 0)
     prefix = low + (torch.rand(size, generator=generator) * (length - low)).long()
     prefix = torch.where(forcing, 0, prefix)
-    prefix, segment = _segments(clips.switch[rows].long(), frames, prefix, forcing, config, generator)
+    prefix, segment = _segments(clips.switch[rows].long(), frames, (prefix, low), forcing, config, generator)
     clean = torch.arange(length) < prefix[:, None]
     sigma = sample_sigmas((size, length), config.shift, generator)
     context = torch.rand(size, 1, generator=generator) * config.context_noise
@@ -120,7 +120,7 @@ def image_batch(
 def _segments(
     switch: Tensor,
     frames: Tensor,
-    prefix: Tensor,
+    prefixes: tuple[Tensor, Tensor],
     forcing: Tensor,
     config: WindowConfig,
     generator: torch.Generator,
@@ -128,15 +128,20 @@ def _segments(
     """Clean prefix `(B,)` and caption of each latent frame `(B, T)`: 0 before the change, 1 after, 2 none.
 
     Where a clip changes inside the window, part of the samples are made as a stream that has just recached:
-    everything before the change is clean context, read under the new caption.
+    everything before the change is clean context, read under the new caption. Where it changes in the gap,
+    part of them as one that recached a while ago: all is read under the new caption. `prefixes` are the drawn
+    clean prefix and the shortest one allowed, each `(B,)`.
     """
+    prefix, shortest = prefixes
     size, length = frames.shape
     after = frames >= switch[:, None]
     position = after.int().argmax(1)
-    inside = after.any(1) & (position >= 1)
-    recache = inside & (torch.rand(size, generator=generator) < config.recache_share)
+    at_change = after.any(1) & (frames.gather(1, position[:, None])[:, 0] == switch)
+    in_gap = after.any(1) & ~at_change
+    chosen = torch.rand(size, generator=generator) < config.recache_share
+    recache = chosen & at_change & (position >= shortest.clamp(min=1))
     prefix = torch.where(recache, position, prefix)
-    segment = torch.where(recache[:, None], 1, after.long())
+    segment = torch.where((recache | chosen & in_gap)[:, None], 1, after.long())
     drop = torch.rand(size, generator=generator)
     segment[drop < config.text_drop] = 2
     target_only = (drop > 1 - config.target_text_drop) & ~forcing

@@ -75,6 +75,20 @@ def test_windows_at_a_change_are_streams_that_switched() -> None:
     assert torch.equal(kept, (torch.arange(10) >= 4).long().expand_as(kept))
 
 
+def test_a_change_in_the_gap_leaves_the_prefix_alone() -> None:
+    """After a gap nothing may be asked of a latent frame that has frame 0 alone as context."""
+    config = WindowConfig(gap_share=1.0, forcing_share=0.0, text_drop=0.0, target_text_drop=0.0)
+    batch = window_batch(marked_clips(switch=6), 600, config, generator())
+    latent = batch.x0[:, :, 0, 0, 0].round()
+    assert (batch.weight[:, : config.min_gap_prefix] == 0).all()
+    gap = latent[:, 1] > 6
+    recached = (batch.segment == 1).all(1)
+    assert 0.35 < recached[gap].float().mean() < 0.65
+    # a change in the window's first clean frames is read from frame to frame
+    early = (latent[:, 1] > 3) & (latent[:, 1] <= 6)
+    assert not recached[early].any()
+
+
 def test_dropped_text_reads_the_empty_segment() -> None:
     config = WindowConfig(text_drop=0.3, target_text_drop=0.3, forcing_share=0.0)
     batch = window_batch(marked_clips(), 600, config, generator())
