@@ -1,0 +1,97 @@
+"""The model in the package: it loads, is small, and does what prompts, switches and drags say, on fixed seeds."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamgen import Pipeline, StreamEvent, load_pipeline, model_names
+from streamgen.motion import TrackSet, drag
+from streamgen.pipeline import WEIGHTS
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Pipeline:
+    return load_pipeline("tiny", device="cpu")
+
+
+def play(
+    pipeline: Pipeline, prompt: str, chunks: int, seed: int = 0, event: StreamEvent | None = None
+) -> Tensor:
+    """Pictures of a stream; `event` comes after the third chunk."""
+    session, parts = pipeline.open(prompt, seed), []
+    for i in range(chunks):
+        if i == 3 and event is not None:
+            session.submit(event)
+        parts.append(next(session).frames)
+    return torch.cat(parts)
+
+
+def share(frames: Tensor, colour: str) -> float:
+    """Share of pixels in which the colour's channel stands out by far."""
+    red, green, blue = frames.float().unbind(-1)
+    chosen = {
+        "red": (red > 120) & (red > 2 * green) & (red > 2 * blue),
+        "blue": (blue > 120) & (blue > 1.4 * green) & (blue > 2 * red),
+    }[colour]
+    return float(chosen.float().mean())
+
+
+def red_centre(frame: Tensor) -> tuple[float, float]:
+    """Normalised (x, y) of the red pixels' mean."""
+    red, green, blue = frame.float().unbind(-1)
+    weight = ((red > 120) & (red > 2 * green) & (red > 2 * blue)).float()
+    grid = (torch.arange(64) + 0.5) / 64
+    total = weight.sum().clamp(min=1)
+    return float((weight.sum(0) * grid).sum() / total), float((weight.sum(1) * grid).sum() / total)
+
+
+def test_it_is_there_and_small() -> None:
+    assert "tiny" in model_names()
+    files = {f.name: f.stat().st_size for f in (WEIGHTS / "tiny").iterdir()}
+    assert {
+        "config.yaml",
+        "model.safetensors",
+        "tokenizer.safetensors",
+        "vocabulary.txt",
+        "README.md",
+    } <= set(files)
+    assert max(files.values()) <= 16 * MIB
+
+
+def test_backgrounds_look_like_their_names(tiny: Pipeline) -> None:
+    """The median colour tells sea, sand, grass, night and snow apart."""
+    expected = {
+        "sea": lambda r, g, b: b > g > r,
+        "sand": lambda r, g, b: r > g > b and r > 170,
+        "grass": lambda r, g, b: g > r and g > b,
+        "night sky": lambda r, g, b: max(r, g, b) < 90,
+        "snow": lambda r, g, b: min(r, g, b) > 150,
+    }
+    for name, looks_right in expected.items():
+        frames = play(tiny, f"a small red circle stays over the {name}", 4)
+        colour = frames[-1].flatten(0, 1).float().median(0).values.tolist()
+        assert looks_right(*colour), f"{name}: median colour {colour}"
+
+
+def test_the_prompted_colour_is_there_and_changes_with_the_prompt(tiny: Pipeline) -> None:
+    switch = StreamEvent(prompt="a large blue circle stays over the sand")
+    frames = play(tiny, "a large red circle stays over the sand", 12, seed=1, event=switch)
+    before, after = frames[5:9], frames[-4:]
+    assert share(before, "red") > 0.05 > 10 * share(before, "blue")
+    assert share(after, "blue") > 0.05 > 10 * share(after, "red")
+
+
+def test_a_drag_takes_the_object_along(tiny: Pipeline) -> None:
+    prompt, seed = "a large red circle stays over the sand", 1
+    free = play(tiny, prompt, 12, seed)
+    start = red_centre(free[8])
+    target = (0.25 if start[0] > 0.5 else 0.75, 0.25 if start[1] > 0.5 else 0.75)
+    tracks: TrackSet = drag(start, target, 32)
+    dragged = play(tiny, prompt, 12, seed, StreamEvent(motion=tracks))
+    assert torch.equal(free[:9], dragged[:9])
+    (x, y), (x0, y0) = red_centre(dragged[-1]), red_centre(free[-1])
+    missed = ((x - target[0]) ** 2 + (y - target[1]) ** 2) ** 0.5
+    without = ((x0 - target[0]) ** 2 + (y0 - target[1]) ** 2) ** 0.5
+    assert missed < 0.15 < 0.2 < without
