@@ -24,9 +24,10 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from streamgen.errors import CheckpointError, StreamgenError
+from streamgen.structured import to_plain
 
 from .checkpoint import check_same_tensors, latest_checkpoint, load_checkpoint, save_checkpoint
-from .config import RunConfig, to_plain, write_yaml
+from .config import RunConfig, write_yaml
 from .ema import Ema
 from .optim import ParameterGroups, build_optimizers, learning_rate_factor, set_learning_rate
 from .tracking import Tracker

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decoder import DecoderState, StreamingDecoder, to_uint8
+from .decoder import StreamingDecoder
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
 from .pipeline import Pipeline
 from .session import FrameChunk, Session
@@ -137,15 +137,12 @@ class _TimedDecoder(StreamingDecoder):
         super().__init__(inner.tokenizer)
         self.copies = copies
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        raw = self.tokenizer.denormalize(latents.to(self.tokenizer.latent_mean.dtype), state.latent_frames)
-        video, after = self.tokenizer.decode_chunk(raw, state.tokenizer)
+    def to_host(self, video: Tensor) -> Tensor:
         synchronize(video.device)
         started = time.perf_counter()
-        frames = to_uint8(video[0])
+        frames = super().to_host(video)
         self.copies.append(time.perf_counter() - started)
-        return frames, DecoderState(after, state.latent_frames + latents.shape[1])
+        return frames
 
 
 @contextmanager

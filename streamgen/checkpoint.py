@@ -3,17 +3,14 @@ card.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from models.causal_dit import CausalDiTConfig
 from models.context import ChunkPlan
@@ -25,10 +22,10 @@ from .digest import tensor_digest
 from .errors import CheckpointError, InputError
 from .geometry import LatentGeometry
 from .settings import StreamSettings
-from .suggest import unknown_key
+from .structured import StructureError, build, read_yaml
+from .suggest import shorten
 
-T = TypeVar("T")
-
+FORMAT = 1
 MODEL, TOKENIZER, VOCABULARY, CONFIG = (
     "model.safetensors",
     "tokenizer.safetensors",
@@ -67,6 +64,7 @@ class CheckpointConfig:
         ):
             if found != expected:
                 raise ValueError(f"{what}: expected {expected} to fit the other parts, found {found}")
+        self.geometry()
 
     def geometry(self) -> LatentGeometry:
         """Picture and latent sizes."""
@@ -93,71 +91,28 @@ def read_config(directory: Path) -> CheckpointConfig:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {directory}: expected a directory with {CONFIG}, found none")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as YAML ({' '.join(str(error).split())[:200]})"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected keys and values, found {type(content).__name__}")
-    sections: dict[str, type] = {
-        "tokenizer": VideoTokenizerConfig,
-        "dit": CausalDiTConfig,
-        "text_encoder": TextEncoderConfig,
-        "motion_encoder": MotionEncoderConfig,
-        "plan": ChunkPlan,
-    }
-    values: dict[str, Any] = {str(key): value for key, value in content.items()}
-    for name, kind in sections.items():
-        if name in values:
-            values[name] = construct(kind, values[name], f"{path}: {name}")
-    if "sampling" in values and "plan" in values:
-        plan = values["plan"]
-        if not isinstance(values["sampling"], Mapping):
-            raise CheckpointError(f"{path}: sampling: expected keys and values")
-        base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
-        try:
-            values["sampling"] = base.updated(values["sampling"])
-        except InputError as error:
-            raise CheckpointError(f"{path}: sampling: {error}") from None
-    config = construct(CheckpointConfig, values, str(path))
-    if config.format != 1:
-        raise CheckpointError(f"{path}: expected format 1, found {config.format}")
+        content = read_yaml(path)
+    except StructureError as error:
+        raise CheckpointError(str(error)) from None
+    if content.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(f"{path}: expected format {FORMAT}, found {shorten(content['format'])}")
     try:
-        config.geometry()
-    except ValueError as error:
+        return build(CheckpointConfig, _with_settings(content))
+    except (StructureError, InputError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return config
 
 
-def construct(kind: type[T], values: Any, where: str) -> T:
-    """A config dataclass from plain values; unknown keys, missing keys and wrong types are errors that name
-    the key.
-    """
-    if not isinstance(values, Mapping):
-        raise CheckpointError(f"{where}: expected keys and values, found {type(values).__name__}")
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    # resolved, since a module with postponed annotations declares its fields as text
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        if key not in known:
-            raise CheckpointError(f"{where}: {unknown_key(key, known)}")
-        declared = hints[key]
-        if declared in (int, float, str, bool):
-            fits = type(value) is declared or (declared is float and type(value) is int)
-            if not fits:
-                raise CheckpointError(f"{where}: {key}: expected {declared.__name__}, found {value!r}")
-    missing = [
-        n
-        for n, f in known.items()
-        if f.default is MISSING and f.default_factory is MISSING and n not in values
-    ]
-    if missing:
-        raise CheckpointError(f"{where}: key {missing[0]} is missing")
+def _with_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """A config's content with its plan and settings built: these take sink and window from the plan."""
+    plan, changes = content.get("plan"), content.get("sampling")
+    if not isinstance(plan, Mapping) or not isinstance(changes, Mapping):
+        return content
+    plan = build(ChunkPlan, plan, "plan.")
+    base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
     try:
-        return kind(**values)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: {error}") from None
+        return content | {"plan": plan, "sampling": base.updated(changes)}
+    except InputError as error:
+        raise InputError(f"sampling: {error}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

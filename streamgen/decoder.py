@@ -50,7 +50,13 @@ class StreamingDecoder:
         """
         raw = self.tokenizer.denormalize(latents.to(self.tokenizer.latent_mean.dtype), state.latent_frames)
         video, after = self.tokenizer.decode_chunk(raw, state.tokenizer)
-        return to_uint8(video[0]), DecoderState(after, state.latent_frames + latents.shape[1])
+        return self.to_host(video[0]), DecoderState(after, state.latent_frames + latents.shape[1])
+
+    def to_host(self, video: Tensor) -> Tensor:
+        """Decoded pictures, float `(T, 3, H, W)` on the tokenizer's device, as uint8 `(T, H, W, 3)` on the
+        CPU; its own step, so that it can be timed.
+        """
+        return to_uint8(video)
 
     def push(self, latents: Tensor) -> Tensor:
         """Decode the next latents and move on; returns uint8 frames `(T', H, W, 3)`."""

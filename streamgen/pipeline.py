@@ -37,7 +37,7 @@ from .session import Opening, Session
 from .settings import StreamSettings
 from .snapshot import check_fits, load_snapshot_state, read_snapshot
 from .suggest import unknown_key
-from .timeline import StreamEvent, Timeline, check_prompt
+from .timeline import Start, StreamEvent, Timeline, check_prompt
 from .video_read import read_clip, read_image
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -131,7 +131,7 @@ class Pipeline:
             InputError: bad prompt, settings, image or clip.
         """
         merged = self.settings.updated(settings or {})
-        opening = Opening(self._start(image, video))
+        opening = self._opening(image, video)
         if opening.latents is not None and opening.chunk(0, self.plan.length(0)) is None:
             raise InputError(
                 f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "
@@ -164,7 +164,7 @@ class Pipeline:
         and threads. A timeline does not hold pictures: `image` or `video` is what the stream started from.
 
         Raises:
-            InputError: a timeline without an opening event.
+            InputError: a timeline without an opening event, or other pictures than the stream started from.
         """
         if not timeline.events or timeline.events[0].event.prompt is None:
             raise InputError("timeline: expected an opening event with a prompt, found none")
@@ -172,6 +172,11 @@ class Pipeline:
         session = self.open(
             str(opening.prompt), timeline.seed, opening.motion, image, video, opening.settings
         )
+        expected, found = timeline.start, session.timeline.start
+        if expected != found:
+            raise InputError(
+                f"timeline: image or video: expected {expected or 'none'}, found {found or 'none'}"
+            )
         for entry in timeline.events[1:]:
             receipt = session.submit(entry.event, entry.frame)
             if receipt.status == "refused":
@@ -182,11 +187,11 @@ class Pipeline:
     def _embed(self, ids: Tensor) -> TextContext:
         return self.dit.embed_text(self.text_encoder(ids.to(self.device)))
 
-    def _start(self, image: str | Path | Tensor | None, video: str | Path | Tensor | None) -> Tensor | None:
+    def _opening(self, image: str | Path | Tensor | None, video: str | Path | Tensor | None) -> Opening:
         if image is not None and video is not None:
             raise InputError("start: expected an image or a clip, found both")
         if image is None and video is None:
-            return None
+            return Opening()
         height, width = self.geometry.height, self.geometry.width
         if isinstance(image, Tensor):
             frames = image[None]
@@ -204,8 +209,8 @@ class Pipeline:
                 f"{tuple(frames.shape)}"
             )
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
-        whole = 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal
-        return encode_frames(self.tokenizer, frames[:whole]).to(self.dtype)
+        frames = frames[: 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal]
+        return Opening(encode_frames(self.tokenizer, frames).to(self.dtype), Start.of(frames))
 
 
 def load_pipeline(
@@ -267,7 +272,7 @@ def find_model(name: str | Path) -> Path:
         return WEIGHTS / str(name)
     if Path(name).is_dir():
         return Path(name)
-    raise CheckpointError(f"model {unknown_key(str(name), model_names())}, and no such directory")
+    raise CheckpointError(f"{unknown_key(str(name), model_names(), noun='model')}, and no such directory")
 
 
 def _device(device: str) -> torch.device:

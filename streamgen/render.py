@@ -146,7 +146,8 @@ def open_timeline(
         image, video: what the stream starts from; by default what the record names.
 
     Raises:
-        InputError: no timeline, one of another frame rate, or a start that cannot be read.
+        InputError: no timeline, one of another frame rate, or a start that cannot be read or is another than
+            the timeline's.
     """
     began = time.perf_counter()
     timeline, record = read_timeline(file)
@@ -309,6 +310,8 @@ def receipt_notes(record: Mapping[str, Any]) -> list[str]:
             notes.append(
                 f"change {receipt['number'] + 1} comes after the last chunk began and is not in this clip"
             )
+        elif receipt["status"] == "refused":
+            notes.append(f"change {receipt['number'] + 1} was refused: {receipt['reason']}")
         elif receipt["superseded"]:
             fields = ", ".join(receipt["superseded"])
             at = f"{receipt['seconds']:g} s"

@@ -27,6 +27,7 @@ from .timeline import (
     Pending,
     Receipt,
     SinkPolicy,
+    Start,
     StreamEvent,
     Timeline,
     merge_events,
@@ -75,11 +76,12 @@ class Controls:
 
 @dataclass
 class Opening:
-    """What a stream starts from: pictures `(T, H, W, 3)` uint8 encoded to `latents (1, T', C, h, w)`, or
-    nothing.
+    """What a stream starts from: pictures `(T, H, W, 3)` uint8 encoded to `latents (1, T', C, h, w)`, with
+    their fingerprint, or nothing.
     """
 
     latents: Tensor | None = None
+    start: Start | None = None
 
     def chunk(self, start: int, length: int) -> Tensor | None:
         """The given latents of a chunk, None when they do not cover it whole."""
@@ -129,7 +131,7 @@ class Session:
         self.epoch = 0
         self.opening = opening or Opening()
         self.controls = Controls(prompt, settings, pipeline.text(prompt))
-        self.timeline = Timeline(self.geometry.fps, seed)
+        self.timeline = Timeline(self.geometry.fps, seed, start=self.opening.start)
         self.noise = SeededNoise(seed, pipeline.device, pipeline.dtype)
         self.decoder = StreamingDecoder(pipeline.tokenizer)
         self.decoder_state: DecoderState = self.decoder.initial_state()

@@ -118,7 +118,7 @@ def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
         )
         pending = [_pending(i, row, tensors) for i, row in enumerate(meta["pending"])]
         source = snapshot.timeline or session.timeline
-        timeline = Timeline(source.fps, meta["seed"], source.events[: meta["events"]])
+        timeline = Timeline(source.fps, meta["seed"], source.events[: meta["events"]], source.start)
         receipts = max(session._receipts, meta["receipts"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"snapshot: does not fit this stream ({error})") from None
@@ -126,7 +126,7 @@ def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
     session.state, session.decoder_state, session.controls = state, decoder_state, controls
     session.seed = meta["seed"]
     session.noise = session.noise.with_seed(meta["seed"])
-    session.opening = type(session.opening)(tensors.get("opening"))
+    session.opening = type(session.opening)(tensors.get("opening"), timeline.start)
     session._pending, session._receipts = pending, receipts
     session.timeline = timeline
 

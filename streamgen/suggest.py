@@ -4,12 +4,16 @@ import difflib
 from collections.abc import Iterable
 
 
-def unknown_key(key: object, known: Iterable[str]) -> str:
-    """One-line text that names an unknown `key` and the closest of the `known` ones, or all of them."""
+def unknown_key(key: object, known: Iterable[str], noun: str = "key", where: str = "") -> str:
+    """One-line text that names an unknown `key` and the closest of the `known` ones, or all of them.
+
+    `noun` says what it is a key of or instead of one; `where` is its place, put before both names:
+    `unknown config key 'optim.rate' (did you mean 'optim.lr'?)`.
+    """
     names = list(known)
     close = difflib.get_close_matches(str(key), names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
-    return f"unknown key {shorten(key)} ({hint})"
+    hint = f"did you mean {where + close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    return f"unknown {noun} {shorten(f'{where}{key}' if where else key)} ({hint})"
 
 
 def shorten(value: object, limit: int = 60) -> str:

@@ -1,9 +1,12 @@
 """Events, their receipts, and the timeline of what was applied."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
+
+from torch import Tensor
 
 from .errors import InputError
 from .motion import TrackSet
@@ -126,17 +129,48 @@ class Applied:
         return {"chunk": self.chunk, "frame": self.frame, "seconds": self.frame / fps, **self.event.to_json()}
 
 
+@dataclass(frozen=True)
+class Start:
+    """Fingerprint of the pictures that a stream starts from: their number, and sha256 (64 hex digits) of
+    their bytes as they went into the encoder, uint8 `(T, H, W, 3)`.
+    """
+
+    frames: int
+    sha256: str
+
+    @classmethod
+    def of(cls, frames: Tensor) -> "Start":
+        """The fingerprint of uint8 frames `(T, H, W, 3)`."""
+        return cls(len(frames), hashlib.sha256(frames.cpu().contiguous().numpy().tobytes()).hexdigest())
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Start":
+        """Inverse of `dataclasses.asdict`.
+
+        Raises:
+            ValueError: another form.
+        """
+        known = {"frames": int, "sha256": str}
+        if not isinstance(content, dict) or {key: type(value) for key, value in content.items()} != known:
+            raise ValueError(f"start: expected frames and sha256, found {shorten(content)}")
+        return cls(content["frames"], content["sha256"])
+
+    def __str__(self) -> str:
+        return f"{self.frames} frame{'s' if self.frames > 1 else ''} with sha256 {self.sha256[:12]}"
+
+
 @dataclass
 class Timeline:
     """The events of a stream in order, as applied. Append only; what it says is enough to make the stream
-    again.
+    again, but for the pictures of `start`: of them it holds the fingerprint, None where there are none.
 
-    `opening` is the first event (prompt, motion and full settings at frame 0).
+    The first event is the opening: prompt, motion and full settings at frame 0.
     """
 
     fps: float
     seed: int
     events: list[Applied] = field(default_factory=list)
+    start: Start | None = None
 
     def record(self, chunk: int, frame: int, event: StreamEvent) -> None:
         """Append what took effect at a chunk."""
@@ -153,6 +187,7 @@ class Timeline:
             "version": 1,
             "fps": self.fps,
             "seed": self.seed,
+            "start": None if self.start is None else asdict(self.start),
             "events": [entry.to_json(self.fps) for entry in self.events],
         }
 
@@ -165,12 +200,14 @@ class Timeline:
         """
         if not isinstance(content, dict) or content.get("format") != "streamgen-timeline":
             raise InputError('timeline: expected an object with "format": "streamgen-timeline"')
-        known = ("format", "version", "fps", "seed", "events")
+        known = ("format", "version", "fps", "seed", "start", "events")
         for key in content:
             if key not in known:
                 raise InputError(f"timeline: {unknown_key(key, known)}")
         try:
             timeline = cls(float(content["fps"]), int(content["seed"]))
+            if content.get("start") is not None:
+                timeline.start = Start.from_json(content["start"])
             for row in content["events"]:
                 for key in row:
                     if key not in _ROW_KEYS:

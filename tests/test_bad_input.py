@@ -295,6 +295,10 @@ def test_checkpoints(case: str, place: Path, capsys: pytest.CaptureFixture[str])
         ('{"format": "streamgen-timeline", "fps": 16, "seed": 0, "events": []}', "expected an opening event"),
         ('{"format": "streamgen-timeline", "fps": 24, "seed": 0, "events": []}', "16 fps, found 24"),
         ('{"format": "streamgen-timeline", "fps": 16, "seed": 0, "evnts": []}', "did you mean 'events'?"),
+        (
+            '{"format": "streamgen-timeline", "fps": 16, "seed": 0, "start": {"frames": 1}, "events": []}',
+            "start: expected frames and sha256",
+        ),
         ('{"format": "streamgen-render"}', 'expected an object with "format"'),
     ],
 )

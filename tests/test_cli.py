@@ -70,7 +70,7 @@ def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["render", "-o", "a.mp4"], "missing PROMPT"),
         (["inspect"], "Missing argument"),
         (["bench", "--chunks", "0"], "Invalid value for '--chunks'"),
-        (["bench", "--model", "tinny"], "unknown key 'tinny'"),
+        (["bench", "--model", "tinny"], "unknown model 'tinny'"),
     ],
 )
 def test_usage_errors_are_one_line(

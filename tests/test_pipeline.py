@@ -1,5 +1,7 @@
 """Opening streams: half precision, start pictures, the prompt cache, positions that end, misfit parts."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from omegaconf import OmegaConf
 from models.context import ChunkPlan
 from streamgen import CheckpointError, InputError, Pipeline, StreamEvent, load_pipeline
 from streamgen.motion import drag
+from streamgen.timeline import Start, Timeline
 from tests.test_session import BLUE, RED, take
 from tests.tiny_checkpoints import generator_noise, write_checkpoint
 
@@ -47,11 +50,47 @@ def test_half_precision_streams_steers_and_resumes(
         half.resume(tmp_path / "stream")
 
 
-def test_a_stream_from_an_image_replays_with_it(pipeline: Pipeline) -> None:
+def test_a_stream_from_an_image_replays_with_it_alone(pipeline: Pipeline) -> None:
+    """As an image or as a clip of one frame; without it, or with another, it would be another stream."""
     session = pipeline.open(RED, seed=2, image=picture())
     frames = take(session, 3)
-    assert torch.equal(frames, take(pipeline.replay(session.timeline, image=picture()), 3))
-    assert not torch.equal(frames, take(pipeline.replay(session.timeline), 3))
+    timeline = Timeline.from_json(json.loads(session.timeline.dumps()))
+    for start in ({"image": picture()}, {"video": picture()[None]}):
+        assert torch.equal(frames, take(pipeline.replay(timeline, **start), 3))
+    name = f"1 frame with sha256 {hashlib.sha256(picture().numpy().tobytes()).hexdigest()[:12]}"
+    with pytest.raises(InputError, match=f"^timeline: image or video: expected {name}, found none$"):
+        pipeline.replay(timeline)
+    with pytest.raises(InputError, match=f"expected {name}, found 1 frame with sha256"):
+        pipeline.replay(timeline, image=picture().flip(0))
+    with pytest.raises(InputError, match=f"expected none, found {name}"):
+        pipeline.replay(timeline_without_start(pipeline), image=picture())
+
+
+def timeline_without_start(pipeline: Pipeline) -> Timeline:
+    session = pipeline.open(RED, seed=2)
+    next(session)
+    return session.timeline
+
+
+def test_the_start_is_of_the_frames_that_were_encoded(pipeline: Pipeline) -> None:
+    """Of seven frames the first five fill whole latent frames."""
+    clip = (generator_noise((7, 32, 32, 3), 4) * 40 + 128).clamp(0, 255).to(torch.uint8)
+    seven, five = (pipeline.open(RED, video=clip[:n]).timeline.start for n in (7, 5))
+    assert seven == five == Start(5, hashlib.sha256(clip[:5].numpy().tobytes()).hexdigest())
+    assert pipeline.open(RED, video=clip[:4]).timeline.start != five
+
+
+def test_the_start_goes_along_with_every_copy_of_a_stream(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Saved, forked and restored, also by a session that started from nothing."""
+    session = pipeline.open(RED, seed=2, image=picture())
+    take(session, 2)
+    session.save(tmp_path / "stream")
+    other = pipeline.open(RED)
+    other.restore(session.snapshot())
+    for copy in (session.fork(), pipeline.resume(tmp_path / "stream"), other):
+        assert copy.timeline.start == session.timeline.start is not None
+        again = pipeline.replay(copy.timeline, image=picture())
+        assert torch.equal(take(again, 4)[-8:], take(copy, 2))
 
 
 def test_start_pictures_that_cannot_be_shown_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -94,9 +133,9 @@ def test_absolute_positions_end_in_one_line_and_the_stream_stays_usable(pipeline
         (lambda c: c["dit"].update(text_dim=16), "dit.text_dim: expected 8"),
         (lambda c: c["dit"].update(latent_channels=8), "dit.latent_channels: expected 4"),
         (lambda c: c["motion_encoder"].update(temporal=2), "motion_encoder.temporal: expected 4"),
-        (lambda c: c.update(sampling=3), "sampling: expected keys and values"),
-        (lambda c: c["tokenizer"].update(dim=16.0), r"tokenizer: dim: expected int, found 16\.0"),
-        (lambda c: c["dit"].update(dim="24"), "dit: dim: expected int, found '24'"),
+        (lambda c: c.update(sampling=3), "key sampling: expected a section of keys, found 3"),
+        (lambda c: c["tokenizer"].update(dim=16.0), r"key tokenizer\.dim: expected int, found 16\.0"),
+        (lambda c: c["dit"].update(dim="24"), r"key dit\.dim: expected int, found '24'"),
     ],
 )
 def test_parts_that_do_not_fit_one_another_are_named(

@@ -19,7 +19,7 @@ from streamgen.jobs import job_from_command_line
 from streamgen.motion import drag
 from streamgen.motion_file import motion_to_json
 from streamgen.pipeline import Pipeline, load_pipeline
-from streamgen.render import Hooks, open_job, read_timeline, write_clip
+from streamgen.render import Hooks, open_job, read_timeline, receipt_notes, write_clip
 from streamgen.session import Session
 from streamgen.timeline import StreamEvent
 from tests.command_line import call, call_process, spawn
@@ -219,6 +219,38 @@ def test_records_of_image_starts_replay(
     assert call(capsys, "render", PROMPT, "-o", first, "--image", tmp_path / "odd.png", *model).code == 0
     assert call(capsys, "render", first.with_suffix(".json"), "-o", again, *model).code == 0
     assert record(again)["sha256"] == record(first)["sha256"]
+
+
+def test_timelines_of_image_starts_replay_with_that_image_alone(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A timeline has no picture in it, and a record names a file that may have changed since."""
+    Image.new("RGB", (37, 51), "orange").save(tmp_path / "start.png")
+    Image.new("RGB", (37, 51), "teal").save(tmp_path / "other.png")
+    first, again = tmp_path / "first.mp4", tmp_path / "again.mp4"
+    options = ["--model", checkpoint, "--seconds", 0.5]
+    assert call(capsys, "render", PROMPT, "-o", first, "--image", tmp_path / "start.png", *options).code == 0
+    timeline = tmp_path / "session.timeline.json"
+    timeline.write_text(json.dumps(record(first)["timeline"]))
+    replay = ["render", timeline, "-o", again, *options]
+    assert "image or video: expected 1 frame with sha256" in call(capsys, *replay).error()
+    refused = call(capsys, *replay, "--image", tmp_path / "other.png").error()
+    assert "found 1 frame with sha256" in refused
+    assert call(capsys, *replay, "--image", tmp_path / "start.png").code == 0
+    assert record(again)["sha256"] == record(first)["sha256"]
+    (tmp_path / "other.png").replace(tmp_path / "start.png")
+    call(capsys, "render", first.with_suffix(".json"), "-o", again, *options).error()
+
+
+def test_a_change_that_was_refused_is_noted(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Each of the two is possible alone; together they are not, which shows when their chunk begins."""
+    clip = open_job(pipeline, job_from_command_line(PROMPT, 0.5, 0), tmp_path / "a.mp4")
+    clip.session.submit(StreamEvent(settings={"motion_guidance": 0.0}))
+    clip.session.submit(StreamEvent(settings={"text_guidance": 0.5}))
+    notes = receipt_notes(write_clip(clip))
+    assert len(notes) == 1
+    assert notes[0].startswith("change 2 was refused: settings: guidance")
+    assert "sum to at least 1" in notes[0]
 
 
 def test_jobs_resume_and_go_on_past_a_failure(

@@ -1,4 +1,4 @@
-"""The model in the package: it loads, is small, and does what prompts, switches and drags say, on fixed seeds."""
+"""The model in the package: it loads, is small, and follows prompts, switches and drags on fixed seeds."""
 
 import pytest
 import torch
@@ -94,4 +94,5 @@ def test_a_drag_takes_the_object_along(tiny: Pipeline) -> None:
     (x, y), (x0, y0) = red_centre(dragged[-1]), red_centre(free[-1])
     missed = ((x - target[0]) ** 2 + (y - target[1]) ** 2) ** 0.5
     without = ((x0 - target[0]) ** 2 + (y0 - target[1]) ** 2) ** 0.5
-    assert missed < 0.15 < 0.2 < without
+    assert missed < 0.15
+    assert without > 0.2

@@ -23,13 +23,13 @@ from distill.config import (
     PreviewConfig,
     RunConfig,
     build,
-    to_plain,
 )
 from distill.ema import Ema
 from distill.optim import build_optimizers, learning_rate_factor, split_parameters
 from distill.trainer import Tick, TrainingError, make_accelerator
 from streamgen.digest import tensor_digest
 from streamgen.errors import CheckpointError
+from streamgen.structured import to_plain
 from tests.toy_stage import ToyNet, ToyStage, toy_config, toy_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -307,10 +307,10 @@ def test_batches_depend_on_the_place_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sede": 1}, "unknown config key sede: did you mean seed?"),
+        ({"sede": 1}, r"unknown config key 'sede' \(did you mean 'seed'\?\)"),
         (
             {"optim": {"warmup_step": 1}},
-            "unknown config key optim.warmup_step: did you mean optim.warmup_steps?",
+            r"unknown config key 'optim.warmup_step' \(did you mean 'optim.warmup_steps'\?\)",
         ),
         ({"max_steps": "many"}, "config key max_steps: expected int, found 'many'"),
         ({"schedule": "tme"}, "config key schedule: expected one of steps, time, found 'tme'"),
@@ -336,8 +336,8 @@ def test_config_survives_plain_form(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["missing.yaml"], "error: config missing.yaml: no such file"),
-        (["CONFIG", "data.frame=9"], "error: unknown config key data.frame: did you mean data.frames?"),
-        (["CONFIG", "stage=tokeniser"], "did you mean stage: tokenizer?"),
+        (["CONFIG", "data.frame=9"], "error: unknown config key 'data.frame' (did you mean 'data.frames'?)"),
+        (["CONFIG", "stage=tokeniser"], "error: unknown stage 'tokeniser' (did you mean 'tokenizer'?)"),
         (["CONFIG", "seed"], "error: override 'seed': expected key=value"),
         (
             ["CONFIG", "model.window=0"],

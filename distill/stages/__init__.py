@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import torch
 
-from ..config import ConfigError, RunConfig, build, read_mapping, unknown_key
+from streamgen.suggest import unknown_key
+
+from ..config import ConfigError, RunConfig, build, read_mapping
 from ..trainer import Stage
 
 
@@ -43,7 +45,7 @@ def build_stage(config: RunConfig, device: torch.device) -> Stage:
 
 def _attribute(name: str, what: str) -> Any:
     if name not in STAGES:
-        raise ConfigError(unknown_key(f"stage: {name}", name, list(STAGES)).replace("config key ", ""))
+        raise ConfigError(unknown_key(name, STAGES, noun="stage"))
     entry = STAGES[name]
     # Imported on use: a stage's networks are not needed to train another one.
     module = importlib.import_module(f".{entry.module}", __name__)

@@ -20,8 +20,9 @@ from streamgen.digest import tensor_digest
 from streamgen.errors import CheckpointError
 from streamgen.pipeline import Networks, Pipeline
 from streamgen.settings import StreamSettings
+from streamgen.structured import to_plain
 
-from ..config import RunConfig, build, read_mapping, require, to_plain, write_yaml
+from ..config import RunConfig, build, read_mapping, require, write_yaml
 from ..flow import CausalFlow, FlowBatch
 from ..latent_cache import CacheConfig, LatentCache
 from ..optim import ParameterGroups, split_parameters
@@ -42,7 +43,8 @@ EDGES = (
     "norm",
 )
 FPS = 16
-_HELD_OUT_SEED = 77
+# Of the windows and the noise that `evaluate` always uses; their clips are training clips.
+_FIXED_SEED = 77
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class DataConfig:
     """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first
     frames.
 
-    The first `image_phase` of the budget sees first frames alone.
+    The first `image_phase` of the budget sees first frames alone. `held_out` is the number of windows that
+    `evaluate` measures the loss on. Despite its name nothing is held out: they are cut from the training
+    clips, at fixed places and with fixed noise, so their loss compares steps and runs and says nothing about
+    clips that were never seen.
     """
 
     video_batch: int = 16
@@ -155,13 +160,13 @@ class CausalStage:
         return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
-        """Loss on fixed windows of the training distribution with fixed noise, and contact sheets of fixed
+        """Loss on fixed windows of the training clips with fixed noise, and contact sheets of fixed
         streams.
         """
         totals: dict[str, float] = {}
         rounds = max(1, self.config.data.held_out // 64)
         for i in range(rounds):
-            generator = torch.Generator().manual_seed(_HELD_OUT_SEED + i)
+            generator = torch.Generator().manual_seed(_FIXED_SEED + i)
             batch = window_batch(self.clips, 64, self.config.windows, generator).to(self.device)
             loss, metrics = self.module(batch)
             for key, value in {"loss": loss, **metrics}.items():
