@@ -16,7 +16,8 @@ from streamgen.scheduler import add_noise, velocity_target
 class FlowBatch:
     """One micro-batch.
 
-    `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` its share in
+    `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` and
+    `focus (B, T, h, w)` the shares of frames and of cells in
     the loss (0 for clean context); `words (B, S, L)` int64 with the last segment empty (no text); `segment
     (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel frames.
     """
@@ -25,6 +26,7 @@ class FlowBatch:
     noise: Tensor
     sigma: Tensor
     weight: Tensor
+    focus: Tensor
     words: Tensor
     segment: Tensor
     tracks: Tracks
@@ -54,7 +56,8 @@ class CausalFlow(nn.Module):
         motion = self.motion_encoder(batch.tracks, latent_grid, first=True)
         noisy = add_noise(batch.x0, batch.noise, batch.sigma)
         velocity = self.dit(noisy, batch.sigma * 1000, text, self._context(noisy), motion)
-        error = (velocity.float() - velocity_target(batch.x0, batch.noise)).square().mean((2, 3, 4))
+        squares = (velocity.float() - velocity_target(batch.x0, batch.noise)).square().mean(2)
+        error = (squares * batch.focus).sum((2, 3)) / batch.focus.sum((2, 3))
         loss = (error * batch.weight).sum() / batch.weight.sum().clamp_min(1e-6)
         return loss, _by_level(error.detach(), batch)
 

@@ -43,6 +43,8 @@ class WindowConfig:
     motion_mask: float = 0.2
     recache_share: float = 0.5
     shift: float = 3.0
+    object_weight: float = 4.0
+    object_reach: float = 0.2
 
     def __post_init__(self) -> None:
         require(self.frames > self.min_gap_prefix, "windows.frames", f"> {self.min_gap_prefix}", self.frames)
@@ -85,6 +87,7 @@ def window_batch(
         torch.randn(x0.shape, generator=generator),
         sigma,
         (~clean).float(),
+        _focus(clips, rows, frames, config),
         torch.cat([words, torch.zeros_like(words[:, :1])], 1),
         segment,
         _tracks(clips, rows, frames, config, generator),
@@ -111,6 +114,7 @@ def image_batch(
         torch.randn(x0.shape, generator=generator),
         sample_sigmas((size, 1), config.shift, generator),
         torch.ones(size, 1),
+        _focus(images, rows, torch.zeros(size, 1, dtype=torch.long), config),
         torch.cat([words, torch.zeros_like(words)], 1),
         dropped.long(),
         tracks,
@@ -147,6 +151,26 @@ def _segments(
     target_only = (drop > 1 - config.target_text_drop) & ~forcing
     targets = torch.arange(length) >= prefix[:, None]
     return prefix, torch.where(target_only[:, None] & targets, 2, segment)
+
+
+def _focus(clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfig) -> Tensor:
+    """Weight of each latent cell `(B, T, h, w)`: more where an object is in a latent frame's first or last picture.
+
+    Texture fills most of the picture and cannot be predicted; what the prompt speaks of is small.
+    """
+    height, width = clips.latents.shape[-2:]
+    last = frames * 4
+    times = torch.stack([(last - 3).clamp(min=0), last], -1)
+    points = clips.points[rows[:, None, None], :, times].float()
+    on_object = ~clips.background[rows][:, None, None, :]
+    near = []
+    for size, axis in ((height, 1), (width, 0)):
+        centres = (torch.arange(size) + 0.5) / size
+        # objects wrap around the borders, so distances do as well
+        apart = (points[..., axis, None] - centres + 0.5).remainder(1.0).sub(0.5).abs()
+        near.append((apart < config.object_reach) & on_object[..., None])
+    cells = (near[0][..., :, None] & near[1][..., None, :]).any(3).any(2)
+    return torch.where(cells, config.object_weight, 1.0)
 
 
 def _with_unknown(words: Tensor, probability: float, generator: torch.Generator) -> Tensor:

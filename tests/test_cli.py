@@ -106,14 +106,14 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
 
 
 def test_bench_counts_frames_not_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """8 frames a chunk: the rate is 8 over the mean chunk time, which is not far from the median."""
+    """8 frames a chunk: the rate is 8 over the mean chunk time, however fast the machine is."""
     model = write_checkpoint(tmp_path / "m", plan=ChunkPlan(2, 1, 1, 2))
     done = call(capsys, "bench", "--model", model, "--json", "--chunks", 300, "-q")
     result = json.loads(done.stdout)
     long = result["long_stream"]
     assert long["chunks"] == 300 + result["warm_chunks"]
     assert long["ratio"] == pytest.approx(long["late_ms"] / long["early_ms"], rel=1e-2)
-    assert 3 < result["pixel_fps"] * result["chunk_ms"]["total"]["p50"] / 1000 < 20
+    assert result["pixel_fps"] * result["chunk_ms"]["total"]["mean"] / 1000 == pytest.approx(8, rel=1e-2)
 
 
 def test_inspect_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

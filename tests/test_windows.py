@@ -89,6 +89,19 @@ def test_a_change_in_the_gap_leaves_the_prefix_alone() -> None:
     assert not recached[early].any()
 
 
+def test_cells_near_an_object_weigh_more() -> None:
+    """Points walk along the diagonal, so the weighted cells of a latent frame are those around it."""
+    batch = window_batch(marked_clips(), 32, WindowConfig(object_weight=3.0, object_reach=0.2), generator())
+    latent = batch.x0[:, :, 0, 0, 0].round()
+    for sample, weights in zip(latent, batch.focus, strict=True):
+        for index, cells in zip(sample.tolist(), weights, strict=True):
+            places = torch.tensor([max(0.0, 4 * index - 3), 4 * index]) / 100
+            near = ((places[:, None] - (torch.arange(4) + 0.5) / 4 + 0.5) % 1 - 0.5).abs() < 0.2
+            expected = (near[:, :, None] & near[:, None, :]).any(0)
+            assert torch.equal(cells == 3.0, expected)
+            assert torch.equal(cells == 1.0, ~expected)
+
+
 def test_dropped_text_reads_the_empty_segment() -> None:
     config = WindowConfig(text_drop=0.3, target_text_drop=0.3, forcing_share=0.0)
     batch = window_batch(marked_clips(), 600, config, generator())
