@@ -154,7 +154,7 @@ def _segments(
 
 
 def _focus(clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfig) -> Tensor:
-    """Weight of each latent cell `(B, T, h, w)`: more where an object is in a latent frame's first or last picture.
+    """Weight of each latent cell `(B, T, h, w)`: more where an object is in a latent frame's outer pictures.
 
     Texture fills most of the picture and cannot be predicted; what the prompt speaks of is small.
     """
