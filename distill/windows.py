@@ -26,14 +26,17 @@ class WindowConfig:
     """Shares and probabilities of the training windows.
 
     `frames` latent frames per window; `forcing_share` start windows with independent noise everywhere,
-    `gap_share` windows with a jump after frame 0 (the rest are start windows with a clean prefix);
-    `context_noise` the highest level on a prefix; drops are for guidance.
+    `gap_share` windows with a jump after frame 0 (the rest are start windows with a clean prefix, of 1 or 2
+    latent frames in `short_prefix_share` of them); latent cells within `object_reach` (of the picture) of a
+    point on an object count `object_weight` times in the loss; `context_noise` is the highest level on a
+    prefix; drops are for guidance.
     """
 
     frames: int = 10
     forcing_share: float = 0.45
     gap_share: float = 0.3
     min_gap_prefix: int = 4
+    short_prefix_share: float = 0.5
     context_noise: float = 0.15
     clean_share: float = 0.5
     text_drop: float = 0.1
@@ -74,6 +77,10 @@ def window_batch(
     x0 = clips.latents[rows[:, None], frames].float()
     low = torch.where(gap, config.min_gap_prefix, 0)
     prefix = low + (torch.rand(size, generator=generator) * (length - low)).long()
+    # the first chunks after a picture decide which way things go, and nothing but the words tells
+    short = torch.rand(size, generator=generator) < config.short_prefix_share
+    brief = torch.randint(1, 3, (size,), generator=generator)
+    prefix = torch.where(short & ~gap, brief.clamp(max=length - 1), prefix)
     prefix = torch.where(forcing, 0, prefix)
     prefix, segment = _segments(clips.switch[rows].long(), frames, (prefix, low), forcing, config, generator)
     clean = torch.arange(length) < prefix[:, None]

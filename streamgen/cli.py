@@ -91,7 +91,8 @@ def _usage(error: Any) -> int:
     if not message.strip():
         # a bare `streamgen` has printed its help
         return 2
-    say(f"error: {message} (see streamgen --help)")
+    context = getattr(error, "ctx", None)
+    say(f"error: {message} (see {context.command_path if context else 'streamgen'} --help)")
     return 2
 
 
@@ -138,8 +139,9 @@ def render(
 ) -> None:
     """Render a prompt, a file of jobs, or a recorded timeline to video.
 
-    Beside each video lies its record, <name>.json. A jobs file goes on where it was left: what is there with
-    the same job and weights is skipped.
+    Beside each video lies its record, <name>.json.
+
+    A jobs file skips clips that are there with the same job and weights.
     """
     from .cli_render import RenderOptions, render_source
 

@@ -288,7 +288,7 @@ def _check_size(tracks: int, frames: int) -> None:
 def _seconds(row: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = row.get(key, default)
     if value is None:
-        raise InputError(f"{key}: missing, expected seconds")
+        raise InputError(f"{key}: missing, expected a number of seconds")
     (number,) = _numbers([value], 1, key)
     if not 0 <= number <= MAX_SECONDS:
         raise InputError(f"{key}: expected seconds from 0 to {MAX_SECONDS}, found {number:g}")

@@ -68,7 +68,7 @@ def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["render", "sand", "-o"], "Option '-o' requires an argument"),
         (["render", "sand"], "missing option -o"),
         (["render", "-o", "a.mp4"], "missing PROMPT"),
-        (["inspect"], "Missing argument"),
+        (["inspect"], "(see streamgen inspect --help)"),
         (["bench", "--chunks", "0"], "Invalid value for '--chunks'"),
         (["bench", "--model", "tinny"], "unknown model 'tinny'"),
     ],
