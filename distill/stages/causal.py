@@ -1,7 +1,7 @@
 """Stage 2: the causal diffusion transformer by flow matching on latents of the frozen tokenizer."""
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,10 @@ _FIXED_SEED = 77
 @dataclass(frozen=True)
 class DataConfig:
     """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first
-    frames.
+    frames, or on `start_share` of them `start_batch` beginnings of `start_frames` latent frames.
 
-    The first `image_phase` of the budget sees first frames alone. `held_out` is the number of windows that
+    Beginnings are where words alone decide which way things go; in long windows the neighbours tell. The
+    first `image_phase` of the budget sees first frames alone. `held_out` is the number of windows that
     `evaluate` measures the loss on. Despite its name nothing is held out: they are cut from the training
     clips, at fixed places and with fixed noise, so their loss compares steps and runs and says nothing about
     clips that were never seen.
@@ -62,7 +63,19 @@ class DataConfig:
     image_batch: int = 128
     image_phase: float = 0.08
     image_share: float = 0.15
+    start_batch: int = 40
+    start_frames: int = 3
+    start_share: float = 0.3
     held_out: int = 512
+
+    def __post_init__(self) -> None:
+        require(self.start_frames >= 2, "data.start_frames", ">= 2", self.start_frames)
+        require(
+            self.image_share + self.start_share <= 1,
+            "data shares",
+            "a sum <= 1",
+            (self.image_share, self.start_share),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,14 +155,20 @@ class CausalStage:
         return "causal"
 
     def batch(self, tick: Tick) -> FlowBatch:
-        """First frames in the first part of the budget, then first frames and windows by turns (alike on all
-        processes).
+        """First frames in the first part of the budget, then first frames, beginnings and windows by turns.
+
+        The kind is a function of the step, so it is alike on all processes.
         """
         data, windows = self.config.data, self.config.windows
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
-        turn = int((tick.step + 1) * data.image_share) > int(tick.step * data.image_share)
-        if tick.progress < data.image_phase or turn:
+        # multiples of the golden ratio spread the kinds evenly over the steps
+        turn = (tick.step * 0.6180339887) % 1
+        if tick.progress < data.image_phase or turn < data.image_share:
             batch = image_batch(self.images, data.image_batch, windows, generator)
+        elif turn < data.image_share + data.start_share:
+            batch = window_batch(
+                self.clips, data.start_batch, beginnings(windows, data.start_frames), generator
+            )
         else:
             batch = window_batch(self.clips, data.video_batch, windows, generator)
         return batch.to(self.device)
@@ -185,6 +204,20 @@ class CausalStage:
         """Write a checkpoint directory that `streamgen.load_pipeline` opens."""
         checkpoint = checkpoint_config(self.config, self.module, self.tokenizer, self.tokenizer_digest)
         write_checkpoint(checkpoint, self.module, self.vocabulary, Path(self.config.tokenizer), directory)
+
+
+def beginnings(windows: WindowConfig, frames: int) -> WindowConfig:
+    """Windows that are the first `frames` latent frames of a clip behind one or two clean ones."""
+    return replace(
+        windows,
+        frames=frames,
+        min_gap_prefix=1,
+        gap_share=0.0,
+        forcing_share=0.0,
+        short_prefix_share=1.0,
+        # tracks would give away what the words have to tell
+        no_motion=max(windows.no_motion, 0.8),
+    )
 
 
 def build_network(
