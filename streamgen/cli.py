@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 _SOURCE = "A prompt; a jobs file (.txt, .jsonl, .csv, .yaml); or a timeline or record (.json)."
 _OUTPUT = "The video (.mp4); for a jobs file, a folder."
-_SECONDS = "Length: 8 by default; of a timeline, 2 s beyond its last event."
+_SECONDS = "Length: 8 by default; of a record its own, of a timeline 2 s beyond its last event."
 _SEED = "Default 0; in a jobs file, that of the first job."
 _AT = 'Change the prompt: "4:PROMPT" at second 4. Repeatable.'
 _MOTION = "Motion file from frame 0: drags, paths, pins, camera."

@@ -142,7 +142,7 @@ def open_timeline(
 
     Args:
         file: a timeline, or the record beside a rendered video.
-        seconds: length; by default 2 s more than it takes to reach the last event.
+        seconds: length; by default the recorded clip's, or of a bare timeline 2 s beyond its last event.
         image, video: what the stream starts from; by default what the record names.
 
     Raises:
@@ -156,6 +156,8 @@ def open_timeline(
         raise InputError(f"{file}: expected a timeline at the model's {fps} fps, found {timeline.fps:g}")
     if image is None and video is None:
         image, video = record.get("image"), record.get("video")
+    if seconds is None:
+        seconds = record.get("frames", 0) / fps or None
     if seconds is None:
         seconds = max((entry.frame for entry in timeline.events), default=0) / fps + _TAIL_SECONDS
     frames = frame_count(seconds, fps)
@@ -276,7 +278,14 @@ def read_timeline(file: Path) -> tuple[Timeline, dict[str, Any]]:
     content = _read_json(file)
     job: dict[str, Any] = {}
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        job = content["job"] if isinstance(content.get("job"), dict) else {}
+        job = dict(content["job"]) if isinstance(content.get("job"), dict) else {}
+        if content.get("first_frame"):
+            raise InputError(
+                f"{file}: is the record of a clip that continues another one; "
+                "render that one's record with more seconds"
+            )
+        if isinstance(content.get("frames"), int):
+            job["frames"] = content["frames"]
         content = content.get("timeline")
     try:
         return Timeline.from_json(content), job
@@ -299,6 +308,11 @@ def word_notes(pipeline: Pipeline, prompts: tuple[str, ...]) -> list[str]:
             notes.append(
                 f"only the first {length} words are read, {words.dropped} are dropped (of {shorten(prompt)})"
             )
+    if any("nothing to this model" in note for note in notes):
+        count = len(pipeline.vocabulary.words)
+        notes.append(
+            f"the {count} words it knows are in vocabulary.txt beside the weights of {pipeline.name}"
+        )
     return notes
 
 

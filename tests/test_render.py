@@ -187,6 +187,8 @@ def test_a_continuation_can_change_the_prompt(
     session = pipeline.open(PROMPT)
     session.submit(StreamEvent(prompt="sand"), at_frame=17)
     assert record(tail)["sha256"] == sha(frames_of(session, 33)[17:])
+    refused = call(capsys, "render", tail.with_suffix(".json"), "-o", tmp_path / "x.mp4", *model)
+    assert (refused.code, "continues another one" in refused.stderr) == (2, True)
 
 
 def test_timelines_and_records_replay(
@@ -198,7 +200,7 @@ def test_timelines_and_records_replay(
     (tmp_path / "pull.json").write_text(json.dumps(tracks))
     options = ["--seconds", 3, "--at", "1:sand", "--motion", tmp_path / "pull.json", "--set", "steps=3"]
     assert call(capsys, "render", PROMPT, "-o", first, "--seed", 5, *options, *model).code == 0
-    assert call(capsys, "render", first.with_suffix(".json"), "-o", again, "--seconds", 3, *model).code == 0
+    assert call(capsys, "render", first.with_suffix(".json"), "-o", again, *model).code == 0
     assert record(again)["sha256"] == record(first)["sha256"]
     timeline = tmp_path / "session.timeline.json"
     timeline.write_text(json.dumps(record(first)["timeline"]))
