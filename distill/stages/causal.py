@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.causal_dit import CausalDiT, CausalDiTConfig
@@ -15,9 +15,16 @@ from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder, MotionEncoderConfig
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
-from streamgen.checkpoint import CheckpointConfig
+from streamgen.checkpoint import (
+    MODEL,
+    TOKENIZER,
+    CheckpointConfig,
+    load_into,
+    part_of,
+    read_config,
+    read_tensors,
+)
 from streamgen.digest import tensor_digest
-from streamgen.errors import CheckpointError
 from streamgen.pipeline import Networks, Pipeline
 from streamgen.settings import StreamSettings
 from streamgen.structured import to_plain
@@ -98,11 +105,14 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class CausalRun(RunConfig):
-    """Config of the causal stage. `tokenizer` is a directory with `tokenizer.safetensors` and
-    `tokenizer.yaml`.
+    """Config of the causal stage.
+
+    `tokenizer` is an export of the tokenizer stage or a checkpoint directory; `init` a checkpoint directory
+    whose networks training starts from, null for random ones.
     """
 
     tokenizer: str = "runs/tiny/tokenizer/export"
+    init: str | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
     plan: ChunkPlan = field(default_factory=ChunkPlan)
     scenes: SceneConfig = field(default_factory=SceneConfig)
@@ -128,6 +138,8 @@ class CausalStage:
         self.module = build_network(
             config.network, self.tokenizer.config, len(self.vocabulary), config.plan, config.seed
         )
+        if config.init is not None:
+            load_networks(self.module, Path(config.init))
         self.module.to(device)
         cache = LatentCache(
             config.cache,
@@ -254,15 +266,35 @@ def build_network(
     return CausalFlow(dit, text, motion, plan)
 
 
+def load_networks(module: CausalFlow, directory: Path) -> None:
+    """Take DiT, text and motion encoder from a checkpoint directory.
+
+    Raises:
+        CheckpointError: missing or damaged weights, or networks of other sizes.
+    """
+    tensors = read_tensors(directory / MODEL)
+    for part, network in (
+        ("dit", module.dit),
+        ("text_encoder", module.text_encoder),
+        ("motion_encoder", module.motion_encoder),
+    ):
+        load_into(network, part_of(tensors, part), f"{directory / MODEL} ({part})")
+
+
 def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
-    """A frozen tokenizer from an export of the tokenizer stage, and the digest of its tensors."""
-    if not (directory / "tokenizer.safetensors").is_file():
-        raise CheckpointError(
-            f"tokenizer {directory}: expected tokenizer.safetensors and tokenizer.yaml, found no such files"
-        )
-    state = load_file(directory / "tokenizer.safetensors")
-    tokenizer = VideoTokenizer(build(VideoTokenizerConfig, read_mapping(directory / "tokenizer.yaml")))
-    tokenizer.load_state_dict(state)
+    """A frozen tokenizer from an export of the tokenizer stage or from a checkpoint directory, and its
+    digest.
+
+    Raises:
+        CheckpointError: missing or damaged weights, or a config that does not fit them.
+    """
+    state = read_tensors(directory / TOKENIZER)
+    if (directory / "tokenizer.yaml").is_file():
+        config = build(VideoTokenizerConfig, read_mapping(directory / "tokenizer.yaml"))
+    else:
+        config = read_config(directory).tokenizer
+    tokenizer = VideoTokenizer(config)
+    load_into(tokenizer, state, str(directory / TOKENIZER))
     return tokenizer.to(device).eval().requires_grad_(False), tensor_digest(state)
 
 
