@@ -129,7 +129,10 @@ def test_words_the_model_does_not_know_still_render(
     done = call(capsys, "render", prompt, *GOOD[2:], "--model", checkpoint, "-q")
     assert done.code == 0, done
     assert (place / "out.mp4").is_file()
-    assert len(done.stderr.splitlines()) == (note is not None)
+    lines = done.stderr.splitlines()
+    # unknown words are followed by where the known ones are listed
+    assert len(lines) == (0 if note is None else 2 if "nothing" in note else 1)
+    assert all(line.startswith("note: ") for line in lines)
     assert (note or "") in done.stderr
 
 
