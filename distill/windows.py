@@ -1,9 +1,10 @@
 """From encoded clips to training windows: which latent frames, captions, tracks and noise levels a sample
 gets.
 
-Three kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under
-diffusion forcing; the start with a clean prefix; and frame 0 followed by a later stretch (what a stream looks
-like once the window has left its sink) with a clean prefix.
+Kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under diffusion
+forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks like once the
+window has left its sink) with a clean prefix; and turnings, the few latent frames after a change or after the
+start of a drag.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class WindowConfig:
     `gap_share` windows with a jump after frame 0 (the rest are start windows with a clean prefix, of 1 or 2
     latent frames in `short_prefix_share` of them); latent cells within `object_reach` (of the picture) of a
     point on an object count `object_weight` times in the loss; `context_noise` is the highest level on a
-    prefix; drops are for guidance.
+    prefix; drops are for guidance; windows at turnings have `turning_frames` latent frames, of which the last
+    `turning_targets` are targets.
     """
 
     frames: int = 10
@@ -48,6 +50,8 @@ class WindowConfig:
     shift: float = 3.0
     object_weight: float = 4.0
     object_reach: float = 0.2
+    turning_frames: int = 8
+    turning_targets: int = 3
 
     def __post_init__(self) -> None:
         require(self.frames > self.min_gap_prefix, "windows.frames", f"> {self.min_gap_prefix}", self.frames)
@@ -56,6 +60,18 @@ class WindowConfig:
             "windows shares",
             "a sum <= 1",
             (self.forcing_share, self.gap_share),
+        )
+        require(
+            self.turning_frames <= self.frames,
+            "windows.turning_frames",
+            "<= windows.frames",
+            self.turning_frames,
+        )
+        require(
+            0 < self.turning_targets < self.turning_frames - 1,
+            "windows.turning_targets",
+            "1 to turning_frames - 2",
+            self.turning_targets,
         )
 
 
@@ -99,6 +115,63 @@ def window_batch(
         segment,
         _tracks(clips, rows, frames, config, generator),
     )
+
+
+def turning_batch(
+    clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
+) -> FlowBatch:
+    """Draw `size` windows that end soon after something new begins, a change of caption or a drag.
+
+    What follows a turning is told by the words or the track alone and lasts a few latent frames, which
+    windows at random places rarely show. All before it is clean and read under the new caption, as a stream
+    has it that has just recached; the last `turning_targets` latent frames are the targets.
+    """
+    total = clips.latents.shape[1]
+    turning = turning_frames(clips)
+    latest = total - config.turning_targets
+    rows = (turning <= latest).any(1).nonzero()[:, 0]
+    require(len(rows) > 0, "scenes.change_probability, scenes.drag_probability", "clips with turnings", 0)
+    rows = rows[torch.randint(len(rows), (size,), generator=generator)]
+    order = torch.rand(size, 2, generator=generator) + (turning[rows] > latest)
+    event = turning[rows].gather(1, order.argmin(1, keepdim=True))
+    length = min(config.turning_frames, total)
+    before = torch.arange(length) - (length - config.turning_targets)
+    # near the start of a clip there is less before the turning: the window then begins at frame 0 and is
+    # longer behind it
+    frames = event + before + (1 - before[1] - event).clamp(min=0)
+    frames[:, 0] = 0
+    prefix = (frames < event).sum(1)
+    clean = torch.arange(frames.shape[1]) < prefix[:, None]
+    sigma = sample_sigmas(frames.shape, config.shift, generator)
+    context = torch.rand(size, 1, generator=generator) * config.context_noise
+    context = context * (torch.rand(size, 1, generator=generator) >= config.clean_share)
+    switch = clips.switch[rows, None].long()
+    segment = ((frames >= switch) | (event >= switch)).long()
+    dropped = torch.rand(size, 1, generator=generator) < config.text_drop
+    words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
+    x0 = clips.latents[rows[:, None], frames].float()
+    return FlowBatch(
+        x0,
+        torch.randn(x0.shape, generator=generator),
+        torch.where(clean, context, sigma),
+        (~clean).float(),
+        _focus(clips, rows, frames, config),
+        torch.cat([words, torch.zeros_like(words[:, :1])], 1),
+        torch.where(dropped, 2, segment),
+        _tracks(clips, rows, frames, config, generator),
+    )
+
+
+def turning_frames(clips: LatentClips) -> Tensor:
+    """Latent frames `(N, 2)` in which a clip's caption changes and in which a drag in it begins; the number of
+    latent frames where there is none.
+    """
+    total = clips.latents.shape[1]
+    dragged = clips.dragged.any(1)
+    # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
+    start = (dragged.int().argmax(1) + 3) // 4
+    drag = torch.where(dragged.any(1), start.clamp(min=1), total)
+    return torch.stack([clips.switch.long(), drag], 1)
 
 
 def image_batch(

@@ -8,7 +8,7 @@ import torch
 from distill.config import ConfigError
 from distill.latent_cache import CacheConfig, LatentCache, LatentClips
 from distill.scenes import SceneConfig, caption_vocabulary
-from distill.windows import WindowConfig, image_batch, window_batch
+from distill.windows import WindowConfig, image_batch, turning_batch, turning_frames, window_batch
 from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE
 from models.text_encoder import Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
@@ -191,3 +191,35 @@ def test_config_errors_name_the_key() -> None:
         CacheConfig(frames=80)
     with pytest.raises(ConfigError, match=r"windows\.frames"):
         WindowConfig(frames=3)
+
+
+@pytest.mark.parametrize("switch", [1, 2, 9, 18])
+def test_turnings_end_soon_after_a_change(switch: int) -> None:
+    """All before the change is clean and read under the new words; what follows it is the target."""
+    config = WindowConfig(text_drop=0.0, turning_frames=8, turning_targets=3)
+    batch = turning_batch(marked_clips(switch=switch), 100, config, generator())
+    latent = batch.x0[:, :, 0, 0, 0].round()
+    assert torch.equal(latent[:, 0], torch.zeros(100))
+    assert torch.equal(latent[:, 2:] - latent[:, 1:-1], torch.ones(100, 6))
+    assert torch.equal(batch.weight, (latent >= switch).float())
+    assert (batch.weight.sum(1) >= 3).all()
+    assert (batch.segment == 1).all()
+    assert (batch.sigma[batch.weight == 0] <= config.context_noise).all()
+
+
+def test_turnings_show_the_start_of_a_drag_under_the_words_of_its_time() -> None:
+    """Drags of these clips start at pixel frame 20, in latent frame 5; at 12 the caption changes."""
+    config = WindowConfig(text_drop=0.0, turning_frames=8, turning_targets=3)
+    clips = marked_clips(switch=12, dragged=True)
+    assert turning_frames(clips)[0].tolist() == [12, 5]
+    batch = turning_batch(clips, 200, config, generator())
+    latent = batch.x0[:, :, 0, 0, 0].round()
+    drag = latent[:, -1] == 7
+    assert 0.3 < drag.float().mean() < 0.7
+    assert torch.equal(batch.weight, (latent >= torch.where(drag, 5, 12)[:, None]).float())
+    assert (batch.segment[drag] == 0).all() and (batch.segment[~drag] == 1).all()
+
+
+def test_turnings_need_clips_with_turnings() -> None:
+    with pytest.raises(ConfigError, match="change_probability"):
+        turning_batch(marked_clips(), 4, WindowConfig(), generator())

@@ -36,7 +36,7 @@ from ..optim import ParameterGroups, split_parameters
 from ..samples import sample_sheets
 from ..scenes import SceneConfig, caption_vocabulary
 from ..trainer import Tick
-from ..windows import WindowConfig, image_batch, window_batch
+from ..windows import WindowConfig, image_batch, turning_batch, window_batch
 
 # Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
 EDGES = (
@@ -57,9 +57,11 @@ _FIXED_SEED = 77
 @dataclass(frozen=True)
 class DataConfig:
     """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first
-    frames, or on `start_share` of them `start_batch` beginnings of `start_frames` latent frames.
+    frames, on `start_share` of them `start_batch` beginnings of `start_frames` latent frames, on `turn_share`
+    of them `turn_batch` windows that end soon after a change or the start of a drag.
 
-    Beginnings are where words alone decide which way things go; in long windows the neighbours tell. The
+    Beginnings and turnings are where words or tracks alone decide which way things go; in long windows the
+    neighbours tell. The
     first `image_phase` of the budget sees first frames alone. `held_out` is the number of windows that
     `evaluate` measures the loss on. Despite its name nothing is held out: they are cut from the training
     clips, at fixed places and with fixed noise, so their loss compares steps and runs and says nothing about
@@ -72,16 +74,18 @@ class DataConfig:
     image_share: float = 0.15
     start_batch: int = 40
     start_frames: int = 3
-    start_share: float = 0.3
+    start_share: float = 0.25
+    turn_batch: int = 15
+    turn_share: float = 0.25
     held_out: int = 512
 
     def __post_init__(self) -> None:
         require(self.start_frames >= 2, "data.start_frames", ">= 2", self.start_frames)
         require(
-            self.image_share + self.start_share <= 1,
+            self.image_share + self.start_share + self.turn_share <= 1,
             "data shares",
             "a sum <= 1",
-            (self.image_share, self.start_share),
+            (self.image_share, self.start_share, self.turn_share),
         )
 
 
@@ -167,7 +171,8 @@ class CausalStage:
         return "causal"
 
     def batch(self, tick: Tick) -> FlowBatch:
-        """First frames in the first part of the budget, then first frames, beginnings and windows by turns.
+        """First frames in the first part of the budget, then first frames, beginnings, turnings and windows by
+        turns.
 
         The kind is a function of the step, so it is alike on all processes.
         """
@@ -181,6 +186,8 @@ class CausalStage:
             batch = window_batch(
                 self.clips, data.start_batch, beginnings(windows, data.start_frames), generator
             )
+        elif turn < data.image_share + data.start_share + data.turn_share:
+            batch = turning_batch(self.clips, data.turn_batch, silent(windows), generator)
         else:
             batch = window_batch(self.clips, data.video_batch, windows, generator)
         return batch.to(self.device)
@@ -227,9 +234,13 @@ def beginnings(windows: WindowConfig, frames: int) -> WindowConfig:
         gap_share=0.0,
         forcing_share=0.0,
         short_prefix_share=1.0,
-        # tracks would give away what the words have to tell
-        no_motion=max(windows.no_motion, 0.8),
+        no_motion=silent(windows).no_motion,
     )
+
+
+def silent(windows: WindowConfig) -> WindowConfig:
+    """Windows mostly without tracks (but for drags): they would give away what the words have to tell."""
+    return replace(windows, no_motion=max(windows.no_motion, 0.8))
 
 
 def build_network(
