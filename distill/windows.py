@@ -1,10 +1,10 @@
 """From encoded clips to training windows: which latent frames, captions, tracks and noise levels a sample
 gets.
 
-Kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under diffusion
-forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks like once the
-window has left its sink) with a clean prefix; and turnings, the few latent frames after a change or after the
-start of a drag.
+Kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under
+diffusion forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks like
+once the window has left its sink) with a clean prefix; and turnings, the few latent frames after a change or
+after the start of a drag.
 """
 
 from dataclasses import dataclass
@@ -60,12 +60,6 @@ class WindowConfig:
             "windows shares",
             "a sum <= 1",
             (self.forcing_share, self.gap_share),
-        )
-        require(
-            self.turning_frames <= self.frames,
-            "windows.turning_frames",
-            "<= windows.frames",
-            self.turning_frames,
         )
         require(
             0 < self.turning_targets < self.turning_frames - 1,
@@ -163,8 +157,8 @@ def turning_batch(
 
 
 def turning_frames(clips: LatentClips) -> Tensor:
-    """Latent frames `(N, 2)` in which a clip's caption changes and in which a drag in it begins; the number of
-    latent frames where there is none.
+    """Latent frames `(N, 2)` in which a clip's caption changes and in which a drag in it begins; the number
+    of latent frames where there is none.
     """
     total = clips.latents.shape[1]
     dragged = clips.dragged.any(1)
