@@ -2,9 +2,9 @@
 gets.
 
 Kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under
-diffusion forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks like
-once the window has left its sink) with a clean prefix; and turnings, the few latent frames after a change or
-after the start of a drag.
+diffusion forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks
+like once the window has left its sink) with a clean prefix; and turnings, the few latent frames after a
+change or after the start of a drag.
 """
 
 from dataclasses import dataclass

@@ -124,7 +124,9 @@ def test_moving_cells() -> None:
 
 
 def test_statistics_match_a_direct_computation(stage: TokenizerStage) -> None:
-    videos = [to_float(stage.generator.sample(3, 5, seed).video) for seed in (1, 2)]
+    videos = [
+        to_float(stage.generators[stage.config.scenes.size].sample(3, 5, seed).video) for seed in (1, 2)
+    ]
     mean, std = latent_statistics(stage.tokenizer, iter(videos))
     with torch.no_grad():
         latents = torch.cat([stage.tokenizer.encode(video).mean for video in videos])

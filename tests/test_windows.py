@@ -217,7 +217,8 @@ def test_turnings_show_the_start_of_a_drag_under_the_words_of_its_time() -> None
     drag = latent[:, -1] == 7
     assert 0.3 < drag.float().mean() < 0.7
     assert torch.equal(batch.weight, (latent >= torch.where(drag, 5, 12)[:, None]).float())
-    assert (batch.segment[drag] == 0).all() and (batch.segment[~drag] == 1).all()
+    assert (batch.segment[drag] == 0).all()
+    assert (batch.segment[~drag] == 1).all()
 
 
 def test_turnings_need_clips_with_turnings() -> None:

@@ -5,6 +5,7 @@ part of every report (its control on the truth).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ _CROP = 24
 #: Frames between two looks at a position, and looks that tell a motion.
 STRIDE = 2
 LOOKS = 25
+_BATCH = 128
 #: Frames of a motion.
 MOTION_FRAMES = STRIDE * (LOOKS - 1) + 1
 
@@ -37,7 +39,7 @@ class ShapeReader:
 
     def __init__(self, reader: FrameReader, config: SceneConfig, samples: int = 6000, seed: int = 0) -> None:
         crops, labels = _shape_examples(reader, config, samples, seed)
-        self._net = _train(_shape_net, crops, labels, steps=500, rate=3e-3, seed=seed)
+        self._net = _train(_shape_net, crops, labels, steps=400, rate=4e-3, seed=seed)
 
     @torch.no_grad()
     def __call__(self, masks: Tensor, centre: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class MotionReader:
 
     def __init__(self, config: SceneConfig, samples: int = 2000, seed: int = 0) -> None:
         positions, labels = _motion_examples(config, samples, seed)
-        self._net = _train(_motion_net, _motion_features(positions), labels, steps=1500, rate=2e-3, seed=seed)
+        self._net = _train(_motion_net, _motion_features(positions), labels, steps=3000, rate=2e-3, seed=seed)
 
     @torch.no_grad()
     def __call__(self, positions: Tensor) -> Tensor:
@@ -151,12 +153,12 @@ def _filled(positions: Tensor, seen: Tensor) -> Tensor:
 
 def _shape_net() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.Conv2d(1, 12, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.Conv2d(12, 24, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * 36, 64),
+        nn.Linear(24 * 36, 64),
         nn.ReLU(),
         nn.Linear(64, len(SHAPES)),
     )
@@ -170,19 +172,18 @@ def _motion_net() -> nn.Module:
 
 
 def _train(
-    build: type[nn.Module] | object, inputs: Tensor, labels: Tensor, steps: int, rate: float, seed: int
+    build: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, steps: int, rate: float, seed: int
 ) -> nn.Module:
     """A network from `build()` fitted to labels by AdamW with a falling rate."""
-    assert callable(build)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net: nn.Module = build()
+        net = build()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
     with torch.enable_grad():
         for _ in range(steps):
-            rows = torch.randint(len(inputs), (256,), generator=generator)
+            rows = torch.randint(len(inputs), (_BATCH,), generator=generator)
             loss = cross_entropy(net(inputs[rows]), labels[rows])
             optimizer.zero_grad()
             loss.backward()

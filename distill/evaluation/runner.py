@@ -194,9 +194,10 @@ class Evaluator:
             "release": _mean([released(self.instruments, view) for view in dragged]),
             "switch": switch_figures(switches),
         }
-        return {"control": {"truth": control}} | tokenizer_figures(
-            self.pipeline.tokenizer, plain, self.instruments
-        )
+        fitting = Truth(self.world.size, self.config.clips, self.suites.motions, _TRUTH_SEED + 1)
+        frames = len(plain[0].frames)
+        figures = tokenizer_figures(self.pipeline.tokenizer, plain, fitting.plain(frames), self.instruments)
+        return {"control": {"truth": control}} | figures
 
 
 def switch_figures(results: Sequence[SwitchResult]) -> dict[str, Any]:
