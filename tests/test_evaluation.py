@@ -281,7 +281,7 @@ def test_a_report_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert {"truth", "shuffled"} <= set(printed["control"])
     assert len(printed["drift"]["points"]) == 2
     page = (tmp_path / "report" / "index.html").read_text()
-    for name in ("prompts.png", "drift.png", "switches.png"):
+    for name in ("prompts.png", "drift.png", "drift-curves.png", "switches.png"):
         assert name in page
         assert (tmp_path / "report" / name).stat().st_size > 1000
 

@@ -140,7 +140,7 @@ def _plots(report: Mapping[str, Any], out_dir: Path) -> list[str]:
         axes[4].set_title("mean colour")
         for axis in axes:
             axis.set_xlabel("seconds")
-        names.append(f"{key.replace('_', '-')}.png")
+        names.append(f"{key.replace('_', '-')}-curves.png")
         figure.savefig(out_dir / names[-1], dpi=110)
     return names
 
