@@ -104,7 +104,7 @@ def test_true_switches_succeed_and_keep_the_rest(instruments: Instruments, switc
     results = [switch_result(instruments, instruments.view(video)) for video in switched]
     assert {result.kind for result in results} == {"colour", "shape", "background", "motion"}
     assert sum(result.success for result in results) / COUNT >= 0.95
-    assert sum(result.kept for result in results) / COUNT >= 0.95
+    assert sum(result.kept for result in results) / COUNT >= 0.9
     assert max(result.seconds for result in results if result.seconds == result.seconds) < 0.5
 
 
@@ -290,7 +290,7 @@ def test_a_report_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["--model", "nothing"], "nothing"),
-        (["promts=3"], "did you mean prompts"),
+        (["promts=3"], "did you mean 'prompts'"),
         (["prompts=-1"], "prompts: expected 0 to"),
         (["prompts"], "expected key=value"),
         (["seconds=1"], "seconds: expected"),
