@@ -171,8 +171,8 @@ class CausalStage:
         return "causal"
 
     def batch(self, tick: Tick) -> FlowBatch:
-        """First frames in the first part of the budget, then first frames, beginnings, turnings and windows by
-        turns.
+        """First frames in the first part of the budget, then first frames, beginnings, turnings and windows
+        by turns.
 
         The kind is a function of the step, so it is alike on all processes.
         """
