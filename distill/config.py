@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from streamgen import structured
 from streamgen.errors import InputError
@@ -138,6 +140,23 @@ def read_mapping(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         return read_yaml(Path(path), overrides, label="config ")
     except StructureError as error:
         raise ConfigError(str(error)) from error
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Dotted `key=value` overrides alone as a mapping; values are parsed as YAML.
+
+    Raises:
+        ConfigError: an override without a value, or with one that is no YAML.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r}: expected key=value")
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"overrides: {str(error).splitlines()[0]}") from None
+    assert isinstance(loaded, dict)
+    return {str(key): value for key, value in loaded.items()}
 
 
 def build(cls: type[T], mapping: Mapping[str, Any]) -> T:

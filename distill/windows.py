@@ -65,12 +65,6 @@ class WindowConfig:
             (self.forcing_share, self.gap_share),
         )
         require(
-            self.turning_frames <= self.frames,
-            "windows.turning_frames",
-            "<= windows.frames",
-            self.turning_frames,
-        )
-        require(
             0 < self.turning_targets < self.turning_frames - 1,
             "windows.turning_targets",
             "1 to turning_frames - 2",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +32,71 @@ class Posterior:
     def kl(self) -> Tensor:
         """Divergence from the unit Gaussian in nats, averaged over all latent numbers (a scalar)."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).mean()
+
+
+@dataclass(frozen=True)
+class Quantized(Posterior):
+    """Latents that are codes: the mean `(B, T, C, H, W)` is all there is, channel c having `levels[c]` values
+    evenly spaced in [-1, 1].
+    """
+
+    levels: tuple[int, ...]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The codes."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """Zero: codes need no pull towards a prior."""
+        return self.mean.new_zeros(())
+
+    def indices(self) -> Tensor:
+        """One number `(B, T, H, W)` int64 per place, below the product of the levels."""
+        index = torch.zeros_like(self.mean[:, :, 0], dtype=torch.long)
+        for channel, levels in enumerate(self.levels):
+            value = ((self.mean[:, :, channel] + 1) / 2 * (levels - 1)).round().long()
+            index = index * levels + value
+        return index
+
+    @staticmethod
+    def from_indices(indices: Tensor, levels: Sequence[int]) -> Tensor:
+        """The latents `(B, T, C, H, W)` of indices `(B, T, H, W)`."""
+        channels = []
+        for count in reversed(tuple(levels)):
+            channels.append((indices % count).float() / (count - 1) * 2 - 1)
+            indices = indices // count
+        return torch.stack(channels[::-1], 2)
+
+
+class FSQBottleneck(nn.Module):
+    """Finite scalar quantisation (arXiv 2309.15505): each channel is bounded and rounded to a few values.
+
+    There is no codebook to collapse. The gradient goes straight through the rounding.
+    """
+
+    def __init__(self, dim: int, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.change = nn.Linear(dim, len(self.levels))
+        self.reset_output()
+
+    def reset_output(self) -> None:
+        """Let the network contribute nothing: what is rounded is the skip's latent."""
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, features: Tensor, skip: Tensor) -> Quantized:
+        """Features `(B, N, H, W, D)` and skip latents `(B, N, H, W, C)` to codes `(B, N, C, H, W)`."""
+        latent = skip + self.change(features).to(skip.dtype)
+        top = torch.tensor([count - 1 for count in self.levels], dtype=latent.dtype, device=latent.device)
+        place = (torch.tanh(latent) + 1) / 2 * top
+        rounded = place + (place.round() - place).detach()
+        codes = (rounded / top * 2 - 1).movedim(-1, 2)
+        return Quantized(codes, torch.full_like(codes, LOGVAR_RANGE[0]), self.levels)
+
+    def bits(self) -> float:
+        """Bits of one latent place."""
+        return sum(math.log2(count) for count in self.levels)
 
 
 class KLBottleneck(nn.Module):

@@ -15,14 +15,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .bottleneck import KLBottleneck, Posterior
+from .bottleneck import FSQBottleneck, KLBottleneck, Posterior
 from .tokenizer_layers import Past, PixelRefiner, SpatialBlock, TemporalBlock, TokenNorm
 from .tokenizer_pca import LinearCodec, fit_aligned_pca
 
 
 @dataclass(frozen=True)
 class VideoTokenizerConfig:
-    """Shape of a tokenizer. `window` is in cells of the token grid, `temporal_context` in latent frames."""
+    """Shape of a tokenizer. `window` is in cells of the token grid, `temporal_context` in latent frames.
+
+    `bottleneck` is `kl` (continuous latents, for diffusion) or `fsq` (codes: channel c takes `fsq_levels[c]`
+    values); all else is the same network.
+    """
 
     in_channels: int = 3
     patch: int = 8
@@ -40,6 +44,7 @@ class VideoTokenizerConfig:
     refine_channels: int = 32
     qk_norm: bool = False
     bottleneck: str = "kl"
+    fsq_levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -55,8 +60,14 @@ class VideoTokenizerConfig:
                 f"latent_channels: expected at most the {self.first_patch_dim} numbers of an image patch, "
                 f"found {self.latent_channels}"
             )
-        if self.bottleneck != "kl":
-            raise ValueError(f"bottleneck: expected 'kl', found {self.bottleneck!r}")
+        if self.bottleneck not in ("kl", "fsq"):
+            raise ValueError(f"bottleneck: expected 'kl' or 'fsq', found {self.bottleneck!r}")
+        levels = self.latent_channels if self.bottleneck == "fsq" else 0
+        if len(self.fsq_levels) != levels or any(count < 2 for count in self.fsq_levels):
+            raise ValueError(
+                f"fsq_levels: expected {levels} numbers of at least 2 (one per latent channel of an fsq "
+                f"tokenizer), found {list(self.fsq_levels)}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VideoTokenizerConfig:
@@ -64,7 +75,7 @@ class VideoTokenizerConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"video tokenizer config: unknown keys {unknown}")
-        return cls(**values)
+        return cls(**{**values, "fsq_levels": tuple(values.get("fsq_levels", ()))})
 
     @property
     def first_patch_dim(self) -> int:
@@ -236,7 +247,11 @@ class VideoTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.bottleneck = KLBottleneck(config.dim, config.latent_channels)
+        self.bottleneck: KLBottleneck | FSQBottleneck = (
+            FSQBottleneck(config.dim, config.fsq_levels)
+            if config.bottleneck == "fsq"
+            else KLBottleneck(config.dim, config.latent_channels)
+        )
         self.decoder = Decoder(config)
         self.register_buffer("latent_mean", torch.zeros(2, config.latent_channels))
         self.register_buffer("latent_std", torch.ones(2, config.latent_channels))

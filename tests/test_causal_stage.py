@@ -1,13 +1,20 @@
 """The causal stage's checkpoints: what it writes is what it, and the runtime, can start from."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from distill.config import ConfigError
+from distill.latent_cache import CacheConfig
+from distill.scenes import SceneConfig
 from distill.stages.causal import (
     CausalRun,
+    CausalStage,
+    DataConfig,
     NetworkConfig,
     build_network,
     checkpoint_config,
@@ -15,6 +22,8 @@ from distill.stages.causal import (
     load_tokenizer,
     write_checkpoint,
 )
+from distill.trainer import Tick
+from distill.windows import WindowConfig
 from models.context import ChunkPlan
 from models.text_encoder import Vocabulary
 from streamgen import CheckpointError, load_pipeline
@@ -59,3 +68,43 @@ def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
         load_tokenizer(source, CPU)
     with pytest.raises(CheckpointError, match="no such file"):
         load_tokenizer(tmp_path / "nowhere", CPU)
+
+
+def tiny_run(tmp_path: Path, **data: Any) -> CausalRun:
+    source = write_random_checkpoint(tmp_path / "source")
+    return CausalRun(
+        stage="causal",
+        run_dir="unused",
+        max_steps=1,
+        seed=0,
+        tokenizer=str(source),
+        network=SIZES,
+        plan=ChunkPlan(1, 1, 1, 8),
+        scenes=SceneConfig(size=32, change_probability=0.7),
+        cache=CacheConfig(directory=str(tmp_path / "cache"), clips=12, frames=41, images=8),
+        data=replace(DataConfig(video_batch=2, image_batch=3, start_batch=4, turn_batch=5), **data),
+    )
+
+
+def test_every_kind_of_batch_gets_its_share_and_has_a_loss(tmp_path: Path) -> None:
+    """Of a hundred updates, in shares: single frames, beginnings, turnings, windows."""
+    stage = CausalStage(tiny_run(tmp_path, image_share=0.2, start_share=0.3, turn_share=0.1), CPU)
+    kinds: dict[tuple[int, int], int] = {}
+    for step in range(100):
+        batch = stage.batch(Tick(step, 0, 0, 1, 0, 0.5))
+        kind = (batch.x0.shape[0], batch.x0.shape[1])
+        if kind not in kinds:
+            loss, _ = stage.loss(stage.module, batch)
+            assert torch.isfinite(loss)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    assert set(kinds) == {(3, 1), (4, 3), (5, 8), (2, 10)}
+    expected = {(3, 1): 20, (4, 3): 30, (5, 8): 10, (2, 10): 40}
+    assert all(abs(kinds[kind] - count) <= 3 for kind, count in expected.items()), kinds
+    assert stage.batch(Tick(1, 0, 0, 1, 0, 0.0)).x0.shape[1] == 1
+
+
+def test_windows_longer_than_the_attention_are_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    for windows in (WindowConfig(frames=11), WindowConfig(turning_frames=11)):
+        with pytest.raises(ConfigError, match=r"frames: expected <= plan\.attention_frames"):
+            CausalStage(replace(run, windows=windows), CPU)

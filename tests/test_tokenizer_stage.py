@@ -124,7 +124,9 @@ def test_moving_cells() -> None:
 
 
 def test_statistics_match_a_direct_computation(stage: TokenizerStage) -> None:
-    videos = [to_float(stage.generator.sample(3, 5, seed).video) for seed in (1, 2)]
+    videos = [
+        to_float(stage.generators[stage.config.scenes.size].sample(3, 5, seed).video) for seed in (1, 2)
+    ]
     mean, std = latent_statistics(stage.tokenizer, iter(videos))
     with torch.no_grad():
         latents = torch.cat([stage.tokenizer.encode(video).mean for video in videos])
@@ -141,3 +143,16 @@ def test_an_error_on_an_object_costs_more(stage: TokenizerStage) -> None:
     weighted = stage.module(clips)[1]["mse"]
     torch.manual_seed(0)
     assert weighted > stage.module(nowhere)[1]["mse"]
+
+
+def test_sizes_take_turns_after_the_first_images(tmp_path: Path) -> None:
+    """Images and clips come in every size, with about as many pixels; the first phase has the own size."""
+    config = run_config(tmp_path)
+    data = replace(DATA, sizes=(32, 64, 96), image_phase=0.5, image_share=0.5)
+    stage = TokenizerStage(replace(config, data=data), CPU)
+    early = {stage.batch(Tick(step, 0, 0, 1, 0, 0.2)).video.shape for step in range(6)}
+    assert early == {(4, 1, 3, 64, 64)}
+    late = {stage.batch(Tick(step, 0, 0, 1, 0, 0.7)).video.shape for step in range(40)}
+    images = {(16, 1, 3, 32, 32), (4, 1, 3, 64, 64), (2, 1, 3, 96, 96)}
+    clips = {(8, 5, 3, 32, 32), (2, 5, 3, 64, 64), (1, 5, 3, 96, 96)}
+    assert late == images | clips

@@ -1,5 +1,6 @@
 """Checkpoint directories with random weights, for tests of everything above the networks."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +20,13 @@ from tests.tiny_models import randomize
 WORDS = ["a", "blue", "circle", "drifts", "red", "right", "sea", "star", "stays", "the", "over", "sand"]
 
 
-def write_checkpoint(directory: Path, plan: ChunkPlan | None = None, steps: int = 2, seed: int = 0) -> Path:
+def write_checkpoint(
+    directory: Path,
+    plan: ChunkPlan | None = None,
+    steps: int = 2,
+    seed: int = 0,
+    words: Sequence[str] = tuple(WORDS),
+) -> Path:
     """A complete checkpoint of a 32x32 model with a few thousand random weights."""
     plan = plan or ChunkPlan(1, 1, 1, 3)
     tokenizer = VideoTokenizer(
@@ -49,7 +56,7 @@ def write_checkpoint(directory: Path, plan: ChunkPlan | None = None, steps: int 
         )
     )
     text = TextEncoder(
-        TextEncoderConfig(vocabulary=len(Vocabulary(WORDS)), dim=8, layers=1, heads=2, length=6)
+        TextEncoderConfig(vocabulary=len(Vocabulary(words)), dim=8, layers=1, heads=2, length=6)
     )
     motion = MotionEncoder(MotionEncoderConfig(channels=4, id_dim=8, hidden=6))
     for i, module in enumerate((tokenizer, dit, text, motion)):
@@ -64,7 +71,7 @@ def write_checkpoint(directory: Path, plan: ChunkPlan | None = None, steps: int 
     }
     save_file(state, directory / "model.safetensors")
     save_file(tokens, directory / "tokenizer.safetensors")
-    (directory / "vocabulary.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    (directory / "vocabulary.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     settings = StreamSettings(steps=steps, sink_frames=plan.sink_frames, window_frames=plan.window_frames)
     config = {
         "format": 1,

@@ -130,12 +130,11 @@ class CausalStage:
     """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
 
     def __init__(self, config: CausalRun, device: torch.device) -> None:
-        require(
-            config.windows.frames <= config.plan.attention_frames,
-            "windows.frames",
-            "<= plan.attention_frames",
-            config.windows.frames,
-        )
+        for name, frames in (
+            ("windows.frames", config.windows.frames),
+            ("windows.turning_frames", config.windows.turning_frames),
+        ):
+            require(frames <= config.plan.attention_frames, name, "<= plan.attention_frames", frames)
         self.config, self.device = config, device
         self.tokenizer, self.tokenizer_digest = load_tokenizer(Path(config.tokenizer), device)
         self.vocabulary = Vocabulary(caption_vocabulary())
@@ -171,10 +170,9 @@ class CausalStage:
         return "causal"
 
     def batch(self, tick: Tick) -> FlowBatch:
-        """First frames in the first part of the budget, then first frames, beginnings, turnings and windows
-        by turns.
+        """First frames in the first part of the budget, then first frames, beginnings, turnings and windows.
 
-        The kind is a function of the step, so it is alike on all processes.
+        By turns: the kind is a function of the step, so it is alike on all processes.
         """
         data, windows = self.config.data, self.config.windows
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))

@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,9 @@ PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
 class DataConfig:
     """Batches of one process.
 
-    The first `image_phase` of the budget sees images alone; later `image_share` of the updates do.
+    The first `image_phase` of the budget sees images alone, of the world's own size; later `image_share` of
+    the updates do, and all take the `sizes` by turns (none given: the world's own), with batches scaled to
+    about the same number of pixels: progressive training as OmniTokenizer's (arXiv 2406.09399, section 3.2).
     """
 
     frames: int = 17
@@ -42,6 +44,7 @@ class DataConfig:
     statistics_clips: int = 512
     held_out_clips: int = 64
     sheet_clips: int = 8
+    sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require(0 <= self.image_phase <= 1, "data.image_phase", "within [0, 1]", self.image_phase)
@@ -127,7 +130,11 @@ class TokenizerStage:
     def __init__(self, config: TokenizerRun, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self.generator = SceneGenerator(config.scenes, device)
+        self.sizes = config.data.sizes or (config.scenes.size,)
+        self.generators = {
+            size: SceneGenerator(replace(config.scenes, size=size), device)
+            for size in dict.fromkeys((config.scenes.size, *self.sizes))
+        }
         tokenizer = VideoTokenizer(config.model).to(device)
         self.module = TokenizerLoss(tokenizer, config.loss).to(device)
         self._initialize_from_pca()
@@ -150,15 +157,17 @@ class TokenizerStage:
         return "tokenizer"
 
     def batch(self, tick: Tick) -> Clips:
-        """Images first, later images and clips by turns; the same kind on every process."""
-        data = self.config.data
-        images = tick.progress < data.image_phase or _takes_turn(tick.step, data.image_share)
+        """Images first, later images and clips of all sizes by turns; the same kind on every process."""
+        data, own = self.config.data, self.config.scenes.size
         seed = tick.generator_seed("scenes")
-        return (
-            self._clips(data.image_batch, 1, seed)
-            if images
-            else self._clips(data.video_batch, data.frames, seed)
-        )
+        if tick.progress < data.image_phase:
+            return self._clips(data.image_batch, 1, seed)
+        # multiples of the golden ratio: sizes and kinds change independently of each other
+        size = self.sizes[int((tick.step * 0.6180339887) % 1 * len(self.sizes))]
+        scale = (own / size) ** 2
+        if _takes_turn(tick.step, data.image_share):
+            return self._clips(max(1, round(data.image_batch * scale)), 1, seed, size)
+        return self._clips(max(1, round(data.video_batch * scale)), data.frames, seed, size)
 
     def loss(self, module: nn.Module, batch: Clips) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Reconstruction loss of a batch."""
@@ -205,8 +214,8 @@ class TokenizerStage:
         write_yaml(asdict(self.config.model), directory / "tokenizer.yaml")
         sys.stderr.write(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}\n")
 
-    def _clips(self, batch: int, frames: int, seed: int) -> Clips:
-        scene = self.generator.sample(batch, frames, seed)
+    def _clips(self, batch: int, frames: int, seed: int, size: int | None = None) -> Clips:
+        scene = self.generators[size or self.config.scenes.size].sample(batch, frames, seed)
         video = to_float(scene.video)
         patch = self.config.model.patch
         return Clips(video, object_cells(scene, patch), moving_cells(video, patch))

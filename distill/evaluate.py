@@ -1,0 +1,77 @@
+"""Evaluation: `python -m distill.evaluate --model tiny -o report/ [key=value]...`."""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from streamgen.errors import InputError, StreamgenError
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.evaluate",
+        description="Judge a model by the videos it renders: does it show what it is told, follow drags, "
+        "switch well, stay itself? Writes report.json, index.html and the streams, and goes on where an "
+        "earlier run with the same output folder stopped.",
+    )
+    parser.add_argument("--model", default="tiny", help="a name or a checkpoint directory (default: tiny)")
+    parser.add_argument("-o", "--out", required=True, help="folder of the report")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="how much is streamed, such as prompts=16 drift=0"
+    )
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
+    parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _evaluate(options)
+    except StreamgenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: the same command goes on from the streams that are done\n")
+        return 130
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError('evaluation: needs matplotlib for its curves: pip install "streamgen[train]"')
+    if options.processes < 1:
+        raise InputError(f"--processes: expected at least 1, found {options.processes}")
+    # Imported late, so that usage errors answer at once.
+    from streamgen.jobs import parse_settings
+
+    from .config import build, read_overrides
+    from .evaluation.report import write_report
+    from .evaluation.runner import Evaluator
+    from .evaluation.suites import EvaluationConfig
+
+    config = build(EvaluationConfig, read_overrides(options.overrides))
+    out_dir = Path(options.out)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out_dir}: cannot be made ({error.strerror})") from None
+    evaluator = Evaluator(options.model, config, out_dir, parse_settings(options.settings), options.processes)
+    evaluation = evaluator.run()
+    write_report(evaluation, out_dir)
+    if options.json:
+        sys.stdout.write(json.dumps(evaluation.report) + "\n")
+    sys.stderr.write(f"report: {out_dir / 'index.html'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,250 @@
+"""From a model to a report: streams every suite, measures it, and measures the measures on the truth."""
+
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamgen import Pipeline, load_pipeline
+
+from ..scenes import MOTIONS, SceneConfig
+from .measures import (
+    DriftPoint,
+    Instruments,
+    SwitchResult,
+    View,
+    both,
+    drag_error,
+    drift_points,
+    mean_of,
+    released,
+    switch_result,
+    undragged,
+)
+from .streams import StreamSpec, StreamStore, Video
+from .suites import FPS, SWITCH_KINDS, EvaluationConfig, SuiteBuilder
+from .tokenizer import tokenizer_figures
+from .truth import Truth
+
+_TRUTH_SEED = 1
+
+
+@dataclass
+class Evaluation:
+    """All figures (`report`, JSON values alone) and, by suite, some videos to look at."""
+
+    report: dict[str, Any]
+    samples: dict[str, list[Video]]
+
+
+class Evaluator:
+    """Evaluates one model.
+
+    Args:
+        model: name or checkpoint directory.
+        config: how much is streamed.
+        out_dir: keeps the streams, so that a cut evaluation goes on.
+        settings: over the checkpoint's own, by dotted name.
+        processes: streams at the same time.
+
+    Raises:
+        CheckpointError, InputError: a model that cannot be loaded, or one of another world.
+    """
+
+    def __init__(
+        self, model: str, config: EvaluationConfig, out_dir: Path, settings: Mapping[str, Any], processes: int
+    ) -> None:
+        self.config = config
+        self.pipeline: Pipeline = load_pipeline(model)
+        self.suites = SuiteBuilder(config, self.pipeline.vocabulary)
+        chosen = self.pipeline.settings.updated(settings)
+        self.settings = asdict(chosen)
+        self.store = StreamStore(model, self.pipeline.digest, settings, out_dir / "streams", processes)
+        self.world = SceneConfig(size=self.pipeline.geometry.height)
+        self._instruments: Instruments | None = None
+        self.samples: dict[str, list[Video]] = {}
+
+    @property
+    def instruments(self) -> Instruments:
+        """Made when first needed: after the streams, which are longer in the making."""
+        if self._instruments is None:
+            _say("learning to read shapes and motions")
+            self._instruments = Instruments(self.world)
+        return self._instruments
+
+    def run(self) -> Evaluation:
+        """Stream, measure, report."""
+        report: dict[str, Any] = {
+            "model": self.pipeline.name,
+            "digest": self.pipeline.digest,
+            "settings": self.settings,
+            "config": asdict(self.config),
+        }
+        n: dict[str, int] = {}
+        report |= self._prompts(n)
+        report |= self._drags(n)
+        report |= self._switches(n)
+        report["drift"] = self._drift(n, long=False)
+        report["drift_long"] = self._drift(n, long=True)
+        truth = self._truth(n)
+        report["control"] |= truth.pop("control")
+        report |= truth
+        report["n"] = n
+        return Evaluation(_plain(report), self.samples)
+
+    def _views(self, name: str, specs: Sequence[StreamSpec]) -> list[View]:
+        done = 0
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            _say(f"{name}: {done} of {len(specs)} streams")
+
+        if not specs:
+            return []
+        views = [self.instruments.view(video) for video in self.store.videos(specs, progress)]
+        self.samples[name] = [view.video for view in views[:16]]
+        return views
+
+    def _prompts(self, n: dict[str, int]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        views = self._views("prompts", self.suites.prompts())
+        rows = [self.instruments.attributes(view, view.video.spec.subjects[0]) for view in views]
+        n["prompts"] = len(rows)
+        out |= {f"{name}_accuracy": value for name, value in mean_of(rows).items()}
+        shuffled = [
+            self.instruments.attributes(view, other.video.spec.subjects[0])
+            for view, other in zip(views, views[1:] + views[:1], strict=True)
+        ]
+        out["control"] = {"shuffled": mean_of(shuffled)}
+        out["motion_by_word"] = self._by_motion(views, rows)
+        unseen = self._views("unseen", self.suites.unseen())
+        rows = [self.instruments.attributes(view, view.video.spec.subjects[0]) for view in unseen]
+        n["unseen"] = len(rows)
+        out["unseen_accuracy"] = both(rows)
+        out["unseen"] = mean_of(rows)
+        return out
+
+    @staticmethod
+    def _by_motion(views: Sequence[View], rows: Sequence[dict[str, float]]) -> dict[str, float]:
+        found: dict[str, list[float]] = {}
+        for view, row in zip(views, rows, strict=True):
+            found.setdefault(MOTIONS[view.video.spec.subjects[0].motion], []).append(row["motion"])
+        return {name: _mean(values) for name, values in sorted(found.items())}
+
+    def _drags(self, n: dict[str, int]) -> dict[str, Any]:
+        told = self._views("drags", self.suites.drags(told=True))
+        untold = self._views("drags without track", self.suites.drags(told=False))
+        pairs = self._views("pairs", self.suites.pairs(told=True))
+        alone = self._views("pairs without track", self.suites.pairs(told=False))
+        n |= {"drags": len(told), "pairs": len(pairs)}
+        return {
+            "track_error": _mean([drag_error(view) for view in told]),
+            "track_error_untold": _mean([drag_error(view) for view in untold]),
+            "release_accuracy": _mean([released(self.instruments, view) for view in told]),
+            "undragged_motion": {
+                "with_drag": _mean([undragged(self.instruments, view) for view in pairs]),
+                "without": _mean([undragged(self.instruments, view) for view in alone]),
+            },
+        }
+
+    def _switches(self, n: dict[str, int]) -> dict[str, Any]:
+        results = [
+            switch_result(self.instruments, view)
+            for view in self._views("switches", self.suites.switches(clear=False))
+        ]
+        cleared = [
+            switch_result(self.instruments, view)
+            for view in self._views("switches with clear", self.suites.switches(clear=True))
+        ]
+        n["switches"] = len(results)
+        figures = switch_figures(results)
+        return figures | {"switch_clear": switch_figures(cleared)}
+
+    def _drift(self, n: dict[str, int], long: bool) -> dict[str, Any]:
+        name = "long drift" if long else "drift"
+        views = self._views(name, self.suites.drift(long))
+        n["drift_long" if long else "drift"] = len(views)
+        streams = [drift_points(self.instruments, view) for view in views]
+        if not streams:
+            return {"start": math.nan, "end": math.nan, "points": []}
+        points = [_mean_point(column) for column in zip(*streams, strict=True)]
+        return {"start": points[0]["accuracy"], "end": points[-1]["accuracy"], "points": points}
+
+    def _truth(self, n: dict[str, int]) -> dict[str, Any]:
+        _say("measuring the truth")
+        truth = Truth(self.world.size, self.config.clips, self.suites.motions, _TRUTH_SEED)
+        plain = truth.plain(1 + round(self.config.seconds * FPS))
+        rows = [
+            self.instruments.attributes(view, view.video.spec.subjects[0])
+            for view in map(self.instruments.view, plain)
+        ]
+        dragged = [self.instruments.view(video) for video in truth.drags()]
+        switches = [
+            switch_result(self.instruments, self.instruments.view(video)) for video in truth.switches()
+        ]
+        n["truth"] = len(rows)
+        control = mean_of(rows) | {
+            "track_error": _mean([drag_error(view) for view in dragged]),
+            "release": _mean([released(self.instruments, view) for view in dragged]),
+            "switch": switch_figures(switches),
+        }
+        fitting = Truth(self.world.size, self.config.clips, self.suites.motions, _TRUTH_SEED + 1)
+        frames = len(plain[0].frames)
+        figures = tokenizer_figures(self.pipeline.tokenizer, plain, fitting.plain(frames), self.instruments)
+        return {"control": {"truth": control}} | figures
+
+
+def switch_figures(results: Sequence[SwitchResult]) -> dict[str, Any]:
+    """Figures of many switches, and by what changed."""
+    by_kind = {}
+    for kind in SWITCH_KINDS:
+        some = [result for result in results if result.kind == kind]
+        by_kind[kind] = {
+            "success": _mean([float(r.success) for r in some]),
+            "kept": _mean([float(r.kept) for r in some]),
+            "n": len(some),
+        }
+    seconds = [r.seconds for r in results if not math.isnan(r.seconds)]
+    return {
+        "switch_success": _mean([float(r.success) for r in results]),
+        "switch_seconds": statistics.median(seconds) if seconds else math.nan,
+        "switch_kept_psnr": _mean([r.psnr for r in results if not math.isnan(r.psnr)]),
+        "switch_kept": _mean([float(r.kept) for r in results]),
+        "switch_kinds": by_kind,
+    }
+
+
+def _mean_point(column: Sequence[DriftPoint]) -> dict[str, Any]:
+    """The mean of one stretch over streams."""
+    return {
+        "seconds": column[0].seconds,
+        "accuracy": _mean([p.accuracy for p in column]),
+        "mean_color": [_mean([p.mean_color[i] for p in column]) for i in range(3)],
+        "sharpness": _mean([p.sharpness for p in column]),
+        "speed": _mean([p.speed for p in column]),
+        "objects": _mean([p.objects for p in column]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).nanmean()) if values else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan: it becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,309 @@
+"""The evaluation: its instruments are right on the truth, and each measure fails where it must."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import evaluate
+from distill.evaluation import streams
+from distill.evaluation.measures import (
+    Instruments,
+    View,
+    background_psnr,
+    count_objects,
+    drag_error,
+    drift_points,
+    mean_of,
+    released,
+    switch_result,
+)
+from distill.evaluation.reading import FrameReader
+from distill.evaluation.streams import StreamSpec, StreamStore, Video
+from distill.evaluation.suites import EvaluationConfig, SuiteBuilder
+from distill.evaluation.truth import Truth
+from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, SceneConfig, caption_vocabulary
+from models.text_encoder import Vocabulary
+from streamgen import load_pipeline
+from streamgen.errors import InputError
+from tests.tiny_checkpoints import write_checkpoint
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def instruments() -> Instruments:
+    return Instruments(SceneConfig())
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return Truth(64, COUNT, range(len(MOTIONS)), seed=5)
+
+
+@pytest.fixture(scope="module")
+def plain(instruments: Instruments, truth: Truth) -> list[View]:
+    return [instruments.view(video) for video in truth.plain(65)]
+
+
+@pytest.fixture(scope="module")
+def switched(truth: Truth) -> list[Video]:
+    return truth.switches()
+
+
+@pytest.fixture(scope="module")
+def dragged(instruments: Instruments, truth: Truth) -> list[View]:
+    return [instruments.view(video) for video in truth.drags()]
+
+
+def test_clips_of_the_world_show_what_they_say(instruments: Instruments, plain: list[View]) -> None:
+    found = mean_of(instruments.attributes(view, view.video.spec.subjects[0]) for view in plain)
+    assert min(found.values()) >= 0.95, found
+
+
+def test_clips_do_not_show_what_others_say(instruments: Instruments, plain: list[View]) -> None:
+    """At random an attribute agrees in one of six to eight clips."""
+    others = plain[1:] + plain[:1]
+    found = mean_of(
+        instruments.attributes(view, other.video.spec.subjects[0])
+        for view, other in zip(plain, others, strict=True)
+    )
+    assert max(found.values()) < 0.5, found
+
+
+def test_there_is_one_object_where_there_is_one(plain: list[View]) -> None:
+    counts = torch.cat([count_objects(view.reading) for view in plain])
+    assert float((counts == 1).float().mean()) > 0.97
+
+
+def test_two_objects_are_counted_as_two(instruments: Instruments, plain: list[View]) -> None:
+    """A clip beside itself: objects that cross the border are one on the torus, and here twice one."""
+    video = plain[0].video
+    double = torch.cat([video.frames, video.frames], 2)
+    reading = instruments.frames(double)
+    assert set(count_objects(reading).tolist()) <= {1, 2, 3}
+    assert float(count_objects(reading).float().mean()) >= 1.5
+
+
+def test_true_drags_are_followed_and_others_are_not(dragged: list[View]) -> None:
+    assert sum(map(drag_error, dragged)) / COUNT < 0.03
+    others = [
+        dataclasses.replace(view, video=dataclasses.replace(view.video, path=other.video.path))
+        for view, other in zip(dragged, dragged[1:] + dragged[:1], strict=True)
+    ]
+    assert sum(map(drag_error, others)) / COUNT > 0.15
+
+
+def test_after_a_drag_objects_go_their_own_way(instruments: Instruments, dragged: list[View]) -> None:
+    assert sum(released(instruments, view) for view in dragged) / COUNT >= 0.9
+
+
+def test_true_switches_succeed_and_keep_the_rest(instruments: Instruments, switched: list[Video]) -> None:
+    results = [switch_result(instruments, instruments.view(video)) for video in switched]
+    assert {result.kind for result in results} == {"colour", "shape", "background", "motion"}
+    assert sum(result.success for result in results) / COUNT >= 0.95
+    assert sum(result.kept for result in results) / COUNT >= 0.95
+    assert max(result.seconds for result in results if result.seconds == result.seconds) < 0.5
+
+
+def test_a_stream_that_begins_anew_keeps_nothing(instruments: Instruments, switched: list[Video]) -> None:
+    """What `clear` does: from the switch on the frames are those of another time of the clip, elsewhere."""
+    results = []
+    for video in switched:
+        turned = video.frames.clone()
+        turned[video.event :] = turned[video.event :].roll((23, 31), (1, 2))
+        view = instruments.view(dataclasses.replace(video, frames=turned))
+        results.append(switch_result(instruments, view))
+    assert sum(result.success for result in results) / COUNT >= 0.8
+    assert sum(result.kept for result in results) / COUNT <= 0.1
+
+
+def test_a_stream_that_does_not_switch_fails(instruments: Instruments, switched: list[Video]) -> None:
+    for video in switched:
+        assert video.spec.switch is not None
+        if video.spec.switch.kind == "motion":
+            continue
+        still = video.frames[: video.event].repeat(2, 1, 1, 1)
+        result = switch_result(instruments, instruments.view(dataclasses.replace(video, frames=still)))
+        assert not result.success
+
+
+def test_a_background_that_changes_loses_likeness(instruments: Instruments, plain: list[View]) -> None:
+    view = plain[0]
+    assert background_psnr(view, 20, 21) > 25
+    other = next(
+        v for v in plain if v.video.spec.subjects[0].background != view.video.spec.subjects[0].background
+    )
+    mixed = torch.stack([view.video.frames[20], other.video.frames[20]])
+    video = dataclasses.replace(view.video, frames=mixed)
+    assert background_psnr(View(video, instruments.frames(mixed)), 0, 1) < 20
+
+
+def test_drift_is_seen(instruments: Instruments, plain: list[View]) -> None:
+    """A clip that grows dark, blurred and empty, stretch by stretch."""
+    frames = torch.cat([view.video.frames[:64] for view in plain[:1]] * 3)
+    frames[64:128] = frames[64:128] // 2
+    frames[128:] = frames[128:].float().mean((1, 2), keepdim=True).to(torch.uint8)
+    video = dataclasses.replace(plain[0].video, frames=frames)
+    first, dark, empty = drift_points(instruments, instruments.view(video))
+    assert first.accuracy > 0.9
+    assert sum(dark.mean_color) < 0.6 * sum(first.mean_color)
+    assert empty.sharpness < 0.1 * first.sharpness
+    assert empty.accuracy < first.accuracy
+    assert first.objects > 0.9
+    assert empty.objects < 0.5
+
+
+def world_vocabulary() -> Vocabulary:
+    return Vocabulary(caption_vocabulary())
+
+
+def test_suites_are_balanced_and_their_own() -> None:
+    builder = SuiteBuilder(EvaluationConfig(), world_vocabulary())
+    prompts, unseen = builder.prompts(), builder.unseen()
+    pairs = {(COLOURS[s.subjects[0].colour], SHAPES[s.subjects[0].shape]) for s in prompts}
+    assert not pairs & HELD_OUT
+    assert {(COLOURS[s.subjects[0].colour], SHAPES[s.subjects[0].shape]) for s in unseen} == HELD_OUT
+    motions = torch.bincount(torch.tensor([s.subjects[0].motion for s in prompts]), minlength=len(MOTIONS))
+    assert int(motions.max() - motions.min()) <= 1
+    assert len({s.seed for s in prompts + unseen}) == 128
+    assert prompts == SuiteBuilder(EvaluationConfig(), world_vocabulary()).prompts()
+    assert prompts != SuiteBuilder(EvaluationConfig(seed=1), world_vocabulary()).prompts()
+
+
+def test_switches_change_one_thing() -> None:
+    for spec in SuiteBuilder(EvaluationConfig(switches=40), world_vocabulary()).switches(clear=False):
+        assert spec.switch is not None
+        before, after = dataclasses.asdict(spec.subjects[0]), dataclasses.asdict(spec.switch.after)
+        assert {name for name in before if before[name] != after[name]} == {spec.switch.kind}
+        assert (COLOURS[after["colour"]], SHAPES[after["shape"]]) not in HELD_OUT
+
+
+def test_motions_without_words_are_left_out() -> None:
+    words = [word for word in caption_vocabulary() if not word.startswith("zigzag")]
+    builder = SuiteBuilder(EvaluationConfig(), Vocabulary(words))
+    assert MOTIONS.index("zigzag") not in builder.motions
+    assert len(builder.motions) >= 7
+    assert all(word in words for spec in builder.prompts() for word in spec.prompt.replace(",", "").split())
+
+
+def test_a_model_of_another_world_is_refused() -> None:
+    with pytest.raises(InputError, match="procedural world, found no 'red'"):
+        SuiteBuilder(EvaluationConfig(), Vocabulary(["a", "cat", "sits"]))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model") / "m", words=caption_vocabulary())
+
+
+def test_streams_are_kept_and_taken_up_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = SuiteBuilder(EvaluationConfig(), world_vocabulary())
+    specs: list[StreamSpec] = [
+        dataclasses.replace(spec, frames=frames)
+        for spec, frames in zip(
+            [builder.prompts()[0], builder.drags(told=True)[0], builder.switches(clear=False)[0]],
+            (9, 60, 60),
+            strict=True,
+        )
+    ]
+    store = StreamStore(str(checkpoint), "digest", {}, tmp_path, 2)
+    done: list[int] = []
+    first = list(store.videos(specs, done.append))
+    assert sum(done) == 3
+    assert [len(video.frames) for video in first] == [9, 60, 60]
+    assert first[0].event == 9
+    assert first[1].path.shape == (33, 2)
+    assert 41 <= first[1].event <= 46
+    assert 41 <= first[2].event <= 46
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("everything was there")
+
+    monkeypatch.setattr(streams, "ProcessPoolExecutor", refuse)
+    again = list(store.videos(specs, done.append))
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(first, again, strict=True))
+    other = StreamStore(str(checkpoint), "other weights", {}, tmp_path, 2)
+    with pytest.raises(AssertionError, match="everything was there"):
+        list(other.videos(specs, done.append))
+
+
+def test_streams_do_not_depend_on_the_processes(checkpoint: Path, tmp_path: Path) -> None:
+    spec = dataclasses.replace(SuiteBuilder(EvaluationConfig(), world_vocabulary()).prompts()[3], frames=9)
+    (kept,) = StreamStore(str(checkpoint), "d", {}, tmp_path, 1).videos([spec], lambda _count: None)
+    reader = FrameReader(SceneConfig(size=32))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        direct = streams.render(load_pipeline(checkpoint), reader, spec, {})
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(kept.frames, direct.frames)
+
+
+def test_a_report_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = [
+        "prompts=2",
+        "unseen=1",
+        "drags=1",
+        "pairs=1",
+        "switches=4",
+        "drift=1",
+        "long_drift=0",
+        "clips=8",
+    ]
+    arguments = ["--model", str(checkpoint), "-o", str(tmp_path / "report"), "--json", "drift_seconds=8"]
+    assert evaluate.main([*arguments, *counts]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "report" / "report.json").read_text())
+    contract = {
+        "color_accuracy",
+        "shape_accuracy",
+        "motion_accuracy",
+        "background_accuracy",
+        "unseen_accuracy",
+        "track_error",
+        "switch_success",
+        "switch_seconds",
+        "switch_kept_psnr",
+        "drift",
+        "psnr_tokenizer",
+        "psnr_moving",
+        "control",
+        "n",
+    }
+    assert contract <= set(printed)
+    assert {"start", "end"} <= set(printed["drift"])
+    assert {"truth", "shuffled"} <= set(printed["control"])
+    assert len(printed["drift"]["points"]) == 2
+    page = (tmp_path / "report" / "index.html").read_text()
+    for name in ("prompts.png", "drift.png", "drift-curves.png", "switches.png"):
+        assert name in page
+        assert (tmp_path / "report" / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nothing"], "nothing"),
+        (["promts=3"], "did you mean prompts"),
+        (["prompts=-1"], "prompts: expected 0 to"),
+        (["prompts"], "expected key=value"),
+        (["seconds=1"], "seconds: expected"),
+        (["--set", "steps=0"], "steps"),
+        (["--set", "stepz=4"], "did you mean"),
+        (["--processes", "0"], "--processes"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(["-o", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
