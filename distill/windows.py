@@ -4,7 +4,7 @@ gets.
 Kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under
 diffusion forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks
 like once the window has left its sink) with a clean prefix; and turnings, the few latent frames after a
-change or after the start of a drag.
+change or after the start of a drag or camera move.
 """
 
 from dataclasses import dataclass
@@ -117,7 +117,8 @@ def window_batch(
 def turning_batch(
     clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
 ) -> FlowBatch:
-    """Draw `size` windows that end soon after something new begins, a change of caption or a drag.
+    """Draw `size` windows that end soon after something new begins: a change of caption, a drag, a camera
+    move.
 
     What follows a turning is told by the words or the track alone and lasts a few latent frames, which
     windows at random places rarely show. All before it is clean and read under the new caption, as a stream
@@ -129,7 +130,7 @@ def turning_batch(
     rows = (turning <= latest).any(1).nonzero()[:, 0]
     require(len(rows) > 0, "scenes.change_probability, scenes.drag_probability", "clips with turnings", 0)
     rows = rows[torch.randint(len(rows), (size,), generator=generator)]
-    order = torch.rand(size, 2, generator=generator) + (turning[rows] > latest)
+    order = torch.rand(size, turning.shape[1], generator=generator) + (turning[rows] > latest)
     event = turning[rows].gather(1, order.argmin(1, keepdim=True))
     length = min(config.turning_frames, total)
     before = torch.arange(length) - (length - config.turning_targets)
@@ -160,15 +161,17 @@ def turning_batch(
 
 
 def turning_frames(clips: LatentClips) -> Tensor:
-    """Latent frames `(N, 2)` in which a clip's caption changes and in which a drag in it begins; the number
-    of latent frames where there is none.
+    """Latent frames `(N, 3)` in which a clip's caption changes, in which a drag begins and in which a camera
+    move does; the number of latent frames where there is none.
     """
     total = clips.latents.shape[1]
-    dragged = clips.dragged.any(1)
-    # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
-    start = (dragged.int().argmax(1) + 3) // 4
-    drag = torch.where(dragged.any(1), start.clamp(min=1), total)
-    return torch.stack([clips.switch.long(), drag], 1)
+
+    def begins(active: Tensor) -> Tensor:
+        # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
+        start = (active.int().argmax(1) + 3) // 4
+        return torch.where(active.any(1), start.clamp(min=1), total)
+
+    return torch.stack([clips.switch.long(), begins(clips.dragged.any(1)), begins(clips.camera)], 1)
 
 
 def image_batch(

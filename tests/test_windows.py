@@ -216,7 +216,7 @@ def test_turnings_show_the_start_of_a_drag_under_the_words_of_its_time() -> None
     """Drags of these clips start at pixel frame 20, in latent frame 5; at 12 the caption changes."""
     config = WindowConfig(text_drop=0.0, turning_frames=8, turning_targets=3)
     clips = marked_clips(switch=12, dragged=True)
-    assert turning_frames(clips)[0].tolist() == [12, 5]
+    assert turning_frames(clips)[0].tolist() == [12, 5, LATENTS]
     batch = turning_batch(clips, 200, config, generator())
     latent = batch.x0[:, :, 0, 0, 0].round()
     drag = latent[:, -1] == 7
@@ -279,3 +279,12 @@ def test_a_camera_move_is_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.zeros(carried.shape[:2], dtype=torch.bool)
 
     assert_needs(check, monkeypatch, distill.windows, "_camera_tracks", few)
+
+
+def test_a_camera_move_is_a_turning() -> None:
+    """The camera of these clips moves from pixel frame 20 on, in latent frame 5."""
+    clips = camera_clips()
+    assert turning_frames(clips)[0].tolist() == [LATENTS, LATENTS, 5]
+    batch = turning_batch(clips, 20, WindowConfig(turning_frames=8, turning_targets=3), generator())
+    latent = batch.x0[:, :, 0, 0, 0].round()
+    assert torch.equal(batch.weight, (latent >= 5).float())
