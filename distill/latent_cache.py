@@ -52,7 +52,9 @@ class LatentClips:
 
     `latents (N, T, C, h, w)` float16, normalised; `words (N, 2, L)` int16 captions before and after the
     change; `switch (N,)` the latent frame from which the second caption holds (T if none); `points (N, K, F,
-    2)` float16, `visible`, `dragged (N, K, F)` bool over F pixel frames, `background (N, K)` bool.
+    2)` float16, outside [0, 1] where the picture has lost one; `visible`, `dragged (N, K, F)` bool over F
+    pixel frames; `camera (N, F)` bool where the camera moves; `background` and, of those, `pinned (N, K)`
+    bool.
     """
 
     latents: Tensor
@@ -61,7 +63,9 @@ class LatentClips:
     points: Tensor
     visible: Tensor
     dragged: Tensor
+    camera: Tensor
     background: Tensor
+    pinned: Tensor
 
 
 class LatentCache:
@@ -153,5 +157,7 @@ class LatentCache:
             "points": scene.points.half().cpu(),
             "visible": scene.visible.cpu(),
             "dragged": scene.dragged.cpu(),
+            "camera": scene.camera.cpu(),
             "background": (scene.track_object < 0).cpu(),
+            "pinned": scene.pinned.cpu(),
         }

@@ -4,7 +4,7 @@ gets.
 Kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under
 diffusion forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks
 like once the window has left its sink) with a clean prefix; and turnings, the few latent frames after a
-change or after the start of a drag.
+change or after the start of a drag or camera move.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,9 @@ from .flow import FlowBatch, sample_sigmas
 from .latent_cache import LatentClips
 
 _IDS = 1024
+# Of the background's points, about one is shown: a pin.
+_PIN_CHANCE = 0.08
+_CAMERA_TRACKS = 6
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def window_batch(
 def turning_batch(
     clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
 ) -> FlowBatch:
-    """Draw `size` windows that end soon after something new begins, a change of caption or a drag.
+    """Draw `size` windows that end soon after something new begins: a change of caption, a drag, a camera
+    move.
 
     What follows a turning is told by the words or the track alone and lasts a few latent frames, which
     windows at random places rarely show. All before it is clean and read under the new caption, as a stream
@@ -126,7 +130,7 @@ def turning_batch(
     rows = (turning <= latest).any(1).nonzero()[:, 0]
     require(len(rows) > 0, "scenes.change_probability, scenes.drag_probability", "clips with turnings", 0)
     rows = rows[torch.randint(len(rows), (size,), generator=generator)]
-    order = torch.rand(size, 2, generator=generator) + (turning[rows] > latest)
+    order = torch.rand(size, turning.shape[1], generator=generator) + (turning[rows] > latest)
     event = turning[rows].gather(1, order.argmin(1, keepdim=True))
     length = min(config.turning_frames, total)
     before = torch.arange(length) - (length - config.turning_targets)
@@ -157,15 +161,17 @@ def turning_batch(
 
 
 def turning_frames(clips: LatentClips) -> Tensor:
-    """Latent frames `(N, 2)` in which a clip's caption changes and in which a drag in it begins; the number
-    of latent frames where there is none.
+    """Latent frames `(N, 3)` in which a clip's caption changes, in which a drag begins and in which a camera
+    move does; the number of latent frames where there is none.
     """
     total = clips.latents.shape[1]
-    dragged = clips.dragged.any(1)
-    # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
-    start = (dragged.int().argmax(1) + 3) // 4
-    drag = torch.where(dragged.any(1), start.clamp(min=1), total)
-    return torch.stack([clips.switch.long(), drag], 1)
+
+    def begins(active: Tensor) -> Tensor:
+        # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
+        start = (active.int().argmax(1) + 3) // 4
+        return torch.where(active.any(1), start.clamp(min=1), total)
+
+    return torch.stack([clips.switch.long(), begins(clips.dragged.any(1)), begins(clips.camera)], 1)
 
 
 def image_batch(
@@ -256,7 +262,7 @@ def _tracks(
     clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfig, generator: torch.Generator
 ) -> Tracks:
     """Tracks as a user gives them: few, beginning and ending anywhere, some chunks silent; always there where
-    an object is dragged.
+    an object is dragged or the camera moves.
     """
     size, count = len(rows), clips.points.shape[1]
     # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
@@ -264,27 +270,49 @@ def _tracks(
     pixel = torch.cat([torch.zeros(size, 1, dtype=torch.long), group], 1)
     where = (rows[:, None, None], torch.arange(count)[None, :, None], pixel[:, None])
     points, visible, dragged = clips.points[where].float(), clips.visible[where], clips.dragged[where]
-    background = clips.background[rows]
+    background, pinned = clips.background[rows], clips.pinned[rows]
+    moving = clips.camera[rows[:, None], pixel]
+    inside = ((points >= 0) & (points <= 1)).all(-1)
+    # points of the background while the camera carries them, as `streamgen.motion.camera` has them
+    carried = (background & ~pinned)[..., None] & moving[:, None] & inside
+    told = dragged | carried
     has_drag = dragged.any(-1)
-    chance = torch.where(background, 0.15, torch.where(has_drag, 0.7, 0.45))
+    chance = torch.where(background, _PIN_CHANCE, torch.where(has_drag, 0.7, 0.45))
     keep = torch.rand(size, count, generator=generator) < chance
     silent = torch.rand(size, 1, generator=generator) < config.no_motion
     keep &= ~silent | has_drag.any(1, keepdim=True)
     # a drag that no track tells of could not be predicted
     first = has_drag & (has_drag.cumsum(1) == 1)
     keep |= first & ~(keep & has_drag).any(1, keepdim=True)
+    keep |= _camera_tracks(carried, generator)
     length = pixel.shape[1]
     ends = (torch.rand(size, count, 2, generator=generator) * length).long().sort(-1).values
     whole = torch.rand(size, count, generator=generator) < 0.5
     time = torch.arange(length)
     on = whole[..., None] | ((time >= ends[..., :1]) & (time <= ends[..., 1:]))
-    brief = has_drag & (torch.rand(size, count, generator=generator) < 0.6)
-    on = torch.where(brief[..., None], dragged, on | dragged)
-    on &= keep[..., None]
+    brief = told.any(-1) & (torch.rand(size, count, generator=generator) < 0.6)
+    on = torch.where(brief[..., None], told, on | told)
+    on &= keep[..., None] & inside
     masked = torch.rand(size, frames.shape[1], generator=generator) < 0.35
     masked &= torch.rand(size, 1, generator=generator) < config.motion_mask
     latent = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(length - 1) // 4 + 1])
-    on &= ~masked[:, latent][:, None] | dragged
+    on &= ~masked[:, latent][:, None] | told
+    # who moves a camera does not look what lies where: half of the time, no point of its field is hidden
+    visible |= carried & (torch.rand(size, 1, 1, generator=generator) < 0.5)
     state = torch.where(on, torch.where(visible, VISIBLE, OCCLUDED), UNSPECIFIED).to(torch.int8)
     ids = torch.rand(size, _IDS, generator=generator).argsort(1)[:, :count]
-    return Tracks(points, state, background, ids)
+    return Tracks(points, state, pinned, ids)
+
+
+def _camera_tracks(carried: Tensor, generator: torch.Generator) -> Tensor:
+    """Which tracks `(B, N)` tell of a camera move, of those it carries in some frames of `carried (B, N, T)`.
+
+    A share of them drawn per window, and at least `_CAMERA_TRACKS`, those it carries longest: a move that no
+    track tells of could not be predicted.
+    """
+    size, count = carried.shape[:2]
+    share = 0.4 + 0.6 * torch.rand(size, 1, generator=generator)
+    draws = torch.rand(size, count, generator=generator)
+    duration = carried.sum(-1)
+    rank = (duration + draws).argsort(1, descending=True).argsort(1)
+    return ((draws < share) | (rank < _CAMERA_TRACKS)) & (duration > 0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distill import evaluate
+from distill.config import ConfigError
 from distill.evaluation import streams
 from distill.evaluation.measures import (
     Instruments,
@@ -187,6 +188,13 @@ def test_motions_without_words_are_left_out() -> None:
     assert MOTIONS.index("zigzag") not in builder.motions
     assert len(builder.motions) >= 7
     assert all(word in words for spec in builder.prompts() for word in spec.prompt.replace(",", "").split())
+
+
+def test_motions_can_be_chosen() -> None:
+    builder = SuiteBuilder(EvaluationConfig(motions=("left", "stays")), world_vocabulary())
+    assert {MOTIONS[spec.subjects[0].motion] for spec in builder.prompts()} == {"left", "stays"}
+    with pytest.raises(ConfigError, match="motions: expected some of right"):
+        EvaluationConfig(motions=("sideways",))
 
 
 def test_a_model_of_another_world_is_refused() -> None:

@@ -1,10 +1,12 @@
 """Training windows: frames of tracks, context of streams, captions around a change; the latent cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import distill.windows
 from distill.config import ConfigError
 from distill.latent_cache import CacheConfig, LatentCache, LatentClips
 from distill.scenes import SceneConfig, caption_vocabulary
@@ -12,6 +14,7 @@ from distill.windows import WindowConfig, image_batch, turning_batch, turning_fr
 from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE
 from models.text_encoder import Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+from tests.tiny_models import assert_needs
 
 LATENTS, FRAMES, TRACKS = 21, 81, 3
 
@@ -30,7 +33,9 @@ def marked_clips(count: int = 40, switch: int = LATENTS, dragged: bool = False) 
         & (torch.arange(FRAMES) >= 20)
         & (torch.arange(FRAMES) < 50)
         & dragged,
+        camera=torch.zeros(count, FRAMES, dtype=torch.bool),
         background=torch.tensor([False, False, True]).expand(count, -1).clone(),
+        pinned=torch.tensor([False, False, True]).expand(count, -1).clone(),
     )
 
 
@@ -211,7 +216,7 @@ def test_turnings_show_the_start_of_a_drag_under_the_words_of_its_time() -> None
     """Drags of these clips start at pixel frame 20, in latent frame 5; at 12 the caption changes."""
     config = WindowConfig(text_drop=0.0, turning_frames=8, turning_targets=3)
     clips = marked_clips(switch=12, dragged=True)
-    assert turning_frames(clips)[0].tolist() == [12, 5]
+    assert turning_frames(clips)[0].tolist() == [12, 5, LATENTS]
     batch = turning_batch(clips, 200, config, generator())
     latent = batch.x0[:, :, 0, 0, 0].round()
     drag = latent[:, -1] == 7
@@ -224,3 +229,62 @@ def test_turnings_show_the_start_of_a_drag_under_the_words_of_its_time() -> None
 def test_turnings_need_clips_with_turnings() -> None:
     with pytest.raises(ConfigError, match="change_probability"):
         turning_batch(marked_clips(), 4, WindowConfig(), generator())
+
+
+def camera_clips() -> LatentClips:
+    """Clips in which the camera moves in pixel frames 20 to 49, carrying ten points of which half are hidden
+    and one is out of the picture from frame 35 on; one more track lies on an object.
+    """
+    count, tracks = 40, 11
+    points = torch.rand(count, tracks, 1, 2, generator=generator(3)).expand(-1, -1, FRAMES, -1).clone()
+    points[:, 1, 35:] = 1.2
+    visible = torch.ones(count, tracks, FRAMES, dtype=torch.bool)
+    visible[:, 6:] = False
+    time = torch.arange(FRAMES)
+    background = (torch.arange(tracks) > 0).expand(count, -1)
+    return replace(
+        marked_clips(count),
+        points=points.half(),
+        visible=visible,
+        dragged=torch.zeros(count, tracks, FRAMES, dtype=torch.bool),
+        camera=((time >= 20) & (time < 50)).expand(count, -1).clone(),
+        background=background,
+        pinned=torch.zeros(count, tracks, dtype=torch.bool),
+    )
+
+
+def test_a_camera_move_is_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By several of its tracks in every frame of it, free ones, and never outside of the picture."""
+    config = WindowConfig(no_motion=1.0, motion_mask=1.0, gap_share=0.5)
+
+    def check() -> None:
+        batch = window_batch(camera_clips(), 400, config, generator())
+        latent = batch.x0[:, :, 0, 0, 0].round().long()
+        frame = torch.cat([latent[:, :1], (latent[:, 1:, None] * 4 + torch.arange(-3, 1)).flatten(1)], 1)
+        told = batch.tracks.state != UNSPECIFIED
+        during = (frame >= 20) & (frame < 50)
+        assert during.any()
+        assert (told[:, 1:].sum(1)[during] >= 5).all()
+        assert not batch.tracks.pinned.any()
+        outside = (batch.tracks.points > 1).any(-1)
+        assert outside.any()
+        assert not told[outside].any()
+        # without a moving camera in reach, no_motion = 1 means none
+        assert not told[~during.any(1)].any()
+        # a camera's field does not know what is hidden: half of the windows say so, half do not
+        states = batch.tracks.state[:, 6:].movedim(1, 2)[during]
+        assert 0.3 < (states == OCCLUDED).sum() / (states != UNSPECIFIED).sum() < 0.7
+
+    def few(carried: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        return torch.zeros(carried.shape[:2], dtype=torch.bool)
+
+    assert_needs(check, monkeypatch, distill.windows, "_camera_tracks", few)
+
+
+def test_a_camera_move_is_a_turning() -> None:
+    """The camera of these clips moves from pixel frame 20 on, in latent frame 5."""
+    clips = camera_clips()
+    assert turning_frames(clips)[0].tolist() == [LATENTS, LATENTS, 5]
+    batch = turning_batch(clips, 20, WindowConfig(turning_frames=8, turning_targets=3), generator())
+    latent = batch.x0[:, :, 0, 0, 0].round()
+    assert torch.equal(batch.weight, (latent >= 5).float())

@@ -84,6 +84,7 @@ def _shape_examples(
         object_weights=(1.0,),
         change_probability=0.0,
         drag_probability=0.0,
+        camera_probability=0.0,
         include_held_out=True,
         texture_contrast=config.texture_contrast,
     )

@@ -38,6 +38,8 @@ class EvaluationConfig:
         switches: streams with a switch, each once more with the policy `clear`.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
         clips: clips of the world for the tokenizer and for the controls on the truth.
+        motions: names of the motions to ask for, such as those of an earlier world that a model was trained
+            on; none given: all that the model has words for.
     """
 
     seed: int = 0
@@ -52,6 +54,7 @@ class EvaluationConfig:
     long_drift: int = 2
     long_drift_seconds: float = 240.0
     clips: int = 128
+    motions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -66,6 +69,8 @@ class EvaluationConfig:
         for name, count in counts.items():
             require(0 <= count < _SUITE_SEEDS, name, f"0 to {_SUITE_SEEDS - 1}", count)
         require(self.seed >= 0, "seed", ">= 0", self.seed)
+        for name in self.motions:
+            require(name in MOTIONS, "motions", f"some of {', '.join(MOTIONS)}", name)
         require(self.clips >= 8, "clips", ">= 8", self.clips)
         shortest = (MOTION_FRAMES + FPS - 1) / FPS
         for name, seconds in (
@@ -93,7 +98,10 @@ class SuiteBuilder:
                 raise InputError(
                     f"model: expected one of the procedural world, found no {name!r} in its vocabulary"
                 )
-        self.motions = tuple(i for i in range(len(MOTIONS)) if self._says(Subject(0, 0, 0, i, 0)))
+        wanted = config.motions or MOTIONS
+        self.motions = tuple(
+            i for i, name in enumerate(MOTIONS) if name in wanted and self._says(Subject(0, 0, 0, i, 0))
+        )
         held_out = held_out_indices()
         every = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
         self._trained = [pair for pair in every if pair not in held_out]

@@ -32,7 +32,11 @@ class Truth:
     def __init__(self, size: int, count: int, motions: Sequence[int], seed: int) -> None:
         self._count, self._motions, self._seed = count, frozenset(motions), seed
         self._world = SceneConfig(
-            size=size, object_weights=(1.0,), change_probability=0.0, drag_probability=0.0
+            size=size,
+            object_weights=(1.0,),
+            change_probability=0.0,
+            drag_probability=0.0,
+            camera_probability=0.0,
         )
 
     def plain(self, frames: int) -> list[Video]:

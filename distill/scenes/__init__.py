@@ -1,5 +1,6 @@
 """The procedural world: clips of moving shapes with exact captions, tracks and labels."""
 
+from .camera import CAMERA_KINDS
 from .captions import canonical_prompt, caption_vocabulary
 from .config import SceneConfig
 from .generator import SceneBatch, SceneGenerator
@@ -8,6 +9,7 @@ from .vocabulary import BACKGROUNDS, COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZES
 
 __all__ = [
     "BACKGROUNDS",
+    "CAMERA_KINDS",
     "COLOURS",
     "HELD_OUT",
     "MOTIONS",

@@ -1,7 +1,8 @@
 """Captions of scenes, from a small grammar with synonyms, word order variants and omissions.
 
 All choices come from numbers in [0, 1) handed in by the caller, so that captions are as reproducible as the
-pictures. Captions are lower case, at most ``MAX_WORDS`` words, with no punctuation but commas.
+pictures. Captions are lower case, at most ``MAX_WORDS`` words, with no punctuation but commas. Of several
+objects, the later one is in front.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from .vocabulary import (
     BACKGROUND_PHRASES,
+    BACKGROUND_TAGS,
     BACKGROUNDS,
     COLOUR_WORDS,
     COLOURS,
@@ -22,12 +24,14 @@ from .vocabulary import (
 
 MAX_WORDS = 24
 #: Random numbers one caption may consume, at least, for up to three objects.
-DRAWS_PER_CAPTION = 40
+DRAWS_PER_CAPTION = 44
 
 CANONICAL_SHARE = 0.3
 #: Probability that a non-canonical caption leaves an attribute out, set so that over all captions it is
-#: 35 % size, 12 % motion, 8 % background, 4 % colour; the shape is never left out.
+#: 35 % size, 12 % motion, 8 % background, 4 % colour; the shape is never left out. Few people give the sizes
+#: of three objects.
 _OMIT_SIZE = 0.35 / (1 - CANONICAL_SHARE)
+_OMIT_SIZE_OF_THREE = 0.8
 _OMIT_MOTION = 0.12 / (1 - CANONICAL_SHARE)
 _OMIT_BACKGROUND = 0.08 / (1 - CANONICAL_SHARE)
 _OMIT_COLOUR = 0.04 / (1 - CANONICAL_SHARE)
@@ -38,8 +42,19 @@ _SHAPE_TABLE = tuple(SHAPE_WORDS[name] for name in SHAPES)
 _COLOUR_TABLE = tuple(COLOUR_WORDS[name] for name in COLOURS)
 _SIZE_TABLE = tuple(SIZE_WORDS[name] for name in SIZES)
 _BACKGROUND_TABLE = tuple(BACKGROUND_PHRASES[name] for name in BACKGROUNDS)
+_TAG_TABLE = tuple(BACKGROUND_TAGS[name] for name in BACKGROUNDS)
 _MOTION_TABLE = tuple(MOTION_PHRASES[name] for name in MOTIONS)
-_LINK_WORDS = ("a", "an", "the", "and", "while", "is", "that", "there")
+#: Phrases no longer than the canonical one, for captions of three objects.
+_BRIEF_MOTION_TABLE = tuple(
+    tuple(
+        pair
+        for pair in pairs
+        if all(p.count(" ") <= c.count(" ") for p, c in zip(pair, pairs[0], strict=True))
+    )
+    for pairs in _MOTION_TABLE
+)
+_OPENINGS = ("there is", "a video of", "show me")
+_LINK_WORDS = ("a", "an", "the", "and", "while", "is", "that")
 
 
 @dataclass(frozen=True)
@@ -85,12 +100,20 @@ class _Draws:
 
 
 def canonical_caption(objects: Sequence[ObjectWords], background: int) -> str:
-    """``a {size} {colour} {shape} {verb} [and ...] over the {background}`` from indices."""
-    parts = [
-        f"a {SIZES[o.size]} {COLOURS[o.colour]} {SHAPES[o.shape]} {_MOTION_TABLE[o.motion][0][0]}"
-        for o in objects
-    ]
-    return f"{' and '.join(parts)} {_BACKGROUND_TABLE[background][0]}"
+    """``a {size} {colour} {shape} {verb} [and ...] over the {background}`` from indices.
+
+    Where this is above ``MAX_WORDS`` (three objects, diagonals), sizes are left out from the last object on.
+    """
+    for sized in range(len(objects), -1, -1):
+        parts = [
+            f"a {f'{SIZES[o.size]} ' if index < sized else ''}{COLOURS[o.colour]} {SHAPES[o.shape]} "
+            f"{_MOTION_TABLE[o.motion][0][0]}"
+            for index, o in enumerate(objects)
+        ]
+        caption = f"{' and '.join(parts)} {_BACKGROUND_TABLE[background][0]}"
+        if _words(caption) <= MAX_WORDS:
+            break
+    return caption
 
 
 def canonical_prompt(size: str, colour: str, shape: str, motion: str, background: str) -> str:
@@ -107,14 +130,22 @@ def canonical_prompt(size: str, colour: str, shape: str, motion: str, background
     return canonical_caption([words], BACKGROUNDS.index(background))
 
 
-def _noun(thing: ObjectWords, draws: _Draws, must: MustSay) -> str:
+def _words(caption: str) -> int:
+    return caption.count(" ") + 1
+
+
+def _noun(thing: ObjectWords, draws: _Draws, must: MustSay, omit_size: float) -> str:
+    """The object without an article."""
     words = []
-    if not draws.chance(_OMIT_SIZE):
+    if not draws.chance(omit_size):
         words.append(draws.pick(_SIZE_TABLE[thing.size]))
     if not draws.chance(_OMIT_COLOUR) or must.colour:
         words.append(draws.pick(_COLOUR_TABLE[thing.colour]))
     words.append(draws.pick(_SHAPE_TABLE[thing.shape]))
-    noun = " ".join(words)
+    return " ".join(words)
+
+
+def _with_article(noun: str, draws: _Draws) -> str:
     if draws.chance(0.2):
         return noun
     if draws.chance(0.15):
@@ -122,32 +153,64 @@ def _noun(thing: ObjectWords, draws: _Draws, must: MustSay) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _verb(thing: ObjectWords, draws: _Draws, must: MustSay) -> str:
-    """Verb phrase, or "" when the motion is left out."""
+def _verbs(
+    objects: Sequence[ObjectWords], must: MustSay, draws: _Draws, finite: bool, simple: bool
+) -> list[str]:
+    """A verb phrase per object, "" where the motion is left out; ``simple`` ones have no "that" or "is".
+
+    Of several objects only the last may be left without one, or all: "a star and a ring moving up" says that
+    both do.
+    """
+    table = _BRIEF_MOTION_TABLE if len(objects) == 3 else _MOTION_TABLE
+    silent = 0
     if draws.chance(_OMIT_MOTION) and not must.motion:
-        return ""
-    if draws.chance(0.55):
-        phrase = draws.pick_pair(_MOTION_TABLE[thing.motion], 0)
-        return f"that {phrase}" if draws.chance(0.08) else phrase
-    phrase = draws.pick_pair(_MOTION_TABLE[thing.motion], 1)
-    return f"is {phrase}" if draws.chance(0.25) else phrase
+        silent = len(objects) if draws.chance(0.5) else 1
+    verbs = []
+    for thing in objects[: len(objects) - silent]:
+        phrase = draws.pick_pair(table[thing.motion], 0 if finite else 1)
+        if not simple and draws.chance(0.08 if finite else 0.25):
+            phrase = f"that {phrase}" if finite else f"is {phrase}"
+        verbs.append(phrase)
+    return verbs + [""] * silent
+
+
+def _list_caption(objects: Sequence[ObjectWords], background: int, must: MustSay, draws: _Draws) -> str:
+    """Keywords: ``red star, moving left, night sky``."""
+    nouns = [_noun(thing, draws, must, _OMIT_SIZE) for thing in objects]
+    verbs = _verbs(objects, must, draws, finite=False, simple=True)
+    items = [item for pair in zip(nouns, verbs, strict=True) for item in pair if item]
+    if not draws.chance(_OMIT_BACKGROUND) or must.background:
+        items.insert(0 if draws.chance(0.25) else len(items), draws.pick(_TAG_TABLE[background]))
+    return ", ".join(items)
+
+
+def _joined(parts: Sequence[str], all_move: bool, draws: _Draws) -> str:
+    """Objects with their verbs as one sentence."""
+    if len(parts) == 2 and all_move and draws.chance(0.15):
+        return " while ".join(parts)
+    if len(parts) == 3 and draws.chance(0.5):
+        return f"{parts[0]}, {parts[1]} and {parts[2]}"
+    return " and ".join(parts)
 
 
 def _free_caption(objects: Sequence[ObjectWords], background: int, must: MustSay, draws: _Draws) -> str:
+    if len(objects) < 3 and draws.chance(0.1):
+        return _list_caption(objects, background, must, draws)
     place = ""
     if not draws.chance(_OMIT_BACKGROUND) or must.background:
         place = draws.pick(_BACKGROUND_TABLE[background])
-    nouns = [_noun(thing, draws, must) for thing in objects]
-    verbs = [_verb(thing, draws, must) for thing in objects]
+    omit_size = _OMIT_SIZE if len(objects) < 3 else _OMIT_SIZE_OF_THREE
+    nouns = [_with_article(_noun(thing, draws, must, omit_size), draws) for thing in objects]
+    opening = f"{draws.pick(_OPENINGS)} " if draws.chance(0.07) else ""
+    finite = draws.chance(0.55) and not opening
+    verbs = _verbs(objects, must, draws, finite, simple=bool(opening) or len(objects) == 3)
     if len(objects) == 1 and verbs[0] and place and draws.chance(0.12):
-        return f"{nouns[0]} {place} {verbs[0]}"
-    joint = " while " if len(objects) == 2 and all(verbs) and draws.chance(0.15) else " and "
-    body = joint.join(f"{noun} {verb}".rstrip() for noun, verb in zip(nouns, verbs, strict=True))
-    if draws.chance(0.04):
-        body = f"there is {body}"
+        return f"{opening}{nouns[0]} {place} {verbs[0]}"
+    parts = [f"{noun} {verb}".rstrip() for noun, verb in zip(nouns, verbs, strict=True)]
+    body = opening + _joined(parts, all(verbs), draws)
     if not place:
         return body
-    return f"{place}, {body}" if draws.chance(0.2) else f"{body} {place}"
+    return f"{place}, {body}" if draws.chance(0.2) and not opening else f"{body} {place}"
 
 
 def build_caption(
@@ -165,14 +228,13 @@ def build_caption(
     if draws.chance(CANONICAL_SHARE):
         return canonical_caption(objects, background)
     caption = _free_caption(objects, background, must, draws)
-    # 24 words is the longest canonical caption (three objects at night), so this always fits.
-    return caption if caption.count(" ") < MAX_WORDS else canonical_caption(objects, background)
+    return caption if _words(caption) <= MAX_WORDS else canonical_caption(objects, background)
 
 
 def caption_vocabulary() -> list[str]:
     """Every word the grammar can produce, sorted."""
-    phrases: list[str] = list(_LINK_WORDS)
-    for table in (_SHAPE_TABLE, _COLOUR_TABLE, _SIZE_TABLE, _BACKGROUND_TABLE):
+    phrases: list[str] = [*_LINK_WORDS, *_OPENINGS]
+    for table in (_SHAPE_TABLE, _COLOUR_TABLE, _SIZE_TABLE, _BACKGROUND_TABLE, _TAG_TABLE):
         for options in table:
             phrases.extend(options)
     for motions in _MOTION_TABLE:

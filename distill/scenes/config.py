@@ -13,12 +13,14 @@ class SceneConfig:
         size: side of the square frame in pixels, a multiple of 16.
         object_weights: relative frequency of clips with 1, 2, 3 ... objects; its length is the number of
             object slots (at most 3).
-        tracks: point tracks per clip, more than the number of object slots.
+        tracks: point tracks per clip, more than the number of object slots; 16 cover the picture of a camera
+            move as ``streamgen.motion.camera`` does.
         change_probability: share of clips in which something changes in the middle.
         double_change_probability: share of those in which two things change at once.
         change_margin: frames before and after the change, at least.
         fade_frames: frames a change takes.
         drag_probability: share of clips in which one object is dragged for a while.
+        camera_probability: share of clips in which the camera moves for a while.
         include_held_out: also draw the held-out (colour, shape) pairs.
         texture_variants: textures per background; each clip sees one at a random offset and phase.
         texture_period: frames of the texture loop.
@@ -27,13 +29,14 @@ class SceneConfig:
     """
 
     size: int = 64
-    object_weights: tuple[float, ...] = (0.75, 0.25)
-    tracks: int = 8
+    object_weights: tuple[float, ...] = (0.65, 0.25, 0.1)
+    tracks: int = 16
     change_probability: float = 0.35
     double_change_probability: float = 0.15
     change_margin: int = 12
     fade_frames: int = 4
     drag_probability: float = 0.3
+    camera_probability: float = 0.2
     include_held_out: bool = False
     texture_variants: int = 4
     texture_period: int = 64
@@ -55,6 +58,7 @@ class SceneConfig:
             ("change_probability", self.change_probability),
             ("double_change_probability", self.double_change_probability),
             ("drag_probability", self.drag_probability),
+            ("camera_probability", self.camera_probability),
             ("texture_contrast", self.texture_contrast),
         ):
             if not 0 <= value <= 1:

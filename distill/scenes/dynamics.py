@@ -1,7 +1,8 @@
-"""Where objects are over time: own motions for ever, a change of motion, drags.
+"""Where objects are over time: own motions for ever, a change of motion, drags, camera moves.
 
 Everything is in world units: the frame is 64 units wide, x right, y down, speeds in units per frame. All
-motions are stationary: directions wrap around, the rest stays inside, so a clip may be cut at any time.
+motions are stationary: directions wrap around, the rest stays inside, so a clip may be cut at any time. Once
+the camera has moved, the rest may lie across the border as well: only what bounces has a reason to come back.
 """
 
 import math
@@ -10,14 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .camera import CameraPath, flow
 from .shapes import WORLD_SIZE
 from .vocabulary import MOTIONS
 
 FRAMES_PER_SECOND = 16
 _CIRCLES, _BOUNCES, _ZIGZAG = MOTIONS.index("circles"), MOTIONS.index("bounces"), MOTIONS.index("zigzag")
-_DIRECTIONS = ((1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 1.0))
-_WRAPS_X = ("right", "left", "zigzag")
-_WRAPS_Y = ("up", "down")
+_DIAGONAL = math.sqrt(0.5)
+#: Unit vectors of the motions that go one way for ever.
+DIRECTIONS: dict[str, tuple[float, float]] = {
+    "right": (1.0, 0.0),
+    "left": (-1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+    "up right": (_DIAGONAL, -_DIAGONAL),
+    "up left": (-_DIAGONAL, -_DIAGONAL),
+    "down right": (_DIAGONAL, _DIAGONAL),
+    "down left": (-_DIAGONAL, _DIAGONAL),
+}
 
 #: Directional speed in units per second.
 _SPEED = (16.0, 26.0)
@@ -45,7 +56,8 @@ class MotionPlan:
         motion: (B, 2, O) motion index before and after the change.
         change_frame: (B,) first frame of the second segment, ``NEVER`` when none.
         margin: (B, O) distance a whole object keeps from the border.
-        drag_start, drag_frames: (B, O) first frame and length of the drag, ``NEVER`` and 0 when none.
+        drag_start, drag_frames: (B, O) last frame before the drag and its length, ``NEVER`` and 0 when none.
+        camera: moves that carry all objects, or None where the camera always rests.
     """
 
     motion: Tensor
@@ -53,6 +65,7 @@ class MotionPlan:
     margin: Tensor
     drag_start: Tensor
     drag_frames: Tensor
+    camera: CameraPath | None = None
 
 
 @dataclass(frozen=True)
@@ -130,12 +143,12 @@ class Simulation:
         self._position = (self._anchor + self._offset()) % WORLD_SIZE
         self._velocity = torch.zeros_like(self._position)
         self._inertia = torch.zeros(batch, slots)
+        self._settle = torch.full((batch, 1, 1), _SETTLE)
         self._paths = torch.zeros(batch, slots, 3, 2)
         self._path_draws = torch.rand(batch, slots, _DRAG_CANDIDATES + 1, 4, generator=generator)
 
     def _constants(self, motion: Tensor) -> _Motion:
-        table = torch.zeros(len(MOTIONS), 2)
-        table[: len(_DIRECTIONS)] = torch.tensor(_DIRECTIONS)
+        table = torch.tensor([DIRECTIONS.get(name, (0.0, 0.0)) for name in MOTIONS])
         circles, bounces, zigzag = (motion == index for index in (_CIRCLES, _BOUNCES, _ZIGZAG))
         drift = table[motion] * self._speed[..., None]
         drift[..., 0] += zigzag * self._sign[..., 0] * self._speed * 0.85
@@ -145,7 +158,7 @@ class Simulation:
         margin = self._plan.margin[..., None] + circle[..., None]
         margin = margin + torch.stack([torch.zeros_like(height), height], -1)
         margin = margin.clamp(max=WORLD_SIZE / 2)
-        wraps = torch.tensor([[name in _WRAPS_X, name in _WRAPS_Y] for name in MOTIONS])[motion]
+        wraps = ((table != 0) | torch.tensor([[name == "zigzag", False] for name in MOTIONS]))[motion]
         return _Motion(
             drift=drift,
             circle=circle[..., None],
@@ -238,9 +251,18 @@ class Simulation:
         anchor = self._anchor + now.drift + bounce
         settled = torch.maximum(torch.minimum(anchor, now.high), now.low)
         settled = torch.where(now.bounces, anchor, settled)
-        anchor = anchor + (settled - anchor).clamp(-_SETTLE, _SETTLE)
+        anchor = anchor + torch.minimum(torch.maximum(settled - anchor, -self._settle), self._settle)
         self._phase = self._phase + now.rate
         return anchor + self._offset()
+
+    def _camera_steps(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Frames in which some camera moves, with the step (``CameraPath.steps``) that leads to them."""
+        camera = self._plan.camera
+        if camera is None:
+            return {}
+        factor, offset = camera.steps()
+        frames = torch.nonzero(camera.moving.any(0)).squeeze(1).tolist()
+        return {frame: (factor[:, frame - 1], offset[:, frame - 1]) for frame in frames}
 
     def run(self, frames: int) -> Trajectories:
         """Trajectories of the next ``frames`` frames, the present one first."""
@@ -248,22 +270,32 @@ class Simulation:
         changes = set(plan.change_frame.tolist())
         starts = set(plan.drag_start.flatten().tolist())
         ends = set((plan.drag_start + plan.drag_frames).flatten().tolist())
-        positions, dragged = [self._position], [plan.drag_start == 0]
+        camera = self._camera_steps()
+        time = torch.arange(frames)
+        start = plan.drag_start[..., None]
+        dragged = (start < time) & (time <= start + plan.drag_frames[..., None])
+        drags = set(torch.nonzero(dragged.any(0).any(0)).squeeze(1).tolist())
+        positions = [self._position]
         for frame in range(1, frames):
             if frame in changes:
                 self._change(frame)
             if frame in starts:
                 self._start_drag(plan.drag_start == frame)
-            held = (plan.drag_start < frame) & (frame <= plan.drag_start + plan.drag_frames)
+            carried = torch.zeros(())
+            if plan.camera is not None and frame in camera:
+                carried = flow(self._position, *camera[frame])
+                self._settle = self._settle * ~plan.camera.moving[:, frame, None, None]
             step = self._own_step() - self._position
             step = step + self._inertia[..., None] * (self._velocity - step)
-            step = torch.where(held[..., None], self._along_path(frame) - self._position, step)
+            # what is dragged is held in the picture, whatever the camera does
+            if frame in drags:
+                held = self._along_path(frame) - self._position - carried
+                step = torch.where(dragged[..., frame, None], held, step)
             self._inertia = self._inertia * _INERTIA
             self._velocity = step
-            self._position = (self._position + step) % WORLD_SIZE
+            self._position = (self._position + step + carried) % WORLD_SIZE
             self._anchor = self._position - self._offset()
             if frame in ends:
                 self._restart(plan.drag_start + plan.drag_frames == frame)
             positions.append(self._position)
-            dragged.append(held)
-        return Trajectories(torch.stack(positions, 2), torch.stack(dragged, 2))
+        return Trajectories(torch.stack(positions, 2), dragged)

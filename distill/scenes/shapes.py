@@ -1,15 +1,14 @@
-"""Shapes as signed distances, and anti-aliased sprites of them at sub-pixel offsets.
+"""Shapes as signed distances.
 
 Distances follow Inigo Quilez, "2D distance functions" (iquilezles.org/articles/distfunctions2d).
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .vocabulary import SHAPES, SIZE_JITTER, SIZE_RADII
+from .vocabulary import SHAPES
 
 WORLD_SIZE = 64.0
 #: Farthest point of each shape from its centre, in radii; shapes are scaled to comparable area.
@@ -24,12 +23,10 @@ _RING_RADII = (0.5, 1.14)
 BODY_RADIUS = 0.58
 #: Band inside the ring, in radii.
 RING_BODY_RADII = (0.62, 1.02)
-
-#: Width of the dark outline in world units: of the smallest and of the largest objects.
-_OUTLINE_WORLD = (1.0, 1.4)
-_OUTLINE_SHADE = 0.42
-_SHADE_RANGE = (0.8, 1.0)
-_UNIT = 128
+#: Entries per radius of the table of distances, its reach in radii, and its side.
+_TABLE_STEPS = 120
+_TABLE_REACH = 1.75
+_TABLE_SIDE = round(2 * _TABLE_REACH * _TABLE_STEPS)
 
 
 def _polygon_distance(x: Tensor, y: Tensor, corners: list[tuple[float, float]]) -> Tensor:
@@ -76,59 +73,28 @@ def signed_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
     return _polygon_distance(x, y, _corners(shape))
 
 
-def inside_shape(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Whether points (in radii from the centre) lie inside shapes given by index; all of one shape."""
-    inside = torch.zeros_like(x, dtype=torch.bool)
-    for index, name in enumerate(SHAPES):
-        inside |= (shape == index) & (signed_distance(name, x, y) < 0)
-    return inside
+class DistanceTable:
+    """Signed distances of all shapes, looked up rather than computed: right within 0.006 radii.
 
+    Distances are exact at the centres of cells; beyond ``_TABLE_REACH`` they are too small, but positive.
 
-@dataclass(frozen=True)
-class SpriteSheet:
-    """Sprites of one size class.
-
-    A pixel under a sprite becomes ``(keep * below + paint * colour) / 128``.
-
-    Attributes:
-        crop: side K of the sprite in pixels (even); pixel j lies at ``j + 0.5 - K/2`` from the corner of
-            the base pixel.
-        keep, paint: uint8 (shapes * jitters * S * S, K * K), with S the sub-pixel positions per pixel;
-            ``keep + paint <= 128``.
+    Args:
+        device: where the table lies.
     """
 
-    crop: int
-    keep: Tensor
-    paint: Tensor
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        line = (torch.arange(_TABLE_SIDE) + 0.5) / _TABLE_STEPS - _TABLE_REACH
+        x, y = line[None, :].expand(_TABLE_SIDE, -1), line[:, None].expand(-1, _TABLE_SIDE)
+        self._table = torch.stack([signed_distance(name, x, y) for name in SHAPES]).flatten().to(device)
+
+    def distances(self, shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Signed distances in radii at (x, y) (in radii from the centre) to shapes given by index.
+
+        All three broadcast: of a grid of pixels, x may be a row and y a column.
+        """
+        index = (shape * _TABLE_SIDE + _cell(y)).int() * _TABLE_SIDE + _cell(x)
+        return self._table.index_select(0, index.flatten()).view(index.shape)
 
 
-def build_sprites(
-    size_index: int, pixels_per_unit: float, subpixels: int, device: torch.device
-) -> SpriteSheet:
-    """All sprites of a size class: every shape, jitter level and sub-pixel offset."""
-    largest = SIZE_RADII[size_index] * max(SIZE_JITTER) * pixels_per_unit
-    crop = 2 * math.ceil(largest * max(EXTENTS) + 1)
-    offsets = torch.arange(subpixels) / subpixels
-    local = torch.arange(crop) + 0.5 - crop / 2
-    along = local[None, :] - offsets[:, None]
-    x = along[None, :, None, :].expand(subpixels, subpixels, crop, crop)
-    y = along[:, None, :, None].expand(subpixels, subpixels, crop, crop)
-    thin, thick = _OUTLINE_WORLD
-    outline = (thin + (thick - thin) * size_index / (len(SIZE_RADII) - 1)) * pixels_per_unit
-    low, high = _SHADE_RANGE
-    keeps, paints = [], []
-    for name in SHAPES:
-        for jitter in SIZE_JITTER:
-            radius = SIZE_RADII[size_index] * jitter * pixels_per_unit
-            distance = signed_distance(name, x / radius, y / radius) * radius
-            alpha = (0.5 - distance).clamp(0, 1)
-            body = (0.5 - (distance + outline)).clamp(0, 1)
-            light = (0.5 - 0.36 * (x + y) / radius).clamp(0, 1)
-            shade = _OUTLINE_SHADE + body * (low + (high - low) * light - _OUTLINE_SHADE)
-            keep = ((1 - alpha) * _UNIT).round()
-            paint = torch.minimum((alpha * shade * _UNIT).round(), _UNIT - keep)
-            keeps.append(keep.flatten(2).flatten(0, 1))
-            paints.append(paint.flatten(2).flatten(0, 1))
-    return SpriteSheet(
-        crop, torch.cat(keeps).to(device, torch.uint8), torch.cat(paints).to(device, torch.uint8)
-    )
+def _cell(place: Tensor) -> Tensor:
+    return ((place + _TABLE_REACH) * _TABLE_STEPS).int().clamp(0, _TABLE_SIDE - 1)

@@ -8,7 +8,10 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "diamond", "r
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SIZES: tuple[str, ...] = ("small", "medium", "large")
 BACKGROUNDS: tuple[str, ...] = ("sea", "sand", "grass", "night", "snow", "bricks")
-MOTIONS: tuple[str, ...] = ("right", "left", "up", "down", "stays", "circles", "bounces", "zigzag")
+MOTIONS: tuple[str, ...] = (
+    *("right", "left", "up", "down", "stays", "circles", "bounces", "zigzag"),
+    *("up right", "up left", "down right", "down left"),
+)
 
 #: Object colours as RGB in [0, 255], saturated and mutually distinct.
 COLOUR_RGB: tuple[tuple[int, int, int], ...] = (
@@ -50,27 +53,55 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "white": ("white", "ivory"),
 }
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
-    "circle": ("circle", "ball", "disc"),
+    "circle": ("circle", "ball", "disc", "disk"),
     "square": ("square", "box", "block"),
     "triangle": ("triangle", "wedge"),
     "star": ("star",),
     "diamond": ("diamond", "rhombus"),
-    "ring": ("ring", "hoop", "donut"),
+    "ring": ("ring", "hoop", "donut", "doughnut"),
 }
 SIZE_WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "tiny", "little"),
     "medium": ("medium", "medium sized", "average"),
-    "large": ("large", "big", "huge"),
+    "large": ("large", "big", "huge", "giant"),
 }
 
-#: Phrases that place the scene; the first is the canonical one.
+#: Phrases that place the scene; the first is the canonical one. None names a colour: that would read as an
+#: object's.
 BACKGROUND_PHRASES: dict[str, tuple[str, ...]] = {
-    "sea": ("over the sea", "over sea", "over the ocean", "on the water", "above the waves", "at sea"),
-    "sand": ("over the sand", "over sand", "on the sand", "on the beach", "in the desert", "over a beach"),
-    "grass": ("over the grass", "over grass", "on the grass", "on the lawn", "over a meadow", "in a meadow"),
-    "night": ("over the night sky", "at night", "in the night sky", "in the night", "in a starry sky"),
-    "snow": ("over the snow", "over snow", "on the snow", "in the snow", "in falling snow"),
-    "bricks": ("over the bricks", "over bricks", "on a brick wall", "against bricks", "against a brick wall"),
+    "sea": (
+        *("over the sea", "over sea", "over the ocean", "on the water", "above the waves", "at sea"),
+        *("on the sea", "across the sea", "over the water", "in the ocean"),
+    ),
+    "sand": (
+        *("over the sand", "over sand", "on the sand", "on the beach", "in the desert", "over a beach"),
+        *("on sand", "across the sand", "on a sandy beach", "over the desert"),
+    ),
+    "grass": (
+        *("over the grass", "over grass", "on the grass", "on the lawn", "over a meadow", "in a meadow"),
+        *("on grass", "across the grass", "in the grass", "on a grassy field"),
+    ),
+    "night": (
+        *("over the night sky", "at night", "in the night sky", "in the night", "in a starry sky"),
+        *("across the night sky", "under the stars", "on a starry night", "in the dark"),
+    ),
+    "snow": (
+        *("over the snow", "over snow", "on the snow", "in the snow", "in falling snow"),
+        *("on snow", "across the snow", "over a snowy field", "on a snowy day"),
+    ),
+    "bricks": (
+        *("over the bricks", "over bricks", "on a brick wall", "against bricks", "against a brick wall"),
+        *("on bricks", "in front of a brick wall", "in front of bricks", "across a brick wall"),
+    ),
+}
+#: Backgrounds as an item of a list ("red star, moving left, night sky").
+BACKGROUND_TAGS: dict[str, tuple[str, ...]] = {
+    "sea": ("sea", "ocean", "water"),
+    "sand": ("sand", "beach", "desert"),
+    "grass": ("grass", "meadow", "lawn"),
+    "night": ("night", "night sky", "starry sky"),
+    "snow": ("snow", "snowy field"),
+    "bricks": ("bricks", "brick wall"),
 }
 
 _DIRECTION_VERBS: tuple[tuple[str, str], ...] = (
@@ -81,12 +112,33 @@ _DIRECTION_VERBS: tuple[tuple[str, str], ...] = (
     ("glides", "gliding"),
     ("travels", "travelling"),
     ("floats", "floating"),
+    ("flies", "flying"),
+    ("heads", "heading"),
+    ("travels", "traveling"),
 )
 _DIRECTION_WORDS: dict[str, tuple[str, ...]] = {
-    "right": ("right", "to the right", "rightwards"),
-    "left": ("left", "to the left", "leftwards"),
-    "up": ("up", "upwards"),
-    "down": ("down", "downwards"),
+    "right": ("right", "to the right", "rightwards", "rightward", "towards the right", "from left to right"),
+    "left": ("left", "to the left", "leftwards", "leftward", "towards the left", "from right to left"),
+    "up": ("up", "upwards", "upward", "to the top", "towards the top"),
+    "down": ("down", "downwards", "downward", "to the bottom", "towards the bottom"),
+} | {
+    f"{vertical} {side}": (
+        f"{vertical} {side}",
+        f"{vertical} and {side}",
+        f"{vertical} and to the {side}",
+        f"diagonally {vertical} and to the {side}",
+        f"diagonally {vertical} {side}",
+        f"diagonally {vertical} to the {side}",
+        f"to the {edge} {side}",
+        f"towards the {edge} {side}",
+    )
+    for vertical, edge in (("up", "top"), ("down", "bottom"))
+    for side in ("right", "left")
+}
+#: Verbs that need no direction; each counts several times beside the many combinations of the others.
+_DIRECTION_VERBS_ALONE: dict[str, tuple[tuple[str, str], ...]] = {
+    "up": (("rises", "rising"), ("climbs", "climbing")),
+    "down": (("falls", "falling down"), ("sinks", "sinking")),
 }
 
 #: (finite, participle) verb phrases per motion; the first is the canonical one.
@@ -96,6 +148,7 @@ MOTION_PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
         for word in words
         for finite, participle in _DIRECTION_VERBS
     )
+    + _DIRECTION_VERBS_ALONE.get(name, ()) * 4
     for name, words in _DIRECTION_WORDS.items()
 } | {
     "stays": (
@@ -105,6 +158,9 @@ MOTION_PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
         ("rests", "resting"),
         ("stands still", "standing still"),
         ("does not move", "not moving"),
+        ("sits still", "sitting still"),
+        ("stays put", "staying put"),
+        ("keeps still", "keeping still"),
     ),
     "circles": (
         ("circles", "circling"),
@@ -112,18 +168,24 @@ MOTION_PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
         ("goes around in circles", "going around in circles"),
         ("orbits", "orbiting"),
         ("circles around", "circling around"),
+        ("flies in circles", "flying in circles"),
+        ("goes round and round", "going round and round"),
     ),
     "bounces": (
         ("bounces", "bouncing"),
         ("bounces around", "bouncing around"),
         ("bounces off the edges", "bouncing off the edges"),
         ("ricochets", "ricocheting"),
+        ("bounces off the walls", "bouncing off the walls"),
+        ("bounces off the borders", "bouncing off the borders"),
     ),
     "zigzag": (
         ("zigzags", "zigzagging"),
         ("moves in a zigzag", "moving in a zigzag"),
         ("goes in a zigzag", "going in a zigzag"),
         ("zigzags along", "zigzagging along"),
+        ("moves in zigzags", "moving in zigzags"),
+        ("zig zags", "zig zagging"),
     ),
 }
 

@@ -58,7 +58,7 @@ _FIXED_SEED = 77
 class DataConfig:
     """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first
     frames, on `start_share` of them `start_batch` beginnings of `start_frames` latent frames, on `turn_share`
-    of them `turn_batch` windows that end soon after a change or the start of a drag.
+    of them `turn_batch` windows that end soon after a change or the start of a drag or camera move.
 
     Beginnings and turnings are where words or tracks alone decide which way things go; in long windows the
     neighbours tell. The

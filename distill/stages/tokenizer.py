@@ -18,8 +18,6 @@ from ..config import RunConfig, require, write_yaml
 from ..optim import ParameterGroups, split_parameters
 from ..preview import save_sheet
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
-from ..scenes.shapes import WORLD_SIZE
-from ..scenes.vocabulary import SIZE_JITTER, SIZE_RADII
 from ..trainer import Tick
 
 # Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
@@ -298,11 +296,9 @@ def object_cells(scene: SceneBatch, cell: int) -> Tensor:
     """Float (B, T, 1, H, W): 1 in cells of `cell` pixels that an object's bounding square touches."""
     side = scene.video.shape[2]
     grid = (torch.arange(side // cell, device=scene.video.device) + 0.5) * cell / side
-    size = scene.labels["size"][:, 0]
-    radii = torch.tensor(SIZE_RADII, device=size.device)[size.clamp_min(0)] * (max(SIZE_JITTER) / WORLD_SIZE)
-    reach = (radii + 0.5 * cell / side)[..., None, None]
+    reach = (scene.radii + 0.5 * cell / side)[..., None]
     # Objects wrap around the borders, so distances do as well; unused slots reach nowhere.
     apart = (scene.centres[..., None, :] - grid[:, None] + 0.5).remainder(1.0).sub(0.5).abs()
-    near = (apart < reach[..., None]) & (size >= 0)[..., None, None, None]
+    near = (apart < reach[..., None]) & (scene.radii > 0)[..., None, None]
     cells = (near[..., 1][..., :, None] & near[..., 0][..., None, :]).any(1)
     return cells.float().repeat_interleave(cell, -1).repeat_interleave(cell, -2)[:, :, None]
