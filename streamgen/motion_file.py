@@ -48,7 +48,9 @@ MAX_SECONDS = 24 * 3600
 _EASES: dict[str, Ease] = {"linear": "linear", "smooth": "smooth"}
 
 
-def load_motion(source: str | Path | Mapping[str, Any], fps: float, frames: int | None = None) -> TrackSet:
+def load_motion(
+    source: str | Path | Mapping[str, Any], fps: float, frames: int | None = None, aspect: float = 1.0
+) -> TrackSet:
     """Tracks from a .json, .npz or .npy file, or from the parsed JSON object itself.
 
     Args:
@@ -56,6 +58,7 @@ def load_motion(source: str | Path | Mapping[str, Any], fps: float, frames: int 
         fps: frames per second of the stream; turns the seconds of the file into frames.
         frames: frames of the stream, used where the file has no length of its own (pins). The result may be
             shorter or longer: the longest item decides, or "frames" in the file.
+        aspect: width / height of the stream, for clips and masks, which are cropped to it.
 
     Raises:
         InputError: one line that names the file, the item and what is wrong with it.
