@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .cli_motion import app as motion_app
 from .cli_progress import Stop, say
 from .errors import InputError, Interrupted, StreamgenError
 
@@ -23,6 +24,7 @@ _USAGE_ERROR: type[Exception] = next(
 )
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(motion_app, name="motion")
 
 _SOURCE = (
     "A prompt; a jobs file (.txt, .jsonl, .csv, .yaml, or - for standard input); or a timeline or record."
@@ -250,6 +252,23 @@ def inspect(
         raise InputError(
             f"{path}: {count} problem{'s' if count > 1 else ''}, it does not load: {report['problems'][0]}"
         )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A video.")],
+    second: Annotated[Path, typer.Argument(help="The other one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show where two renders differ, in their frames and in what they were made with.
+
+    Exit code 0: equal, 1: not.
+    """
+    from .compare import compare_renders
+
+    result = compare_renders(first, second)
+    _show(result, f"{first} and {second}", as_json)
+    raise typer.Exit(0 if result["equal"] else 1)
 
 
 def _show(values: Mapping[str, Any], title: str, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """The files that a motion object names: where they are, relative to what holds the object.
 
 Plain Python, so that a job file can be checked without loading torch. A motion object names other files in
-`arrays.file`, `arrays.visible`, `clip.file` and `masks[].file`.
+`arrays.file`, `arrays.visible`, `clip.file`, `clip.weights` and `masks[].file`.
 """
 
 import json
@@ -47,7 +47,7 @@ def _named(motion: Mapping[str, Any]) -> Iterator[Path]:
 
 def _mapped(motion: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     out = dict(motion)
-    for part, keys in (("arrays", ("file", "visible")), ("clip", ("file",))):
+    for part, keys in (("arrays", ("file", "visible")), ("clip", ("file", "weights"))):
         if isinstance(out.get(part), Mapping):
             out[part] = _changed(out[part], keys, change)
     if isinstance(out.get("masks"), list):

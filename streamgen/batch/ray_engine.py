@@ -1,7 +1,7 @@
 """The items of a run as tasks on a Ray cluster (extra `ray`).
 
 A task is an item from claim to manifest line, as everywhere else, so the folder, which all nodes share,
-decides what is done. Ray adds what it is good at: nodes that come and go, and tasks of a worker that died tried
+decides what is done. Ray adds what it is good at: nodes that come and go, and tasks whose worker died tried
 again.
 """
 
