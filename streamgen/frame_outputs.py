@@ -212,7 +212,7 @@ class PartDigests:
 
     def parts(self) -> tuple[Part, ...]:
         """The digests."""
-        begins = [0, *self._ends[:-1]]
+        begins = [0, *self._ends][:-1]
         return tuple(
             Part(end - begin, digest.hexdigest())
             for begin, end, digest in zip(begins, self._ends, self._digests, strict=True)

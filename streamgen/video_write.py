@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -209,23 +210,37 @@ class VideoFileSink(NullSink):
         Frames are encoded with look-ahead and reordered, so that decoding times run ahead of showing times by
         a constant: the last packet copied and the first one encoded follow each other without a gap.
         """
-        self._container.start_encoding()
+        # all that can be wrong is found before the header is written: closing a file without packets behind
+        # that crashes the muxer (libavformat 62.12, hybrid fragments)
+        self._stream.codec_context.open()
+        packets = self._read_head(head)
+        self._head_frames = len(packets)
+        # a finished file counts from its first decoding time, an encoder from the first frame that is shown
+        start = min(packet.pts for packet in packets)
+        for packet in packets:
+            packet.pts, packet.dts = packet.pts - start, packet.dts - start
+            packet.stream = self._stream
+            self._container.mux(packet)
+
+    def _read_head(self, head: Path) -> list[Any]:
         try:
             with av.open(str(head)) as source:
                 copied = source.streams.video[0]
-                ours, theirs = self._stream.codec_context, copied.codec_context
-                if ours.extradata != theirs.extradata or copied.average_rate != self._rate:
+                theirs = parameter_sets(copied.codec_context.extradata or b"")
+                ours = parameter_sets(self._stream.codec_context.extradata or b"")
+                if not ours or theirs != ours or copied.average_rate != self._rate:
                     raise InputError(
-                        f"{head}: was encoded otherwise (by another version of the encoder, or another "
+                        f"{head}: was encoded otherwise (by another version of the encoder, or in another "
                         "size or rate) and cannot be extended without encoding it again"
                     )
-                packets = [packet for packet in source.demux(copied) if packet.dts is not None]
+                # the muxer makes MP4's form of every packet out of the encoder's form
+                convert = av.BitStreamFilterContext("h264_mp4toannexb", copied)
+                packets = [made for packet in source.demux(copied) for made in convert.filter(packet)]
         except (av.FFmpegError, IndexError) as error:
             raise InputError(f"{head}: cannot be read as a video") from error
-        self._head_frames = len(packets)
-        for packet in packets:
-            packet.stream = self._stream
-            self._container.mux(packet)
+        if not packets:
+            raise InputError(f"{head}: has no frames")
+        return packets
 
     def write(self, frames: npt.ArrayLike) -> None:
         """Encodes uint8 RGB (T, H, W, 3); see `FrameSink.write`.
@@ -351,6 +366,27 @@ class _CarefulFile:
             self._raw.close()
         if self.failure is not None:
             raise self.failure
+
+
+def parameter_sets(extradata: bytes) -> list[bytes]:
+    """The H.264 sequence and picture parameter sets of a stream, from either of the two forms they come in:
+    between start codes (Annex B) or with lengths (avcC, ISO/IEC 14496-15). Streams that share them can be one
+    file.
+    """
+    if extradata[:1] != b"\x01":
+        units = re.split(rb"\x00\x00\x00?\x01", extradata)
+        # information for people (type 6) is no parameter
+        return [unit.rstrip(b"\0") for unit in units if unit and unit[0] & 31 in (7, 8)]
+    found: list[bytes] = []
+    place = 5
+    for mask in (31, 255):
+        count = extradata[place] & mask if place < len(extradata) else 0
+        place += 1
+        for _ in range(count):
+            length = int.from_bytes(extradata[place : place + 2])
+            found.append(extradata[place + 2 : place + 2 + length])
+            place += 2 + length
+    return found
 
 
 def sync_folder(folder: Path) -> None:
