@@ -87,7 +87,10 @@ def test_shards_of_a_job_array(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def ray_run(jobs: Path, out: Path, model: Path) -> Worker:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # on a busy machine its processes take longer to come up than Ray waits by default
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "240"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
     return Worker(jobs, out, model, ["--engine", "ray"])
 
 

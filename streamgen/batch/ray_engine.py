@@ -143,7 +143,7 @@ def _connected() -> Any:
                 log_to_driver=False,
                 include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain exceptions here, too
             text = " ".join(str(error).split())[:200]
             raise InputError(f"--engine ray: the cluster cannot be reached ({text})") from None
     return ray
