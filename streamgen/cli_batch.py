@@ -12,11 +12,12 @@ from .batch.job_file import STDIN, parse_jobs, with_settings
 from .batch.page import PageWriter
 from .batch.runner import ItemRunner, Policy
 from .batch.schedule import Rank, Summary, run_items
+from .checkpoint import read_config
 from .cli_progress import Reporter, Stop, duration, reporter_for, say
 from .cli_render import SECONDS, RenderOptions, refuse
 from .clips import check_job
 from .errors import InputError, OutputError, StreamgenError
-from .pipeline import Pipeline, load_pipeline
+from .pipeline import find_model, load_pipeline
 
 ENGINES = ("local", "ray")
 
@@ -42,14 +43,16 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
         from .batch.ray_engine import RayEngine, RayOrder
 
         order = RayOrder(options.model, options.device, options.threads, options.output.resolve())
+        fps = read_config(find_model(options.model)).fps
         with stop.listening(), reporter.running():
             engine = RayEngine(order, policy_of(options))
+            reporter.begin({item.name: _frames(fps, item) for item in items})
             return _finish(folder, options, reporter, lambda page: engine.run(items, reporter, stop, page))
     pipeline = load_pipeline(options.model, _device(options.device, rank))
     runner = ItemRunner(pipeline, folder, policy_of(options), stop)
     order_ = rank.order(items, share_only=options.overwrite)
     with stop.listening(), reporter.running():
-        reporter.begin({item.name: _frames(pipeline, item) for item in order_})
+        reporter.begin({item.name: _frames(pipeline.geometry.fps, item) for item in order_})
         return _finish(
             folder, options, reporter, lambda page: run_items(order_, runner, reporter, stop, page)
         )
@@ -110,7 +113,7 @@ def _dry_run(options: RenderOptions, items: list[RenderItem]) -> int:
     for item in items:
         state, error = _state(runner, item)
         states[state] = states.get(state, 0) + 1
-        length = _frames(pipeline, item)
+        length = _frames(pipeline.geometry.fps, item)
         if state == "render":
             todo.append(item)
             frames += length
@@ -133,9 +136,6 @@ def _state(runner: ItemRunner, item: RenderItem) -> tuple[str, str]:
         if known is not None and known.entry is not None:
             return ("done", "") if known.status == "there" else ("failed", known.entry.error or "")
         check_job(runner.pipeline, item.job)
-        runner.folder.place(item, "", runner.policy.overwrite)
-    except OutputError:
-        return "render", ""
     except StreamgenError as error:
         return "invalid", str(error)
     return "render", ""
@@ -156,10 +156,10 @@ def _list(options: RenderOptions, item: RenderItem, state: str, frames: int, err
         say(f"error: line {job.line}: {item.name}: {error}")
 
 
-def _frames(pipeline: Pipeline, item: RenderItem) -> int:
+def _frames(fps: float, item: RenderItem) -> int:
     """Frames of an item; 0 of one that cannot be."""
     try:
-        return item.job.length(pipeline.geometry.fps)
+        return item.job.length(fps)
     except InputError:
         return 0
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .batch.runner import Outcome
 
 _PLAIN_SECONDS = 5.0
+_MOST_NOTES = 1000
 
 
 def say(text: str) -> None:
@@ -54,6 +55,7 @@ class Reporter:
         self._lengths: dict[str, int] = {}
         self._began = self._item_began = time.monotonic()
         self._waited = False
+        self._noted: set[str] = set()
 
     def say(self, text: str) -> None:
         """A line that --quiet leaves out."""
@@ -105,7 +107,10 @@ class Reporter:
         self._gone += self._lengths.get(item.name, entry.frames if entry is not None else 0)
         self._current, self._waited = 0, False
         for note in outcome.notes:
-            self.note(note)
+            # 10,000 prompts with the same unknown word are one piece of news
+            if note not in self._noted and len(self._noted) < _MOST_NOTES:
+                self._noted.add(note)
+                self.note(note)
         place = f"[{self._settled}/{self._items}] "
         line = f"line {item.job.line}: " if item.job.line else ""
         if outcome.status == "made" and entry is not None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,23 +147,20 @@ class Manifest:
         stamped = asdict(entry) | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
         line = json.dumps({key: value for key, value in stamped.items() if value is not None}) + "\n"
         try:
-            with self._lock:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-                try:
-                    self._write(descriptor, line.encode())
-                finally:
-                    os.close(descriptor)
+            with self._lock, self.path.open("ab+", buffering=0) as file:
+                self._write(file, line.encode())
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({reason_of(error)})") from None
         self.refresh()
 
-    def _write(self, descriptor: int, line: bytes) -> None:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a line that was cut short must not swallow this one
+    def _write(self, file: FileIO, line: bytes) -> None:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line  # a line that was cut short must not swallow this one
         while line:
-            line = line[os.write(descriptor, line) :]
-        os.fsync(descriptor)
+            line = line[file.write(line) :]
+        os.fsync(file.fileno())
 
     def _take(self, line: bytes) -> None:
         self._count += 1

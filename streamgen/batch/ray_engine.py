@@ -71,7 +71,6 @@ class RayEngine:
                 ended, and their items begin anew next time.
         """
         summary = Summary(len(items))
-        observer.begin({item.name: item.job.frames or 0 for item in items})
         waiting = list(reversed(items))
         running: dict[Any, RenderItem] = {}
         try:
