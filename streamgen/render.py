@@ -79,7 +79,7 @@ def write_clip(
             for tap in taps:
                 tap.complete()
             record = _record(clip, sink, digests, tally)
-            _write_durably(part, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+            _write_record(part, sidecar, record)
             for tap in taps:
                 tap.keep()
             # no old video may be seen beside the new record, whenever the power is cut
@@ -251,11 +251,16 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_record(part: Path, sidecar: Path, record: Mapping[str, Any]) -> None:
+    """Bring a record to the disk under its `.part` name."""
+    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{sidecar}: cannot be written ({reason_of(error)})") from None
 
 
 def _sweep(part: Path, taps: list[FrameTap]) -> None:

@@ -16,20 +16,13 @@ import torch
 from PIL import Image
 
 from streamgen.batch.folder import OutputFolder
-from streamgen.batch.items import RenderItem, items_of
-from streamgen.batch.job_file import parse_jobs
 from streamgen.batch.manifest import Entry
 from streamgen.batch.page import page_html
-from streamgen.batch.runner import ItemRunner, Outcome, Policy
-from streamgen.batch.schedule import Rank, run_items
-from streamgen.cli_progress import Reporter
+from streamgen.batch.schedule import Rank
 from streamgen.errors import OutputError
 from streamgen.pipeline import Pipeline, load_pipeline
-from tests.command_line import Outcome as CommandOutcome
-from tests.command_line import call
+from tests.batch_folder import files, items, lines, raw, run
 from tests.tiny_checkpoints import write_checkpoint
-
-Run = Callable[..., list[Outcome]]
 
 
 @pytest.fixture(scope="module")
@@ -41,49 +34,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(checkpoint: Path) -> Pipeline:
     torch.set_num_threads(1)
     return load_pipeline(checkpoint)
-
-
-def items(
-    tmp_path: Path, rows: list[Any], name: str = "jobs.jsonl", seconds: float = 0.125
-) -> list[RenderItem]:
-    file = tmp_path / name
-    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    return items_of(parse_jobs(file, seconds))
-
-
-def run(pipeline: Pipeline, work: list[RenderItem], out: Path, **policy: Any) -> list[str]:
-    """Statuses of the items after a run."""
-    seen: dict[str, str] = {}
-
-    class Watch(Reporter):
-        def settled(self, item: RenderItem, outcome: Outcome) -> None:
-            seen[item.name] = outcome.status
-
-    runner = ItemRunner(pipeline, OutputFolder(out), Policy(**policy))
-    run_items(work, runner, Watch(quiet=True), lambda: False)
-    return [seen[item.name] for item in work]
-
-
-def files(out: Path) -> dict[str, str]:
-    """sha256 of everything that is not bookkeeping."""
-    return {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and ".streamgen" not in path.parts and path.name != "manifest.jsonl"
-    }
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-
-
-def raw(out: Path) -> dict[str, str]:
-    """Digests of raw frames by name of the video."""
-    return {
-        path.stem: json.loads(path.read_text())["sha256"]
-        for path in out.glob("*.json")
-        if path.with_suffix(".mp4").is_file()
-    }
 
 
 def test_a_run_leaves_videos_records_strips_and_a_manifest(tmp_path: Path, pipeline: Pipeline) -> None:
@@ -440,102 +390,3 @@ def test_an_output_folder_that_cannot_be_is_one_clear_line(tmp_path: Path) -> No
     for place in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(OutputError, match="cannot be made"):
             OutputFolder(place)
-
-
-def command(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path, *more: object
-) -> CommandOutcome:
-    fixed = ["render", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", "--model", checkpoint]
-    return call(capsys, *fixed, "--seconds", 0.125, *more)
-
-
-def test_dry_run_checks_all_and_writes_nothing(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    rows = ["sand", {"prompt": "sea", "image": "a.png"}, {"prompt": "a star", "samples": 2}]
-    items(tmp_path, [*rows, {"prompt": "x", "size": "8x8"}, {"prompt": "x", "motion": {"pins": 3}}])
-    before = sorted(tmp_path.rglob("*"))
-    done = command(capsys, tmp_path, checkpoint, "--dry-run")
-    assert done.code == 1
-    states = [line.split("\t")[0] for line in done.stdout.splitlines()]
-    assert states == ["render", "invalid", "render", "render", "invalid", "invalid"]
-    assert "error: line 2: 00001-sea-s1: " in done.stderr
-    assert "makes 32x32 only, found 8x8" in done.stderr
-    assert "6 items: 3 render, 3 invalid; 6 frames (0.4 s of video), about " in done.stderr
-    assert sorted(tmp_path.rglob("*")) == before
-
-    items(tmp_path, ["sand"])
-    assert command(capsys, tmp_path, checkpoint, "-q").code == 0
-    after = files(tmp_path / "out")
-    plan = command(capsys, tmp_path, checkpoint, "--dry-run", "--json")
-    events = [json.loads(line) for line in plan.stdout.splitlines()]
-    assert [event["event"] for event in events] == ["item", "plan"]
-    assert (events[0]["status"], events[1]["frames"], events[1]["estimate_seconds"]) == ("done", 0, 0.0)
-    assert files(tmp_path / "out") == after
-
-
-def test_events_for_programs(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    items(tmp_path, ["sand gargoyle", {"prompt": "sea", "set": {"stepz": 1}}])
-    done = command(capsys, tmp_path, checkpoint, "--json")
-    assert (done.code, done.stderr) == (1, "")
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    kinds = [event["event"] for event in events]
-    assert kinds[:2] == ["begin", "start"]
-    assert kinds[-1] == "end"
-    assert {"progress", "note"} <= set(kinds)
-    made, failed = (event for event in events if event["event"] == "item")
-    assert (made["status"], made["file"], made["frames"]) == ("made", "00000-sand-gargoyle-s0.mp4", 2)
-    assert (failed["status"], failed["line"]) == ("failed", 2)
-    assert events[-1] | {"page": ""} == {
-        "event": "end",
-        "items": 2,
-        "made": 1,
-        "there": 0,
-        "failed": 1,
-        "page": "",
-    }
-
-
-def test_lines_for_logs(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    items(tmp_path, ["sand", {"prompt": "sea", "set": {"stepz": 1}}, "a star"])
-    done = command(capsys, tmp_path, checkpoint, "--limit", 2)
-    out = tmp_path / "out"
-    assert (done.code, done.stdout) == (1, f"{out / '00000-sand-s0.mp4'}\n")
-    said = done.stderr.splitlines()
-    assert said[0] == "00000-sand-s0.mp4: rendering 2 frames"
-    assert said[1].startswith("[1/2] 00000-sand-s0.mp4: 2 frames in ")
-    assert said[2].startswith("error: line 2: 00001-sea-s1: setting unknown key")
-    assert said[3].startswith("2 items: 1 made, 1 failed in ")
-    assert (out / "index.html").is_file()
-    quiet = command(capsys, tmp_path, checkpoint, "--limit", 2, "-q")
-    assert quiet.stderr.splitlines()[-1] == "1 of 2 items failed"
-    assert "failed before: setting unknown key 'stepz'" in quiet.stderr
-    shard = command(capsys, tmp_path, checkpoint, "--shard", "2/3")
-    assert shard.stdout == f"{out / '00002-a-star-s2.mp4'}\n"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--shard", "3/3"], "--shard: expected I/N"),
-        (["--engine", "magic"], "--engine: expected one of local, ray"),
-        (["--format", "xml"], "--format: expected one of"),
-        (["--at", "1:sea"], "--at: not here, a jobs file has its own"),
-        (["--limit", "0"], "--limit"),
-        (["--threads", "0"], "--threads"),
-        (["--preview", "png"], "--preview"),
-    ],
-)
-def test_bad_options(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    items(tmp_path, ["sand"])
-    assert message in command(capsys, tmp_path, checkpoint, *options).error()
-    assert not (tmp_path / "out").exists()
-
-
-def test_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    done = call(capsys, "render", "--schema")
-    assert done.code == 0
-    assert json.loads(done.stdout)["title"] == "streamgen render job"
