@@ -8,11 +8,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .cli_progress import Reporter, Stop, say
+from .cli_motion import app as motion_app
+from .cli_progress import Stop, say
 from .errors import InputError, Interrupted, StreamgenError
 
 # typer brings click under its own name in newer versions and as a dependency in older ones
@@ -23,35 +24,61 @@ _USAGE_ERROR: type[Exception] = next(
 )
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(motion_app, name="motion")
 
-_SOURCE = "A prompt; a jobs file (.txt, .jsonl, .csv, .yaml); or a timeline or record (.json)."
+_SOURCE = (
+    "A prompt; a jobs file (.txt, .jsonl, .csv, .yaml, or - for standard input); or a timeline or record."
+)
 _OUTPUT = "The video (.mp4); for a jobs file, a folder."
 _SECONDS = "Length: 8 by default; of a record its own, of a timeline 2 s beyond its last event."
 _SEED = "Default 0; in a jobs file, that of the first job."
 _AT = 'Change the prompt: "4:PROMPT" at second 4. Repeatable.'
-_MOTION = "Motion file from frame 0: drags, paths, pins, camera."
+_MOTION = "Motion file from frame 0: drags, paths, pins, camera, tracks of a clip."
 _SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
 _SAVE = "Save the stream at the end of the clip."
 _CONTINUE = "Go on with a saved stream; times count from there, PROMPT is optional."
-_LIST = "Jobs file: only list what would be rendered."
+_EXTEND = "With --continue-from: put the new frames behind those of this clip, in one video."
+_LIST = "Check all jobs, list what would be rendered, with an estimate of time; write nothing."
+_RETRY = "Try again what failed in an earlier run."
+_SHARD = "Only the I-th of N shares, e.g. 0/4, for job arrays."
+_ENGINE = "local, or ray: as tasks on a Ray cluster (extra `ray`)."
+_PREVIEW = "Also a small animation: gif or webp."
+_FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
+_THREADS = "CPU threads; frames are bit-exact for one number."
+_JOBS = "Jobs file"
+_STEER = "One clip"
 
 Source = Annotated[str | None, typer.Argument(help=_SOURCE)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help=_OUTPUT)]
 Seconds = Annotated[float | None, typer.Option(help=_SECONDS)]
 Seed = Annotated[int | None, typer.Option(help=_SEED)]
-At = Annotated[list[str] | None, typer.Option("--at", help=_AT)]
-Motion = Annotated[str | None, typer.Option(help=_MOTION)]
-Image = Annotated[str | None, typer.Option(help="Start from this picture.")]
-Video = Annotated[str | None, typer.Option(help="Start from this clip.")]
+At = Annotated[list[str] | None, typer.Option("--at", help=_AT, rich_help_panel=_STEER)]
+Motion = Annotated[str | None, typer.Option(help=_MOTION, rich_help_panel=_STEER)]
+Image = Annotated[str | None, typer.Option(help="Start from this picture.", rich_help_panel=_STEER)]
+Video = Annotated[str | None, typer.Option(help="Start from this clip.", rich_help_panel=_STEER)]
 Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
-SaveState = Annotated[Path | None, typer.Option(help=_SAVE)]
-ContinueFrom = Annotated[Path | None, typer.Option(help=_CONTINUE)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Jobs file: render what is there again.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help=_LIST)]
-Limit = Annotated[int | None, typer.Option(min=1, help="Jobs file: only the first N jobs.")]
+SaveState = Annotated[Path | None, typer.Option(help=_SAVE, rich_help_panel=_STEER)]
+ContinueFrom = Annotated[Path | None, typer.Option(help=_CONTINUE, rich_help_panel=_STEER)]
+Extend = Annotated[Path | None, typer.Option(help=_EXTEND, rich_help_panel=_STEER)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Render again what is there.", rich_help_panel=_JOBS)
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help=_RETRY, rich_help_panel=_JOBS)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help=_LIST, rich_help_panel=_JOBS)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N jobs.", rich_help_panel=_JOBS)]
+ShardOf = Annotated[str | None, typer.Option("--shard", help=_SHARD, rich_help_panel=_JOBS)]
+Engine = Annotated[str, typer.Option(help=_ENGINE, rich_help_panel=_JOBS)]
+JobFormat = Annotated[str | None, typer.Option("--format", help=_FORMAT, rich_help_panel=_JOBS)]
+Schema = Annotated[
+    bool, typer.Option("--schema", help="Print the JSON Schema of a job.", rich_help_panel=_JOBS)
+]
+Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file.")]
+Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
 Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+AsEvents = Annotated[bool, typer.Option("--json", help="JSON events on stdout, one a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
 
 
@@ -130,42 +157,41 @@ def render(
     video: Video = None,
     settings: Settings = None,
     device: Device = "auto",
+    threads: Threads = None,
     save_state: SaveState = None,
     continue_from: ContinueFrom = None,
+    extend: Extend = None,
+    png: Png = False,
+    preview: Preview = None,
+    job_format: JobFormat = None,
     overwrite: Overwrite = False,
+    retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
     limit: Limit = None,
+    shard: ShardOf = None,
+    engine: Engine = "local",
+    schema: Schema = False,
+    as_json: AsEvents = False,
     quiet: Quiet = False,
 ) -> None:
     """Render a prompt, a file of jobs, or a recorded timeline to video.
 
     Beside each video lies its record, <name>.json.
 
-    A jobs file skips clips that are there with the same job and weights.
+    A jobs file goes on where it stopped, in any number of processes at once.
     """
+    given = {name: value for name, value in locals().items() if name != "schema"}
+    if schema:
+        from .batch.schema import job_schema
+
+        print(json.dumps(job_schema(), indent=2, ensure_ascii=False))
+        return
     from .cli_render import RenderOptions, render_source
 
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    options = RenderOptions(
-        source=source,
-        output=output,
-        seconds=seconds,
-        seed=seed,
-        model=model,
-        at=tuple(at or ()),
-        motion=motion,
-        image=image,
-        video=video,
-        settings=tuple(settings or ()),
-        device=device,
-        save_state=save_state,
-        continue_from=continue_from,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        limit=limit,
-    )
-    raise typer.Exit(render_source(options, Reporter(quiet), Stop()))
+    given |= {"at": tuple(at or ()), "settings": tuple(settings or ())}
+    raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
 
 @app.command()
@@ -226,6 +252,23 @@ def inspect(
         raise InputError(
             f"{path}: {count} problem{'s' if count > 1 else ''}, it does not load: {report['problems'][0]}"
         )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A video.")],
+    second: Annotated[Path, typer.Argument(help="The other one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show where two renders differ, in their frames and in what they were made with.
+
+    Exit code 0: equal, 1: not.
+    """
+    from .compare import compare_renders
+
+    result = compare_renders(first, second)
+    _show(result, f"{first} and {second}", as_json)
+    raise typer.Exit(0 if result["equal"] else 1)
 
 
 def _show(values: Mapping[str, Any], title: str, as_json: bool) -> None:

@@ -11,6 +11,10 @@ class InputError(StreamgenError):
     """Bad input: a prompt, job, motion file, clip, image, option or output folder."""
 
 
+class OutputError(InputError):
+    """Output that cannot be written: no other item of the run would fare better."""
+
+
 class CheckpointError(StreamgenError):
     """Weights that are missing, damaged or do not fit."""
 

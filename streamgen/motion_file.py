@@ -1,31 +1,35 @@
-"""Motion files: JSON and NumPy files that become a `TrackSet`, and back.
+"""Motion files that become a `TrackSet`, and back: JSON, NumPy files, and clips whose motion is taken.
 
-JSON, every part optional, times in seconds, coordinates normalised (x, y) in [0, 1]:
+JSON, every part optional, times in seconds, coordinates normalised (x, y) in [0, 1], files relative to it:
 
     {"frames": 96,
      "tracks": [{"points": [[x, y], null, ...], "visible": [true, ...], "pinned": false, "start": 0}],
      "drags":  [{"from": [x, y], "to": [x, y], "start": 0, "seconds": 2, "hold": 0, "ease": "linear"}],
      "paths":  [{"points": [[t, x, y], ...]}],
      "pins":   [[x, y], ...],
-     "camera": {"pan": [dx, dy], "zoom": 1.2, "rotate": 0, "grid": 4, "aspect": 1, "start": 0, "seconds": 2}}
+     "camera": {"pan": [dx, dy], "zoom": 1.2, "rotate": 0, "grid": 4, "aspect": 1, "start": 0, "seconds": 2},
+     "arrays": {"file": "tracks.npy", "visible": "visible.npy", "layout": "wan-move", "size": [832, 480],
+                "fps": 16, "start": 0},
+     "clip":   {"file": "dance.mp4", "points": 64, "seconds": 2, "start": 0, "tracker": "lucas-kanade"},
+     "masks":  [{"box": [left, top, right, bottom], "start": 0, "seconds": 1}, {"file": "mask.png"}]}
 
-A track has one point a frame, null where it is unspecified, and may have an "id". NumPy: an .npz with
-`points` (N, T, 2) and optionally `visible` (N, T), `pinned` (N,) and `ids` (N,), or an .npy with the points
-alone.
+A track has one point a frame, null where it is unspecified, and may have an "id". Inside of masks all motion
+is left unspecified. A motion file may also be an .npz, .npy or .pth of tracks (see `motion_arrays`), or a
+video, whose motion is taken (see `motion_clip`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
+from . import motion_arrays, motion_clip
 from .errors import InputError
 from .motion import (
     MAX_POINTS,
@@ -41,14 +45,22 @@ from .motion import (
     path,
     pins,
 )
+from .motion_arrays import ArrayOptions, tracks_from_arrays
+from .motion_clip import ClipMotion, tracks_of_clip
+from .motion_masks import Mask, box_mask, masked, read_mask
+from .motion_sources import with_folder
 from .suggest import shorten, unknown_key
 
 MAX_SECONDS = 24 * 3600
 
+T = TypeVar("T")
+
 _EASES: dict[str, Ease] = {"linear": "linear", "smooth": "smooth"}
 
 
-def load_motion(source: str | Path | Mapping[str, Any], fps: float, frames: int | None = None) -> TrackSet:
+def load_motion(
+    source: str | Path | Mapping[str, Any], fps: float, frames: int | None = None, aspect: float = 1.0
+) -> TrackSet:
     """Tracks from a .json, .npz or .npy file, or from the parsed JSON object itself.
 
     Args:
@@ -56,6 +68,7 @@ def load_motion(source: str | Path | Mapping[str, Any], fps: float, frames: int 
         fps: frames per second of the stream; turns the seconds of the file into frames.
         frames: frames of the stream, used where the file has no length of its own (pins). The result may be
             shorter or longer: the longest item decides, or "frames" in the file.
+        aspect: width / height of the stream, for clips and masks, which are cropped to it.
 
     Raises:
         InputError: one line that names the file, the item and what is wrong with it.
@@ -65,13 +78,24 @@ def load_motion(source: str | Path | Mapping[str, Any], fps: float, frames: int 
         raise ValueError(f"fps must be above 0, found {fps}")
     try:
         if isinstance(source, Mapping):
-            return _from_object(source, fps, frames)
+            return _from_object(source, _Stream(fps, frames, aspect))
         file = Path(source)
-        if file.suffix.lower() in (".npz", ".npy"):
-            return _from_numpy(file)
-        return _from_object(_read_json(file), fps, frames)
+        if file.suffix.lower() in motion_arrays.SUFFIXES:
+            return tracks_from_arrays(file, fps)
+        if file.suffix.lower() in motion_clip.SUFFIXES:
+            return tracks_of_clip(file, fps, aspect)
+        return _from_object(with_folder(_read_json(file), file.parent), _Stream(fps, frames, aspect))
     except (ValueError, InputError) as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a motion is for: frames per second, frames (None: unknown), width / height."""
+
+    fps: float
+    frames: int | None
+    aspect: float
 
 
 def motion_to_json(tracks: TrackSet) -> dict[str, Any]:
@@ -109,8 +133,10 @@ def _read_json(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _from_object(content: Mapping[str, Any], fps: float, frames: int | None) -> TrackSet:
-    _check_keys(content, ("tracks", "drags", "paths", "pins", "camera", "frames"), "")
+def _from_object(content: Mapping[str, Any], stream: _Stream) -> TrackSet:
+    fps = stream.fps
+    parts = ("tracks", "drags", "paths", "pins", "camera", "arrays", "clip", "masks", "frames")
+    _check_keys(content, parts, "")
     total = content.get("frames")
     if total is not None and (not isinstance(total, int) or isinstance(total, bool) or total < 1):
         raise InputError(f"frames: expected a whole number above 0, found {shorten(total)}")
@@ -125,22 +151,31 @@ def _from_object(content: Mapping[str, Any], fps: float, frames: int | None) -> 
         items.append(_located(f"paths[{index}]", _path, row, fps))
     if content.get("camera") is not None:
         items.append(_located("camera", _camera, content["camera"], fps))
-    pinned = _rows(content, "pins")
-    length = total or max([item.num_frames for item in items] + [frames or 0])
-    if pinned:
-        if length < 1:
-            raise InputError('pins: have no length of their own, add "frames"')
-        where = [_numbers(point, 2, f"pins[{index}]") for index, point in enumerate(pinned)]
-        _check_size(len(where), length)
-        items.append(_located("pins", pins, where, length))
+    if content.get("arrays") is not None:
+        items.append(_located("arrays", _arrays, content["arrays"], fps))
+    if content.get("clip") is not None:
+        items.append(_located("clip", _clip, content["clip"], stream))
+    length = total or max([item.num_frames for item in items] + [stream.frames or 0])
+    if pinned := _rows(content, "pins"):
+        items.append(_pins(pinned, length))
     if not items:
-        raise InputError('empty: no "tracks", "drags", "paths", "pins" or "camera"')
+        raise InputError('empty: no "tracks", "drags", "paths", "pins", "camera", "arrays" or "clip"')
     _check_size(sum(item.num_tracks for item in items), length)
     tracks = merge(items)
     tracks = tracks.slice(0, total) if total is not None else tracks
+    masks = [_located(f"masks[{i}]", _mask, row, fps) for i, row in enumerate(_rows(content, "masks"))]
+    tracks = masked(tracks, masks)
     if tracks.is_empty:
         raise InputError("empty: no point is given in any frame")
     return tracks
+
+
+def _pins(pinned: list[Any], length: int) -> TrackSet:
+    if length < 1:
+        raise InputError('pins: have no length of their own, add "frames"')
+    where = [_numbers(point, 2, f"pins[{index}]") for index, point in enumerate(pinned)]
+    _check_size(len(where), length)
+    return _located("pins", pins, where, length)
 
 
 def _track(row: Any, fps: float, total: int | None) -> TrackSet:
@@ -217,52 +252,62 @@ def _camera(row: Any, fps: float) -> TrackSet:
     return tracks.slice(-start, count)
 
 
-def _from_numpy(file: Path) -> TrackSet:
+def _arrays(row: Any, fps: float) -> TrackSet:
+    _check_keys(row, ("file", "visible", "layout", "size", "fps", "start"), "")
+    size = None if row.get("size") is None else _numbers(row["size"], 2, "size")
+    rate = None if row.get("fps") is None else _numbers([row["fps"]], 1, "fps")[0]
+    if rate is not None and not 0 < rate <= 1000:
+        raise InputError(f"fps: expected above 0 and at most 1000, found {rate:g}")
+    visible = None if row.get("visible") is None else _file(row, "visible")
+    options = ArrayOptions(visible, row.get("layout"), None if size is None else (size[0], size[1]), rate)
+    return _delayed(tracks_from_arrays(_file(row, "file"), fps, options), row, fps)
+
+
+def _clip(row: Any, stream: _Stream) -> TrackSet:
+    _check_keys(row, ("file", "points", "seconds", "start", "tracker", "weights"), "")
+    points = row.get("points", 64)
+    if not isinstance(points, int) or isinstance(points, bool):
+        raise InputError(f"points: expected a whole number, found {shorten(points)}")
+    seconds = None if row.get("seconds") is None else _seconds(row, "seconds")
+    weights = None if row.get("weights") is None else _file(row, "weights")
+    wanted = ClipMotion(seconds, points, row.get("tracker", "lucas-kanade"), weights)
+    return _delayed(tracks_of_clip(_file(row, "file"), stream.fps, stream.aspect, wanted), row, stream.fps)
+
+
+def _mask(row: Any, fps: float) -> Mask:
+    _check_keys(row, ("box", "file", "start", "seconds"), "")
+    if (row.get("box") is None) == (row.get("file") is None):
+        raise InputError("expected either box or file")
+    start = frame_at(_seconds(row, "start", 0.0), fps)
+    stop = None if row.get("seconds") is None else start + frame_at(_seconds(row, "seconds"), fps)
+    if row.get("file") is not None:
+        return Mask(read_mask(_file(row, "file")), start, stop)
+    left, top, right, bottom = _numbers(row["box"], 4, "box")
+    return Mask(box_mask(left, top, right, bottom), start, stop)
+
+
+def _file(row: Mapping[str, Any], key: str) -> Path:
+    name = row.get(key)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InputError(f"{key}: expected a file name, found {shorten(name)}")
+    return Path(name)
+
+
+def _delayed(tracks: TrackSet, row: Mapping[str, Any], fps: float) -> TrackSet:
+    """The tracks with frame 0 at the row's "start"."""
+    start = frame_at(_seconds(row, "start", 0.0), fps)
+    _check_size(tracks.num_tracks, start + tracks.num_frames)
+    return tracks.slice(-start, tracks.num_frames)
+
+
+def _located(where: str, build: Callable[..., T], *arguments: Any) -> T:
     try:
-        loaded = np.load(file, allow_pickle=False)
-        arrays = {"points": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except FileNotFoundError:
-        raise InputError("no such file") from None
-    except (OSError, ValueError, EOFError, MemoryError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError("not a NumPy file of plain arrays, or a truncated one") from error
-    _check_keys(arrays, ("points", "visible", "pinned", "ids"), "")
-    if "points" not in arrays:
-        raise InputError("points: missing")
-    for key, value in arrays.items():
-        if value.dtype.kind not in "fiub":
-            raise InputError(f"{key}: expected numbers, found {value.dtype}")
-    points = arrays["points"]
-    if points.ndim != 3 or points.shape[2] != 2:
-        raise InputError(f"points: expected shape (tracks, frames, 2), found {points.shape}")
-    count, frames = points.shape[:2]
-    if count == 0 or frames == 0:
-        raise InputError("empty: no tracks")
-    _check_size(count, frames)
-    points = points.astype(np.float32)
-    visible = _shaped(arrays.get("visible", np.ones((count, frames), bool)), (count, frames), "visible")
-    # Trackers report hidden points where they think they are, out of the frame too: those are unspecified.
-    inside = ((points >= 0) & (points <= 1)).all(axis=-1)
-    state = np.where(visible, VISIBLE, np.where(inside, OCCLUDED, UNSPECIFIED)).astype(np.int8)
-    pinned = _shaped(arrays.get("pinned", np.zeros(count, bool)), (count,), "pinned")
-    ids = arrays.get("ids", np.arange(count))
-    return TrackSet(
-        torch.from_numpy(points), torch.from_numpy(state), torch.from_numpy(pinned), torch.from_numpy(ids)
-    )
-
-
-def _shaped(array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
-    if array.shape != shape:
-        raise InputError(f"{name}: expected shape {shape}, found {array.shape}")
-    return array.astype(bool)
-
-
-def _located(where: str, build: Any, *arguments: Any) -> TrackSet:
-    try:
-        tracks = build(*arguments)
+        made = build(*arguments)
     except (ValueError, InputError) as error:
         raise InputError(f"{where}: {error}") from error
-    _check_size(tracks.num_tracks, tracks.num_frames)
-    return tracks
+    if isinstance(made, TrackSet):
+        _check_size(made.num_tracks, made.num_frames)
+    return made
 
 
 def _rows(content: Mapping[str, Any], key: str) -> list[Any]:

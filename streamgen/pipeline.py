@@ -187,11 +187,19 @@ class Pipeline:
     def _embed(self, ids: Tensor) -> TextContext:
         return self.dit.embed_text(self.text_encoder(ids.to(self.device)))
 
-    def _opening(self, image: str | Path | Tensor | None, video: str | Path | Tensor | None) -> Opening:
+    def start_pictures(
+        self, image: str | Path | Tensor | None = None, video: str | Path | Tensor | None = None
+    ) -> Tensor | None:
+        """The pictures that a stream with this image or clip starts from, uint8 `(T, H, W, 3)`; None without
+        either.
+
+        Raises:
+            InputError: both are given, or one that cannot be read or does not fit.
+        """
         if image is not None and video is not None:
             raise InputError("start: expected an image or a clip, found both")
         if image is None and video is None:
-            return Opening()
+            return None
         height, width = self.geometry.height, self.geometry.width
         if isinstance(image, Tensor):
             frames = image[None]
@@ -209,7 +217,12 @@ class Pipeline:
                 f"{tuple(frames.shape)}"
             )
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
-        frames = frames[: 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal]
+        return frames[: 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal]
+
+    def _opening(self, image: str | Path | Tensor | None, video: str | Path | Tensor | None) -> Opening:
+        frames = self.start_pictures(image, video)
+        if frames is None:
+            return Opening()
         return Opening(encode_frames(self.tokenizer, frames).to(self.dtype), Start.of(frames))
 
 

@@ -1,6 +1,7 @@
 """The "did you mean" part of messages about unknown keys."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -17,6 +18,17 @@ def unknown_key(key: object, known: Iterable[str], noun: str = "key", where: str
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """`repr(value)` on one line of at most `limit` characters, for quoting foreign input in a message."""
-    text = repr(value)
+    """`repr(value)` on one line of at most `limit` characters, for quoting foreign input in a message.
+
+    Of nested values only the beginning is looked at: a few lines of YAML can unfold to billions.
+    """
+    text = repr(value) if isinstance(value, str | int | float | None) else _bounded(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _bounded(value: object) -> str:
+    shortener = reprlib.Repr()
+    shortener.maxlevel, shortener.maxdict, shortener.maxset = 4, 12, 12
+    shortener.maxlist = shortener.maxtuple = 30
+    shortener.maxstring = shortener.maxlong = shortener.maxother = 200
+    return shortener.repr(value)

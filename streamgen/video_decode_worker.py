@@ -40,11 +40,14 @@ class Request(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a container says of its video: frames (0: unknown), pixel aspect, turn to apply in degrees."""
+    """What a container says of its video: frames (0: unknown), pixel aspect, turn to apply in degrees, and
+    its own kind.
+    """
 
     frames: int
     pixel_aspect: float
     rotation: int
+    container: str
 
 
 def cover(picture: np.ndarray, height: int, width: int, pixel_aspect: float = 1.0) -> np.ndarray:
@@ -108,13 +111,15 @@ def _probe(path: str) -> Probe:
             raise ClipError("none of its frames can be decoded (damaged or cut off)") from error
         if rotation is None:
             raise ClipError("has zero frames that can be decoded")
-        return Probe(stream.frames, float(stream.sample_aspect_ratio or 1), rotation)
+        aspect = float(stream.sample_aspect_ratio or 1)
+        return Probe(stream.frames, aspect, rotation, container.format.name)
 
 
 def _with_decord(request: Request, probe: Probe) -> np.ndarray | None:
     """None where decord fails, or has fewer frames than the container promises."""
-    # Neither non-square pixels nor turned frames are decord's business.
-    if probe.rotation or probe.pixel_aspect != 1.0:
+    # Neither non-square pixels nor turned frames are decord's business. Out of transport streams, which it
+    # cannot seek in, it gives the nearest frame it has for one it has not, and says so in its log alone.
+    if probe.rotation or probe.pixel_aspect != 1.0 or probe.container in ("mpegts", "mpeg"):
         return None
     try:
         import decord

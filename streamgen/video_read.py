@@ -109,6 +109,8 @@ def _in_child(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
+                # Ctrl-C in a terminal goes to the whole group: it is for the caller to say what it ends
+                start_new_session=True,
             )
             try:
                 code = child.wait(seconds)

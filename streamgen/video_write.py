@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Colorspace
 
-from .errors import InputError
+from .errors import InputError, OutputError
 
 # Code points of ITU-T H.273.
 _BT709 = 1
@@ -137,14 +138,23 @@ class VideoFileSink(NullSink):
         width: even, of the frames.
         fps: frames per second.
         lossless: libx264rgb at crf 0: every pixel comes back as it was (few players show it).
+        head: a video of such a sink, of the same size and rate; its packets are copied in front, so that
+            nothing of it is encoded again. Digest and count are of the frames written here alone.
 
     Raises:
         ValueError: odd or non-positive sizes or rates.
-        InputError: on enter, write and exit: the folder cannot be written or the disk is full.
+        OutputError: on enter, write and exit: the folder cannot be written or the disk is full.
+        InputError: on enter: `head` cannot be read or was encoded otherwise.
     """
 
     def __init__(
-        self, path: str | Path, height: int, width: int, fps: float | Fraction, lossless: bool = False
+        self,
+        path: str | Path,
+        height: int,
+        width: int,
+        fps: float | Fraction,
+        lossless: bool = False,
+        head: str | Path | None = None,
     ) -> None:
         super().__init__()
         if height < 2 or width < 2 or height % 2 or width % 2:
@@ -156,18 +166,22 @@ class VideoFileSink(NullSink):
         self._rate = Fraction(fps).limit_denominator(1001)
         self._size = (height, width)
         self._lossless = lossless
+        self._head = None if head is None else Path(head)
+        self._head_frames = 0
         self._file: _CarefulFile | None = None
         self._container: Any = None
         self._stream: Any = None
 
     def __enter__(self) -> Self:
         if self.path.is_dir():
-            raise InputError(f"{self.path}: is a folder, expected the name of a video file")
+            raise OutputError(f"{self.path}: is a folder, expected the name of a video file")
         with self._clear_errors():
             self._file = _CarefulFile(self.part_path)
         try:
             with self._clear_errors():
                 self._open_container()
+                if self._head is not None:
+                    self._copy_head(self._head)
         except BaseException:
             self._abandon()
             raise
@@ -190,16 +204,54 @@ class VideoFileSink(NullSink):
         stream.gop_size = max(round(self._rate), 1)
         self._stream = stream
 
+    def _copy_head(self, head: Path) -> None:
+        """The packets of a finished video, as they are, into the new one.
+
+        Frames are encoded with look-ahead and reordered, so that decoding times run ahead of showing times by
+        a constant: the last packet copied and the first one encoded follow each other without a gap.
+        """
+        # all that can be wrong is found before the header is written: closing a file without packets behind
+        # that crashes the muxer (libavformat 62.12, hybrid fragments)
+        self._stream.codec_context.open()
+        packets = self._read_head(head)
+        self._head_frames = len(packets)
+        # a finished file counts from its first decoding time, an encoder from the first frame that is shown
+        start = min(packet.pts for packet in packets)
+        for packet in packets:
+            packet.pts, packet.dts = packet.pts - start, packet.dts - start
+            packet.stream = self._stream
+            self._container.mux(packet)
+
+    def _read_head(self, head: Path) -> list[Any]:
+        try:
+            with av.open(str(head)) as source:
+                copied = source.streams.video[0]
+                theirs = parameter_sets(copied.codec_context.extradata or b"")
+                ours = parameter_sets(self._stream.codec_context.extradata or b"")
+                if not ours or theirs != ours or copied.average_rate != self._rate:
+                    raise InputError(
+                        f"{head}: was encoded otherwise (by another version of the encoder, or in another "
+                        "size or rate) and cannot be extended without encoding it again"
+                    )
+                # the muxer makes MP4's form of every packet out of the encoder's form
+                convert = av.BitStreamFilterContext("h264_mp4toannexb", copied)
+                packets = [made for packet in source.demux(copied) for made in convert.filter(packet)]
+        except (av.FFmpegError, IndexError) as error:
+            raise InputError(f"{head}: cannot be read as a video") from error
+        if not packets:
+            raise InputError(f"{head}: has no frames")
+        return packets
+
     def write(self, frames: npt.ArrayLike) -> None:
         """Encodes uint8 RGB (T, H, W, 3); see `FrameSink.write`.
 
         Raises:
-            InputError: the disk is full or the file can no longer be written.
+            OutputError: the disk is full or the file can no longer be written.
             RuntimeError: the sink is not open.
         """
         if self._container is None:
             raise RuntimeError(f"{self.path}: the sink is not open, use it in a with statement")
-        first = self.frames_written
+        first = self._head_frames + self.frames_written
         array = self._take(frames)
         with self._clear_errors():
             for offset, picture in enumerate(array):
@@ -209,6 +261,15 @@ class VideoFileSink(NullSink):
                 frame.pts = first + offset
                 frame.time_base = 1 / self._rate
                 self._container.mux(self._stream.encode(frame))
+
+    def complete(self) -> None:
+        """Ends the video under its `.part` name, whole and on the disk; leaving the context renames it.
+
+        Raises:
+            OutputError: the disk is full or the file can no longer be written.
+        """
+        with self._clear_errors():
+            self._finish()
 
     def __exit__(
         self,
@@ -223,6 +284,7 @@ class VideoFileSink(NullSink):
             with self._clear_errors():
                 self._finish()
                 os.replace(self.part_path, self.path)
+                sync_folder(self.path.parent)
         except BaseException:
             self._abandon()
             raise
@@ -255,7 +317,7 @@ class VideoFileSink(NullSink):
                 raise self._file.failure
         except (OSError, av.FFmpegError) as error:
             cause = self._file.failure if self._file is not None and self._file.failure else error
-            raise InputError(f"{self.path}: cannot be written ({_reason(cause)})") from error
+            raise OutputError(f"{self.path}: cannot be written ({reason_of(cause)})") from error
 
 
 class _CarefulFile:
@@ -306,7 +368,43 @@ class _CarefulFile:
             raise self.failure
 
 
-def _reason(error: BaseException) -> str:
+def parameter_sets(extradata: bytes) -> list[bytes]:
+    """The H.264 sequence and picture parameter sets of a stream, from either of the two forms they come in:
+    between start codes (Annex B) or with lengths (avcC, ISO/IEC 14496-15). Streams that share them can be one
+    file.
+    """
+    if extradata[:1] != b"\x01":
+        units = re.split(rb"\x00\x00\x00?\x01", extradata)
+        # information for people (type 6) is no parameter
+        return [unit.rstrip(b"\0") for unit in units if unit and unit[0] & 31 in (7, 8)]
+    found: list[bytes] = []
+    place = 5
+    for mask in (31, 255):
+        count = extradata[place] & mask if place < len(extradata) else 0
+        place += 1
+        for _ in range(count):
+            length = int.from_bytes(extradata[place : place + 2])
+            found.append(extradata[place + 2 : place + 2 + length])
+            place += 2 + length
+    return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the system can: else a power cut undoes a rename.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file could not be written, in a few words."""
     if isinstance(error, OSError) and error.errno is not None:
         known = {
             errno.ENOSPC: "the disk is full",

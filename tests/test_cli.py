@@ -36,9 +36,25 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("render", "bench", "models", "inspect"))
+    assert all(name in done.stdout for name in ("render", "bench", "models", "inspect", "compare", "motion"))
     # of the processor, as the machine may be busy; torch alone would take longer
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_jobs_are_checked_without_torch(tmp_path: Path) -> None:
+    """A job file with a mistake is refused at once, on a machine with a GPU as well."""
+    code = (
+        "import sys; from streamgen.cli import run; code = run(['render', '--schema']); "
+        "import streamgen.batch.job_file, streamgen.batch.items; "
+        "heavy = {'torch', 'av', 'numpy', 'ray', 'cv2'} & set(sys.modules); "
+        "sys.exit(repr(heavy) if heavy else code)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["title"] == "streamgen render job"
 
 
 def test_public_names_are_found_when_asked_for() -> None:

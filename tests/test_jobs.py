@@ -1,13 +1,20 @@
 """Render jobs from files and from the command line."""
 
+import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from streamgen.batch.items import Shard, items_of
+from streamgen.batch.job import JOB_KEYS, SHOT_KEYS, Shot, job_from_command_line, parse_settings
+from streamgen.batch.job_file import parse_jobs
+from streamgen.batch.names import slug
+from streamgen.batch.schema import job_schema
 from streamgen.errors import InputError
-from streamgen.jobs import Shot, job_from_command_line, parse_jobs, parse_settings, slug
 
 
 def parse(tmp_path: Path, name: str, text: str) -> list[Any]:
@@ -24,7 +31,8 @@ def test_txt_has_a_prompt_a_line(tmp_path: Path) -> None:
     jobs = parse(tmp_path, "a.txt", "\ufeffa red circle\n\n  # no prompt\n  a blue  star \r\n")
     assert [job.shots for job in jobs] == [(Shot(0.0, "a red circle"),), (Shot(0.0, "a blue star"),)]
     assert [job.seed for job in jobs] == [100, 101]
-    assert [job.id for job in jobs] == ["00000-a-red-circle-s100", "00001-a-blue-star-s101"]
+    assert [item.name for item in items_of(jobs)] == ["00000-a-red-circle-s100", "00001-a-blue-star-s101"]
+    assert [job.line for job in jobs] == [1, 4]
     assert jobs[0].seconds == 8
 
 
@@ -91,6 +99,14 @@ def shots(*times: Any) -> str:
         (row(seed=-1), "seed: expected a whole number"),
         (row(seed=1.5), "seed: expected a whole number"),
         (row(id=[]), "id: expected a name"),
+        (row(id="x" * 3000), "id: has 3000 characters"),
+        (row(frames=0), "frames: expected a whole number from 1"),
+        (row(frames=8.0), "frames: expected a whole number"),
+        (row(frames=8, seconds=1), "seconds, frames: expected one of them"),
+        (row(samples=0), "samples: expected a whole number from 1"),
+        (row(samples=3, seed=2**63 - 2), "go beyond 2.63 - 1"),
+        (row(size="64"), "size: expected .WIDTHxHEIGHT."),
+        (row(size=[64, 0]), "size: expected a whole number from 1"),
         (row(set=3), "set: expected key: value"),
         (row(image="nowhere.png"), "image: no such file: .*nowhere.png"),
         (row(motion="nowhere.json"), "motion: no such file"),
@@ -117,7 +133,7 @@ def shots(*times: Any) -> str:
         ("{", "line 1: not valid JSON"),
         ("[1]", "line 1: a job: expected key: value pairs"),
         (row() + "\n" + row(seconds=0), "line 2: seconds"),
-        (row(id="A/b") + "\n" + row(id="a:B"), "line 2: id: 'a-B' is taken by line 1"),
+        (row(id="A/b") + "\n" + row(id="a/B"), "line 2: id: 'a/B' is taken by line 1"),
         ("\n\n", "no jobs in it"),
     ],
 )
@@ -143,6 +159,9 @@ def test_bad_rows_name_file_line_and_field(tmp_path: Path, text: str, message: s
         ("a.yaml", "- prompt: x\n- prompt: yes\n", "line 2: prompt: expected text, found True"),
         ("a.yaml", "prompt: x\nprompt: y\n", "line 2: prompt is given twice"),
         ("a.yaml", "&a [*a]", "expected key: value pairs"),
+        ("a.yaml", "prompt: x\nset: {day: 2024-01-01}", "set: expected text, numbers or lists"),
+        ("a.yaml", "prompt: x\nmotion: {1: 2}", "motion: expected keys of text, found 1"),
+        ("a.csv", "prompt,frames\nx,2.5\n", "line 2: frames: expected a whole number"),
         ("a.yaml", "!!python/object:os.system {}", "not valid YAML"),
         ("a.txt", "# nothing\n", "no jobs in it"),
         ("a.json", "{}", "jobs are read from .txt, .jsonl, .csv, .yaml"),
@@ -171,7 +190,7 @@ def test_command_line_job(tmp_path: Path) -> None:
         "a red circle", 6, 5, at=["3:a blue star: large"], motion=str(motion), settings=["a.b=1.5", "c=x=y"]
     )
     assert job.shots == (Shot(0.0, "a red circle", str(motion)), Shot(3.0, "a blue star: large"))
-    assert (job.id, job.seconds, job.seed, job.set) == ("a-red-circle", 6.0, 5, {"a.b": 1.5, "c": "x=y"})
+    assert (job.label, job.seconds, job.seed, job.set) == ("a red circle", 6.0, 5, {"a.b": 1.5, "c": "x=y"})
 
 
 @pytest.mark.parametrize(
@@ -225,3 +244,111 @@ def test_long_slugs_fit_and_stay_apart() -> None:
 
 def test_settings_are_yaml() -> None:
     assert parse_settings(["a=true", "b=[1, 2]", "c="]) == {"a": True, "b": [1, 2], "c": None}
+
+
+def test_length_may_be_frames(tmp_path: Path) -> None:
+    job, late = parse(
+        tmp_path,
+        "a.jsonl",
+        row(frames=17, shots=[{"at": 1, "prompt": "sand"}])
+        + "\n"
+        + row(frames=16, shots=[{"at": 1, "prompt": "x"}]),
+    )
+    assert (job.frames, job.seconds, job.length(16)) == (17, None, 17)
+    with pytest.raises(InputError, match=r"shots\[1\].at: .* \(16 frames are 1 s\), found 1"):
+        late.length(16)
+
+
+def test_samples_are_items_with_seeds_of_their_own(tmp_path: Path) -> None:
+    jobs = parse(tmp_path, "a.jsonl", row(samples=3, seed=7, id="x") + "\n" + row())
+    items = items_of(jobs)
+    assert [item.name for item in items] == [
+        "00000-x-s7",
+        "00000-x-s8",
+        "00000-x-s9",
+        "00001-a-red-circle-s101",
+    ]
+    assert [item.job.seed for item in items] == [7, 8, 9, 101]
+    assert [item.job.index for item in Shard(1, 2).of(items)] == [0, 1]
+
+
+def test_the_same_row_twice_is_two_items(tmp_path: Path) -> None:
+    items = items_of(parse(tmp_path, "a.jsonl", "\n".join([row(seed=1)] * 3)))
+    assert [item.copy for item in items] == [0, 1, 2]
+    assert len({item.name for item in items}) == 3
+
+
+@pytest.mark.parametrize("text", ["4/4", "-1/4", "a", "1", "1/0", "1/2/3", ""])
+def test_bad_shards(text: str) -> None:
+    with pytest.raises(InputError, match="--shard: expected I/N"):
+        Shard.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen", "prompts"),
+    [
+        ('{"prompt": "sand"}\n"sea"\n', None, ["sand", "sea"]),
+        ("# note\nsand\n- sea\n", None, ["sand", "- sea"]),
+        ("- sand\n- prompt: sea\n", "yaml", ["sand", "sea"]),
+        ("prompt\nsand\n", "csv", ["sand"]),
+    ],
+)
+def test_standard_input(
+    text: str, chosen: str | None, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert [job.shots[0].prompt for job in parse_jobs("-", file_format=chosen)] == prompts
+
+
+def test_formats_are_named_where_names_do_not_say_them(tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text("prompt\nsand\n")
+    assert parse_jobs(tmp_path / "jobs", file_format="csv")[0].shots[0].prompt == "sand"
+    with pytest.raises(InputError, match="--format: expected one of txt, jsonl, csv, yaml, found 'xml'"):
+        parse_jobs(tmp_path / "jobs", file_format="xml")
+
+
+def test_the_schema_knows_what_the_parser_knows(tmp_path: Path) -> None:
+    schema = job_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    check = jsonschema.Draft202012Validator(schema)
+    job = schema["anyOf"][1]
+    assert set(job["properties"]) == set(JOB_KEYS)
+    assert set(job["properties"]["shots"]["items"]["properties"]) == set(SHOT_KEYS)
+    good = [
+        row(id=3, frames=8, samples=2, size="64x64", set={"steps": 2}),
+        row(shots=[{"at": 1, "motion": {"pins": [[0, 0]]}, "policy": "keep"}], size=[64, 64]),
+        '"sand"',
+    ]
+    for line in good:
+        check.validate(json.loads(line))
+        (parsed,) = parse(tmp_path, "a.jsonl", line)
+        check.validate(parsed.to_json())
+    bad = [row(frames=0), row(frames=8, seconds=1), row(sead=1), row(seed=-1), "{}", row(shots=[]), '""', "1"]
+    for line in bad:
+        assert not check.is_valid(json.loads(line)), line
+        with pytest.raises(InputError):
+            parse(tmp_path, "a.jsonl", line)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "yaml"])
+def test_long_job_files_start_soon(tmp_path: Path, suffix: str) -> None:
+    """10,000 jobs: seconds, however busy the machine is; processor time, of this process."""
+    rows = [row(shots=[{"at": 2, "prompt": f"sand {i}"}]) for i in range(10_000)]
+    text = "\n".join(rows if suffix == "jsonl" else ["- " + text for text in rows])
+    began = time.process_time()
+    items = items_of(parse(tmp_path, f"a.{suffix}", text))
+    assert time.process_time() - began < 20
+    assert len(items) == 10_000
+    assert items[-1].name == "09999-a-red-circle-s10099"
+
+
+def test_yaml_that_unfolds_without_end_is_one_short_line(tmp_path: Path) -> None:
+    """Thirty lines of aliases stand for 10^30 values: quoting or hashing them would never end."""
+    lines = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 31)]
+    for field in ("set", "motion"):
+        text = "\n".join(["prompt: x", f"{field}:", *(f"  {line}" for line in lines)])
+        with pytest.raises(InputError, match=f"{field}: holds more than 4000000 values"):
+            parse(tmp_path, "a.yaml", text)
+    with pytest.raises(InputError, match="id: expected a name") as caught:
+        parse(tmp_path, "a.yaml", "\n".join(["prompt: x", "id:", *(f"  {line}" for line in lines)]))
+    assert len(str(caught.value)) < 400

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from models.context import ChunkPlan
-from streamgen.jobs import job_from_command_line
+from streamgen.batch.job import job_from_command_line
+from streamgen.clips import open_job, read_timeline
 from streamgen.motion import drag
 from streamgen.motion_file import motion_to_json
 from streamgen.pipeline import Pipeline, load_pipeline
-from streamgen.render import Hooks, open_job, read_timeline, receipt_notes, write_clip
+from streamgen.render import Hooks, record_notes, write_clip
 from streamgen.session import Session
 from streamgen.timeline import StreamEvent
 from tests.command_line import call, call_process, spawn
@@ -145,7 +146,7 @@ def test_motion_files_start_at_their_shots(
     assert call(capsys, "render", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", *options).code == 0
     session = pipeline.open(PROMPT)
     session.submit(StreamEvent(motion=tracks), at_frame=8)
-    assert record(tmp_path / "out" / "late.mp4")["sha256"] == sha(frames_of(session, 32))
+    assert record(tmp_path / "out" / "00000-late-s0.mp4")["sha256"] == sha(frames_of(session, 32))
 
 
 @pytest.mark.parametrize("seconds", [1.0625, 1.25])
@@ -249,68 +250,10 @@ def test_a_change_that_was_refused_is_noted(pipeline: Pipeline, tmp_path: Path) 
     clip = open_job(pipeline, job_from_command_line(PROMPT, 0.5, 0), tmp_path / "a.mp4")
     clip.session.submit(StreamEvent(settings={"motion_guidance": 0.0}))
     clip.session.submit(StreamEvent(settings={"text_guidance": 0.5}))
-    notes = receipt_notes(write_clip(clip))
+    notes = record_notes(write_clip(clip))
     assert len(notes) == 1
     assert notes[0].startswith("change 2 was refused: settings: guidance")
     assert "sum to at least 1" in notes[0]
-
-
-def test_jobs_resume_and_go_on_past_a_failure(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    jobs, out = tmp_path / "jobs.jsonl", tmp_path / "made" / "out"
-    rows = [{"prompt": "sand"}, {"prompt": "sea", "set": {"stepz": 3}}, {"prompt": "a star", "seed": 9}]
-    jobs.write_text("\n".join(map(json.dumps, rows)))
-    options = ["render", jobs, "-o", out, "--seconds", 0.5, "--model", checkpoint]
-
-    assert call(capsys, *options, "--dry-run").stdout.count("render\t") == 2
-    assert not out.exists()
-    done = call(capsys, *options)
-    assert done.code == 1
-    assert "error: 00001-sea-s1: setting unknown key 'stepz' (did you mean 'steps'?)" in done.stderr
-    assert "Traceback" not in done.stderr
-    names = ["00000-sand-s0", "00002-a-star-s9"]
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        f"{n}.{s}" for n in names for s in ("mp4", "json")
-    )
-
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    again = call(capsys, *options)
-    assert again.stdout == ""
-    assert again.stderr.count("is there") == 2
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    assert call(capsys, *options, "--limit", 1, "--overwrite").stdout == f"{out / names[0]}.mp4\n"
-
-
-def test_a_changed_job_is_rendered_again(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Another length, setting, motion file content or weights: each makes another clip of the same name."""
-    motion, out = tmp_path / "m.json", tmp_path / "out"
-    motion.write_text('{"pins": [[0.5, 0.5]]}')
-    (tmp_path / "jobs.jsonl").write_text(json.dumps({"id": "x", "prompt": "sand", "motion": "m.json"}))
-    other = write_checkpoint(tmp_path / "other", seed=1)
-
-    def made(*options: object, model: Path = checkpoint, seconds: float = 0.5) -> bool:
-        fixed = ["render", tmp_path / "jobs.jsonl", "-o", out, "--seconds", seconds, "--model", model]
-        done = call(capsys, *fixed, *options)
-        assert done.code == 0, done
-        return done.stdout != ""
-
-    assert made()
-    assert not made()
-    assert made(seconds=0.75)
-    assert made()
-    assert made("--set", "steps=3")
-    assert made()
-    motion.write_text('{"pins": [[0.25, 0.5]]}')
-    assert made()
-    assert made(model=other)
-    (out / "x.json").unlink()
-    assert made(model=other)
-    (out / "x.mp4").unlink()
-    assert made(model=other)
-    assert not made(model=other)
 
 
 def test_ctrl_c_leaves_a_part_that_plays(tmp_path: Path, checkpoint: Path) -> None:

@@ -1,0 +1,217 @@
+"""Job files: .txt, .jsonl, .csv and .yaml, or standard input, read into jobs.
+
+Text has a prompt a line, # starts a comment line. CSV columns are named like a job's keys, `at` holds further
+prompts as in "4:PROMPT | 6:PROMPT", and `set.KEY` a setting. YAML is a list of jobs or a document for each.
+Paths in a file are relative to the file.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import InputError
+from ..suggest import shorten, unknown_key
+from .job import JOB_KEYS, JobDefaults, RenderJob, job_from_row, number, setting_value, timed_prompt
+
+STDIN = "-"
+SUFFIXES = (".txt", ".jsonl", ".csv", ".yaml", ".yml")
+FORMATS = ("txt", "jsonl", "csv", "yaml")
+
+Rows = Iterator[tuple[int, Any]]
+
+
+def parse_jobs(
+    path: str | Path, seconds: float = 8.0, seed: int = 0, file_format: str | None = None
+) -> list[RenderJob]:
+    """All jobs of a file.
+
+    Args:
+        path: a file named after its format, or "-" for standard input.
+        seconds: length of jobs that give none.
+        seed: jobs that give no seed get `seed` plus their place in the file, whatever the shard.
+        file_format: one of `FORMATS`; by default what the name says, and of standard input what its first
+            line looks like: JSONL where it begins with "{", else text.
+
+    Raises:
+        InputError: names the file, the line and the field.
+    """
+    name = "standard input" if str(path) == STDIN else str(path)
+    folder = Path() if str(path) == STDIN else Path(path).parent
+    if file_format is None and str(path) != STDIN and Path(path).suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: jobs are read from {', '.join(SUFFIXES)} files")
+    text = _standard_input() if str(path) == STDIN else _read(Path(path))
+    reader = _reader(str(path), text, file_format)
+    defaults = JobDefaults(seconds, seed, folder)
+    jobs: list[RenderJob] = []
+    lines: dict[str, int] = {}
+    for line, row in reader(text, name):
+        try:
+            job = job_from_row(row, len(jobs), line, defaults)
+        except InputError as error:
+            raise InputError(f"{name}: line {line}: {error}") from None
+        if job.id is not None:
+            # File systems that ignore case would put both into one file.
+            key = job.id.casefold()
+            if key in lines:
+                raise InputError(f"{name}: line {line}: id: {shorten(job.id)} is taken by line {lines[key]}")
+            lines[key] = line
+        jobs.append(job)
+    if not jobs:
+        raise InputError(f"{name}: no jobs in it")
+    return jobs
+
+
+def with_settings(jobs: list[RenderJob], changes: dict[str, Any]) -> list[RenderJob]:
+    """The jobs with settings of the command line over their own."""
+    return [replace(job, set=job.set | changes) for job in jobs] if changes else jobs
+
+
+def _reader(path: str, text: str, file_format: str | None) -> Callable[[str, str], Rows]:
+    readers: dict[str, Callable[[str, str], Rows]] = {"txt": _txt, "jsonl": _jsonl, "csv": _csv}
+    readers |= {"yaml": _yaml, "yml": _yaml}
+    if file_format is None and path == STDIN:
+        file_format = "jsonl" if text.lstrip().startswith("{") else "txt"
+    chosen = file_format or Path(path).suffix.lower().removeprefix(".")
+    if chosen not in readers:
+        raise InputError(f"--format: expected one of {', '.join(FORMATS)}, found {shorten(chosen)}")
+    return readers[chosen]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file}: cannot be read ({reason})") from error
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"standard input: cannot be read ({error.strerror})") from None
+
+
+def _txt(text: str, _name: str) -> Rows:
+    for number_, line in enumerate(text.splitlines(), 1):
+        prompt = line.strip()
+        if prompt and not prompt.startswith("#"):
+            yield number_, {"prompt": prompt}
+
+
+def _jsonl(text: str, name: str) -> Rows:
+    # Only newlines end a row: JSON strings may hold the other line separators.
+    for number_, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number_, json.loads(line, object_pairs_hook=_distinct)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name}: line {number_}: not valid JSON ({error.msg})") from None
+        except RecursionError:
+            raise InputError(f"{name}: line {number_}: not valid JSON (nested too deeply)") from None
+        except (InputError, ValueError) as error:
+            raise InputError(f"{name}: line {number_}: {error}") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise InputError(f"{key} is given twice")
+        result[key] = value
+    return result
+
+
+def _csv(text: str, name: str) -> Rows:
+    rows = csv.reader(io.StringIO(text), strict=True)
+    try:
+        header = [cell.strip() for cell in next(rows, [])]
+        columns = [key for key in JOB_KEYS if key not in ("shots", "set")] + ["at"]
+        for key in header:
+            if key not in columns and not key.startswith("set."):
+                raise InputError(f"{name}: line 1: {unknown_key(key, [*columns, 'set.KEY'])}")
+        if len(set(header)) != len(header):
+            raise InputError(f"{name}: line 1: a column is given twice")
+        for cells in rows:
+            if not any(cell.strip() for cell in cells):
+                continue
+            where = f"{name}: line {rows.line_num}"
+            if len(cells) != len(header):
+                raise InputError(f"{where}: expected {len(header)} cells, found {len(cells)}")
+            filled = {key: cell.strip() for key, cell in zip(header, cells, strict=True) if cell.strip()}
+            try:
+                yield rows.line_num, _csv_row(filled)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+    except csv.Error as error:
+        raise InputError(f"{name}: line {rows.line_num}: not valid CSV ({error})") from None
+
+
+def _csv_row(cells: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {key: value for key, value in cells.items() if not key.startswith("set.")}
+    settings = {key[4:]: setting_value(value, key) for key, value in cells.items() if key.startswith("set.")}
+    if settings:
+        row["set"] = settings
+    if "seconds" in row:
+        row["seconds"] = number(row["seconds"], "seconds")
+    for key in ("seed", "frames", "samples"):
+        if key in row:
+            try:
+                row[key] = int(row[key])
+            except ValueError:
+                raise InputError(f"{key}: expected a whole number, found {shorten(row[key])}") from None
+    if "at" in row:
+        row["shots"] = [timed_prompt(part.strip(), "at") for part in row.pop("at").split("|")]
+    if "shots" not in row:
+        row.setdefault("prompt", "")
+    return row
+
+
+def _yaml(text: str, name: str) -> Rows:
+    # libyaml where PyYAML has it: ten times as fast on long lists
+    loader = (yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)(text)
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            for child in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                if child is None:
+                    continue
+                line = child.start_mark.line + 1
+                _refuse_repeated_keys(child, name)
+                row = loader.construct_document(child)
+                if row is not None:
+                    yield line, row
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        # libyaml puts the end of a file on a line of its own
+        where = f"line {min(mark.line, text.rstrip().count(chr(10))) + 1}: " if mark else ""
+        raise InputError(f"{name}: {where}not valid YAML ({error.problem})") from None
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
+        raise InputError(f"{name}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
+    except RecursionError:
+        raise InputError(f"{name}: not valid YAML (nested too deeply)") from None
+    finally:
+        loader.dispose()
+
+
+def _refuse_repeated_keys(node: yaml.Node, name: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise InputError(f"{name}: line {key.start_mark.line + 1}: {key.value} is given twice")
+            seen.add(str(key.value))

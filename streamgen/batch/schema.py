@@ -1,0 +1,90 @@
+"""The published form of a job: JSON Schema (draft 2020-12) of one row of a job file."""
+
+from typing import Any
+
+from .job import MAX_FRAMES, MAX_PROMPT, MAX_SAMPLES, MAX_SECONDS, MAX_SEED, POLICIES
+
+_PROMPT = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "description": "What to show."}
+_MOTION = {
+    "description": "A motion file, or the object in one: drags, paths, pins, camera, tracks, arrays, clip.",
+    "type": ["string", "object"],
+}
+_POLICY = {
+    "enum": list(POLICIES),
+    "description": "What a new prompt does with the past: keep the looks and follow the new words "
+    "(recache, the default), leave the cache as it is (keep), or forget it (clear).",
+}
+_SHOT = {
+    "type": "object",
+    "additionalProperties": False,
+    "anyOf": [{"required": ["prompt"]}, {"required": ["motion"]}],
+    "properties": {
+        "at": {
+            "type": "number",
+            "minimum": 0,
+            "description": "Seconds from the start; the first shot is at 0 and may leave it out.",
+        },
+        "prompt": _PROMPT,
+        "motion": _MOTION,
+        "policy": _POLICY,
+    },
+}
+
+
+def job_schema() -> dict[str, Any]:
+    """JSON Schema of a job: a prompt alone, or an object."""
+    properties: dict[str, Any] = {
+        "id": {"type": ["string", "integer"], "description": "A name, distinct in its file."},
+        "seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SECONDS, "default": 8},
+        "frames": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_FRAMES,
+            "description": "Length in frames, instead of seconds.",
+        },
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": MAX_SEED,
+            "description": "By default --seed plus the job's place in the file, from 0.",
+        },
+        "samples": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_SAMPLES,
+            "default": 1,
+            "description": "How many videos: with seed, seed + 1, ...",
+        },
+        "size": {
+            "description": "Width and height; checked against the model.",
+            "anyOf": [
+                {"type": "string", "pattern": r"^\s*\d{1,5}\s*[x×*]\s*\d{1,5}\s*$"},
+                {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
+            ],
+        },
+        "image": {"type": "string", "description": "A picture to start from."},
+        "video": {"type": "string", "description": "A clip to start from."},
+        "set": {"type": "object", "description": "Settings by name, see `streamgen inspect MODEL`."},
+        "prompt": _PROMPT,
+        "motion": _MOTION,
+        "policy": _POLICY,
+        "shots": {"type": "array", "minItems": 1, "items": _SHOT},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "streamgen render job",
+        "description": "One row of a .jsonl file, one document or list entry of a .yaml file. File names are "
+        "relative to the job file.",
+        "anyOf": [
+            _PROMPT,
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "anyOf": [{"required": ["prompt"]}, {"required": ["shots"]}],
+                "not": {
+                    "anyOf": [{"required": ["seconds", "frames"]}, {"required": ["image", "video"]}],
+                },
+                "properties": properties,
+            },
+        ],
+    }
