@@ -51,7 +51,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.processes < 1:
         raise InputError(f"--processes: expected at least 1, found {options.processes}")
     # Imported late, so that usage errors answer at once.
-    from streamgen.jobs import parse_settings
+    from streamgen.batch.job import parse_settings
 
     from .config import build, read_overrides
     from .evaluation.report import write_report
