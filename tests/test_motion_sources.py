@@ -207,7 +207,6 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_motion_is_taken_from_a_clip(clip: Path) -> None:
-    pytest.importorskip("cv2")
     tracks = load_motion(clip, FPS)
     assert tracks.num_frames == 17
     assert tracks.num_tracks >= 32
@@ -218,7 +217,6 @@ def test_motion_is_taken_from_a_clip(clip: Path) -> None:
 
 
 def test_a_clip_in_a_motion_file_begins_where_it_says(clip: Path) -> None:
-    pytest.importorskip("cv2")
     content = {"clip": {"file": "clip.mp4", "points": 9, "seconds": 0.5, "start": 1}}
     tracks = load_motion(write_json(clip.parent, content), FPS)
     assert tracks.num_frames == 24
@@ -227,7 +225,6 @@ def test_a_clip_in_a_motion_file_begins_where_it_says(clip: Path) -> None:
 
 
 def test_clips_without_anything_to_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("cv2")
     for name, frames in (("flat", np.full((9, 64, 64, 3), 90, np.uint8)), ("one", textured(1, (0, 0)))):
         with VideoFileSink(tmp_path / f"{name}.mp4", *frames.shape[1:3], 16) as sink:
             sink.write(frames)
@@ -343,7 +340,6 @@ def test_bad_previews(
 
 @pytest.mark.parametrize("suffix", ["npz", "json"])
 def test_track_command(tmp_path: Path, clip: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("cv2")
     out = tmp_path / f"tracks.{suffix}"
     done = call(capsys, "motion", "track", clip, "-o", out, "--points", 9)
     assert (done.code, done.stdout) == (0, f"{out}\n"), done

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -96,7 +97,6 @@ def ray_run(jobs: Path, out: Path, model: Path) -> Worker:
 
 def render_workers(driver: int) -> list[int]:
     """Processes of a driver's Ray cluster that are at a task."""
-    psutil = pytest.importorskip("psutil")
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         try:
@@ -109,7 +109,6 @@ def render_workers(driver: int) -> list[int]:
 
 def test_ray_takes_up_what_a_killed_worker_left(tmp_path: Path, checkpoint: Path) -> None:
     """A worker is killed in mid-item: its item is tried again, and all else is as without Ray."""
-    pytest.importorskip("ray")
     jobs, out, alone = write_jobs(tmp_path, 4, 161), tmp_path / "out", tmp_path / "alone"
     driver = ray_run(jobs, out, checkpoint)
     deadline = time.monotonic() + 200
@@ -127,7 +126,6 @@ def test_ray_takes_up_what_a_killed_worker_left(tmp_path: Path, checkpoint: Path
 
 
 def test_ray_stops_and_goes_on(tmp_path: Path, checkpoint: Path) -> None:
-    pytest.importorskip("ray")
     jobs, out = write_jobs(tmp_path, 2, 161, prompt="sea", set={"stepz": 1}), tmp_path / "out"
     driver = ray_run(jobs, out, checkpoint)
     deadline = time.monotonic() + 200

@@ -4,6 +4,7 @@ All measures look at frames through `reading` and `classifiers` alone, and treat
 (the control on the truth) and streams of a model alike.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,11 @@ from ..scenes import SceneConfig
 from .classifiers import MOTION_FRAMES, MotionReader, ShapeReader
 from .reading import MIN_AREA, FrameReader, Reading, torus_apart, torus_centres
 from .streams import Subject, Video
-from .suites import RELEASE_FRAMES, SWITCH_FRAMES
+from .suites import FPS, RELEASE_FRAMES, SWITCH_FRAMES
 
 ATTRIBUTES = ("color", "shape", "motion", "background")
+#: Colour and shape right in the same frame: what a pair of both is.
+PAIR = "color_and_shape"
 #: Where a dragged object cannot be seen, it counts as this far away (of the width).
 LOST = 0.5
 #: A kept background is at least this like itself across a switch, in dB.
@@ -58,8 +61,8 @@ class Instruments:
     def attributes(
         self, view: View, subject: Subject, start: int = 0, stop: int | None = None
     ) -> dict[str, float]:
-        """Share of frames of `[start, stop)` with the subject's colour, shape and background, and whether the
-        last `MOTION_FRAMES` of them show its motion.
+        """`ATTRIBUTES` and `PAIR`: the share of frames of `[start, stop)` with the subject's colour, shape
+        and background, and whether the last `MOTION_FRAMES` of them show its motion.
         """
         stretch = slice(start, len(view.video.frames) if stop is None else stop)
         colours = view.reading.colour()[stretch]
@@ -75,6 +78,7 @@ class Instruments:
             "shape": _share(shapes == subject.shape),
             "motion": float(motion == subject.motion),
             "background": _share(view.reading.background[stretch] == subject.background),
+            PAIR: _share((looks == subject.colour) & (shapes == subject.shape)),
         }
 
     def motion(self, track: Tensor) -> int:
@@ -134,7 +138,7 @@ class SwitchResult:
     kept: bool
 
 
-def switch_result(instruments: Instruments, view: View, fps: int = 16) -> SwitchResult:
+def switch_result(instruments: Instruments, view: View, fps: int = FPS) -> SwitchResult:
     """Judge one switch from the frame of its receipt on."""
     switch, video, reading = view.video.spec.switch, view.video, view.reading
     assert switch is not None
@@ -204,7 +208,7 @@ class DriftPoint:
 
 
 def drift_points(
-    instruments: Instruments, view: View, seconds: float = 4.0, fps: int = 16
+    instruments: Instruments, view: View, seconds: float = 4.0, fps: int = FPS
 ) -> list[DriftPoint]:
     """A long stream in stretches of `seconds`: what each shows and how it looks.
 
@@ -224,7 +228,7 @@ def drift_points(
         points.append(
             DriftPoint(
                 start / fps,
-                sum(right.values()) / len(right),
+                sum(right[name] for name in ATTRIBUTES) / len(ATTRIBUTES),
                 (red, green, blue),
                 float(sharpness(frames[::_LOOK]).mean()),
                 float(steps.nanmean()) * fps if not bool(steps.isnan().all()) else 0.0,
@@ -237,14 +241,12 @@ def drift_points(
 def mean_of(rows: Iterable[dict[str, float]], names: Sequence[str] = ATTRIBUTES) -> dict[str, float]:
     """Means by name; nan without rows."""
     kept = list(rows)
-    return {name: _mean([row[name] for row in kept]) for name in names}
+    return {name: mean([row[name] for row in kept]) for name in names}
 
 
-def both(rows: Iterable[dict[str, float]]) -> float:
-    """Mean share of frames with the right colour and, at the same time, the right shape, from below: the
-    smaller of the two shares of each stream.
-    """
-    return _mean([min(row["color"], row["shape"]) for row in rows])
+def mean(values: Sequence[float]) -> float:
+    """Mean of the numbers that are not nan; nan without any."""
+    return float(torch.tensor(values, dtype=torch.float64).nanmean()) if values else math.nan
 
 
 def _jump(view: View, kind: str) -> float:
@@ -283,7 +285,3 @@ def _first_lasting(right: Tensor) -> int:
 
 def _share(right: Tensor) -> float:
     return float(right.float().mean()) if len(right) else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(torch.tensor(values).nanmean()) if values else float("nan")

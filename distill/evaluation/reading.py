@@ -60,13 +60,7 @@ class FrameReader:
     """
 
     def __init__(self, config: SceneConfig) -> None:
-        bank = build_textures(
-            config.size,
-            config.texture_period,
-            config.texture_variants,
-            config.texture_seed,
-            config.texture_contrast,
-        )
+        bank = build_textures(config)
         means, covariances, thumbs = [], [], []
         for variants in bank:
             pixels = torch.cat([_unpack(texture).flatten(0, 2) for texture in variants])

@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from streamgen import Pipeline, load_pipeline
 
 from ..scenes import MOTIONS, SceneConfig
 from .measures import (
+    PAIR,
     DriftPoint,
     Instruments,
     SwitchResult,
     View,
-    both,
     drag_error,
     drift_points,
+    mean,
     mean_of,
     released,
     switch_result,
@@ -126,7 +125,7 @@ class Evaluator:
         unseen = self._views("unseen", self.suites.unseen())
         rows = [self.instruments.attributes(view, view.video.spec.subjects[0]) for view in unseen]
         n["unseen"] = len(rows)
-        out["unseen_accuracy"] = both(rows)
+        out["unseen_accuracy"] = mean_of(rows, [PAIR])[PAIR]
         out["unseen"] = mean_of(rows)
         return out
 
@@ -135,7 +134,7 @@ class Evaluator:
         found: dict[str, list[float]] = {}
         for view, row in zip(views, rows, strict=True):
             found.setdefault(MOTIONS[view.video.spec.subjects[0].motion], []).append(row["motion"])
-        return {name: _mean(values) for name, values in sorted(found.items())}
+        return {name: mean(values) for name, values in sorted(found.items())}
 
     def _drags(self, n: dict[str, int]) -> dict[str, Any]:
         told = self._views("drags", self.suites.drags(told=True))
@@ -144,12 +143,12 @@ class Evaluator:
         alone = self._views("pairs without track", self.suites.pairs(told=False))
         n |= {"drags": len(told), "pairs": len(pairs)}
         return {
-            "track_error": _mean([drag_error(view) for view in told]),
-            "track_error_untold": _mean([drag_error(view) for view in untold]),
-            "release_accuracy": _mean([released(self.instruments, view) for view in told]),
+            "track_error": mean([drag_error(view) for view in told]),
+            "track_error_untold": mean([drag_error(view) for view in untold]),
+            "release_accuracy": mean([released(self.instruments, view) for view in told]),
             "undragged_motion": {
-                "with_drag": _mean([undragged(self.instruments, view) for view in pairs]),
-                "without": _mean([undragged(self.instruments, view) for view in alone]),
+                "with_drag": mean([undragged(self.instruments, view) for view in pairs]),
+                "without": mean([undragged(self.instruments, view) for view in alone]),
             },
         }
 
@@ -190,8 +189,8 @@ class Evaluator:
         ]
         n["truth"] = len(rows)
         control = mean_of(rows) | {
-            "track_error": _mean([drag_error(view) for view in dragged]),
-            "release": _mean([released(self.instruments, view) for view in dragged]),
+            "track_error": mean([drag_error(view) for view in dragged]),
+            "release": mean([released(self.instruments, view) for view in dragged]),
             "switch": switch_figures(switches),
         }
         fitting = Truth(self.world.size, self.config.clips, self.suites.motions, _TRUTH_SEED + 1)
@@ -206,16 +205,16 @@ def switch_figures(results: Sequence[SwitchResult]) -> dict[str, Any]:
     for kind in SWITCH_KINDS:
         some = [result for result in results if result.kind == kind]
         by_kind[kind] = {
-            "success": _mean([float(r.success) for r in some]),
-            "kept": _mean([float(r.kept) for r in some]),
+            "success": mean([float(r.success) for r in some]),
+            "kept": mean([float(r.kept) for r in some]),
             "n": len(some),
         }
     seconds = [r.seconds for r in results if not math.isnan(r.seconds)]
     return {
-        "switch_success": _mean([float(r.success) for r in results]),
+        "switch_success": mean([float(r.success) for r in results]),
         "switch_seconds": statistics.median(seconds) if seconds else math.nan,
-        "switch_kept_psnr": _mean([r.psnr for r in results if not math.isnan(r.psnr)]),
-        "switch_kept": _mean([float(r.kept) for r in results]),
+        "switch_kept_psnr": mean([r.psnr for r in results if not math.isnan(r.psnr)]),
+        "switch_kept": mean([float(r.kept) for r in results]),
         "switch_kinds": by_kind,
     }
 
@@ -224,16 +223,12 @@ def _mean_point(column: Sequence[DriftPoint]) -> dict[str, Any]:
     """The mean of one stretch over streams."""
     return {
         "seconds": column[0].seconds,
-        "accuracy": _mean([p.accuracy for p in column]),
-        "mean_color": [_mean([p.mean_color[i] for p in column]) for i in range(3)],
-        "sharpness": _mean([p.sharpness for p in column]),
-        "speed": _mean([p.speed for p in column]),
-        "objects": _mean([p.objects for p in column]),
+        "accuracy": mean([p.accuracy for p in column]),
+        "mean_color": [mean([p.mean_color[i] for p in column]) for i in range(3)],
+        "sharpness": mean([p.sharpness for p in column]),
+        "speed": mean([p.speed for p in column]),
+        "objects": mean([p.objects for p in column]),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).nanmean()) if values else math.nan
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -199,6 +200,8 @@ _worker: dict[str, Any] = {}
 
 def _open_worker(model: str, settings: dict[str, Any]) -> None:
     """Each process streams on one thread: two streams at a time are faster than one on two threads."""
+    # Ctrl-C reaches the whole group: a worker just ends, and the main process says what became of the run
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     pipeline = load_pipeline(model)
     _worker.update(

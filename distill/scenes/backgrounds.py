@@ -24,13 +24,7 @@ class Backgrounds:
     """
 
     def __init__(self, config: SceneConfig, device: torch.device) -> None:
-        bank = build_textures(
-            config.size,
-            config.texture_period,
-            config.texture_variants,
-            config.texture_seed,
-            config.texture_contrast,
-        )
+        bank = build_textures(config)
         textures = [texture for variants in bank for texture in variants]
         lengths = torch.tensor([len(texture) for texture in textures])
         frames = torch.cat(textures)

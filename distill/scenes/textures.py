@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .config import SceneConfig
 from .vocabulary import BACKGROUNDS
 
 _Builder = Callable[[int, int, torch.Generator], Tensor]
@@ -134,21 +135,20 @@ _BUILDERS: dict[str, _Builder] = {
 }
 
 
-def build_textures(
-    size: int, period: int, variants: int, seed: int, contrast: float = 1.0
-) -> list[list[Tensor]]:
+def build_textures(config: SceneConfig) -> list[list[Tensor]]:
     """Textures ``[background][variant]`` as packed RGBX pixels.
 
-    ``contrast`` scales the deviation from a texture's mean colour: fine texture is what a small tokenizer
-    spends its channels on first, and objects should have them.
+    ``config.texture_contrast`` scales the deviation from a texture's mean colour: fine texture is what a
+    small tokenizer spends its channels on first, and objects should have them.
 
-    Returns int32 tensors (P, size, size), P = ``period``, or 1 where nothing moves; the bytes of a value are
-    red, green, blue and an unused one.
+    Returns int32 tensors (P, size, size), P = ``config.texture_period``, or 1 where nothing moves; the bytes
+    of a value are red, green, blue and an unused one.
     """
-    generator = torch.Generator().manual_seed(seed)
+    size, period, contrast = config.size, config.texture_period, config.texture_contrast
+    generator = torch.Generator().manual_seed(config.texture_seed)
     bank = []
     for name in BACKGROUNDS:
-        textures = [_BUILDERS[name](size, period, generator) for _ in range(variants)]
+        textures = [_BUILDERS[name](size, period, generator) for _ in range(config.texture_variants)]
         means = [texture.mean((0, 1, 2)) for texture in textures]
         bank.append([pack_pixels(m + contrast * (t - m)) for t, m in zip(textures, means, strict=True)])
     return bank

@@ -19,7 +19,7 @@ from ..frame_outputs import Outputs
 from ..records import read_record, sidecar_path
 from ..video_write import reason_of
 from .items import RenderItem
-from .manifest import MANIFEST, Entry, Manifest
+from .manifest import MANIFEST, Entry, Manifest, Status
 
 PAGE = "index.html"
 STRIPS = "page"
@@ -135,14 +135,10 @@ class OutputFolder:
         if not isinstance(file, dict) or not isinstance(timings, dict):
             return None
         about = video.stat()
-        return Entry(
-            key=key,
-            status="ok",
-            name=item.name,
-            index=item.job.index,
-            line=item.job.line,
-            sample_seed=item.job.seed,
-            prompt=str(item.job.shots[0].prompt),
+        return self._entry(
+            item,
+            key,
+            "ok",
             file=video.name,
             bytes=about.st_size,
             changed_ns=about.st_mtime_ns,
@@ -150,21 +146,23 @@ class OutputFolder:
             frames=int(record.get("frames", 0)),
             seconds=float(timings.get("wall", 0.0)),
             peak_memory_mb=float(record.get("peak_memory_mb", 0.0)),
-            worker=self.worker,
         )
 
     def failed_entry(self, item: RenderItem, key: str, error: str) -> Entry:
         """The line of an item that failed."""
+        return self._entry(item, key, "failed", error=error)
+
+    def _entry(self, item: RenderItem, key: str, status: Status, **results: Any) -> Entry:
         return Entry(
             key=key,
-            status="failed",
+            status=status,
             name=item.name,
             index=item.job.index,
             line=item.job.line,
             sample_seed=item.job.seed,
             prompt=str(item.job.shots[0].prompt),
-            error=error,
             worker=self.worker,
+            **results,
         )
 
     @contextlib.contextmanager
