@@ -18,11 +18,13 @@ from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoint import (
     MODEL,
     TOKENIZER,
+    VOCABULARY,
     CheckpointConfig,
     load_into,
     part_of,
     read_config,
     read_tensors,
+    read_vocabulary,
 )
 from streamgen.digest import tensor_digest
 from streamgen.pipeline import Networks, Pipeline
@@ -50,6 +52,7 @@ EDGES = (
     "norm",
 )
 FPS = 16
+_WORDS = "embedding.weight"
 # Of the windows and the noise that `evaluate` always uses; their clips are training clips.
 _FIXED_SEED = 77
 
@@ -142,7 +145,7 @@ class CausalStage:
             config.network, self.tokenizer.config, len(self.vocabulary), config.plan, config.seed
         )
         if config.init is not None:
-            load_networks(self.module, Path(config.init))
+            load_networks(self.module, Path(config.init), self.vocabulary)
         self.module.to(device)
         cache = LatentCache(
             config.cache,
@@ -275,19 +278,36 @@ def build_network(
     return CausalFlow(dit, text, motion, plan)
 
 
-def load_networks(module: CausalFlow, directory: Path) -> None:
+def load_networks(module: CausalFlow, directory: Path, vocabulary: Vocabulary) -> None:
     """Take DiT, text and motion encoder from a checkpoint directory.
+
+    Word embeddings are taken by word: the checkpoint may know other words than `vocabulary`, and words that
+    it does not know keep their fresh embeddings.
 
     Raises:
         CheckpointError: missing or damaged weights, or networks of other sizes.
     """
-    tensors = read_tensors(directory / MODEL)
-    for part, network in (
-        ("dit", module.dit),
-        ("text_encoder", module.text_encoder),
-        ("motion_encoder", module.motion_encoder),
-    ):
-        load_into(network, part_of(tensors, part), f"{directory / MODEL} ({part})")
+    tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
+    for part, network in (("dit", module.dit), ("motion_encoder", module.motion_encoder)):
+        load_into(network, part_of(tensors, part), f"{where} ({part})")
+    text = part_of(tensors, "text_encoder")
+    known = read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder)
+    fresh = module.text_encoder.embedding.weight.detach()
+    if text[_WORDS].shape[1:] == fresh.shape[1:]:
+        text[_WORDS] = _by_word(fresh, vocabulary, text[_WORDS], known)
+    load_into(module.text_encoder, text, f"{where} (text_encoder)")
+
+
+def _by_word(fresh: Tensor, vocabulary: Vocabulary, given: Tensor, known: Vocabulary) -> Tensor:
+    """`fresh` embeddings `(V, D)` with the rows of padding, unknown and all words of `known` replaced."""
+    rows = fresh.clone()
+    first = len(vocabulary) - len(vocabulary.words)
+    rows[:first] = given[:first].to(rows)
+    index = {word: first + i for i, word in enumerate(known.words)}
+    for i, word in enumerate(vocabulary.words):
+        if word in index:
+            rows[first + i] = given[index[word]].to(rows)
+    return rows
 
 
 def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
