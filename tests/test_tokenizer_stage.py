@@ -158,7 +158,7 @@ def test_sizes_take_turns_after_the_first_images(tmp_path: Path) -> None:
     assert late == images | clips
 
 
-def test_a_start_from_weights_is_still_measured_against_the_pca(stage: TokenizerStage, tmp_path: Path) -> None:
+def test_a_start_from_weights_is_measured_against_the_pca(stage: TokenizerStage, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in stage.tokenizer.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))

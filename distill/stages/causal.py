@@ -38,6 +38,7 @@ from ..optim import ParameterGroups, split_parameters
 from ..samples import sample_sheets
 from ..scenes import SceneConfig, caption_vocabulary
 from ..trainer import Tick
+from ..widen import widen_dit
 from ..windows import WindowConfig, image_batch, turning_batch, window_batch
 
 # Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
@@ -282,14 +283,14 @@ def load_networks(module: CausalFlow, directory: Path, vocabulary: Vocabulary) -
     """Take DiT, text and motion encoder from a checkpoint directory.
 
     Word embeddings are taken by word: the checkpoint may know other words than `vocabulary`, and words that
-    it does not know keep their fresh embeddings.
+    it does not know keep their fresh embeddings. It may also be one for fewer latent channels.
 
     Raises:
         CheckpointError: missing or damaged weights, or networks of other sizes.
     """
     tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
-    for part, network in (("dit", module.dit), ("motion_encoder", module.motion_encoder)):
-        load_into(network, part_of(tensors, part), f"{where} ({part})")
+    load_into(module.dit, widen_dit(part_of(tensors, "dit"), module.dit), f"{where} (dit)")
+    load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
     text = part_of(tensors, "text_encoder")
     known = read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder)
     fresh = module.text_encoder.embedding.weight.detach()

@@ -20,6 +20,7 @@ from ..optim import ParameterGroups, split_parameters
 from ..preview import save_sheet
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
 from ..trainer import Tick
+from ..widen import widen_tokenizer
 
 # Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
 EDGES = ("embed", "skip", "head", "refine", "moments", "_bias", "position")
@@ -78,8 +79,8 @@ class LossConfig:
 class TokenizerRun(RunConfig):
     """Config of the tokenizer stage.
 
-    `init` is an export of this stage or a checkpoint directory whose tokenizer training goes on from; null
-    starts from a PCA of the world's patches.
+    `init` is an export of this stage or a checkpoint directory whose tokenizer training goes on from, one
+    with fewer latent channels, too; null starts from a PCA of the world's patches.
     """
 
     init: str | None = None
@@ -243,10 +244,10 @@ class TokenizerStage:
         """
         if self.config.init is None:
             return self._from_pca()
-        tokenizer = VideoTokenizer(self.config.model)
         path = Path(self.config.init) / TOKENIZER
-        load_into(tokenizer, read_tensors(path), str(path))
-        return tokenizer.to(self.device)
+        tensors, tokenizer = read_tensors(path), self._from_pca()
+        load_into(tokenizer, widen_tokenizer(tensors, tokenizer), str(path))
+        return tokenizer
 
     def _from_pca(self) -> VideoTokenizer:
         tokenizer = VideoTokenizer(self.config.model).to(self.device)
