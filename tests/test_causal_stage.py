@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from distill.config import ConfigError
+from distill.flow import FlowMatching
 from distill.latent_cache import CacheConfig
 from distill.scenes import SceneConfig
-from distill.stages.causal import (
-    CausalRun,
-    CausalStage,
-    DataConfig,
+from distill.stages.causal import CausalRun, CausalStage, DataConfig
+from distill.stages.diffusion import (
     NetworkConfig,
     build_network,
     checkpoint_config,
@@ -45,7 +44,8 @@ def test_a_checkpoint_is_a_tokenizer_and_a_start(tmp_path: Path) -> None:
         stage="causal", run_dir="unused", max_steps=1, seed=0, tokenizer=str(source), network=SIZES
     )
     first, second = (
-        build_network(SIZES, tokenizer.config, len(vocabulary), ChunkPlan(), seed) for seed in (1, 2)
+        build_network(FlowMatching, replace(run, seed=seed), tokenizer.config, len(vocabulary))
+        for seed in (1, 2)
     )
     out = tmp_path / "out"
     out.mkdir()
@@ -60,7 +60,10 @@ def test_a_checkpoint_is_a_tokenizer_and_a_start(tmp_path: Path) -> None:
 
 def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / "source")
-    network = build_network(SIZES, load_tokenizer(source, CPU)[0].config, len(WORDS) + 2, ChunkPlan(), 0)
+    run = CausalRun(
+        stage="causal", run_dir="unused", max_steps=1, seed=0, tokenizer=str(source), network=SIZES
+    )
+    network = build_network(FlowMatching, run, load_tokenizer(source, CPU)[0].config, len(WORDS) + 2)
     with pytest.raises(CheckpointError, match=r"model\.safetensors \(dit\)"):
         load_networks(network, source, Vocabulary(WORDS))
     save_file({}, source / "tokenizer.safetensors")
@@ -77,11 +80,11 @@ def test_a_start_with_other_words_keeps_those_it_knows(tmp_path: Path) -> None:
         stage="causal", run_dir="unused", max_steps=1, seed=0, tokenizer=str(source), network=SIZES
     )
     known, wanted = Vocabulary(("red", "circle", "sea")), Vocabulary(("a", "circle", "drifts", "red"))
-    old = build_network(SIZES, tokenizer.config, len(known), ChunkPlan(), 1)
+    old = build_network(FlowMatching, run, tokenizer.config, len(known))
     out = tmp_path / "out"
     out.mkdir()
     write_checkpoint(checkpoint_config(run, old, tokenizer, digest), old, known, source, out)
-    new = build_network(SIZES, tokenizer.config, len(wanted), ChunkPlan(), 2)
+    new = build_network(FlowMatching, replace(run, seed=2), tokenizer.config, len(wanted))
     fresh = new.text_encoder.embedding.weight.detach().clone()
     load_networks(new, out, wanted)
     rows, given = new.text_encoder.embedding.weight, old.text_encoder.embedding.weight.bfloat16().float()

@@ -1,59 +1,19 @@
 """Stage 2: the causal diffusion transformer by flow matching on latents of the frozen tokenizer."""
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import PartialState
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.causal_dit import CausalDiT, CausalDiTConfig
-from models.context import ChunkPlan
-from models.motion_encoder import MotionEncoder, MotionEncoderConfig
-from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
-from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
-from streamgen.checkpoint import (
-    MODEL,
-    TOKENIZER,
-    VOCABULARY,
-    CheckpointConfig,
-    load_into,
-    part_of,
-    read_config,
-    read_tensors,
-    read_vocabulary,
-)
-from streamgen.digest import tensor_digest
-from streamgen.pipeline import Networks, Pipeline
-from streamgen.settings import StreamSettings
-from streamgen.structured import to_plain
-
-from ..config import RunConfig, build, read_mapping, require, write_yaml
-from ..flow import CausalFlow, FlowBatch
-from ..latent_cache import CacheConfig, LatentCache
-from ..optim import ParameterGroups, split_parameters
+from ..config import require
+from ..flow import FlowBatch, FlowMatching
+from ..optim import ParameterGroups
 from ..samples import sample_sheets
-from ..scenes import SceneConfig, caption_vocabulary
 from ..trainer import Tick
-from ..widen import widen_dit
 from ..windows import WindowConfig, image_batch, turning_batch, window_batch
+from .diffusion import DiffusionRun, DiffusionStage, optimizer_groups
 
-# Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
-EDGES = (
-    "patch_embedding",
-    "head",
-    "modulation",
-    "embedding.weight",
-    "temporal",
-    "projection",
-    "time_",
-    "norm",
-)
-FPS = 16
-_WORDS = "embedding.weight"
 # Of the windows and the noise that `evaluate` always uses; their clips are training clips.
 _FIXED_SEED = 77
 
@@ -65,11 +25,10 @@ class DataConfig:
     of them `turn_batch` windows that end soon after a change or the start of a drag or camera move.
 
     Beginnings and turnings are where words or tracks alone decide which way things go; in long windows the
-    neighbours tell. The
-    first `image_phase` of the budget sees first frames alone. `held_out` is the number of windows that
-    `evaluate` measures the loss on. Despite its name nothing is held out: they are cut from the training
-    clips, at fixed places and with fixed noise, so their loss compares steps and runs and says nothing about
-    clips that were never seen.
+    neighbours tell. The first `image_phase` of the budget sees first frames alone. `held_out` is the number
+    of windows that `evaluate` measures the loss on. Despite its name nothing is held out: they are cut from
+    the training clips, at fixed places and with fixed noise, so their loss compares steps and runs and says
+    nothing about clips that were never seen.
     """
 
     video_batch: int = 16
@@ -94,43 +53,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """Sizes of the DiT and its encoders; channel counts that follow from one another are not repeated
-    here.
-    """
+class CausalRun(DiffusionRun):
+    """Config of the causal stage."""
 
-    dim: int = 256
-    layers: int = 6
-    heads: int = 4
-    ffn_dim: int = 1024
-    patch: int = 2
-    text_dim: int = 128
-    text_layers: int = 2
-    text_length: int = 24
-    motion_channels: int = 16
-    motion_hidden: int = 32
-
-
-@dataclass(frozen=True)
-class CausalRun(RunConfig):
-    """Config of the causal stage.
-
-    `tokenizer` is an export of the tokenizer stage or a checkpoint directory; `init` a checkpoint directory
-    whose networks training starts from, null for random ones.
-    """
-
-    tokenizer: str = "runs/tiny/tokenizer/export"
-    init: str | None = None
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    plan: ChunkPlan = field(default_factory=ChunkPlan)
-    scenes: SceneConfig = field(default_factory=SceneConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
     data: DataConfig = field(default_factory=DataConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
-    sampling: dict[str, Any] = field(default_factory=dict)
 
 
-class CausalStage:
+class CausalStage(DiffusionStage):
     """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
 
     def __init__(self, config: CausalRun, device: torch.device) -> None:
@@ -139,27 +69,10 @@ class CausalStage:
             ("windows.turning_frames", config.windows.turning_frames),
         ):
             require(frames <= config.plan.attention_frames, name, "<= plan.attention_frames", frames)
-        self.config, self.device = config, device
-        self.tokenizer, self.tokenizer_digest = load_tokenizer(Path(config.tokenizer), device)
-        self.vocabulary = Vocabulary(caption_vocabulary())
-        self.module = build_network(
-            config.network, self.tokenizer.config, len(self.vocabulary), config.plan, config.seed
-        )
-        if config.init is not None:
-            load_networks(self.module, Path(config.init), self.vocabulary)
-        self.module.to(device)
-        cache = LatentCache(
-            config.cache,
-            config.scenes,
-            self.tokenizer,
-            self.tokenizer_digest,
-            self.vocabulary,
-            config.network.text_length,
-        )
-        process = PartialState()
-        cache.build(process.process_index, process.num_processes, device)
-        process.wait_for_everyone()
-        self.clips, self.images = cache.load(images=False), cache.load(images=True)
+        super().__init__(config, device)
+        self.config = config
+        self.module = self.network = self.build(FlowMatching, config.init)
+        self.load_clips()
 
     def modules(self) -> dict[str, nn.Module]:
         """DiT and encoders with their loss."""
@@ -167,7 +80,7 @@ class CausalStage:
 
     def optimizer_groups(self) -> dict[str, ParameterGroups]:
         """Hidden matrices apart from embeddings, modulations and outputs."""
-        return {"causal": split_parameters(self.module, EDGES)}
+        return {"causal": optimizer_groups(self.module)}
 
     def target(self, step: int) -> str:
         """Always the one module."""
@@ -214,18 +127,6 @@ class CausalStage:
         sample_sheets(self.pipeline(), out_dir)
         return totals
 
-    def pipeline(self) -> Pipeline:
-        """The networks as they are now, as a pipeline that opens streams."""
-        module = self.module
-        networks = Networks(self.tokenizer, module.dit, module.text_encoder, module.motion_encoder)
-        checkpoint = checkpoint_config(self.config, module, self.tokenizer, self.tokenizer_digest)
-        return Pipeline("in training", checkpoint, networks, self.vocabulary, "in training")
-
-    def export(self, directory: Path) -> None:
-        """Write a checkpoint directory that `streamgen.load_pipeline` opens."""
-        checkpoint = checkpoint_config(self.config, self.module, self.tokenizer, self.tokenizer_digest)
-        write_checkpoint(checkpoint, self.module, self.vocabulary, Path(self.config.tokenizer), directory)
-
 
 def beginnings(windows: WindowConfig, frames: int) -> WindowConfig:
     """Windows that are the first `frames` latent frames of a clip behind one or two clean ones."""
@@ -243,126 +144,3 @@ def beginnings(windows: WindowConfig, frames: int) -> WindowConfig:
 def silent(windows: WindowConfig) -> WindowConfig:
     """Windows mostly without tracks (but for drags): they would give away what the words have to tell."""
     return replace(windows, no_motion=max(windows.no_motion, 0.8))
-
-
-def build_network(
-    network: NetworkConfig, tokenizer: VideoTokenizerConfig, vocabulary: int, plan: ChunkPlan, seed: int
-) -> CausalFlow:
-    """A freshly initialised network; a function of the sizes and the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        dit = CausalDiT(
-            CausalDiTConfig(
-                dim=network.dim,
-                layers=network.layers,
-                heads=network.heads,
-                ffn_dim=network.ffn_dim,
-                latent_channels=tokenizer.latent_channels,
-                motion_channels=network.motion_channels,
-                patch=network.patch,
-                text_dim=network.text_dim,
-            )
-        )
-        text = TextEncoder(
-            TextEncoderConfig(
-                vocabulary=vocabulary,
-                dim=network.text_dim,
-                layers=network.text_layers,
-                length=network.text_length,
-            )
-        )
-        motion = MotionEncoder(
-            MotionEncoderConfig(
-                channels=network.motion_channels, hidden=network.motion_hidden, temporal=tokenizer.temporal
-            )
-        )
-    return CausalFlow(dit, text, motion, plan)
-
-
-def load_networks(module: CausalFlow, directory: Path, vocabulary: Vocabulary) -> None:
-    """Take DiT, text and motion encoder from a checkpoint directory.
-
-    Word embeddings are taken by word: the checkpoint may know other words than `vocabulary`, and words that
-    it does not know keep their fresh embeddings. It may also be one for fewer latent channels.
-
-    Raises:
-        CheckpointError: missing or damaged weights, or networks of other sizes.
-    """
-    tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
-    load_into(module.dit, widen_dit(part_of(tensors, "dit"), module.dit), f"{where} (dit)")
-    load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
-    text = part_of(tensors, "text_encoder")
-    known = read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder)
-    fresh = module.text_encoder.embedding.weight.detach()
-    if text[_WORDS].shape[1:] == fresh.shape[1:]:
-        text[_WORDS] = _by_word(fresh, vocabulary, text[_WORDS], known)
-    load_into(module.text_encoder, text, f"{where} (text_encoder)")
-
-
-def _by_word(fresh: Tensor, vocabulary: Vocabulary, given: Tensor, known: Vocabulary) -> Tensor:
-    """`fresh` embeddings `(V, D)` with the rows of padding, unknown and all words of `known` replaced."""
-    rows = fresh.clone()
-    first = len(vocabulary) - len(vocabulary.words)
-    rows[:first] = given[:first].to(rows)
-    index = {word: first + i for i, word in enumerate(known.words)}
-    for i, word in enumerate(vocabulary.words):
-        if word in index:
-            rows[first + i] = given[index[word]].to(rows)
-    return rows
-
-
-def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
-    """A frozen tokenizer from an export of the tokenizer stage or from a checkpoint directory, and its
-    digest.
-
-    Raises:
-        CheckpointError: missing or damaged weights, or a config that does not fit them.
-    """
-    state = read_tensors(directory / TOKENIZER)
-    if (directory / "tokenizer.yaml").is_file():
-        config = build(VideoTokenizerConfig, read_mapping(directory / "tokenizer.yaml"))
-    else:
-        config = read_config(directory).tokenizer
-    tokenizer = VideoTokenizer(config)
-    load_into(tokenizer, state, str(directory / TOKENIZER))
-    return tokenizer.to(device).eval().requires_grad_(False), tensor_digest(state)
-
-
-def checkpoint_config(
-    config: CausalRun, module: CausalFlow, tokenizer: VideoTokenizer, digest: str
-) -> CheckpointConfig:
-    """What a checkpoint of this run says of itself."""
-    plan = config.plan
-    base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
-    return CheckpointConfig(
-        format=1,
-        family="tiny",
-        height=config.scenes.size,
-        width=config.scenes.size,
-        fps=FPS,
-        tokenizer=tokenizer.config,
-        tokenizer_digest=digest,
-        dit=module.dit.config,
-        text_encoder=module.text_encoder.config,
-        motion_encoder=module.motion_encoder.config,
-        plan=plan,
-        sampling=base.updated(config.sampling),
-    )
-
-
-def write_checkpoint(
-    checkpoint: CheckpointConfig, module: CausalFlow, vocabulary: Vocabulary, tokenizer: Path, directory: Path
-) -> None:
-    """Write `config.yaml`, `model.safetensors` (bf16), `tokenizer.safetensors` and `vocabulary.txt`."""
-    parts = {"dit": module.dit, "text_encoder": module.text_encoder, "motion_encoder": module.motion_encoder}
-    state = {
-        f"{part}.{name}": value.detach().to(torch.bfloat16).cpu().contiguous()
-        for part, network in parts.items()
-        for name, value in network.state_dict().items()
-    }
-    save_file(
-        state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)}
-    )
-    shutil.copyfile(tokenizer / "tokenizer.safetensors", directory / "tokenizer.safetensors")
-    (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
-    write_yaml(to_plain(checkpoint), directory / "config.yaml")
