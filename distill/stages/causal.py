@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,12 +28,15 @@ from streamgen.pipeline import Networks, Pipeline
 from streamgen.settings import StreamSettings
 from streamgen.structured import to_plain
 
+from ..clips import ClipFolderConfig
+from ..clips.latents import OwnLatents
+from ..clips.training import LatentMix, caption_sheet, open_folder, picture_size, stage_vocabulary
 from ..config import RunConfig, build, read_mapping, require, write_yaml
 from ..flow import CausalFlow, FlowBatch
 from ..latent_cache import CacheConfig, LatentCache
 from ..optim import ParameterGroups, split_parameters
 from ..samples import sample_sheets
-from ..scenes import SceneConfig, caption_vocabulary
+from ..scenes import SceneConfig
 from ..trainer import Tick
 from ..windows import WindowConfig, image_batch, turning_batch, window_batch
 
@@ -49,7 +51,6 @@ EDGES = (
     "time_",
     "norm",
 )
-FPS = 16
 # Of the windows and the noise that `evaluate` always uses; their clips are training clips.
 _FIXED_SEED = 77
 
@@ -112,7 +113,8 @@ class CausalRun(RunConfig):
     """Config of the causal stage.
 
     `tokenizer` is an export of the tokenizer stage or a checkpoint directory; `init` a checkpoint directory
-    whose networks training starts from, null for random ones.
+    whose networks training starts from, null for random ones; `clips` a folder of own clips instead of, or
+    beside, those of `scenes`.
     """
 
     tokenizer: str = "runs/tiny/tokenizer/export"
@@ -121,6 +123,7 @@ class CausalRun(RunConfig):
     plan: ChunkPlan = field(default_factory=ChunkPlan)
     scenes: SceneConfig = field(default_factory=SceneConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    clips: ClipFolderConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -137,25 +140,19 @@ class CausalStage:
             require(frames <= config.plan.attention_frames, name, "<= plan.attention_frames", frames)
         self.config, self.device = config, device
         self.tokenizer, self.tokenizer_digest = load_tokenizer(Path(config.tokenizer), device)
-        self.vocabulary = Vocabulary(caption_vocabulary())
+        self.folder = open_folder(config.clips, config.scenes.size)
+        self.vocabulary = stage_vocabulary(self.folder, config.run_dir)
         self.module = build_network(
             config.network, self.tokenizer.config, len(self.vocabulary), config.plan, config.seed
         )
         if config.init is not None:
             load_networks(self.module, Path(config.init))
         self.module.to(device)
-        cache = LatentCache(
-            config.cache,
-            config.scenes,
-            self.tokenizer,
-            self.tokenizer_digest,
-            self.vocabulary,
-            config.network.text_length,
-        )
-        process = PartialState()
-        cache.build(process.process_index, process.num_processes, device)
-        process.wait_for_everyone()
-        self.clips, self.images = cache.load(images=False), cache.load(images=True)
+        encoders = (self.tokenizer, self.tokenizer_digest, self.vocabulary, config.network.text_length)
+        world = LatentCache(config.cache, config.scenes, *encoders)
+        own = None if self.folder is None else OwnLatents(self.folder, *encoders)
+        self.latents = LatentMix(world, own, config.clips, device)
+        self.clips, self.images, _ = self.latents.main
 
     def modules(self) -> dict[str, nn.Module]:
         """DiT and encoders with their loss."""
@@ -175,19 +172,18 @@ class CausalStage:
         By turns: the kind is a function of the step, so it is alike on all processes.
         """
         data, windows = self.config.data, self.config.windows
+        clips, images, turns = self.latents.of(tick.step)
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
         # multiples of the golden ratio spread the kinds evenly over the steps
         turn = (tick.step * 0.6180339887) % 1
         if tick.progress < data.image_phase or turn < data.image_share:
-            batch = image_batch(self.images, data.image_batch, windows, generator)
+            batch = image_batch(images, data.image_batch, windows, generator)
         elif turn < data.image_share + data.start_share:
-            batch = window_batch(
-                self.clips, data.start_batch, beginnings(windows, data.start_frames), generator
-            )
-        elif turn < data.image_share + data.start_share + data.turn_share:
-            batch = turning_batch(self.clips, data.turn_batch, silent(windows), generator)
+            batch = window_batch(clips, data.start_batch, beginnings(windows, data.start_frames), generator)
+        elif turns and turn < data.image_share + data.start_share + data.turn_share:
+            batch = turning_batch(clips, data.turn_batch, silent(windows), generator)
         else:
-            batch = window_batch(self.clips, data.video_batch, windows, generator)
+            batch = window_batch(clips, data.video_batch, windows, generator)
         return batch.to(self.device)
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -207,7 +203,10 @@ class CausalStage:
             loss, metrics = self.module(batch)
             for key, value in {"loss": loss, **metrics}.items():
                 totals[key] = totals.get(key, 0.0) + float(value) / rounds
-        sample_sheets(self.pipeline(), out_dir)
+        if self.folder is not None:
+            caption_sheet(self.pipeline(), self.folder.captions, out_dir)
+        if self.config.clips is None or self.config.clips.share < 1:
+            sample_sheets(self.pipeline(), out_dir)
         return totals
 
     def pipeline(self) -> Pipeline:
@@ -312,13 +311,14 @@ def checkpoint_config(
 ) -> CheckpointConfig:
     """What a checkpoint of this run says of itself."""
     plan = config.plan
+    height, width, fps = picture_size(config.clips, config.scenes.size)
     base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
     return CheckpointConfig(
         format=1,
         family="tiny",
-        height=config.scenes.size,
-        width=config.scenes.size,
-        fps=FPS,
+        height=height,
+        width=width,
+        fps=fps,
         tokenizer=tokenizer.config,
         tokenizer_digest=digest,
         dit=module.dit.config,
