@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from streamgen.errors import InputError
+from streamgen.errors import InputError, OutputError
 from streamgen.video_read import read_clip
+from streamgen.video_write import reason_of
 
 from .config import ClipFolderConfig
 from .listing import ClipEntry, Problem, list_clips
@@ -98,6 +99,8 @@ class ClipFolder:
         for done, ((key, _), read_frames) in enumerate(read, 1):
             try:
                 frames = read_frames()
+            except OutputError:
+                raise
             except InputError as error:
                 shelf.fail(key, str(error))
             else:
@@ -144,6 +147,9 @@ class ClipFolder:
             )
         except InputError as error:
             raise InputError(str(error).removeprefix(f"{video}: ")) from None
+        except OSError as error:
+            # not the clip's fault: the folder for temporary files is full, or there are too many processes
+            raise OutputError(f"{video}: reading it needs room ({reason_of(error)})") from None
         return torch.from_numpy(frames)
 
     def _write_quarantine(self, problems: Sequence[Problem]) -> None:

@@ -64,6 +64,8 @@ class Shelf:
         """
         try:
             tensors = {name: value.contiguous() for name, value in compute().items()}
+        except OutputError:
+            raise
         except InputError as error:
             return self.fail(key, str(error))
         write_whole(self.path(key), lambda part: save_file(tensors, part))
