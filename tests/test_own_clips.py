@@ -18,11 +18,14 @@ from distill.clips import (
     prompt_words,
     read_prompts,
 )
+from distill.clips.folder import UsableClip, require_length
 from distill.clips.prompts import known_to
 from distill.clips.store import Shelf
+from distill.clips.tracks import ClipTracks
 from distill.clips.words import caption_words, run_vocabulary
 from distill.config import ConfigError
 from models.text_encoder import PAD, UNKNOWN, Vocabulary
+from streamgen import video_read
 from streamgen.errors import InputError
 from streamgen.video_decode_worker import ClipError, Request, decode
 from tests.clip_folders import metadata, quarantined, small, with_reader, write_clip
@@ -95,8 +98,6 @@ def test_odd_clips_are_read_right_and_broken_ones_listed(
 
 
 def test_too_short_clips_are_listed_with_the_length_they_need(tmp_path: Path) -> None:
-    from distill.clips.folder import require_length
-
     config = ClipFolderConfig(str(tmp_path), frames=17)
     with pytest.raises(InputError, match=r"too short: 5 frames at 16 fps, expected at least 17"):
         require_length(torch.zeros(5, 2, 2, 3), config)
@@ -335,3 +336,39 @@ def test_reading_goes_through_the_careful_reader(tmp_path: Path) -> None:
     assert shelf.length(clip.key, "video") == FRAMES
     assert quarantined(folder) == {}
     torch.testing.assert_close(shelf.part(clip.key, "video", 3, 5), shelf.load(clip.key)["video"][3:5])
+
+
+def test_a_clip_that_hangs_its_decoder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = tmp_path / "clips"
+    metadata(clips, [{"video": "a.mp4", "caption": "a trap"}])
+    (clips / "a.mp4").write_bytes(b"x")
+    worker = tmp_path / "worker.py"
+    worker.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(video_read, "WORKER", worker)
+    folder = ClipFolder(small(clips, tmp_path / "cache", timeout=0.6))
+    shelf = folder.shelf("pixels")
+    folder.build(shelf, lambda frames: {"video": frames})
+    with pytest.raises(InputError, match=r"no usable clips \(.*a\.mp4: decoding took longer than 0\.6 s\)"):
+        folder.settle(shelf)
+    assert quarantined(folder) == {"a.mp4": "decoding took longer than 0.6 s"}
+
+
+def test_tracks_are_found_where_no_file_gives_them(tmp_path: Path) -> None:
+    """The square of `write_clip` moves by a pixel a frame; its corners are followed, the texture rests."""
+    pytest.importorskip("cv2")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    write_clip(clips / "a.mp4")
+    (clips / "a.txt").write_text("a square", encoding="utf-8")
+    folder = ClipFolder(small(clips, tmp_path / "cache", tracks="auto", points=8))
+    tracks = ClipTracks(folder)
+    tracks.build(0, 1)
+    assert tracks.problems() == []
+    entry = folder.listing.entries[0]
+    pieces = tracks.load(UsableClip(entry, str(folder.index.known(entry.video))), [0, 3])
+    assert pieces["points"].shape == (2, 8, 17, 2)
+    moving = pieces["points"][:, ~pieces["background"][0]][0].float()
+    step = moving.diff(dim=1)[(moving[:, 1:] >= 0).all(-1) & (moving[:, :-1] >= 0).all(-1)]
+    assert len(step) > 16
+    torch.testing.assert_close(step.median(0).values, torch.tensor([1 / 48, 0.0]), atol=4e-3, rtol=0)
+    assert pieces["pinned"].any()
