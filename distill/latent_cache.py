@@ -157,10 +157,12 @@ class LatentCache:
 
 
 @torch.no_grad()
-def encode_clips(tokenizer: VideoTokenizer, videos: Tensor, device: torch.device) -> Tensor:
+def encode_clips(
+    tokenizer: VideoTokenizer, videos: Tensor, device: torch.device, at_once: int = 16
+) -> Tensor:
     """Normalised latents, float16 `(N, T, C, h, w)` on the CPU, of clips uint8 `(N, F, H, W, 3)`."""
     latents = []
-    for video in videos.split(16):
+    for video in videos.split(at_once):
         pixels = video.to(device).movedim(-1, 2).float().div(127.5).sub(1.0)
         # half the time on a CPU; the posterior mean itself stays float32
         with torch.autocast(pixels.device.type, torch.bfloat16):

@@ -15,6 +15,9 @@ from .store import Tensors
 from .tracks import ClipTracks, no_change
 from .words import TextCache, word_ids
 
+# 16 clips of 81 frames of 64 x 64.
+_PIXELS_AT_ONCE = 16 * 81 * 64 * 64
+
 
 class LatentSource(Protocol):
     """Where a diffusion stage's clips come from: the procedural world's `LatentCache` or `OwnLatents`."""
@@ -114,8 +117,8 @@ class OwnLatents:
         pieces = torch.stack([frames[start : start + self.config.frames] for start in starts])
         single = pieces[:, image_frames(self.config.frames, self.config.images)].flatten(0, 1)[:, None]
         return {
-            "latents": encode_clips(self.tokenizer, pieces, device),
-            "images": encode_clips(self.tokenizer, single, device),
+            "latents": encode_clips(self.tokenizer, pieces, device, _at_once(pieces)),
+            "images": encode_clips(self.tokenizer, single, device, _at_once(single)),
             "starts": torch.tensor(starts),
         }
 
@@ -123,3 +126,8 @@ class OwnLatents:
 def image_frames(frames: int, images: int) -> Tensor:
     """Which frames `(I,)` of a piece are taken as single images; fewer than `images` of short pieces."""
     return torch.linspace(0, frames - 1, images).round().long().unique()
+
+
+def _at_once(videos: Tensor) -> int:
+    """How many clips `(N, F, H, W, 3)` are encoded together: 16 small ones, of large ones fewer."""
+    return max(1, min(16, _PIXELS_AT_ONCE // max(1, videos[0, ..., 0].numel())))
