@@ -66,12 +66,16 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """When to evaluate with the EMA weights (null switches a trigger off)."""
+    """When to evaluate with the EMA weights (null switches a trigger off).
+
+    `weights` also exports them beside the pictures, so that figures over training time can be measured later.
+    """
 
     every_steps: int | None = None
     every_minutes: float | None = 5.0
     at_start: bool = True
     at_end: bool = True
+    weights: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self.every_steps, "preview.every_steps")

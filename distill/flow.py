@@ -1,14 +1,15 @@
-"""The flow-matching objective of the causal model: network bundle, noise levels and loss."""
+"""Flow matching over windows of latent frames: network bundle, noise levels, loss and guidance."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from models.causal_dit import CausalDiT
-from models.context import ChunkPlan, MaskedContext, SequenceFrame
+from models.causal_dit import CausalDiT, TextContext
+from models.context import AttentionContext, BidirectionalContext, ChunkPlan, MaskedContext, SequenceFrame
 from models.motion_encoder import MotionEncoder, Tracks
 from models.text_encoder import TextEncoder
+from streamgen.conditioning import joint_guidance
 from streamgen.scheduler import add_noise, velocity_target
 
 
@@ -38,8 +39,11 @@ class FlowBatch:
         )
 
 
-class CausalFlow(nn.Module):
-    """DiT, text encoder and motion encoder with the loss in forward, which is what data parallelism wraps."""
+class FlowNetwork(nn.Module):
+    """DiT with its text and motion encoder, over whole sequences of latent frames under a chunk plan.
+
+    A plan whose one chunk holds the whole sequence makes it bidirectional: a teacher or a critic.
+    """
 
     def __init__(
         self, dit: CausalDiT, text_encoder: TextEncoder, motion_encoder: MotionEncoder, plan: ChunkPlan
@@ -47,27 +51,130 @@ class CausalFlow(nn.Module):
         super().__init__()
         self.dit, self.text_encoder, self.motion_encoder = dit, text_encoder, motion_encoder
         self.plan = plan
-        self._contexts: dict[tuple[int, int, int, str], MaskedContext] = {}
+        self._contexts: dict[tuple[int, int, int, bool, str], AttentionContext] = {}
+
+    def text(self, words: Tensor, segment: Tensor) -> TextContext:
+        """Keys and values of captions `words (B, S, L)`, read by latent frames as `segment (B, T)` says."""
+        return self.dit.embed_text(self.text_encoder(words), segment)
+
+    def motion(self, tracks: Tracks, grid: tuple[int, int]) -> Tensor:
+        """Motion latents `(B, T, channels, *grid)` of tracks over `1 + 4 (T - 1)` pixel frames."""
+        latents: Tensor = self.motion_encoder(tracks, grid, first=True)
+        return latents
+
+    def velocity(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        text: TextContext,
+        motion: Tensor,
+        guidance: Tensor | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Velocity of `x (B, T, C, h, w)` at noise levels `sigma (B, T)`, float32.
+
+        Args:
+            text: one segment per latent frame, from `text`.
+            motion: `(B, T, channels, h, w)`.
+            guidance: `(B, 2)` strengths, for a network that takes them.
+            past: the same frames as a stream has committed them, `(B, T, C, h, w)`, and their noise levels
+                `(B, T)`. Each chunk then sees itself and, of the chunks before it, only these (teacher
+                forcing); without, what lies before it in `x` (diffusion forcing).
+        """
+        frames = x.shape[1]
+        wish = None if guidance is None else guidance[:, None].expand(-1, frames, -1)
+        if past is None:
+            out: Tensor = self.dit(x, sigma * 1000, text, self._context(x, False), motion, wish)
+            return out.float()
+        twice = TextContext(
+            text.keys, text.values, None if text.segment is None else text.segment.repeat(1, 2)
+        )
+        out = self.dit(
+            torch.cat([past[0], x], 1),
+            torch.cat([past[1], sigma], 1) * 1000,
+            twice,
+            self._context(x, True),
+            motion.repeat(1, 2, 1, 1, 1),
+            None if wish is None else torch.cat([torch.zeros_like(wish), wish], 1),
+        )
+        return out[:, frames:].float()
+
+    def _context(self, latents: Tensor, forced: bool) -> AttentionContext:
+        grid, count = self.dit.token_grid(latents), latents.shape[1]
+        key = (count, *grid, forced, str(latents.device))
+        if key not in self._contexts:
+            self._contexts[key] = self._new_context(count, grid, forced, latents.device)
+        return self._contexts[key]
+
+    def _new_context(
+        self, count: int, grid: tuple[int, int], forced: bool, device: torch.device
+    ) -> AttentionContext:
+        rope, plan = self.dit.rope, self.plan
+        if forced:
+            frames = [SequenceFrame(i, target=False) for i in range(count)]
+            frames += [SequenceFrame(i, context=False) for i in range(count)]
+            return MaskedContext(rope, frames, plan, grid, device)
+        if count <= plan.first_chunk_frames:
+            return BidirectionalContext(rope, count, grid, device)
+        return MaskedContext(rope, [SequenceFrame(i) for i in range(count)], plan, grid, device)
+
+
+class FlowMatching(FlowNetwork):
+    """The network with the flow-matching loss in forward, which is what data parallelism wraps."""
 
     def forward(self, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Weighted mean squared error of the velocity, and the same by noise level."""
-        latent_grid = (batch.x0.shape[3], batch.x0.shape[4])
-        text = self.dit.embed_text(self.text_encoder(batch.words), batch.segment)
-        motion = self.motion_encoder(batch.tracks, latent_grid, first=True)
+        text = self.text(batch.words, batch.segment)
+        motion = self.motion(batch.tracks, (batch.x0.shape[3], batch.x0.shape[4]))
         noisy = add_noise(batch.x0, batch.noise, batch.sigma)
-        velocity = self.dit(noisy, batch.sigma * 1000, text, self._context(noisy), motion)
-        squares = (velocity.float() - velocity_target(batch.x0, batch.noise)).square().mean(2)
-        error = (squares * batch.focus).sum((2, 3)) / batch.focus.sum((2, 3))
+        velocity = self.velocity(noisy, batch.sigma, text, motion)
+        squares = (velocity - velocity_target(batch.x0, batch.noise)).square().mean(2)
+        error = focused(squares, batch.focus)
         loss = (error * batch.weight).sum() / batch.weight.sum().clamp_min(1e-6)
         return loss, _by_level(error.detach(), batch)
 
-    def _context(self, latents: Tensor) -> MaskedContext:
-        grid = self.dit.token_grid(latents)
-        key = (latents.shape[1], *grid, str(latents.device))
-        if key not in self._contexts:
-            frames = [SequenceFrame(i) for i in range(latents.shape[1])]
-            self._contexts[key] = MaskedContext(self.dit.rope, frames, self.plan, grid, latents.device)
-        return self._contexts[key]
+
+def focused(squares: Tensor, focus: Tensor) -> Tensor:
+    """Mean `(B, T)` of cell errors `squares (B, T, h, w)` with the weights `focus`."""
+    return (squares * focus).sum((2, 3)) / focus.sum((2, 3))
+
+
+def guided(
+    network: FlowNetwork,
+    x: Tensor,
+    sigma: Tensor,
+    condition: "Condition",
+    past: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Velocity of a network without a guidance input under joint guidance of each sample's own strengths.
+
+    Args and result are those of `FlowNetwork.velocity`; all branches go in one forward.
+    """
+    text, motion = condition.text, condition.motion
+    assert text.segment is not None
+    nothing = torch.full_like(text.segment, text.keys[0].shape[1] - 1)
+    three = TextContext(
+        tuple(k.repeat(3, 1, 1, 1, 1) for k in text.keys),
+        tuple(v.repeat(3, 1, 1, 1, 1) for v in text.values),
+        torch.cat([text.segment, nothing, text.segment]),
+    )
+    motions = torch.cat([motion, motion, torch.zeros_like(motion)])
+    triple = None if past is None else (past[0].repeat(3, 1, 1, 1, 1), past[1].repeat(3, 1))
+    out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions, None, triple)
+    full, without_text, without_motion = out.chunk(3)
+    w_t, w_m = (condition.strengths[:, i, None, None, None, None] for i in (0, 1))
+    return joint_guidance(full, without_text, without_motion, w_t, w_m)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch of windows is conditioned on: `text` (its last segment no text), `motion (B, T, channels,
+    h, w)`, and guidance `strengths (B, 2)` of text and motion, the latter 0 where there are no tracks.
+    """
+
+    text: TextContext
+    motion: Tensor
+    strengths: Tensor
 
 
 def _by_level(error: Tensor, batch: FlowBatch) -> dict[str, Tensor | float]:

@@ -325,6 +325,8 @@ class Trainer:
             out_dir.mkdir(parents=True, exist_ok=True)
             with self._averaged():
                 metrics = self.stage.evaluate(self.step, out_dir)
+                if self.config.preview.weights:
+                    self._export(out_dir / "export")
             tracker.preview(self.step, metrics, out_dir, self.minutes())
 
     def _finish(self, tracker: "Tracker") -> None:
@@ -332,11 +334,14 @@ class Trainer:
             self._preview(tracker)
         if self.accelerator.is_main_process:
             directory = self.run_dir / "export"
-            directory.mkdir(parents=True, exist_ok=True)
             with self._averaged():
-                self.stage.export(directory)
+                self._export(directory)
             tracker.say(f"exported to {directory}")
         self.accelerator.wait_for_everyone()
+
+    def _export(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.stage.export(directory)
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:

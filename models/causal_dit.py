@@ -21,11 +21,14 @@ from .attention import RMSNorm, attend
 from .context import AttentionContext
 from .rope import RotaryEmbedding3D
 
+# Strengths, 0 to 10 or so, become waves of angles up to 100: neighbours differ, but not wildly.
+_GUIDANCE_SCALE = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class CausalDiTConfig:
     """Sizes of the network. The Wan2.1-T2V-1.3B shape is dim 1536, layers 30, heads 12, ffn_dim 8960,
-    text_dim 4096.
+    text_dim 4096. With `guidance` the network takes guidance strengths as an input (arXiv 2210.03142).
 
     Raises:
         ValueError: sizes that do not divide.
@@ -41,6 +44,7 @@ class CausalDiTConfig:
     text_dim: int = 128
     freq_dim: int = 256
     eps: float = 1e-6
+    guidance: bool = False
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
@@ -80,6 +84,10 @@ class CausalDiT(nn.Module):
         )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        if config.guidance:
+            self.guidance_embedding = nn.Sequential(
+                nn.Linear(2 * config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+            )
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
         self.head = Head(config)
         self._initialize()
@@ -111,6 +119,7 @@ class CausalDiT(nn.Module):
         text: TextContext,
         context: AttentionContext,
         motion: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Velocity of the given latent frames.
 
@@ -120,12 +129,15 @@ class CausalDiT(nn.Module):
             text: from `embed_text`.
             context: what the tokens attend to besides text.
             motion: `(B, T, motion_channels, H, W)`; None is null motion (zeros).
+            guidance: `(B, T, 2)` strengths of text and motion guidance whose result is to be predicted; zeros
+                (in some frames) or None (in all) is no wish, as for the clean frames of a commit.
 
         Returns:
             `(B, T, C, H, W)` in the dtype of `latents`.
 
         Raises:
-            ValueError: channels or latent size do not fit the network.
+            ValueError: channels or latent size do not fit the network, or guidance for a network without
+                that input.
         """
         height, width = self.token_grid(latents, motion)
         if self.config.motion_channels and motion is None:
@@ -135,6 +147,8 @@ class CausalDiT(nn.Module):
         patches = rearrange(pixels, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
         x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         time = self.time_embedding(timestep_embedding(timesteps, self.config.freq_dim).to(x.dtype))
+        if guidance is not None:
+            time = time + self._embed_guidance(guidance, x.dtype)
         modulation = self.time_projection(time).unflatten(-1, (6, self.config.dim))
         for layer, block in enumerate(self.blocks):
             x = block(x, modulation, text, layer, context)
@@ -157,6 +171,13 @@ class CausalDiT(nn.Module):
             )
         return height // self.config.patch, width // self.config.patch
 
+    def _embed_guidance(self, strengths: Tensor, dtype: torch.dtype) -> Tensor:
+        if not self.config.guidance:
+            raise ValueError("guidance strengths given to a network without a guidance input")
+        waves = timestep_embedding(strengths * _GUIDANCE_SCALE, self.config.freq_dim)
+        embedded: Tensor = self.guidance_embedding(waves.flatten(-2).to(dtype))
+        return embedded * (strengths > 0).any(-1, keepdim=True)
+
     def _blocks(self) -> list["DiTBlock"]:
         return cast("list[DiTBlock]", list(self.blocks))
 
@@ -175,6 +196,9 @@ class CausalDiT(nn.Module):
         ):
             nn.init.normal_(linear.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.head.weight)
+        if self.config.guidance:
+            # no influence at first: a student starts as the network it was made from
+            nn.init.zeros_(self.guidance_embedding[2].weight)  # type: ignore[arg-type]
 
 
 class DiTBlock(nn.Module):
@@ -269,7 +293,7 @@ class Head(nn.Module):
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of timesteps in 0..1000, cosines first, computed in float64: `(B, T)` -> `(B, T,
+    """Sinusoidal embedding of timesteps in 0..1000, cosines first, computed in float64: `(...)` -> `(...,
     dim)`.
     """
     half = dim // 2

@@ -35,39 +35,58 @@ class Conditioning:
     """Conditioning of one chunk.
 
     `text` of the prompt, `null_text` of no prompt; `motion (B, T, channels, H, W)` or None where there are no
-    tracks.
+    tracks. `strengths (B, 2)` of text and motion guidance stand in for `guidance` where each stream of a
+    batch has its own, which networks with a guidance input alone can do.
     """
 
     text: TextContext
     null_text: TextContext
     motion: Tensor | None
     guidance: Guidance
+    strengths: Tensor | None = None
 
 
 def guided_velocity(
     dit: CausalDiT, x: Tensor, sigma: float, conditioning: Conditioning, context: AttentionContext
 ) -> Tensor:
-    """Velocity under joint guidance, all branches in one forward.
-
-    `v = a v(0, m) + (1 - a) v(c, 0) + w_t (v(c, m) - v(0, m)) + w_m (v(c, m) - v(c, 0))`, `a = w_t / (w_t +
-    w_m)`; without tracks `w_m` is 0 and this is classifier-free guidance of weight w_t. The branches share
-    the committed context.
+    """Velocity under joint guidance: one forward of a network that takes the strengths as an input, else
+    `joint_guidance` of all branches in one forward over the committed context that they share.
     """
     text, motion = conditioning.text, conditioning.motion
     w_t = conditioning.guidance.text if motion is not None else max(1.0, conditioning.guidance.text)
     w_m = conditioning.guidance.motion if motion is not None else 0.0
+    if dit.config.guidance:
+        strengths = conditioning.strengths
+        if strengths is None:
+            strengths = torch.tensor([[w_t, w_m]], device=x.device).expand(len(x), 2)
+        return _predict(dit, x, sigma, text, context, motion, strengths)
     if w_t + w_m == 1:
         return _predict(dit, x, sigma, text, context, motion)
     if motion is None:
         both = _predict(dit, _repeat(x, 2), sigma, _stack([text, conditioning.null_text]), context, None)
         v_text, v_null = both.chunk(2)
-        return v_null + w_t * (v_text - v_null)
+        return joint_guidance(v_text, v_null, v_text, w_t, 0.0)
     texts = _stack([text, conditioning.null_text, text])
     motions = torch.cat([motion, motion, torch.zeros_like(motion)])
     v_full, v_motion, v_text = _predict(dit, _repeat(x, 3), sigma, texts, context, motions).chunk(3)
+    return joint_guidance(v_full, v_motion, v_text, w_t, w_m)
+
+
+def joint_guidance(
+    v_full: Tensor, v_motion: Tensor, v_text: Tensor, w_t: Tensor | float, w_m: Tensor | float
+) -> Tensor:
+    """Joint guidance of text and motion (MotionStream, arXiv 2511.01266, section 3.2).
+
+    `v = a v(0, m) + (1 - a) v(c, 0) + w_t (v(c, m) - v(0, m)) + w_m (v(c, m) - v(c, 0))`, `a = w_t / (w_t +
+    w_m)`. Without tracks `v(0, m)` is `v(0, 0)`, `w_m` is 0, and this is classifier-free guidance of weight
+    w_t. At `w_t + w_m = 1` it is `v(c, m)`: unguided.
+
+    Args:
+        v_full, v_motion, v_text: velocities under text and motion, motion alone, text alone.
+        w_t, w_m: strengths, numbers or tensors that broadcast.
+    """
     a = w_t / (w_t + w_m)
-    base = a * v_motion + (1 - a) * v_text
-    return base + w_t * (v_full - v_motion) + w_m * (v_full - v_text)
+    return a * v_motion + (1 - a) * v_text + w_t * (v_full - v_motion) + w_m * (v_full - v_text)
 
 
 def _predict(
@@ -77,9 +96,11 @@ def _predict(
     text: TextContext,
     context: AttentionContext,
     motion: Tensor | None,
+    strengths: Tensor | None = None,
 ) -> Tensor:
     timesteps = torch.full(x.shape[:2], 1000 * sigma, device=x.device)
-    velocity: Tensor = dit(x, timesteps, text, context, motion)
+    guidance = None if strengths is None else strengths[:, None].expand(-1, x.shape[1], -1)
+    velocity: Tensor = dit(x, timesteps, text, context, motion, guidance)
     return velocity
 
 

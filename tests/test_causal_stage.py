@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from distill.config import ConfigError
+from distill.flow import FlowMatching
 from distill.latent_cache import CacheConfig
 from distill.scenes import SceneConfig
-from distill.stages.causal import (
-    CausalRun,
-    CausalStage,
-    DataConfig,
+from distill.stages.causal import CausalRun, CausalStage, DataConfig
+from distill.stages.diffusion import (
     NetworkConfig,
     build_network,
     checkpoint_config,
@@ -45,12 +44,13 @@ def test_a_checkpoint_is_a_tokenizer_and_a_start(tmp_path: Path) -> None:
         stage="causal", run_dir="unused", max_steps=1, seed=0, tokenizer=str(source), network=SIZES
     )
     first, second = (
-        build_network(SIZES, tokenizer.config, len(vocabulary), ChunkPlan(), seed) for seed in (1, 2)
+        build_network(FlowMatching, replace(run, seed=seed), tokenizer.config, len(vocabulary))
+        for seed in (1, 2)
     )
     out = tmp_path / "out"
     out.mkdir()
     write_checkpoint(checkpoint_config(run, first, tokenizer, digest), first, vocabulary, source, out)
-    load_networks(second, out)
+    load_networks(second, out, vocabulary)
     halved = {name: value.to(torch.bfloat16).float() for name, value in first.state_dict().items()}
     assert tensor_digest(halved) == tensor_digest(second.state_dict())
     assert load_tokenizer(out, CPU)[1] == digest
@@ -60,14 +60,37 @@ def test_a_checkpoint_is_a_tokenizer_and_a_start(tmp_path: Path) -> None:
 
 def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / "source")
-    network = build_network(SIZES, load_tokenizer(source, CPU)[0].config, len(WORDS) + 2, ChunkPlan(), 0)
+    run = CausalRun(
+        stage="causal", run_dir="unused", max_steps=1, seed=0, tokenizer=str(source), network=SIZES
+    )
+    network = build_network(FlowMatching, run, load_tokenizer(source, CPU)[0].config, len(WORDS) + 2)
     with pytest.raises(CheckpointError, match=r"model\.safetensors \(dit\)"):
-        load_networks(network, source)
+        load_networks(network, source, Vocabulary(WORDS))
     save_file({}, source / "tokenizer.safetensors")
     with pytest.raises(CheckpointError, match="missing tensors"):
         load_tokenizer(source, CPU)
     with pytest.raises(CheckpointError, match="no such file"):
         load_tokenizer(tmp_path / "nowhere", CPU)
+
+
+def test_a_start_with_other_words_keeps_those_it_knows(tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "source")
+    tokenizer, digest = load_tokenizer(source, CPU)
+    run = CausalRun(
+        stage="causal", run_dir="unused", max_steps=1, seed=0, tokenizer=str(source), network=SIZES
+    )
+    known, wanted = Vocabulary(("red", "circle", "sea")), Vocabulary(("a", "circle", "drifts", "red"))
+    old = build_network(FlowMatching, run, tokenizer.config, len(known))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_checkpoint(checkpoint_config(run, old, tokenizer, digest), old, known, source, out)
+    new = build_network(FlowMatching, replace(run, seed=2), tokenizer.config, len(wanted))
+    fresh = new.text_encoder.embedding.weight.detach().clone()
+    load_networks(new, out, wanted)
+    rows, given = new.text_encoder.embedding.weight, old.text_encoder.embedding.weight.bfloat16().float()
+    # padding, unknown, a, circle, drifts, red from padding, unknown, -, circle, -, red
+    assert torch.equal(rows[[0, 1, 3, 5]], given[[0, 1, 3, 2]])
+    assert torch.equal(rows[[2, 4]], fresh[[2, 4]])
 
 
 def tiny_run(tmp_path: Path, **data: Any) -> CausalRun:

@@ -12,10 +12,9 @@ import distill.clips.folder
 from distill.clips import (
     ClipFolder,
     ClipFolderConfig,
-    PromptListConfig,
     PromptScript,
     list_clips,
-    prompt_words,
+    prompt_pairs,
     read_prompts,
 )
 from distill.clips.folder import UsableClip, require_length
@@ -236,7 +235,7 @@ def test_a_run_keeps_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_prompt_lists(tmp_path: Path) -> None:
     plain = tmp_path / "prompts.txt"
     plain.write_text("# a comment\na calm sea\n\na dog\n", encoding="utf-8")
-    prompts = read_prompts(PromptListConfig(str(plain)))
+    prompts = read_prompts(plain)
     assert [script.texts for script in prompts.scripts] == [("a calm sea",), ("a dog",)]
     rows = tmp_path / "prompts.jsonl"
     rows.write_text(
@@ -245,17 +244,18 @@ def test_prompt_lists(tmp_path: Path) -> None:
         '"a dog"\n',
         encoding="utf-8",
     )
-    prompts = read_prompts(PromptListConfig(str(rows)))
+    prompts = read_prompts(rows)
     script = prompts.scripts[0]
     assert script == PromptScript((0.0, 30.5, 60.0), ("a calm sea", "a storm", "sun"))
     assert [script.at(time) for time in (0, 30, 30.5, 59, 61)] == [
         *("a calm sea", "a calm sea", "a storm", "a storm", "sun")
     ]
     assert prompts.texts == ("a calm sea", "a storm", "sun", "a dog")
-    words = prompt_words(prompts.scripts, Vocabulary(("a", "sea", "dog", "sun")), 3)
-    assert words.tolist() == [
-        [[2, UNKNOWN, 3], [2, UNKNOWN, PAD], [5, PAD, PAD]],
-        [[2, 4, PAD], [2, 4, PAD], [2, 4, PAD]],
+    pairs = prompt_pairs(prompts, Vocabulary(("a", "sea", "dog", "sun")), 3)
+    assert [(before.tolist(), after.tolist()) for before, after in pairs] == [
+        ([2, UNKNOWN, 3], [2, UNKNOWN, PAD]),
+        ([2, UNKNOWN, PAD], [5, PAD, PAD]),
+        ([2, 4, PAD], [2, 4, PAD]),
     ]
     assert known_to(prompts, Vocabulary(("a", "sea")), 3, "list") == (
         "list: 4 words are unknown to the model (calm, storm, sun, dog)"
@@ -278,35 +278,8 @@ def test_bad_prompt_lists_are_one_line(tmp_path: Path, name: str, content: str |
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
-        read_prompts(PromptListConfig(str(tmp_path / name)))
+        read_prompts(tmp_path / name)
     assert "\n" not in str(caught.value)
-
-
-def _always_one(*size: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.ones(*size)
-
-
-def test_drawn_scripts_end_in_time_and_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "prompts.yaml"
-    file.write_text(
-        "- one\n- two\n- shots: [{prompt: three}, {at: 4, prompt: four}, {at: 9, prompt: five}]\n"
-    )
-
-    def check() -> None:
-        prompts = read_prompts(PromptListConfig(str(file), switch_share=0.5))
-        drawn = prompts.draw(400, 8.0, torch.Generator().manual_seed(0))
-        assert drawn == prompts.draw(400, 8.0, torch.Generator().manual_seed(0))
-        assert all(time < 8 for script in drawn for time in script.seconds)
-        three = [script for script in drawn if script.texts[0] == "three"]
-        assert {script.texts for script in three} == {("three", "four")}
-        others = [script for script in drawn if script.texts[0] != "three"]
-        switched = [script for script in others if len(script.texts) == 2]
-        # a third of the draws meets its own row
-        assert 0.2 < len(switched) / len(others) < 0.47
-        assert all(2 <= script.seconds[1] <= 6 for script in switched)
-        assert all(len(set(script.texts)) == 2 for script in switched)
-
-    assert_needs(check, monkeypatch, torch, "rand", _always_one)
 
 
 def test_the_example_is_a_folder_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from distill.clips.training import LatentMix, draws_own, open_folder
 from distill.config import CheckpointConfig, ConfigError, PreviewConfig
 from distill.latent_cache import CacheConfig, LatentClips
 from distill.scenes import SceneConfig, caption_vocabulary
-from distill.stages.causal import CausalRun, CausalStage, DataConfig, NetworkConfig
+from distill.stages.causal import CausalRun, CausalStage, DataConfig
+from distill.stages.diffusion import NetworkConfig
 from distill.stages.tokenizer import DataConfig as TokenizerData
 from distill.stages.tokenizer import TokenizerRun, TokenizerStage
 from distill.trainer import Tick, Trainer, make_accelerator

@@ -156,3 +156,21 @@ def test_sizes_take_turns_after_the_first_images(tmp_path: Path) -> None:
     images = {(16, 1, 3, 32, 32), (4, 1, 3, 64, 64), (2, 1, 3, 96, 96)}
     clips = {(8, 5, 3, 32, 32), (2, 5, 3, 64, 64), (1, 5, 3, 96, 96)}
     assert late == images | clips
+
+
+def test_a_start_from_weights_is_measured_against_the_pca(stage: TokenizerStage, tmp_path: Path) -> None:
+    with torch.no_grad():
+        for parameter in stage.tokenizer.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    stage.export(tmp_path)
+    again = TokenizerStage(replace(stage.config, init=str(tmp_path)), CPU)
+    weights = load_file(tmp_path / "tokenizer.safetensors")
+    assert tensor_digest({k: v.float() for k, v in weights.items()}) == tensor_digest(
+        again.tokenizer.state_dict()
+    )
+    with torch.no_grad():
+        figures = again.evaluate(0, tmp_path)
+        assert figures["psnr_over_pca"] < -1.0
+        fresh = TokenizerStage(stage.config, CPU).evaluate(0, tmp_path)
+    assert fresh["psnr_over_pca"] == pytest.approx(0.0, abs=1e-4)
+    assert figures["psnr"] - figures["psnr_over_pca"] == pytest.approx(fresh["psnr"], abs=1e-3)

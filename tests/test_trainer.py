@@ -253,6 +253,16 @@ def test_previews_at_the_start_and_every_steps_use_the_average(tmp_path: Path) -
     assert not torch.equal(stage.evaluated[-1][1], stage.net.hidden.weight)
 
 
+def test_previews_can_keep_the_weights_they_judged(tmp_path: Path) -> None:
+    preview = PreviewConfig(every_steps=3, every_minutes=None, at_start=False, weights=True)
+    stage = ToyStage()
+    toy_trainer(toy_config(tmp_path, preview=preview), stage).run()
+    for step, judged in stage.evaluated:
+        kept = torch.load(tmp_path / "previews" / f"step-{step:09d}" / "export" / "net.pt", weights_only=True)
+        assert torch.equal(kept["hidden.weight"], judged)
+    assert [step for step, _ in stage.evaluated] == [3, 6]
+
+
 def test_average_formula() -> None:
     net = ToyNet(0.0)
     ema, expected = Ema(net, decay=0.5), net.last.bias.detach().clone()

@@ -3,7 +3,7 @@
 from .config import ClipFolderConfig
 from .folder import QUARANTINE, ClipFolder
 from .listing import ClipEntry, Listing, Problem, list_clips
-from .prompts import PromptList, PromptListConfig, PromptScript, prompt_words, read_prompts
+from .prompts import PromptList, PromptScript, prompt_pairs, read_prompts
 
 __all__ = [
     "QUARANTINE",
@@ -13,9 +13,8 @@ __all__ = [
     "Listing",
     "Problem",
     "PromptList",
-    "PromptListConfig",
     "PromptScript",
     "list_clips",
-    "prompt_words",
+    "prompt_pairs",
     "read_prompts",
 ]

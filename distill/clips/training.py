@@ -12,7 +12,7 @@ from streamgen.pipeline import Pipeline
 
 from ..config import require
 from ..latent_cache import LatentClips
-from ..samples import stream
+from ..samples import sample_sheets, stream
 from ..scenes import caption_vocabulary, contact_sheet
 from .config import ClipFolderConfig
 from .folder import ClipFolder
@@ -102,6 +102,14 @@ def draws_own(share: float, number: int) -> bool:
     """Whether update `number` draws own clips: `share` of all, spread evenly."""
     # multiples of the plastic ratio: independent of those of the golden ratio by which kinds take turns
     return (number * 0.7548776662) % 1 < share
+
+
+def preview_sheets(pipeline: Pipeline, folder: ClipFolder | None, out_dir: Path) -> None:
+    """Write contact sheets of streams: from the world's prompts, from own captions, or from both."""
+    if folder is not None:
+        caption_sheet(pipeline, folder.captions, out_dir)
+    if folder is None or folder.config.share < 1:
+        sample_sheets(pipeline, out_dir)
 
 
 def caption_sheet(pipeline: Pipeline, captions: Sequence[str], out_dir: Path, seconds: float = 2.0) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+from streamgen.checkpoint import TOKENIZER, load_into, read_tensors
 from streamgen.digest import tensor_digest
 
 from ..clips import ClipFolderConfig
@@ -22,6 +23,7 @@ from ..optim import ParameterGroups, split_parameters
 from ..preview import save_sheet
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
 from ..trainer import Tick
+from ..widen import widen_tokenizer
 
 # Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
 EDGES = ("embed", "skip", "head", "refine", "moments", "_bias", "position")
@@ -78,8 +80,13 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TokenizerRun(RunConfig):
-    """Config of the tokenizer stage."""
+    """Config of the tokenizer stage.
 
+    `init` is an export of this stage or a checkpoint directory whose tokenizer training goes on from, one
+    with fewer latent channels, too; null starts from a PCA of the world's patches.
+    """
+
+    init: str | None = None
     model: VideoTokenizerConfig = field(default_factory=VideoTokenizerConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)
     clips: ClipFolderConfig | None = None
@@ -141,11 +148,9 @@ class TokenizerStage:
         self.sizes = config.data.sizes or (self.size,)
         self.generators = {
             size: SceneGenerator(replace(config.scenes, size=size), device)
-            for size in dict.fromkeys((config.scenes.size, *self.sizes))
+            for size in dict.fromkeys((config.scenes.size, *self.sizes) if self.share < 1 else ())
         }
-        tokenizer = VideoTokenizer(config.model).to(device)
-        self.module = TokenizerLoss(tokenizer, config.loss).to(device)
-        self._initialize_from_pca()
+        self.module = TokenizerLoss(self._initial(), config.loss).to(device)
 
     @property
     def tokenizer(self) -> VideoTokenizer:
@@ -184,21 +189,10 @@ class TokenizerStage:
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """PSNR in dB on held-out clips and its gain over PCA; a sheet of originals over reconstructions."""
-        data = self.config.data
-        errors = torch.zeros(3, dtype=torch.float64)
-        weights = torch.zeros(3, dtype=torch.float64)
-        for index, clips in enumerate(self._fixed(HELD_OUT_SEED, data.held_out_clips)):
-            decoded = self._reconstruct(clips.video)
-            square = (decoded - clips.video).square().mean(2, keepdim=True)
-            for row, mask in enumerate((torch.ones_like(square), clips.moving, clips.objects)):
-                errors[row] += (square * mask).sum().double().cpu()
-                weights[row] += mask.sum().double().cpu()
-            if index == 0:
-                count = min(data.sheet_clips, len(decoded))
-                save_sheet(clips.video[:count], decoded[:count], out_dir / "reconstructions.png")
-        psnr = 10.0 * torch.log10(4.0 * weights.clamp_min(1.0) / errors.clamp_min(1e-12))
+        psnr = self._psnr(self.tokenizer, out_dir / "reconstructions.png")
         if step == 0:
-            self.module.baseline.copy_(psnr.float())
+            start = self.tokenizer if self.config.init is None else self._from_pca()
+            self.module.baseline.copy_(self._psnr(start).float())
         names = ("psnr", "psnr_moving", "psnr_object")
         metrics = {name: float(value) for name, value in zip(names, psnr, strict=True)}
         gains = psnr.float() - self.module.baseline.cpu()
@@ -248,18 +242,46 @@ class TokenizerStage:
             part, frames = min(size, count - start), self.config.data.frames
             yield self._clips(part, frames, seed + 1000 * index, own=own, held=held)
 
-    def _reconstruct(self, video: Tensor) -> Tensor:
-        latents = self.tokenizer.encode(video).mean
-        return self.tokenizer.decode(latents, video.shape[1]).float().clamp(-1.0, 1.0)
+    def _psnr(self, tokenizer: VideoTokenizer, sheet: Path | None = None) -> Tensor:
+        """PSNR in dB of the held-out clips over all pixels, moving cells and cells with objects."""
+        data = self.config.data
+        errors = torch.zeros(3, dtype=torch.float64)
+        weights = torch.zeros(3, dtype=torch.float64)
+        for index, clips in enumerate(self._fixed(HELD_OUT_SEED, data.held_out_clips)):
+            latents = tokenizer.encode(clips.video).mean
+            decoded = tokenizer.decode(latents, clips.video.shape[1]).float().clamp(-1.0, 1.0)
+            square = (decoded - clips.video).square().mean(2, keepdim=True)
+            for row, mask in enumerate((torch.ones_like(square), clips.moving, clips.objects)):
+                errors[row] += (square * mask).sum().double().cpu()
+                weights[row] += mask.sum().double().cpu()
+            if index == 0 and sheet is not None:
+                count = min(data.sheet_clips, len(decoded))
+                save_sheet(clips.video[:count], decoded[:count], sheet)
+        return 10.0 * torch.log10(4.0 * weights.clamp_min(1.0) / errors.clamp_min(1e-12))
 
-    def _initialize_from_pca(self) -> None:
+    def _initial(self) -> VideoTokenizer:
+        """The tokenizer that training starts from.
+
+        Raises:
+            CheckpointError: `init` has no tokenizer, a damaged one, or one of other sizes.
+        """
+        if self.config.init is None:
+            return self._from_pca()
+        path = Path(self.config.init) / TOKENIZER
+        tensors, tokenizer = read_tensors(path), self._from_pca()
+        load_into(tokenizer, widen_tokenizer(tensors, tokenizer), str(path))
+        return tokenizer
+
+    def _from_pca(self) -> VideoTokenizer:
+        tokenizer = VideoTokenizer(self.config.model).to(self.device)
         first, groups = [], []
         for clips in self._fixed(PCA_SEED, self.config.data.pca_clips):
-            image, group = self.tokenizer.patchify(clips.video)
+            image, group = tokenizer.patchify(clips.video)
             if image is not None:
                 first.append(image.flatten(0, -2))
             groups.append(group.flatten(0, -2))
-        self.tokenizer.initialize_from_pca(torch.cat(first), torch.cat(groups))
+        tokenizer.initialize_from_pca(torch.cat(first), torch.cat(groups))
+        return tokenizer
 
 
 @torch.no_grad()
