@@ -18,9 +18,9 @@ class FlowBatch:
     """One micro-batch.
 
     `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` and
-    `focus (B, T, h, w)` the shares of frames and of cells in
-    the loss (0 for clean context); `words (B, S, L)` int64 with the last segment empty (no text); `segment
-    (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel frames.
+    `focus (B, T, h, w)` the shares of frames and of cells in the loss (0 for clean context); `words (B, S,
+    L)` int64 with the last segment empty (no text); `segment (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel
+    frames, or over `4 T` with nothing said of those before frame 0.
     """
 
     x0: Tensor
@@ -58,8 +58,9 @@ class FlowNetwork(nn.Module):
         return self.dit.embed_text(self.text_encoder(words), segment)
 
     def motion(self, tracks: Tracks, grid: tuple[int, int]) -> Tensor:
-        """Motion latents `(B, T, channels, *grid)` of tracks over `1 + 4 (T - 1)` pixel frames."""
-        latents: Tensor = self.motion_encoder(tracks, grid, first=True)
+        """Motion latents `(B, T, channels, *grid)` of tracks over `1 + 4 (T - 1)` or `4 T` pixel frames."""
+        alone = tracks.state.shape[2] % self.motion_encoder.config.temporal == 1
+        latents: Tensor = self.motion_encoder(tracks, grid, first=alone)
         return latents
 
     def velocity(

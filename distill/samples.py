@@ -59,11 +59,17 @@ def stream(
     return torch.cat(parts)[:frames]
 
 
-def sample_sheets(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
-    """Write `prompts.png`, `switches.png` and `drags.png`."""
+def prompt_sheet(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
+    """Write `prompts.png`: streams of fixed prompts."""
     frames = round(seconds * pipeline.geometry.fps)
     plain = [stream(pipeline, prompt, i, frames) for i, prompt in enumerate(PROMPTS)]
     contact_sheet(_large(plain), list(PROMPTS), out_dir / "prompts.png")
+
+
+def sample_sheets(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
+    """Write `prompts.png`, `switches.png` and `drags.png`."""
+    prompt_sheet(pipeline, out_dir, seconds)
+    frames = round(seconds * pipeline.geometry.fps)
     switched = [
         stream(pipeline, before, i, 2 * frames, (frames, StreamEvent(prompt=after)))
         for i, (before, after) in enumerate(SWITCHES)

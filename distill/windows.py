@@ -110,7 +110,7 @@ def window_batch(
         _focus(clips, rows, frames, config),
         torch.cat([words, torch.zeros_like(words[:, :1])], 1),
         segment,
-        _tracks(clips, rows, frames, config, generator),
+        window_tracks(clips, rows, frames, config, generator),
     )
 
 
@@ -156,7 +156,7 @@ def turning_batch(
         _focus(clips, rows, frames, config),
         torch.cat([words, torch.zeros_like(words[:, :1])], 1),
         torch.where(dropped, 2, segment),
-        _tracks(clips, rows, frames, config, generator),
+        window_tracks(clips, rows, frames, config, generator),
     )
 
 
@@ -198,6 +198,41 @@ def image_batch(
         torch.cat([words, torch.zeros_like(words)], 1),
         dropped.long(),
         tracks,
+    )
+
+
+def teacher_batch(
+    clips: LatentClips,
+    size: int,
+    frames: int,
+    start_share: float,
+    config: WindowConfig,
+    generator: torch.Generator,
+) -> FlowBatch:
+    """Draw `size` windows of `frames` latent frames at one noise level each, for a bidirectional network.
+
+    They begin at any latent frame of a clip, `start_share` of them at frame 0: nothing tells a latent of four
+    frames to be an image latent, so that no window has to be encoded anew. Text and tracks are dropped
+    independently of each other.
+    """
+    total = clips.latents.shape[1]
+    rows = torch.randint(len(clips.latents), (size,), generator=generator)
+    offset = torch.randint(0, total - frames + 1, (size, 1), generator=generator)
+    offset[torch.rand(size, generator=generator) < start_share] = 0
+    at = offset + torch.arange(frames)
+    x0 = clips.latents[rows[:, None], at].float()
+    segment = (at >= clips.switch[rows, None].long()).long()
+    segment[torch.rand(size, generator=generator) < config.text_drop] = 2
+    words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
+    return FlowBatch(
+        x0,
+        torch.randn(x0.shape, generator=generator),
+        sample_sigmas((size, 1), config.shift, generator).expand(size, frames),
+        torch.ones(size, frames),
+        _focus(clips, rows, at, config),
+        torch.cat([words, torch.zeros_like(words[:, :1])], 1),
+        segment,
+        window_tracks(clips, rows, at, config, generator, whole=True),
     )
 
 
@@ -260,16 +295,27 @@ def _with_unknown(words: Tensor, probability: float, generator: torch.Generator)
     return torch.where(hit, UNKNOWN, words)
 
 
-def _tracks(
-    clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfig, generator: torch.Generator
+def window_tracks(
+    clips: LatentClips,
+    rows: Tensor,
+    frames: Tensor,
+    config: WindowConfig,
+    generator: torch.Generator,
+    whole: bool = False,
 ) -> Tracks:
     """Tracks as a user gives them: few, beginning and ending anywhere, some chunks silent; always there where
     an object is dragged or the camera moves.
+
+    They cover pixel frame 0 and four of each later latent frame in `frames (B, T)`, or four of each if
+    `whole`: then nothing is said of those before pixel frame 0.
     """
     size, count = len(rows), clips.points.shape[1]
     # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
-    group = (frames[:, 1:, None] * 4 + torch.arange(-3, 1)).flatten(1)
-    pixel = torch.cat([torch.zeros(size, 1, dtype=torch.long), group], 1)
+    group = (frames[..., None] * 4 + torch.arange(-3, 1)).flatten(1)
+    if not whole:
+        group = group[:, 3:]
+    latent = (torch.arange(group.shape[1]) + (0 if whole else 3)) // 4
+    pixel = group.clamp(min=0)
     where = (rows[:, None, None], torch.arange(count)[None, :, None], pixel[:, None])
     points, visible, dragged = clips.points[where].float(), clips.visible[where], clips.dragged[where]
     background, pinned = clips.background[rows], clips.pinned[rows]
@@ -289,16 +335,16 @@ def _tracks(
     keep |= _camera_tracks(carried, generator)
     length = pixel.shape[1]
     ends = (torch.rand(size, count, 2, generator=generator) * length).long().sort(-1).values
-    whole = torch.rand(size, count, generator=generator) < 0.5
+    always = torch.rand(size, count, generator=generator) < 0.5
     time = torch.arange(length)
-    on = whole[..., None] | ((time >= ends[..., :1]) & (time <= ends[..., 1:]))
+    on = always[..., None] | ((time >= ends[..., :1]) & (time <= ends[..., 1:]))
     brief = told.any(-1) & (torch.rand(size, count, generator=generator) < 0.6)
     on = torch.where(brief[..., None], told, on | told)
     on &= keep[..., None] & inside
     masked = torch.rand(size, frames.shape[1], generator=generator) < 0.35
     masked &= torch.rand(size, 1, generator=generator) < config.motion_mask
-    latent = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(length - 1) // 4 + 1])
     on &= ~masked[:, latent][:, None] | told
+    on &= (group >= 0)[:, None]
     # who moves a camera does not look what lies where: half of the time, no point of its field is hidden
     visible |= carried & (torch.rand(size, 1, 1, generator=generator) < 0.5)
     state = torch.where(on, torch.where(visible, VISIBLE, OCCLUDED), UNSPECIFIED).to(torch.int8)

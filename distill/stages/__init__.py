@@ -25,7 +25,10 @@ class StageEntry:
 
 STAGES: Mapping[str, StageEntry] = {
     "tokenizer": StageEntry("tokenizer", "TokenizerRun", "TokenizerStage"),
+    "teacher": StageEntry("teacher", "TeacherRun", "TeacherStage"),
     "causal": StageEntry("causal", "CausalRun", "CausalStage"),
+    "init": StageEntry("init", "InitRun", "InitStage"),
+    "self_forcing": StageEntry("self_forcing", "SelfForcingRun", "SelfForcingStage"),
 }
 
 

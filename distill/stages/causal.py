@@ -60,8 +60,8 @@ class CausalRun(DiffusionRun):
     windows: WindowConfig = field(default_factory=WindowConfig)
 
 
-class CausalStage(DiffusionStage):
-    """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
+class WindowStage(DiffusionStage):
+    """A stage that trains on the causal stage's mixture of windows."""
 
     def __init__(self, config: CausalRun, device: torch.device) -> None:
         for name, frames in (
@@ -71,22 +71,8 @@ class CausalStage(DiffusionStage):
             require(frames <= config.plan.attention_frames, name, "<= plan.attention_frames", frames)
         super().__init__(config, device)
         self.config = config
-        self.module = self.network = self.build(FlowMatching, config.init)
-        self.load_clips()
 
-    def modules(self) -> dict[str, nn.Module]:
-        """DiT and encoders with their loss."""
-        return {"causal": self.module}
-
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from embeddings, modulations and outputs."""
-        return {"causal": optimizer_groups(self.module)}
-
-    def target(self, step: int) -> str:
-        """Always the one module."""
-        return "causal"
-
-    def batch(self, tick: Tick) -> FlowBatch:
+    def draw(self, tick: Tick) -> FlowBatch:
         """First frames in the first part of the budget, then first frames, beginnings, turnings and windows.
 
         By turns: the kind is a function of the step, so it is alike on all processes.
@@ -105,6 +91,31 @@ class CausalStage(DiffusionStage):
         else:
             batch = window_batch(clips, data.video_batch, windows, generator)
         return batch.to(self.device)
+
+
+class CausalStage(WindowStage):
+    """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
+
+    def __init__(self, config: CausalRun, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.module = self.network = self.build(FlowMatching, config.init)
+        self.load_clips()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """DiT and encoders with their loss."""
+        return {"causal": self.module}
+
+    def optimizer_groups(self) -> dict[str, ParameterGroups]:
+        """Hidden matrices apart from embeddings, modulations and outputs."""
+        return {"causal": optimizer_groups(self.module)}
+
+    def target(self, step: int) -> str:
+        """Always the one module."""
+        return "causal"
+
+    def batch(self, tick: Tick) -> FlowBatch:
+        """A batch of the mixture, see `draw`."""
+        return self.draw(tick)
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Flow-matching loss of a batch."""

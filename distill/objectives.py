@@ -1,0 +1,115 @@
+"""What pulls a student's streams towards the teacher: objectives of Self Forcing, apart from its rollout.
+
+An objective sees a window of generated latents and two score networks; another one (SiD, an adversarial
+loss) is a class with the same two methods.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from streamgen.scheduler import add_noise, velocity_target
+
+from .config import require
+
+#: `(x_t (B, T, C, h, w), sigma (B,)) -> clean estimate` of a score network, or its velocity.
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The real score (a guided teacher) and the fake one (the critic) at a window's conditioning."""
+
+    real: Denoiser
+    fake: Denoiser
+
+
+@dataclass(frozen=True)
+class Window:
+    """Generated latents `x (B, T, C, h, w)`, of which the frames with `fresh (T,)` are new; those before them
+    are context and carry no gradient.
+    """
+
+    x: Tensor
+    fresh: Tensor
+
+
+class Objective(Protocol):
+    """Losses of student and critic on a window; noise levels and noise come from `generator`."""
+
+    def student_loss(
+        self, window: Window, scores: Scores, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss (scalar) whose gradient reaches the student through `window.x`, and metrics."""
+        ...
+
+    def critic_loss(
+        self, window: Window, critic: Denoiser, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss (scalar) of the critic, which here gives its velocity, and metrics."""
+        ...
+
+
+@dataclass(frozen=True)
+class DMDConfig:
+    """Noise levels at which distributions are compared: uniform, pushed towards noise by `shift`, within
+    [`lowest`, `highest`].
+    """
+
+    shift: float = 3.0
+    lowest: float = 0.02
+    highest: float = 0.98
+
+    def __post_init__(self) -> None:
+        require(0 < self.lowest < self.highest < 1, "objective", "0 < lowest < highest < 1", self)
+        require(self.shift > 0, "objective.shift", "> 0", self.shift)
+
+
+class DistributionMatching:
+    """Distribution matching distillation (DMD, arXiv 2311.18828; DMD2, arXiv 2405.14867).
+
+    The gradient of the divergence between student and teacher at a noise level is the difference of the
+    scores there, here of clean estimates: `g = (fake(x_t) - real(x_t)) / mean |x - real(x_t)|`, normalised
+    per sample, and `loss = 1/2 mean (x - stopgrad(x - g))^2` has the gradient `g` (as in Self Forcing, arXiv
+    2506.08009).
+    """
+
+    def __init__(self, config: DMDConfig) -> None:
+        self.config = config
+
+    def student_loss(
+        self, window: Window, scores: Scores, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `Objective.student_loss`; averaged over the fresh frames."""
+        x = window.x
+        with torch.no_grad():
+            noisy, sigma, _ = self._noised(x, generator)
+            real, fake = scores.real(noisy, sigma), scores.fake(noisy, sigma)
+            chosen = window.fresh
+            scale = (x - real)[:, chosen].abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
+            gradient = (fake - real) / scale
+            target = (x - gradient)[:, chosen]
+        loss = 0.5 * (x[:, chosen] - target).square().mean()
+        apart = (fake - real)[:, chosen].abs().mean()
+        return loss, {"apart": apart, "from_real": scale.mean()}
+
+    def critic_loss(
+        self, window: Window, critic: Denoiser, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `Objective.critic_loss`: flow matching on the student's own streams."""
+        x = window.x.detach()
+        noisy, sigma, noise = self._noised(x, generator)
+        error = (critic(noisy, sigma) - velocity_target(x, noise)).square()
+        return error[:, window.fresh].mean(), {}
+
+    def _noised(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t, sigma `(B,)`, noise): one level per sample."""
+        config = self.config
+        u = torch.rand(len(x), generator=generator)
+        sigma = (config.shift * u / (1 + (config.shift - 1) * u)).clamp(config.lowest, config.highest)
+        sigma = sigma.to(x)
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return add_noise(x, noise, sigma[:, None].expand(x.shape[:2])), sigma, noise

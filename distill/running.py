@@ -1,0 +1,268 @@
+"""Streams that training rolls out: what they are told, where they are, and a student that carries them on.
+
+They go through `streamgen.rollout` with sink, window, events and recache as at inference.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.causal_dit import TextContext
+from models.context import ChunkPlan
+from models.kv_cache import CacheShape, KVCache
+from models.motion_encoder import UNSPECIFIED, Tracks
+from models.text_encoder import PAD
+from streamgen.conditioning import Conditioning, Guidance
+from streamgen.noise import SeededNoise
+from streamgen.rollout import LatentChunk, RolloutState, Sampling, recache, rollout
+
+from .config import require
+from .flow import FlowNetwork
+from .guidance import GuidanceRange
+from .latent_cache import LatentClips
+from .windows import WindowConfig, window_tracks
+
+#: Pixel frames per latent frame behind the first.
+_TEMPORAL = 4
+
+
+@dataclass(frozen=True)
+class Script:
+    """What B streams are told.
+
+    `words (B, 3, L)`: caption before and after the switch, and no caption; `switch` the latent frame from
+    which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on (after their end
+    nothing is said); `strengths (B, 2)` of guidance.
+    """
+
+    words: Tensor
+    switch: int | None
+    tracks: Tracks
+    strengths: Tensor
+
+    def to(self, device: torch.device) -> "Script":
+        """The same on a device."""
+        tracks = Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
+        return Script(self.words.to(device), self.switch, tracks, self.strengths.to(device))
+
+    def segment(self, start: int, count: int) -> Tensor:
+        """Which caption each of `count` latent frames from `start` on reads, `(B, count)`."""
+        at = torch.arange(start, start + count, device=self.words.device)
+        after = torch.zeros_like(at) if self.switch is None else (at >= self.switch).long()
+        return after.expand(len(self.words), count)
+
+    def tracks_of(self, start: int, count: int) -> Tracks:
+        """Tracks over the `4 count` pixel frames of latent frames `start ...`; nothing is said of frames
+        before 0 and after the end.
+        """
+        pixel = torch.arange(_TEMPORAL * (start - 1) + 1, _TEMPORAL * (start + count - 1) + 1)
+        total = self.tracks.state.shape[2]
+        inside = ((pixel >= 0) & (pixel < total)).to(self.words.device)
+        pixel = pixel.clamp(0, total - 1).to(self.words.device)
+        state = torch.where(inside, self.tracks.state[:, :, pixel], UNSPECIFIED).to(torch.int8)
+        return replace(self.tracks, points=self.tracks.points[:, :, pixel], state=state)
+
+
+@dataclass(frozen=True)
+class ScriptConfig:
+    """`switch_share` of the scripts change the prompt of all streams once, between latent frames
+    `switch_from` and `switch_to`; the others may have tracks.
+    """
+
+    switch_share: float = 0.4
+    switch_from: int = 3
+    switch_to: int = 24
+
+    def __post_init__(self) -> None:
+        require(0 <= self.switch_share <= 1, "script.switch_share", "within [0, 1]", self.switch_share)
+        require(
+            1 <= self.switch_from <= self.switch_to,
+            "script.switch_from",
+            f"1 to switch_to ({self.switch_to})",
+            self.switch_from,
+        )
+
+
+def draw_script(
+    clips: LatentClips,
+    size: int,
+    plan: ChunkPlan,
+    config: ScriptConfig,
+    windows: WindowConfig,
+    guidance: GuidanceRange,
+    generator: torch.Generator,
+) -> Script:
+    """A script from the captions and tracks of clips; their pictures are not used.
+
+    Switches take clips with a change and only their two captions: their tracks belong to the moment at which
+    the clip changes, which is not that of the script.
+    """
+    total = clips.latents.shape[1]
+    changing = clips.switch < total
+    wanted = bool(torch.rand((), generator=generator) < config.switch_share) and bool(changing.any())
+    # where every clip changes, plain scripts keep to the first caption
+    pool = changing if wanted else ~changing
+    rows = pool.nonzero()[:, 0] if bool(pool.any()) else torch.arange(len(changing))
+    rows = rows[torch.randint(len(rows), (size,), generator=generator)]
+    tracks = window_tracks(clips, rows, torch.arange(total).expand(size, total), windows, generator)
+    if wanted:
+        tracks = replace(tracks, state=torch.zeros_like(tracks.state))
+    words = clips.words[rows].long()
+    return Script(
+        torch.cat([words, torch.full_like(words[:, :1], PAD)], 1),
+        draw_switch(plan, config, generator) if wanted else None,
+        tracks,
+        guidance.sample((tracks.state != UNSPECIFIED).flatten(1).any(1), generator),
+    )
+
+
+def prompt_script(
+    prompts: Sequence[tuple[Tensor, Tensor]],
+    size: int,
+    plan: ChunkPlan,
+    config: ScriptConfig,
+    guidance: GuidanceRange,
+    generator: torch.Generator,
+) -> Script:
+    """A script from prompts alone, each `(before, after)` as word ids `(L,)`; where a switch is wanted and
+    the two are alike, another prompt follows.
+    """
+    rows = torch.randint(len(prompts), (size,), generator=generator).tolist()
+    others = torch.randint(len(prompts), (size,), generator=generator).tolist()
+    wanted = bool(torch.rand((), generator=generator) < config.switch_share)
+    words = []
+    for row, other in zip(rows, others, strict=True):
+        before, after = prompts[row]
+        words.append(torch.stack([before, prompts[other][0] if torch.equal(before, after) else after]))
+    stacked = torch.stack(words)
+    nothing = torch.zeros(size, 1, 1)
+    silent = Tracks(
+        nothing[..., None].expand(-1, -1, -1, 2),
+        nothing.to(torch.int8),
+        nothing[..., 0].bool(),
+        nothing[..., 0].long(),
+    )
+    return Script(
+        torch.cat([stacked, torch.full_like(stacked[:, :1], PAD)], 1),
+        draw_switch(plan, config, generator) if wanted else None,
+        silent,
+        guidance.sample(torch.zeros(size, dtype=torch.bool), generator),
+    )
+
+
+def draw_switch(plan: ChunkPlan, config: ScriptConfig, generator: torch.Generator) -> int:
+    """A latent frame at which a chunk begins."""
+    place = torch.randint(config.switch_from, config.switch_to + 1, (), generator=generator)
+    return plan.start(max(1, plan.index_of(int(place))))
+
+
+@dataclass
+class RunningStreams:
+    """A batch of streams in the middle of their script; `switched` once the cache stands under its second
+    caption.
+    """
+
+    script: Script
+    state: RolloutState
+    seed: int
+    switched: bool = False
+
+    @property
+    def frames(self) -> int:
+        """Latent frames generated so far."""
+        return self.state.start
+
+    def recent(self, count: int) -> Tensor | None:
+        """The last `count` generated latent frames (fewer if the context holds fewer), None at the start."""
+        if not self.state.context or count == 0:
+            return None
+        return torch.cat([chunk.latents for chunk in self.state.context[-count:]], 1)[:, -count:]
+
+    def save(self) -> dict[str, Any]:
+        """Everything, as tensors and plain values."""
+        state = self.state
+        return {
+            "words": self.script.words,
+            "switch": self.script.switch,
+            "tracks": dict(vars(self.script.tracks)),
+            "strengths": self.script.strengths,
+            "cache": state.cache.state(),
+            "context": [[c.index, c.start, c.latents, c.motion] for c in state.context],
+            "chunk": state.chunk,
+            "seed": self.seed,
+            "switched": self.switched,
+        }
+
+    @staticmethod
+    def load(saved: dict[str, Any], cache: KVCache) -> "RunningStreams":
+        """Streams that `save` described, on a cache of the same sizes."""
+        cache.load_state(saved["cache"])
+        context = [LatentChunk(*chunk) for chunk in saved["context"]]
+        script = Script(saved["words"], saved["switch"], Tracks(**saved["tracks"]), saved["strengths"])
+        state = RolloutState(cache, context, saved["chunk"])
+        return RunningStreams(script, state, saved["seed"], saved["switched"])
+
+
+class RolloutStudent(FlowNetwork):
+    """The student as a generator: its forward carries streams on, which is what data parallelism wraps."""
+
+    def new_cache(self, batch: int, grid: tuple[int, int]) -> KVCache:
+        """An empty cache for `batch` streams of latents `grid` high and wide."""
+        config, weight = self.dit.config, self.dit.head.head.weight
+        tokens = (grid[0] // config.patch, grid[1] // config.patch)
+        shape = CacheShape(config.layers, config.heads, config.head_dim, tokens, batch)
+        return KVCache(shape, self.plan, self.dit.rope, weight.device)
+
+    def forward(self, streams: RunningStreams, frames: int, sampling: Sampling) -> Tensor:
+        """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`.
+
+        With `sampling.with_gradient` the exit step of every chunk carries gradient to the parameters, and
+        nothing else does: the context is committed without.
+        """
+        device = streams.script.words.device
+        # weights that autocast has cast without gradient must not be taken for those that need one
+        with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type), cache_enabled=False):
+            noise = SeededNoise(streams.seed, device)
+            steer = _Steering(self, streams, noise, sampling.context_sigma)
+            made: list[Tensor] = []
+            chunks: Iterator[LatentChunk] = rollout(
+                self.dit, streams.state, steer.conditioning, noise, sampling
+            )
+            for chunk in chunks:
+                made.append(chunk.latents)
+                if sum(part.shape[1] for part in made) >= frames:
+                    return torch.cat(made, 1)
+        raise AssertionError("unreachable: a rollout has no end")
+
+
+@dataclass
+class _Steering:
+    """Applies a script to its streams, chunk by chunk."""
+
+    student: RolloutStudent
+    streams: RunningStreams
+    noise: SeededNoise
+    context_sigma: float
+    texts: list[TextContext] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        words = self.streams.script.words
+        encode = self.student.text_encoder
+        self.texts = [self.student.dit.embed_text(encode(words[:, i])) for i in (0, 1)]
+
+    def conditioning(self, chunk: int) -> Conditioning:
+        """What the chunk is told; at the switch the cache is rebuilt under the new caption first."""
+        streams, script, student = self.streams, self.streams.script, self.student
+        start, length = streams.state.start, streams.state.length
+        after = script.switch is not None and start >= script.switch
+        if after and not streams.switched:
+            recache(student.dit, streams.state, self.texts[1], self.noise, self.context_sigma)
+            streams.switched = True
+        rows, columns = streams.state.cache.shape.grid
+        grid = (rows * student.dit.config.patch, columns * student.dit.config.patch)
+        motion = student.motion(script.tracks_of(start, length), grid)
+        text = self.texts[int(after)]
+        return Conditioning(text, text, motion, Guidance(1.0, 0.0), script.strengths)

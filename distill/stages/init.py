@@ -1,0 +1,247 @@
+"""Causal initialisation: a few-step student from the guided autoregressive teacher, before Self Forcing.
+
+Both methods train on clean context (teacher forcing), as a stream has it, and need no stored pairs:
+
+- `consistency`: causal consistency distillation (Consistency Models, arXiv 2303.01469; causal as in
+  Causal-Forcing, https://github.com/thu-ml/Causal-Forcing). The teacher takes one guided step down, and the
+  student's clean estimate from above is drawn to the one its own moving average makes from below.
+- `ode`: causal ODE regression (CausVid, arXiv 2412.07772, with clean context). The teacher solves each chunk
+  from noise, and the student learns to name the end from the levels it will visit.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
+
+from ..config import require
+from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, focused, guided
+from ..guidance import GuidanceRange
+from ..optim import ParameterGroups
+from ..samples import sample_sheets
+from ..trainer import Tick
+from .causal import CausalRun, WindowStage
+from .diffusion import optimizer_groups
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """`method` as in the module's head. `steps` levels of the consistency grid, or solver steps of the
+    regression; `student_steps` the steps the student will stream with, at the same `shift`; `target_decay`
+    of the moving average that makes consistency targets.
+    """
+
+    method: Literal["consistency", "ode"] = "consistency"
+    steps: int = 32
+    student_steps: int = 4
+    shift: float = 3.0
+    target_decay: float = 0.95
+    guidance: GuidanceRange = field(default_factory=GuidanceRange)
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 2, "distillation.steps", ">= 2", self.steps)
+        require(
+            self.steps % self.student_steps == 0,
+            "distillation.steps",
+            f"a multiple of student_steps ({self.student_steps})",
+            self.steps,
+        )
+        require(0 <= self.target_decay < 1, "distillation.target_decay", "within [0, 1)", self.target_decay)
+
+
+@dataclass(frozen=True)
+class InitRun(CausalRun):
+    """Config of the init stage; `teacher` is the checkpoint of the causal stage, also the usual `init`."""
+
+    teacher: str = "runs/tiny/causal/export"
+    distillation: InitConfig = field(default_factory=InitConfig)
+
+
+@dataclass(frozen=True)
+class InitBatch:
+    """`windows`, guidance `strengths (B, 2)` and the index `levels (B, T)` of each latent frame's noise,
+    from 1 (next to clean) to `steps` (noise); `first` of an update's micro-batches.
+    """
+
+    windows: FlowBatch
+    strengths: Tensor
+    levels: Tensor
+    first: bool
+
+
+@dataclass(frozen=True)
+class StudentBatch:
+    """What the student sees and should answer: noisy frames `x (B, T, C, h, w)` at `sigma (B, T)` behind
+    the clean `past`, and the clean frames `target` it is to name. `windows` has captions, tracks and weights,
+    `strengths (B, 2)` are the guidance it answers for.
+    """
+
+    windows: FlowBatch
+    strengths: Tensor
+    past: tuple[Tensor, Tensor]
+    x: Tensor
+    sigma: Tensor
+    target: Tensor
+
+
+class FewStepStudent(FlowNetwork):
+    """The student with its regression loss in forward, which is what data parallelism wraps."""
+
+    def forward(self, batch: StudentBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Weighted pseudo-Huber distance of clean estimates (arXiv 2310.14189), and the plain mean square."""
+        clean = self.estimate(batch.windows, batch.strengths, batch.past, batch.x, batch.sigma)
+        squares = (clean - batch.target).square()
+        mean_square = focused(squares.mean(2), batch.windows.focus)
+        small = 0.03
+        huber = focused((squares + small**2).sqrt().sub(small).mean(2), batch.windows.focus)
+        weight = batch.windows.weight
+        total = weight.sum().clamp_min(1e-6)
+        metrics: dict[str, Tensor | float] = {"mse": (mean_square.detach() * weight).sum() / total}
+        return (huber * weight).sum() / total, metrics
+
+    def estimate(
+        self, windows: FlowBatch, strengths: Tensor, past: tuple[Tensor, Tensor], x: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Clean frames as the student sees them through noise, `(B, T, C, h, w)`."""
+        condition = condition_of(self, windows, strengths)
+        velocity = self.velocity(x, sigma, condition.text, condition.motion, strengths, past)
+        return x0_from_velocity(x, velocity, sigma)
+
+
+class InitStage(WindowStage):
+    """Trains a few-step student on clean context (a `distill.trainer.Stage`)."""
+
+    def __init__(self, config: InitRun, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.options = config.distillation
+        self.teacher = self.build(FlowMatching, config.teacher).requires_grad_(False).eval()
+        self.student = self.network = self.build(FewStepStudent, config.init, guidance=True)
+        # the moving average that consistency targets come from; the trainer's own is much slower
+        self.average = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.load_clips()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The student with its loss."""
+        return {"student": self.student}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Networks that are never trained."""
+        return {"teacher": self.teacher, "average": self.average}
+
+    def optimizer_groups(self) -> dict[str, ParameterGroups]:
+        """Hidden matrices apart from embeddings, modulations and outputs."""
+        return {"student": optimizer_groups(self.student)}
+
+    def target(self, step: int) -> str:
+        """Always the student."""
+        return "student"
+
+    def state(self) -> dict[str, Any]:
+        """The moving average."""
+        return {"average": self.average.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a saved moving average."""
+        self.average.load_state_dict(state["average"])
+
+    def batch(self, tick: Tick) -> InitBatch:
+        """Windows of the causal stage's mixture with strengths and levels."""
+        windows = self.draw(tick)
+        generator = torch.Generator().manual_seed(tick.generator_seed("levels"))
+        strengths = self.options.guidance.sample(has_tracks(windows).cpu(), generator)
+        levels = torch.randint(1, self.options.steps + 1, windows.sigma.shape, generator=generator)
+        return InitBatch(windows, strengths.to(self.device), levels.to(self.device), tick.micro == 0)
+
+    def loss(self, module: nn.Module, batch: InitBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The student's distance from its target."""
+        windows, strengths = batch.windows, batch.strengths
+        with torch.no_grad():
+            if batch.first:
+                self._follow()
+            past = committed(windows)
+            falling = FlowMatchScheduler(self.options.steps, self.options.shift).sigmas()
+            sigmas = torch.tensor(falling[::-1], device=self.device)
+            condition = condition_of(self.teacher, windows, strengths)
+            make = _consistency if self.options.method == "consistency" else _regression
+            pair = make(self, windows, condition, past, sigmas, batch.levels)
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(
+            StudentBatch(windows, strengths, past, *pair)
+        )
+        return result
+
+    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
+        """Contact sheets of fixed streams as the student streams them."""
+        sample_sheets(self.pipeline(), out_dir)
+        return {}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average a step towards the student."""
+        own = [p.detach() for p in self.student.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), own, 1.0 - self.options.target_decay)
+
+
+def _consistency(
+    stage: InitStage,
+    windows: FlowBatch,
+    condition: Condition,
+    past: tuple[Tensor, Tensor],
+    sigmas: Tensor,
+    levels: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(noisy frames, their level, target): the average's clean estimate one guided teacher step below."""
+    above, below = sigmas[levels], sigmas[levels - 1]
+    x = add_noise(windows.x0, windows.noise, above)
+    velocity = guided(stage.teacher, x, above, condition, past)
+    lower = x + (below - above)[..., None, None, None] * velocity
+    estimate = stage.average.estimate(windows, condition.strengths, past, lower, below)
+    # at level 0 the frames are clean themselves
+    return x, above, torch.where((below == 0)[..., None, None, None], lower, estimate)
+
+
+def _regression(
+    stage: InitStage,
+    windows: FlowBatch,
+    condition: Condition,
+    past: tuple[Tensor, Tensor],
+    sigmas: Tensor,
+    levels: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(noisy frames, their level, target): a place on the teacher's way from noise, and its end."""
+    steps, stride = stage.options.steps, stage.options.steps // stage.options.student_steps
+    # the student only ever visits every stride-th level
+    visited = (levels + stride - 1) // stride * stride
+    x, chosen = windows.noise, windows.noise
+    for level in range(steps, 0, -1):
+        chosen = torch.where((visited == level)[..., None, None, None], x, chosen)
+        above = sigmas[level].expand_as(windows.sigma)
+        velocity = guided(stage.teacher, x, above, condition, past)
+        x = x + (sigmas[level - 1] - sigmas[level]) * velocity
+    return chosen, sigmas[visited], x
+
+
+def committed(windows: FlowBatch) -> tuple[Tensor, Tensor]:
+    """The frames of windows as a stream would have committed them: at the noise level that the windows have
+    for their clean prefix, or clean where they have none. Latents and levels `(B, T)`.
+    """
+    prefix = windows.weight == 0
+    level = torch.where(prefix, windows.sigma, 0.0).amax(1, keepdim=True).expand_as(windows.sigma)
+    return add_noise(windows.x0, torch.randn_like(windows.x0), level), level
+
+
+def condition_of(network: FlowNetwork, windows: FlowBatch, strengths: Tensor) -> Condition:
+    """The conditioning of windows through a network's own encoders."""
+    grid = (windows.x0.shape[3], windows.x0.shape[4])
+    return Condition(
+        network.text(windows.words, windows.segment), network.motion(windows.tracks, grid), strengths
+    )
+
+
+def has_tracks(windows: FlowBatch) -> Tensor:
+    """Which windows `(B,)` have a specified point."""
+    return (windows.tracks.state > 0).flatten(1).any(1)

@@ -1,0 +1,135 @@
+"""The bidirectional teacher: flow matching on windows cut anywhere, every latent frame seeing all others.
+
+It is what distillation measures a student's streams by. Its checkpoint has a chunk plan of one long chunk
+without sink and window, so that everything that opens a checkpoint can sample the first seconds from it.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import require
+from ..flow import FlowBatch, FlowMatching
+from ..optim import ParameterGroups
+from ..samples import prompt_sheet
+from ..trainer import Tick
+from ..windows import WindowConfig, image_batch, teacher_batch
+from .causal import silent
+from .diffusion import DiffusionRun, DiffusionStage, optimizer_groups
+
+_FIXED_SEED = 78
+
+
+@dataclass(frozen=True)
+class TeacherData:
+    """Batches of one process: `video_batch` windows as long as the plan's chunk; on `short_share` of the
+    updates `short_batch` windows of `short_frames`, on `image_share` of them `image_batch` first frames, and
+    in the first `image_phase` of the budget those alone.
+
+    `start_share` of all windows begin at frame 0. Of the windows, `silent_share` are mostly without tracks,
+    which would give away what the words have to tell. Tracks fall silent in mid-window only in the last part
+    of the budget, from `mask_from` on (MotionStream, arXiv 2511.01266).
+    """
+
+    video_batch: int = 7
+    short_batch: int = 13
+    short_frames: int = 9
+    short_share: float = 0.3
+    image_batch: int = 64
+    image_phase: float = 0.0
+    image_share: float = 0.15
+    start_share: float = 0.4
+    silent_share: float = 0.5
+    mask_from: float = 0.5
+    held_out: int = 64
+
+    def __post_init__(self) -> None:
+        require(
+            self.short_share + self.image_share <= 1,
+            "data shares",
+            "a sum <= 1",
+            (self.short_share, self.image_share),
+        )
+        require(0 <= self.mask_from <= 1, "data.mask_from", "within [0, 1]", self.mask_from)
+
+
+@dataclass(frozen=True)
+class TeacherRun(DiffusionRun):
+    """Config of the teacher stage; `plan` is one chunk, `{chunk_frames: T, first_chunk_frames: T,
+    sink_frames: 0, window_frames: 0}`.
+    """
+
+    data: TeacherData = field(default_factory=TeacherData)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+
+
+class TeacherStage(DiffusionStage):
+    """Trains the bidirectional teacher (a `distill.trainer.Stage`)."""
+
+    def __init__(self, config: TeacherRun, device: torch.device) -> None:
+        plan, latent_frames = config.plan, (config.cache.frames - 1) // 4 + 1
+        require(
+            plan.first_chunk_frames == plan.chunk_frames and plan.context_frames == 0,
+            "plan",
+            "one chunk (first_chunk_frames = chunk_frames) without sink and window",
+            plan,
+        )
+        for name, frames in (
+            ("plan.chunk_frames", plan.chunk_frames),
+            ("data.short_frames", config.data.short_frames),
+        ):
+            require(frames <= latent_frames, name, f"<= the clips' {latent_frames} latent frames", frames)
+        super().__init__(config, device)
+        self.config = config
+        self.module = self.network = self.build(FlowMatching, config.init)
+        self.load_clips()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """DiT and encoders with their loss."""
+        return {"teacher": self.module}
+
+    def optimizer_groups(self) -> dict[str, ParameterGroups]:
+        """Hidden matrices apart from embeddings, modulations and outputs."""
+        return {"teacher": optimizer_groups(self.module)}
+
+    def target(self, step: int) -> str:
+        """Always the one module."""
+        return "teacher"
+
+    def batch(self, tick: Tick) -> FlowBatch:
+        """Windows of two lengths and first frames by turns; the same kind on every process."""
+        data = self.config.data
+        windows = self.config.windows
+        generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
+        if tick.progress < data.mask_from:
+            windows = replace(windows, motion_mask=0.0)
+        turn = (tick.step * 0.6180339887) % 1
+        if tick.progress < data.image_phase or turn < data.image_share:
+            return image_batch(self.images, data.image_batch, windows, generator).to(self.device)
+        if torch.rand((), generator=generator) < data.silent_share:
+            windows = silent(windows)
+        short = turn < data.image_share + data.short_share
+        size, frames = (
+            (data.short_batch, data.short_frames)
+            if short
+            else (data.video_batch, self.config.plan.chunk_frames)
+        )
+        return teacher_batch(self.clips, size, frames, data.start_share, windows, generator).to(self.device)
+
+    def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Flow-matching loss of a batch."""
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
+        return result
+
+    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
+        """Loss on fixed windows of training clips with fixed noise, and a contact sheet of fixed prompts."""
+        data, plan = self.config.data, self.config.plan
+        generator = torch.Generator().manual_seed(_FIXED_SEED)
+        batch = teacher_batch(
+            self.clips, data.held_out, plan.chunk_frames, data.start_share, self.config.windows, generator
+        )
+        loss, metrics = self.module(batch.to(self.device))
+        prompt_sheet(self.pipeline(), out_dir)
+        return {key: float(value) for key, value in {"loss": loss, **metrics}.items()}

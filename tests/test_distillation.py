@@ -1,0 +1,69 @@
+"""The stages of distillation: teacher, causal initialisation, Self Forcing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from distill.config import ConfigError
+from distill.running import ScriptConfig
+from distill.stages import build_stage
+from distill.stages.self_forcing import SelfForcingRun
+from distill.trainer import Trainer, make_accelerator
+from models.context import ChunkPlan
+from streamgen import load_pipeline
+from tests.tiny_stages import CPU, init_run, self_forcing_run, teacher_run, with_steps
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Any:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+@pytest.mark.parametrize("make", [teacher_run, init_run, self_forcing_run])
+def test_a_stage_trains_and_its_checkpoint_streams(tmp_path: Path, make: Any) -> None:
+    config = with_steps(make(tmp_path), 7)
+    if isinstance(config, SelfForcingRun):
+        # scripts with a switch have no tracks, and the motion encoder is to learn, too
+        config = replace(config, script=ScriptConfig(switch_share=0.0))
+    stage = build_stage(config, CPU)
+    before = {
+        name: {key: p.detach().clone() for key, p in module.named_parameters()}
+        for name, module in stage.modules().items()
+    }
+    Trainer(config, stage, make_accelerator(config)).run("none")
+    for name, module in stage.modules().items():
+        kept = [key for key, p in module.named_parameters() if torch.equal(p, before[name][key])]
+        assert not kept, (name, kept)
+    pipeline = load_pipeline(Path(config.run_dir) / "export")
+    chunk = next(pipeline.open("a red circle moves right"))
+    assert torch.isfinite(chunk.frames.float()).all()
+    assert len(chunk.frames) == (17 if config.stage == "teacher" else 1)
+
+
+def test_ode_regression_trains(tmp_path: Path) -> None:
+    config = init_run(tmp_path)
+    config = replace(config, distillation=replace(config.distillation, method="ode"))
+    Trainer(config, build_stage(config, CPU), make_accelerator(config)).run("none")
+
+
+def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    teacher = teacher_run(tmp_path)
+    with pytest.raises(ConfigError, match="one chunk"):
+        build_stage(replace(teacher, plan=ChunkPlan(1, 1, 1, 4)), CPU)
+    with pytest.raises(ConfigError, match="latent frames, found 12"):
+        build_stage(replace(teacher, plan=ChunkPlan(12, 12, 0, 0)), CPU)
+    forcing = self_forcing_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"rollout\.window_frames: expected <= the teacher's 5"):
+        build_stage(
+            replace(forcing, rollout=replace(forcing.rollout, window_frames=6, fresh_frames=4)), CPU
+        )
+    with pytest.raises(ConfigError, match=r"window_frames - rollout\.fresh_frames: expected <= plan"):
+        build_stage(replace(forcing, rollout=replace(forcing.rollout, fresh_frames=1)), CPU)
+    with pytest.raises(ConfigError, match="init: expected a checkpoint"):
+        build_stage(replace(forcing, init=None), CPU)
