@@ -60,9 +60,7 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build_stage(replace(teacher, plan=ChunkPlan(12, 12, 0, 0)), CPU)
     forcing = self_forcing_run(tmp_path)
     with pytest.raises(ConfigError, match=r"rollout\.window_frames: expected <= the teacher's 5"):
-        build_stage(
-            replace(forcing, rollout=replace(forcing.rollout, window_frames=6, fresh_frames=4)), CPU
-        )
+        build_stage(replace(forcing, rollout=replace(forcing.rollout, window_frames=6, fresh_frames=4)), CPU)
     with pytest.raises(ConfigError, match=r"window_frames - rollout\.fresh_frames: expected <= plan"):
         build_stage(replace(forcing, rollout=replace(forcing.rollout, fresh_frames=1)), CPU)
     with pytest.raises(ConfigError, match="init: expected a checkpoint"):

@@ -11,14 +11,17 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 import distill.clips.training
+import distill.latent_cache
 from distill.__main__ import main
-from distill.clips import ClipFolderConfig
-from distill.clips.training import LatentMix, draws_own, open_folder
+from distill.clips import ClipFolder, ClipFolderConfig
+from distill.clips.training import LatentMix, draws_own, open_folder, stage_vocabulary
 from distill.config import CheckpointConfig, ConfigError, PreviewConfig
 from distill.latent_cache import CacheConfig, LatentClips
 from distill.scenes import SceneConfig, caption_vocabulary
+from distill.stages import build_stage
 from distill.stages.causal import CausalRun, CausalStage, DataConfig
-from distill.stages.diffusion import NetworkConfig
+from distill.stages.diffusion import NetworkConfig, words_of
+from distill.stages.self_forcing import SelfForcingStage
 from distill.stages.tokenizer import DataConfig as TokenizerData
 from distill.stages.tokenizer import TokenizerRun, TokenizerStage
 from distill.trainer import Tick, Trainer, make_accelerator
@@ -26,9 +29,11 @@ from distill.windows import WindowConfig
 from models.context import ChunkPlan
 from models.video_tokenizer import VideoTokenizerConfig
 from streamgen import load_pipeline
+from streamgen.errors import CheckpointError, InputError
 from tests.clip_folders import metadata, small, with_reader, write_clip
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
+from tests.tiny_stages import init_run, self_forcing_run, teacher_run
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -246,3 +251,53 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
 def _reset() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
+
+
+@pytest.mark.parametrize("make", [teacher_run, init_run, self_forcing_run])
+def test_the_stages_of_distillation_train_on_a_folder(tmp_path: Path, clips: Path, make: Any) -> None:
+    """Two steps of each on clips that are no squares; what they export streams at their size."""
+    config = make(tmp_path, clips=small(clips, tmp_path / "cache"))
+    config = replace(config, max_steps=2, tensorboard=False)
+    stage = build_stage(config, CPU)
+    Trainer(config, stage, make_accelerator(config)).run("none")
+    pipeline = load_pipeline(Path(config.run_dir) / "export")
+    assert next(pipeline.open("a zebra walks")).frames.shape[1:] == (32, 48, 3)
+
+
+def test_self_forcing_needs_prompts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words come from the list, switches from its shots; no clip of the world is made."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        '"a red circle moves"\n{"shots": [{"prompt": "sea"}, {"at": 3, "prompt": "zebra sand"}]}\n'
+    )
+    config = self_forcing_run(tmp_path, prompts=str(prompts))
+    config = replace(config, max_steps=3, tensorboard=False)
+    monkeypatch.setattr(distill.latent_cache.LatentCache, "build", None)
+    stage = build_stage(config, CPU)
+    assert "1 words are unknown to the model (zebra)" in capsys.readouterr().err
+    Trainer(config, stage, make_accelerator(config)).run("none")
+    assert isinstance(stage, SelfForcingStage)
+    known = stage.vocabulary.encode("a red circle moves", 6).ids
+    scripts = [stage.script(torch.Generator().manual_seed(seed)) for seed in range(30)]
+    pairs = {(tuple(a), tuple(b)) for script in scripts for a, b, _ in script.words.tolist()}
+    assert any(before == tuple(known.tolist()) for before, _ in pairs)
+    assert {script.switch is None for script in scripts} == {True, False}
+    with pytest.raises(InputError, match=r"prompts\.txt: no such file"):
+        build_stage(replace(config, prompts=str(tmp_path / "prompts.txt")), CPU)
+
+
+def test_words_of_the_start_stay_known(tmp_path: Path, clips: Path) -> None:
+    """A stage that goes on from a model of own words knows them, with or without the folder."""
+    start = write_checkpoint(tmp_path / "start", words=("lion", "zebra", "red"))
+    words = words_of(str(start))
+    assert words == ("lion", "zebra", "red")
+    known = {*caption_vocabulary(), "lion", "zebra"}
+    assert set(stage_vocabulary(None, "unused", words).words) == known
+    folder = ClipFolder(small(clips, tmp_path / "cache", min_count=1))
+    more = stage_vocabulary(folder, str(tmp_path / "run"), words).words
+    assert known < set(more)
+    assert len(set(more)) == len(more)
+    with pytest.raises(CheckpointError):
+        words_of(str(tmp_path / "nowhere"))

@@ -12,7 +12,7 @@ from streamgen.pipeline import Pipeline
 
 from ..config import require
 from ..latent_cache import LatentClips
-from ..samples import sample_sheets, stream
+from ..samples import prompt_sheet, sample_sheets, stream
 from ..scenes import caption_vocabulary, contact_sheet
 from .config import ClipFolderConfig
 from .folder import ClipFolder
@@ -76,17 +76,18 @@ def open_folder(config: ClipFolderConfig | None, world_size: int) -> ClipFolder 
     return ClipFolder(config)
 
 
-def stage_vocabulary(folder: ClipFolder | None, run_dir: str) -> Vocabulary:
-    """The words of the world, of own captions, or of both, as the clips' config has it.
+def stage_vocabulary(folder: ClipFolder | None, run_dir: str, start: Sequence[str] = ()) -> Vocabulary:
+    """The words of the world, of the start of the training, and of own captions, as the clips' config has it.
 
     Raises:
         CheckpointError: see `run_vocabulary`.
     """
     world = caption_vocabulary()
     if folder is None:
-        return Vocabulary(world)
+        return Vocabulary(tuple(dict.fromkeys((*world, *start))))
     config = folder.config
     known = world if config.world_words or config.share < 1 else []
+    known = list(dict.fromkeys((*known, *start)))
     words = caption_words(folder.captions, known, config.min_count, config.most_words)
     return run_vocabulary(Path(run_dir), words, PartialState().is_main_process)
 
@@ -98,18 +99,29 @@ def picture_size(config: ClipFolderConfig | None, world_size: int) -> tuple[int,
     return config.height, config.width, config.fps
 
 
+def clip_frames(config: ClipFolderConfig | None, world_frames: int) -> int:
+    """Frames that every clip has of which a model may be trained."""
+    if config is None:
+        return world_frames
+    return config.frames if config.share == 1 else min(config.frames, world_frames)
+
+
 def draws_own(share: float, number: int) -> bool:
     """Whether update `number` draws own clips: `share` of all, spread evenly."""
     # multiples of the plastic ratio: independent of those of the golden ratio by which kinds take turns
     return (number * 0.7548776662) % 1 < share
 
 
-def preview_sheets(pipeline: Pipeline, folder: ClipFolder | None, out_dir: Path) -> None:
-    """Write contact sheets of streams: from the world's prompts, from own captions, or from both."""
+def preview_sheets(
+    pipeline: Pipeline, folder: ClipFolder | None, out_dir: Path, streams: bool = True
+) -> None:
+    """Write contact sheets: from the world's prompts, from own captions, or from both; `streams` says whether
+    the model makes streams that can be switched and dragged.
+    """
     if folder is not None:
         caption_sheet(pipeline, folder.captions, out_dir)
     if folder is None or folder.config.share < 1:
-        sample_sheets(pipeline, out_dir)
+        (sample_sheets if streams else prompt_sheet)(pipeline, out_dir)
 
 
 def caption_sheet(pipeline: Pipeline, captions: Sequence[str], out_dir: Path, seconds: float = 2.0) -> None:

@@ -111,7 +111,7 @@ class DiffusionStage:
         self.run, self.device = config, device
         self.tokenizer, self.tokenizer_digest = load_tokenizer(Path(config.tokenizer), device)
         self.folder = open_folder(config.clips, config.scenes.size)
-        self.vocabulary = stage_vocabulary(self.folder, config.run_dir)
+        self.vocabulary = stage_vocabulary(self.folder, config.run_dir, words_of(config.init))
 
     def build(self, kind: type[N], init: str | None, **options: Any) -> N:
         """A network of a certain `kind` on the device, from the checkpoint directory `init` if given; see
@@ -225,6 +225,18 @@ def _by_word(fresh: Tensor, vocabulary: Vocabulary, given: Tensor, known: Vocabu
         if word in index:
             rows[first + i] = given[index[word]].to(rows)
     return rows
+
+
+def words_of(init: str | None) -> tuple[str, ...]:
+    """The words of a checkpoint directory, none where there is no such start.
+
+    Raises:
+        CheckpointError: a start whose config or vocabulary cannot be read.
+    """
+    if init is None:
+        return ()
+    directory = Path(init)
+    return read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder).words
 
 
 def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
