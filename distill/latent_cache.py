@@ -132,13 +132,6 @@ class LatentCache:
     @torch.no_grad()
     def _encode(self, scene: SceneBatch) -> dict[str, Tensor]:
         geometry = LatentGeometry(scene.video.shape[2], scene.video.shape[3])
-        latents = []
-        for video in scene.video.split(16):
-            pixels = video.movedim(-1, 2).float().div(127.5).sub(1.0)
-            # half the time on a CPU; the posterior mean itself stays float32
-            with torch.autocast(pixels.device.type, torch.bfloat16):
-                mean = self.tokenizer.encode(pixels).mean.float()
-            latents.append(self.tokenizer.normalize(mean, 0).half())
         frames = scene.video.shape[1]
         words = [
             torch.stack(
@@ -151,7 +144,7 @@ class LatentCache:
             [geometry.latent_of(int(f)) if f < frames else geometry.latent_frames(frames) for f in changed]
         )
         return {
-            "latents": torch.cat(latents).cpu(),
+            "latents": encode_clips(self.tokenizer, scene.video, scene.video.device),
             "words": torch.stack(words).to(torch.int16),
             "switch": switch.to(torch.int16),
             "points": scene.points.half().cpu(),
@@ -161,3 +154,18 @@ class LatentCache:
             "background": (scene.track_object < 0).cpu(),
             "pinned": scene.pinned.cpu(),
         }
+
+
+@torch.no_grad()
+def encode_clips(
+    tokenizer: VideoTokenizer, videos: Tensor, device: torch.device, at_once: int = 16
+) -> Tensor:
+    """Normalised latents, float16 `(N, T, C, h, w)` on the CPU, of clips uint8 `(N, F, H, W, 3)`."""
+    latents = []
+    for video in videos.split(at_once):
+        pixels = video.to(device).movedim(-1, 2).float().div(127.5).sub(1.0)
+        # half the time on a CPU; the posterior mean itself stays float32
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            mean = tokenizer.encode(pixels).mean.float()
+        latents.append(tokenizer.normalize(mean, 0).half().cpu())
+    return torch.cat(latents)

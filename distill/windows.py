@@ -277,7 +277,9 @@ def _focus(clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfi
     last = frames * 4
     times = torch.stack([(last - 3).clamp(min=0), last], -1)
     points = clips.points[rows[:, None, None], :, times].float()
-    on_object = ~clips.background[rows][:, None, None, :]
+    # own clips have points that come and go; where one is not, it is outside of the picture
+    inside = ((points >= 0) & (points <= 1)).all(-1)
+    on_object = ~clips.background[rows][:, None, None, :] & inside
     near = []
     for size, axis in ((height, 1), (width, 0)):
         centres = (torch.arange(size) + 0.5) / size

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..clips.training import preview_sheets
 from ..config import require
 from ..flow import FlowBatch, FlowMatching
 from ..optim import ParameterGroups
-from ..samples import sample_sheets
 from ..trainer import Tick
 from ..windows import WindowConfig, image_batch, turning_batch, window_batch
 from .diffusion import DiffusionRun, DiffusionStage, optimizer_groups
@@ -78,19 +78,18 @@ class WindowStage(DiffusionStage):
         By turns: the kind is a function of the step, so it is alike on all processes.
         """
         data, windows = self.config.data, self.config.windows
+        clips, images, turns = self.latents.of(tick.step)
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
         # multiples of the golden ratio spread the kinds evenly over the steps
         turn = (tick.step * 0.6180339887) % 1
         if tick.progress < data.image_phase or turn < data.image_share:
-            batch = image_batch(self.images, data.image_batch, windows, generator)
+            batch = image_batch(images, data.image_batch, windows, generator)
         elif turn < data.image_share + data.start_share:
-            batch = window_batch(
-                self.clips, data.start_batch, beginnings(windows, data.start_frames), generator
-            )
-        elif turn < data.image_share + data.start_share + data.turn_share:
-            batch = turning_batch(self.clips, data.turn_batch, silent(windows), generator)
+            batch = window_batch(clips, data.start_batch, beginnings(windows, data.start_frames), generator)
+        elif turns and turn < data.image_share + data.start_share + data.turn_share:
+            batch = turning_batch(clips, data.turn_batch, silent(windows), generator)
         else:
-            batch = window_batch(self.clips, data.video_batch, windows, generator)
+            batch = window_batch(clips, data.video_batch, windows, generator)
         return batch.to(self.device)
 
 
@@ -135,7 +134,7 @@ class CausalStage(WindowStage):
             loss, metrics = self.module(batch)
             for key, value in {"loss": loss, **metrics}.items():
                 totals[key] = totals.get(key, 0.0) + float(value) / rounds
-        sample_sheets(self.pipeline(), out_dir)
+        preview_sheets(self.pipeline(), self.folder, out_dir)
         return totals
 
 

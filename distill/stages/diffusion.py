@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,11 +30,14 @@ from streamgen.pipeline import Networks, Pipeline
 from streamgen.settings import StreamSettings
 from streamgen.structured import to_plain
 
+from ..clips import ClipFolderConfig
+from ..clips.latents import OwnLatents
+from ..clips.training import LatentMix, open_folder, picture_size, stage_vocabulary
 from ..config import RunConfig, build, read_mapping, write_yaml
 from ..flow import FlowNetwork
 from ..latent_cache import CacheConfig, LatentCache, LatentClips
 from ..optim import ParameterGroups, split_parameters
-from ..scenes import SceneConfig, caption_vocabulary
+from ..scenes import SceneConfig
 from ..widen import widen_dit
 
 # Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
@@ -50,7 +52,6 @@ EDGES = (
     "time_",
     "norm",
 )
-FPS = 16
 _WORDS = "embedding.weight"
 _GUIDANCE = "guidance_embedding."
 N = TypeVar("N", bound=FlowNetwork)
@@ -76,11 +77,11 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class DiffusionRun(RunConfig):
-    """Config of a stage that trains a diffusion transformer on the world's latents.
+    """Config of a stage that trains a diffusion transformer on latents of the world or of own clips.
 
     `tokenizer` is an export of the tokenizer stage or a checkpoint directory; `init` a checkpoint directory
-    whose networks training starts from, null for random ones; `sampling` what the result streams with by
-    default.
+    whose networks training starts from, null for random ones; `clips` a folder of own clips instead of those
+    of `scenes`, or beside them; `sampling` what the result streams with by default.
     """
 
     tokenizer: str = "runs/tiny/tokenizer/export"
@@ -89,6 +90,7 @@ class DiffusionRun(RunConfig):
     plan: ChunkPlan = field(default_factory=ChunkPlan)
     scenes: SceneConfig = field(default_factory=SceneConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    clips: ClipFolderConfig | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,16 +99,19 @@ class DiffusionStage:
 
     Raises:
         CheckpointError: a tokenizer or a start that is missing, damaged, or of other sizes.
+        InputError: nothing usable in the folder of own clips.
     """
 
     network: FlowNetwork
+    latents: LatentMix
     clips: LatentClips
     images: LatentClips
 
     def __init__(self, config: DiffusionRun, device: torch.device) -> None:
         self.run, self.device = config, device
         self.tokenizer, self.tokenizer_digest = load_tokenizer(Path(config.tokenizer), device)
-        self.vocabulary = Vocabulary(caption_vocabulary())
+        self.folder = open_folder(config.clips, config.scenes.size)
+        self.vocabulary = stage_vocabulary(self.folder, config.run_dir, words_of(config.init))
 
     def build(self, kind: type[N], init: str | None, **options: Any) -> N:
         """A network of a certain `kind` on the device, from the checkpoint directory `init` if given; see
@@ -118,15 +123,16 @@ class DiffusionStage:
         return network.to(self.device)
 
     def load_clips(self) -> None:
-        """Take the clips from the latent cache, which is built where it is missing."""
-        config, length = self.run, self.run.network.text_length
-        cache = LatentCache(
-            config.cache, config.scenes, self.tokenizer, self.tokenizer_digest, self.vocabulary, length
-        )
-        process = PartialState()
-        cache.build(process.process_index, process.num_processes, self.device)
-        process.wait_for_everyone()
-        self.clips, self.images = cache.load(images=False), cache.load(images=True)
+        """Take the clips from the latent cache, which is built where it is missing.
+
+        `latents` has all of them; `clips` and `images` are the own ones where there are some.
+        """
+        config = self.run
+        encoders = (self.tokenizer, self.tokenizer_digest, self.vocabulary, config.network.text_length)
+        world = LatentCache(config.cache, config.scenes, *encoders)
+        own = None if self.folder is None else OwnLatents(self.folder, *encoders)
+        self.latents = LatentMix(world, own, config.clips, self.device)
+        self.clips, self.images, _ = self.latents.main
 
     def pipeline(self) -> Pipeline:
         """The network as it is now, as a pipeline that opens streams."""
@@ -221,6 +227,18 @@ def _by_word(fresh: Tensor, vocabulary: Vocabulary, given: Tensor, known: Vocabu
     return rows
 
 
+def words_of(init: str | None) -> tuple[str, ...]:
+    """The words of a checkpoint directory, none where there is no such start.
+
+    Raises:
+        CheckpointError: a start whose config or vocabulary cannot be read.
+    """
+    if init is None:
+        return ()
+    directory = Path(init)
+    return read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder).words
+
+
 def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
     """A frozen tokenizer from an export of the tokenizer stage or from a checkpoint directory, and its
     digest.
@@ -243,13 +261,14 @@ def checkpoint_config(
 ) -> CheckpointConfig:
     """What a checkpoint of this run says of itself."""
     plan = module.plan
+    height, width, fps = picture_size(config.clips, config.scenes.size)
     base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
     return CheckpointConfig(
         format=1,
         family="tiny",
-        height=config.scenes.size,
-        width=config.scenes.size,
-        fps=FPS,
+        height=height,
+        width=width,
+        fps=fps,
         tokenizer=tokenizer.config,
         tokenizer_digest=digest,
         dit=module.dit.config,

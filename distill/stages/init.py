@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
+from ..clips.training import preview_sheets
 from ..config import require
 from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, focused, guided
 from ..guidance import GuidanceRange
 from ..optim import ParameterGroups
-from ..samples import sample_sheets
 from ..trainer import Tick
 from .causal import CausalRun, WindowStage
 from .diffusion import optimizer_groups
@@ -176,7 +176,7 @@ class InitStage(WindowStage):
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Contact sheets of fixed streams as the student streams them."""
-        sample_sheets(self.pipeline(), out_dir)
+        preview_sheets(self.pipeline(), self.folder, out_dir)
         return {}
 
     @torch.no_grad()

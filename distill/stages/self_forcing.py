@@ -6,11 +6,13 @@ student's own distribution the fake one. Past `long_from` of the budget streams 
 (streaming long tuning, LongLive, arXiv 2509.22622), so that the student meets its own drift.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from models.motion_encoder import Tracks
@@ -18,13 +20,14 @@ from streamgen.checkpoint import read_config
 from streamgen.rollout import RolloutState, Sampling
 from streamgen.scheduler import FlowMatchScheduler, x0_from_velocity
 
+from ..clips.prompts import known_to, prompt_pairs, read_prompts
+from ..clips.training import picture_size, preview_sheets
 from ..config import require
 from ..flow import Condition, FlowMatching, FlowNetwork, guided
 from ..guidance import GuidanceRange
 from ..objectives import DistributionMatching, DMDConfig, Objective, Scores, Window
 from ..optim import ParameterGroups
-from ..running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script
-from ..samples import sample_sheets
+from ..running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
 from ..trainer import Tick
 from ..windows import WindowConfig
 from .diffusion import DiffusionRun, DiffusionStage, optimizer_groups
@@ -79,10 +82,12 @@ class CriticConfig:
 @dataclass(frozen=True)
 class SelfForcingRun(DiffusionRun):
     """Config of the self_forcing stage: `init` is the student's start, `teacher` the real score and the
-    critic's start. Captions and tracks come from the latent cache's clips.
+    critic's start. Captions and tracks come from the clips; or captions alone from `prompts`, a file as
+    `streamgen render` takes it, and then no clips are needed.
     """
 
     teacher: str = "runs/tiny/teacher/export"
+    prompts: str | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     script: ScriptConfig = field(default_factory=ScriptConfig)
@@ -136,7 +141,9 @@ class SelfForcingStage(DiffusionStage):
         self.critic = self.build(Critic, config.teacher, plan=plan, guidance=True)
         self.objective: Objective = DistributionMatching(config.objective)
         self.streams: RunningStreams | None = None
-        self.load_clips()
+        self.prompts = None if config.prompts is None else self._read_prompts(config.prompts)
+        if self.prompts is None:
+            self.load_clips()
 
     def modules(self) -> dict[str, nn.Module]:
         """Student and critic."""
@@ -186,6 +193,9 @@ class SelfForcingStage(DiffusionStage):
     def script(self, generator: torch.Generator) -> Script:
         """A script for new streams."""
         config = self.config
+        if self.prompts is not None:
+            size, plan = config.rollout.batch, config.plan
+            return prompt_script(self.prompts, size, plan, config.script, config.guidance, generator)
         return draw_script(
             self.clips,
             config.rollout.batch,
@@ -253,15 +263,24 @@ class SelfForcingStage(DiffusionStage):
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Contact sheets of fixed streams as the student streams them."""
-        sample_sheets(self.pipeline(), out_dir)
+        preview_sheets(self.pipeline(), self.folder, out_dir)
         return {}
 
     def _told(self, script: Script, start: int, count: int) -> tuple[Tensor, Tensor, Tracks, Tensor]:
         return script.words, script.segment(start, count), script.tracks_of(start, count), script.strengths
 
+    def _read_prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
+        """Word ids before and after each change of prompt in a list; says which words are unknown."""
+        prompts, length = read_prompts(path), self.run.network.text_length
+        line = known_to(prompts, self.vocabulary, length, path)
+        if line is not None and PartialState().is_main_process:
+            sys.stderr.write(f"{line}\n")
+        return prompt_pairs(prompts, self.vocabulary, length)
+
     def _grid(self) -> tuple[int, int]:
-        side = self.config.scenes.size // self.tokenizer.config.patch
-        return side, side
+        height, width, _ = picture_size(self.config.clips, self.config.scenes.size)
+        patch = self.tokenizer.config.patch
+        return height // patch, width // patch
 
 
 def _check_chunks(config: SelfForcingRun) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..clips.training import clip_frames, preview_sheets
 from ..config import require
 from ..flow import FlowBatch, FlowMatching
 from ..optim import ParameterGroups
-from ..samples import prompt_sheet
 from ..trainer import Tick
 from ..windows import WindowConfig, image_batch, teacher_batch
 from .causal import silent
@@ -69,7 +69,8 @@ class TeacherStage(DiffusionStage):
     """Trains the bidirectional teacher (a `distill.trainer.Stage`)."""
 
     def __init__(self, config: TeacherRun, device: torch.device) -> None:
-        plan, latent_frames = config.plan, (config.cache.frames - 1) // 4 + 1
+        plan = config.plan
+        latent_frames = (clip_frames(config.clips, config.cache.frames) - 1) // 4 + 1
         require(
             plan.first_chunk_frames == plan.chunk_frames and plan.context_frames == 0,
             "plan",
@@ -102,12 +103,13 @@ class TeacherStage(DiffusionStage):
         """Windows of two lengths and first frames by turns; the same kind on every process."""
         data = self.config.data
         windows = self.config.windows
+        clips, images, _ = self.latents.of(tick.step)
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
         if tick.progress < data.mask_from:
             windows = replace(windows, motion_mask=0.0)
         turn = (tick.step * 0.6180339887) % 1
         if tick.progress < data.image_phase or turn < data.image_share:
-            return image_batch(self.images, data.image_batch, windows, generator).to(self.device)
+            return image_batch(images, data.image_batch, windows, generator).to(self.device)
         if torch.rand((), generator=generator) < data.silent_share:
             windows = silent(windows)
         short = turn < data.image_share + data.short_share
@@ -116,7 +118,7 @@ class TeacherStage(DiffusionStage):
             if short
             else (data.video_batch, self.config.plan.chunk_frames)
         )
-        return teacher_batch(self.clips, size, frames, data.start_share, windows, generator).to(self.device)
+        return teacher_batch(clips, size, frames, data.start_share, windows, generator).to(self.device)
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Flow-matching loss of a batch."""
@@ -131,5 +133,5 @@ class TeacherStage(DiffusionStage):
             self.clips, data.held_out, plan.chunk_frames, data.start_share, self.config.windows, generator
         )
         loss, metrics = self.module(batch.to(self.device))
-        prompt_sheet(self.pipeline(), out_dir)
+        preview_sheets(self.pipeline(), self.folder, out_dir, streams=False)
         return {key: float(value) for key, value in {"loss": loss, **metrics}.items()}

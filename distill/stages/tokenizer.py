@@ -15,6 +15,9 @@ from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoint import TOKENIZER, load_into, read_tensors
 from streamgen.digest import tensor_digest
 
+from ..clips import ClipFolderConfig
+from ..clips.pixels import open_pixels
+from ..clips.training import draws_own, open_folder, without_objects
 from ..config import RunConfig, require, write_yaml
 from ..optim import ParameterGroups, split_parameters
 from ..preview import save_sheet
@@ -86,6 +89,7 @@ class TokenizerRun(RunConfig):
     init: str | None = None
     model: VideoTokenizerConfig = field(default_factory=VideoTokenizerConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)
+    clips: ClipFolderConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
@@ -137,10 +141,14 @@ class TokenizerStage:
     def __init__(self, config: TokenizerRun, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self.sizes = config.data.sizes or (config.scenes.size,)
+        folder = open_folder(config.clips, config.scenes.size)
+        self.own = None if folder is None else open_pixels(folder, config.data.frames)
+        self.size = config.scenes.size if config.clips is None else config.clips.height
+        self.share = 0.0 if config.clips is None else config.clips.share
+        self.sizes = config.data.sizes or (self.size,)
         self.generators = {
             size: SceneGenerator(replace(config.scenes, size=size), device)
-            for size in dict.fromkeys((config.scenes.size, *self.sizes))
+            for size in dict.fromkeys((config.scenes.size, *self.sizes) if self.share < 1 else ())
         }
         self.module = TokenizerLoss(self._initial(), config.loss).to(device)
 
@@ -163,16 +171,16 @@ class TokenizerStage:
 
     def batch(self, tick: Tick) -> Clips:
         """Images first, later images and clips of all sizes by turns; the same kind on every process."""
-        data, own = self.config.data, self.config.scenes.size
-        seed = tick.generator_seed("scenes")
+        data = self.config.data
+        seed, own = tick.generator_seed("scenes"), draws_own(self.share, tick.step)
         if tick.progress < data.image_phase:
-            return self._clips(data.image_batch, 1, seed)
+            return self._clips(data.image_batch, 1, seed, own=own)
         # multiples of the golden ratio: sizes and kinds change independently of each other
         size = self.sizes[int((tick.step * 0.6180339887) % 1 * len(self.sizes))]
-        scale = (own / size) ** 2
+        scale = (self.size / size) ** 2
         if _takes_turn(tick.step, data.image_share):
-            return self._clips(max(1, round(data.image_batch * scale)), 1, seed, size)
-        return self._clips(max(1, round(data.video_batch * scale)), data.frames, seed, size)
+            return self._clips(max(1, round(data.image_batch * scale)), 1, seed, size, own)
+        return self._clips(max(1, round(data.video_batch * scale)), data.frames, seed, size, own)
 
     def loss(self, module: nn.Module, batch: Clips) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Reconstruction loss of a batch."""
@@ -188,7 +196,8 @@ class TokenizerStage:
         names = ("psnr", "psnr_moving", "psnr_object")
         metrics = {name: float(value) for name, value in zip(names, psnr, strict=True)}
         gains = psnr.float() - self.module.baseline.cpu()
-        return metrics | {f"{name}_over_pca": float(gain) for name, gain in zip(names, gains, strict=True)}
+        metrics |= {f"{name}_over_pca": float(gain) for name, gain in zip(names, gains, strict=True)}
+        return without_objects(metrics, self.config.clips)
 
     def export(self, directory: Path) -> None:
         """Write `tokenizer.safetensors` (bf16 parameters, float32 statistics) and `tokenizer.yaml`."""
@@ -208,16 +217,30 @@ class TokenizerStage:
         write_yaml(asdict(self.config.model), directory / "tokenizer.yaml")
         sys.stderr.write(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}\n")
 
-    def _clips(self, batch: int, frames: int, seed: int, size: int | None = None) -> Clips:
+    def _clips(
+        self,
+        batch: int,
+        frames: int,
+        seed: int,
+        size: int | None = None,
+        own: bool = False,
+        held: bool = False,
+    ) -> Clips:
+        patch = self.config.model.patch
+        if own and self.own is not None:
+            video = self.own.sample(batch, frames, seed, size, held).to(self.device)
+            # nobody has marked objects in own clips: what moves has to do
+            return Clips(video, torch.zeros_like(video[:, :, :1]), moving_cells(video, patch))
         scene = self.generators[size or self.config.scenes.size].sample(batch, frames, seed)
         video = to_float(scene.video)
-        patch = self.config.model.patch
         return Clips(video, object_cells(scene, patch), moving_cells(video, patch))
 
     def _fixed(self, seed: int, count: int, size: int = 16) -> Iterator[Clips]:
         """`count` clips in batches, the same ones for the same seed."""
         for index, start in enumerate(range(0, count, size)):
-            yield self._clips(min(size, count - start), self.config.data.frames, seed + 1000 * index)
+            own, held = draws_own(self.share, index), seed == HELD_OUT_SEED
+            part, frames = min(size, count - start), self.config.data.frames
+            yield self._clips(part, frames, seed + 1000 * index, own=own, held=held)
 
     def _psnr(self, tokenizer: VideoTokenizer, sheet: Path | None = None) -> Tensor:
         """PSNR in dB of the held-out clips over all pixels, moving cells and cells with objects."""

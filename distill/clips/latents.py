@@ -1,0 +1,133 @@
+"""Own clips as the diffusion stages take them: encoded once, with words and tracks."""
+
+import sys
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.text_encoder import Vocabulary
+from models.video_tokenizer import VideoTokenizer
+
+from ..latent_cache import LatentClips, encode_clips
+from .folder import ClipFolder, UsableClip, require_length
+from .store import Tensors
+from .tracks import ClipTracks, no_change
+from .words import TextCache, word_ids
+
+# 16 clips of 81 frames of 64 x 64.
+_PIXELS_AT_ONCE = 16 * 81 * 64 * 64
+
+
+class LatentSource(Protocol):
+    """Where a diffusion stage's clips come from: the procedural world's `LatentCache` or `OwnLatents`."""
+
+    def build(self, rank: int, world: int, device: torch.device) -> None:
+        """Encode this process' share of what is missing."""
+        ...
+
+    def load(self, images: bool) -> LatentClips:
+        """All clips (or single frames) in memory, once all processes have built."""
+        ...
+
+
+class OwnLatents:
+    """The clips of a folder, cut to pieces and encoded with one tokenizer and vocabulary."""
+
+    def __init__(
+        self,
+        folder: ClipFolder,
+        tokenizer: VideoTokenizer,
+        tokenizer_digest: str,
+        vocabulary: Vocabulary,
+        text_length: int,
+    ) -> None:
+        config = folder.config
+        self.folder, self.config, self.tokenizer = folder, config, tokenizer
+        self.shelf = folder.shelf("latents", tokenizer_digest, config.frames, config.step, config.images)
+        self.tracks = ClipTracks(folder)
+        settings = repr((vocabulary.words, text_length))
+        self.texts = TextCache(
+            self.shelf.folder.parents[1] / "texts", settings, word_ids(vocabulary, text_length)
+        )
+        self._long = sum(vocabulary.encode(text, text_length).dropped > 0 for text in set(folder.captions))
+        self._text_length = text_length
+        self._usable: list[UsableClip] | None = None
+
+    def build(self, rank: int, world: int, device: torch.device) -> None:
+        """Encode this process' share of what is missing: clips, words and tracks.
+
+        Raises:
+            OutputError: the folder of the cache cannot be written.
+        """
+
+        def compute(frames: Tensor) -> Tensors:
+            require_length(frames, self.config)
+            return self._encode(frames, device)
+
+        self.folder.build(self.shelf, compute, rank, world)
+        self.tracks.build(rank, world)
+        self.texts.build(self.folder.captions, rank, world)
+        if rank == 0 and self._long:
+            sys.stderr.write(
+                f"{self.folder}: {self._long} captions have more than {self._text_length} words and are cut\n"
+            )
+
+    def load(self, images: bool) -> LatentClips:
+        """All pieces (or single frames of them) in memory, in the order of the listing.
+
+        Raises:
+            InputError: no clip is usable, or a file of the cache is damaged.
+        """
+        if self._usable is None:
+            self._usable = self.folder.settle(self.shelf, self.tracks.problems())
+        words = self.texts.load([clip.entry.caption for clip in self._usable])
+        rows = [self._clip(clip, ids, images) for clip, ids in zip(self._usable, words, strict=True)]
+        return LatentClips(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+
+    def _clip(self, clip: UsableClip, words: Tensor, images: bool) -> Tensors:
+        """The fields of `LatentClips` for one clip."""
+        stored = self.shelf.load(clip.key)
+        starts = stored["starts"].tolist()
+        frames, count = self.config.frames, self.config.points
+        fields = self.tracks.load(clip, starts) | no_change(len(starts), frames, count)
+        fields["latents"] = stored["images"] if images else stored["latents"]
+        if images:
+            at, number = image_frames(frames, self.config.images), len(starts)
+            picked = {name: fields[name].index_select(-1, at) for name in ("visible", "dragged", "camera")}
+            picked["points"] = fields["points"].index_select(-2, at)
+            # one row for each image, of one frame
+            fields["points"] = picked["points"].transpose(1, 2).reshape(-1, count, 1, 2)
+            for name in ("visible", "dragged"):
+                fields[name] = picked[name].transpose(1, 2).reshape(-1, count, 1)
+            fields["camera"] = picked["camera"].reshape(-1, 1)
+            for name in ("background", "pinned"):
+                fields[name] = fields[name].repeat_interleave(len(at), 0)
+            assert len(fields["latents"]) == number * len(at)
+        total = fields["latents"].shape[:2]
+        fields["words"] = words.expand(total[0], 2, -1).clone()
+        fields["switch"] = torch.full((total[0],), total[1], dtype=torch.int16)
+        return fields
+
+    def _encode(self, frames: Tensor, device: torch.device) -> Tensors:
+        """`latents (P, T, C, h, w)` of the pieces, `images (P * I, 1, C, h, w)` of single frames of them, and
+        `starts (P,)`.
+        """
+        starts = self.config.starts(len(frames))
+        pieces = torch.stack([frames[start : start + self.config.frames] for start in starts])
+        single = pieces[:, image_frames(self.config.frames, self.config.images)].flatten(0, 1)[:, None]
+        return {
+            "latents": encode_clips(self.tokenizer, pieces, device, _at_once(pieces)),
+            "images": encode_clips(self.tokenizer, single, device, _at_once(single)),
+            "starts": torch.tensor(starts),
+        }
+
+
+def image_frames(frames: int, images: int) -> Tensor:
+    """Which frames `(I,)` of a piece are taken as single images; fewer than `images` of short pieces."""
+    return torch.linspace(0, frames - 1, images).round().long().unique()
+
+
+def _at_once(videos: Tensor) -> int:
+    """How many clips `(N, F, H, W, 3)` are encoded together: 16 small ones, of large ones fewer."""
+    return max(1, min(16, _PIXELS_AT_ONCE // max(1, videos[0, ..., 0].numel())))
