@@ -77,15 +77,14 @@ class FlowNetwork(nn.Module):
         Args:
             text: one segment per latent frame, from `text`.
             motion: `(B, T, channels, h, w)`.
-            guidance: `(B, 2)` strengths, for a network that takes them.
+            guidance: `(B, T, 2)` strengths, for a network that takes them.
             past: the same frames as a stream has committed them, `(B, T, C, h, w)`, and their noise levels
                 `(B, T)`. Each chunk then sees itself and, of the chunks before it, only these (teacher
                 forcing); without, what lies before it in `x` (diffusion forcing).
         """
         frames = x.shape[1]
-        wish = None if guidance is None else guidance[:, None].expand(-1, frames, -1)
         if past is None:
-            out: Tensor = self.dit(x, sigma * 1000, text, self._context(x, False), motion, wish)
+            out: Tensor = self.dit(x, sigma * 1000, text, self._context(x, False), motion, guidance)
             return out.float()
         twice = TextContext(
             text.keys, text.values, None if text.segment is None else text.segment.repeat(1, 2)
@@ -96,7 +95,7 @@ class FlowNetwork(nn.Module):
             twice,
             self._context(x, True),
             motion.repeat(1, 2, 1, 1, 1),
-            None if wish is None else torch.cat([torch.zeros_like(wish), wish], 1),
+            None if guidance is None else torch.cat([torch.zeros_like(guidance), guidance], 1),
         )
         return out[:, frames:].float()
 
@@ -147,7 +146,7 @@ def guided(
     condition: "Condition",
     past: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Velocity of a network without a guidance input under joint guidance of each sample's own strengths.
+    """Velocity of a network without a guidance input under joint guidance of each frame's own strengths.
 
     Args and result are those of `FlowNetwork.velocity`; all branches go in one forward.
     """
@@ -163,14 +162,14 @@ def guided(
     triple = None if past is None else (past[0].repeat(3, 1, 1, 1, 1), past[1].repeat(3, 1))
     out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions, None, triple)
     full, without_text, without_motion = out.chunk(3)
-    w_t, w_m = (condition.strengths[:, i, None, None, None, None] for i in (0, 1))
+    w_t, w_m = (condition.strengths[..., i, None, None, None] for i in (0, 1))
     return joint_guidance(full, without_text, without_motion, w_t, w_m)
 
 
 @dataclass(frozen=True)
 class Condition:
     """What a batch of windows is conditioned on: `text` (its last segment no text), `motion (B, T, channels,
-    h, w)`, and guidance `strengths (B, 2)` of text and motion, the latter 0 where there are no tracks.
+    h, w)`, and guidance `strengths (B, T, 2)` of text and motion, the latter 0 where there are no tracks.
     """
 
     text: TextContext

@@ -21,7 +21,7 @@ from streamgen.rollout import LatentChunk, RolloutState, Sampling, recache, roll
 
 from .config import require
 from .flow import FlowNetwork
-from .guidance import GuidanceRange
+from .guidance import GuidanceRange, strengths_over
 from .latent_cache import LatentClips
 from .windows import WindowConfig, window_tracks
 
@@ -35,7 +35,7 @@ class Script:
 
     `words (B, 3, L)`: caption before and after the switch, and no caption; `switch` the latent frame from
     which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on (after their end
-    nothing is said); `strengths (B, 2)` of guidance.
+    nothing is said); `strengths (B, 2)` of guidance, as they are set.
     """
 
     words: Tensor
@@ -115,7 +115,7 @@ def draw_script(
         torch.cat([words, torch.full_like(words[:, :1], PAD)], 1),
         draw_switch(plan, config, generator) if wanted else None,
         tracks,
-        guidance.sample((tracks.state != UNSPECIFIED).flatten(1).any(1), generator),
+        guidance.sample(size, generator),
     )
 
 
@@ -149,7 +149,7 @@ def prompt_script(
         torch.cat([stacked, torch.full_like(stacked[:, :1], PAD)], 1),
         draw_switch(plan, config, generator) if wanted else None,
         silent,
-        guidance.sample(torch.zeros(size, dtype=torch.bool), generator),
+        guidance.sample(size, generator),
     )
 
 
@@ -223,18 +223,14 @@ class RolloutStudent(FlowNetwork):
         nothing else does: the context is committed without.
         """
         device = streams.script.words.device
-        # weights that autocast has cast without gradient must not be taken for those that need one
-        with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type), cache_enabled=False):
-            noise = SeededNoise(streams.seed, device)
-            steer = _Steering(self, streams, noise, sampling.context_sigma)
-            made: list[Tensor] = []
-            chunks: Iterator[LatentChunk] = rollout(
-                self.dit, streams.state, steer.conditioning, noise, sampling
-            )
-            for chunk in chunks:
-                made.append(chunk.latents)
-                if sum(part.shape[1] for part in made) >= frames:
-                    return torch.cat(made, 1)
+        noise = SeededNoise(streams.seed, device)
+        steer = _Steering(self, streams, noise, sampling.context_sigma)
+        made: list[Tensor] = []
+        chunks: Iterator[LatentChunk] = rollout(self.dit, streams.state, steer.conditioning, noise, sampling)
+        for chunk in chunks:
+            made.append(chunk.latents)
+            if sum(part.shape[1] for part in made) >= frames:
+                return torch.cat(made, 1)
         raise AssertionError("unreachable: a rollout has no end")
 
 
@@ -263,6 +259,7 @@ class _Steering:
             streams.switched = True
         rows, columns = streams.state.cache.shape.grid
         grid = (rows * student.dit.config.patch, columns * student.dit.config.patch)
-        motion = student.motion(script.tracks_of(start, length), grid)
+        tracks = script.tracks_of(start, length)
+        strengths = strengths_over(script.strengths, tracks.state, student.plan, start)
         text = self.texts[int(after)]
-        return Conditioning(text, text, motion, Guidance(1.0, 0.0), script.strengths)
+        return Conditioning(text, text, student.motion(tracks, grid), Guidance(1.0, 0.0), strengths)

@@ -35,7 +35,7 @@ class Conditioning:
     """Conditioning of one chunk.
 
     `text` of the prompt, `null_text` of no prompt; `motion (B, T, channels, H, W)` or None where there are no
-    tracks. `strengths (B, 2)` of text and motion guidance stand in for `guidance` where each stream of a
+    tracks. `strengths (B, T, 2)` of text and motion guidance stand in for `guidance` where each stream of a
     batch has its own, which networks with a guidance input alone can do.
     """
 
@@ -58,7 +58,7 @@ def guided_velocity(
     if dit.config.guidance:
         strengths = conditioning.strengths
         if strengths is None:
-            strengths = torch.tensor([[w_t, w_m]], device=x.device).expand(len(x), 2)
+            strengths = torch.tensor([w_t, w_m], device=x.device).expand(*x.shape[:2], 2)
         return _predict(dit, x, sigma, text, context, motion, strengths)
     if w_t + w_m == 1:
         return _predict(dit, x, sigma, text, context, motion)
@@ -99,8 +99,7 @@ def _predict(
     strengths: Tensor | None = None,
 ) -> Tensor:
     timesteps = torch.full(x.shape[:2], 1000 * sigma, device=x.device)
-    guidance = None if strengths is None else strengths[:, None].expand(-1, x.shape[1], -1)
-    velocity: Tensor = dit(x, timesteps, text, context, motion, guidance)
+    velocity: Tensor = dit(x, timesteps, text, context, motion, strengths)
     return velocity
 
 

@@ -22,7 +22,7 @@ from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 from ..clips.training import preview_sheets
 from ..config import require
 from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, focused, guided
-from ..guidance import GuidanceRange
+from ..guidance import GuidanceRange, strengths_over
 from ..optim import ParameterGroups
 from ..trainer import Tick
 from .causal import CausalRun, WindowStage
@@ -109,7 +109,7 @@ class FewStepStudent(FlowNetwork):
     ) -> Tensor:
         """Clean frames as the student sees them through noise, `(B, T, C, h, w)`."""
         condition = condition_of(self, windows, strengths)
-        velocity = self.velocity(x, sigma, condition.text, condition.motion, strengths, past)
+        velocity = self.velocity(x, sigma, condition.text, condition.motion, condition.strengths, past)
         return x0_from_velocity(x, velocity, sigma)
 
 
@@ -153,7 +153,7 @@ class InitStage(WindowStage):
         """Windows of the causal stage's mixture with strengths and levels."""
         windows = self.draw(tick)
         generator = torch.Generator().manual_seed(tick.generator_seed("levels"))
-        strengths = self.options.guidance.sample(has_tracks(windows).cpu(), generator)
+        strengths = self.options.guidance.sample(len(windows.x0), generator)
         levels = torch.randint(1, self.options.steps + 1, windows.sigma.shape, generator=generator)
         return InitBatch(windows, strengths.to(self.device), levels.to(self.device), tick.micro == 0)
 
@@ -168,7 +168,7 @@ class InitStage(WindowStage):
             sigmas = torch.tensor(falling[::-1], device=self.device)
             condition = condition_of(self.teacher, windows, strengths)
             make = _consistency if self.options.method == "consistency" else _regression
-            pair = make(self, windows, condition, past, sigmas, batch.levels)
+            pair = make(self, batch, condition, past, sigmas)
         result: tuple[Tensor, dict[str, Tensor | float]] = module(
             StudentBatch(windows, strengths, past, *pair)
         )
@@ -188,34 +188,34 @@ class InitStage(WindowStage):
 
 def _consistency(
     stage: InitStage,
-    windows: FlowBatch,
+    batch: InitBatch,
     condition: Condition,
     past: tuple[Tensor, Tensor],
     sigmas: Tensor,
-    levels: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): the average's clean estimate one guided teacher step below."""
-    above, below = sigmas[levels], sigmas[levels - 1]
+    windows = batch.windows
+    above, below = sigmas[batch.levels], sigmas[batch.levels - 1]
     x = add_noise(windows.x0, windows.noise, above)
     velocity = guided(stage.teacher, x, above, condition, past)
     lower = x + (below - above)[..., None, None, None] * velocity
-    estimate = stage.average.estimate(windows, condition.strengths, past, lower, below)
+    estimate = stage.average.estimate(windows, batch.strengths, past, lower, below)
     # at level 0 the frames are clean themselves
     return x, above, torch.where((below == 0)[..., None, None, None], lower, estimate)
 
 
 def _regression(
     stage: InitStage,
-    windows: FlowBatch,
+    batch: InitBatch,
     condition: Condition,
     past: tuple[Tensor, Tensor],
     sigmas: Tensor,
-    levels: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): a place on the teacher's way from noise, and its end."""
+    windows = batch.windows
     steps, stride = stage.options.steps, stage.options.steps // stage.options.student_steps
     # the student only ever visits every stride-th level
-    visited = (levels + stride - 1) // stride * stride
+    visited = (batch.levels + stride - 1) // stride * stride
     x, chosen = windows.noise, windows.noise
     for level in range(steps, 0, -1):
         chosen = torch.where((visited == level)[..., None, None, None], x, chosen)
@@ -237,11 +237,5 @@ def committed(windows: FlowBatch) -> tuple[Tensor, Tensor]:
 def condition_of(network: FlowNetwork, windows: FlowBatch, strengths: Tensor) -> Condition:
     """The conditioning of windows through a network's own encoders."""
     grid = (windows.x0.shape[3], windows.x0.shape[4])
-    return Condition(
-        network.text(windows.words, windows.segment), network.motion(windows.tracks, grid), strengths
-    )
-
-
-def has_tracks(windows: FlowBatch) -> Tensor:
-    """Which windows `(B,)` have a specified point."""
-    return (windows.tracks.state > 0).flatten(1).any(1)
+    over = strengths_over(strengths, windows.tracks.state, network.plan)
+    return Condition(network.text(windows.words, windows.segment), network.motion(windows.tracks, grid), over)

@@ -24,7 +24,7 @@ from ..clips.prompts import known_to, prompt_pairs, read_prompts
 from ..clips.training import picture_size, preview_sheets
 from ..config import require
 from ..flow import Condition, FlowMatching, FlowNetwork, guided
-from ..guidance import GuidanceRange
+from ..guidance import GuidanceRange, strengths_over
 from ..objectives import DistributionMatching, DMDConfig, Objective, Scores, Window
 from ..optim import ParameterGroups
 from ..running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
@@ -267,7 +267,9 @@ class SelfForcingStage(DiffusionStage):
         return {}
 
     def _told(self, script: Script, start: int, count: int) -> tuple[Tensor, Tensor, Tracks, Tensor]:
-        return script.words, script.segment(start, count), script.tracks_of(start, count), script.strengths
+        tracks = script.tracks_of(start, count)
+        strengths = strengths_over(script.strengths, tracks.state, self.student.plan, start)
+        return script.words, script.segment(start, count), tracks, strengths
 
     def _read_prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
         """Word ids before and after each change of prompt in a list; says which words are unknown."""
