@@ -1,4 +1,4 @@
-"""Evaluation: `python -m distill.evaluate --model tiny -o report/ [key=value]...`."""
+"""Evaluation: `python -m distill.evaluate --model tiny -o report/ [key=value]...`, or `--run` and curves."""
 
 import argparse
 import importlib.util
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from streamgen.errors import InputError, StreamgenError
 
@@ -19,7 +20,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "switch well, stay itself? Writes report.json, index.html and the streams, and goes on where an "
         "earlier run with the same output folder stopped.",
     )
-    parser.add_argument("--model", default="tiny", help="a name or a checkpoint directory (default: tiny)")
+    parser.add_argument("--model", help="a name or a checkpoint directory (default: tiny)")
+    parser.add_argument(
+        "--run", help="a training run's folder: judge all weights it kept (preview.weights), draw curves"
+    )
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="how much is streamed, such as prompts=16 drift=0"
@@ -50,6 +54,25 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError('evaluation: needs matplotlib for its curves: pip install "streamgen[train]"')
     if options.processes < 1:
         raise InputError(f"--processes: expected at least 1, found {options.processes}")
+    if options.run is not None and options.model is not None:
+        raise InputError("--model and --run: expected one of them, found both")
+    out_dir = Path(options.out)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out_dir}: cannot be made ({error.strerror})") from None
+    if options.run is not None:
+        page = _curves(options, Path(options.run), out_dir)
+    else:
+        report = _report(options, options.model or "tiny", out_dir)
+        page = out_dir / "index.html"
+        if options.json:
+            sys.stdout.write(json.dumps(report) + "\n")
+    sys.stderr.write(f"report: {page}\n")
+    return 0
+
+
+def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str, Any]:
     # Imported late, so that usage errors answer at once.
     from streamgen.batch.job import parse_settings
 
@@ -59,18 +82,26 @@ def _evaluate(options: argparse.Namespace) -> int:
     from .evaluation.suites import EvaluationConfig
 
     config = build(EvaluationConfig, read_overrides(options.overrides))
-    out_dir = Path(options.out)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out_dir}: cannot be made ({error.strerror})") from None
-    evaluator = Evaluator(options.model, config, out_dir, parse_settings(options.settings), options.processes)
+    evaluator = Evaluator(model, config, out_dir, parse_settings(options.settings), options.processes)
     evaluation = evaluator.run()
     write_report(evaluation, out_dir)
-    if options.json:
-        sys.stdout.write(json.dumps(evaluation.report) + "\n")
-    sys.stderr.write(f"report: {out_dir / 'index.html'}\n")
-    return 0
+    return evaluation.report
+
+
+def _curves(options: argparse.Namespace, run_dir: Path, out_dir: Path) -> Path:
+    """A report for each weights that a run kept, in folders of their own; finished streams are kept."""
+    from .evaluation.curves import kept_weights, write_curves
+
+    points = []
+    for weights in kept_weights(run_dir):
+        folder = out_dir / weights.name
+        folder.mkdir(exist_ok=True)
+        sys.stderr.write(f"{weights.directory}: {weights.minutes:.0f} minutes of training\n")
+        points.append((weights, _report(options, str(weights.directory), folder)))
+        page = write_curves(points, out_dir)
+        if options.json:
+            sys.stdout.write(json.dumps({"minutes": weights.minutes, **points[-1][1]}) + "\n")
+    return page
 
 
 if __name__ == "__main__":

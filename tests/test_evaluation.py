@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -294,10 +295,41 @@ def test_a_report_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
         assert (tmp_path / "report" / name).stat().st_size > 1000
 
 
+def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rows = []
+    for step, minutes in ((3, 1.5), (6, 3.0), (9, 4.5)):
+        rows.append({"kind": "preview", "step": step, "minutes": minutes})
+        if step != 6:  # a preview without weights
+            shutil.copytree(checkpoint, run / "previews" / f"step-{step:09d}" / "export")
+    rows.append({"kind": "train", "step": 3, "minutes": 1.4})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = [
+        "prompts=2",
+        "unseen=0",
+        "drags=0",
+        "pairs=0",
+        "switches=0",
+        "drift=0",
+        "long_drift=0",
+        "clips=8",
+    ]
+    assert evaluate.main(["--run", str(run), "-o", str(tmp_path / "curves"), *counts]) == 0
+    points = json.loads((tmp_path / "curves" / "curves.json").read_text())
+    assert [(p["step"], p["minutes"]) for p in points] == [(3, 1.5), (9, 4.5)]
+    report = json.loads((tmp_path / "curves" / "step-000000009" / "report.json").read_text())
+    assert points[1]["color_accuracy"] == report["color_accuracy"]
+    assert points[1]["track_error"] is None
+    assert (tmp_path / "curves" / "curves.png").stat().st_size > 1000
+    assert "4 minutes, step 9" in (tmp_path / "curves" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model", "nothing"], "nothing"),
+        (["--run", "nothing"], "metrics.jsonl"),
+        (["--run", "nothing", "--model", "tiny"], "found both"),
         (["promts=3"], "did you mean 'prompts'"),
         (["prompts=-1"], "prompts: expected 0 to"),
         (["prompts"], "expected key=value"),
