@@ -52,7 +52,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> TokenizerStage:
 
 
 def test_every_recipe_builds_its_config() -> None:
-    for path in sorted((ROOT / "configs" / "distill").rglob("*.yaml")):
+    paths = [p for p in (ROOT / "configs" / "distill").rglob("*.yaml") if p.name != "recipe.yaml"]
+    assert len(paths) >= 5
+    for path in paths:
         assert load_run(path).stage in STAGES
 
 
