@@ -27,7 +27,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--resume", default="latest", help="latest (default), none, or a checkpoint directory"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="build everything, run one update, save nothing"
+        "--dry-run",
+        action="store_true",
+        help="build everything, update each module at the smallest batch, print what a run costs",
+    )
+    parser.add_argument(
+        "--meta", action="store_true", help="with --dry-run: count the networks without allocating them"
     )
     parser.add_argument("--processes", type=int, default=1, help="data-parallel processes on this machine")
     return parser.parse_intermixed_args(list(arguments))
@@ -38,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
     try:
+        if options.meta:
+            return _estimate(options)
         if options.processes > 1 and "LOCAL_RANK" not in os.environ:
             return _launch(options.processes, given)
         return _train(options)
@@ -67,15 +74,29 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, config: "RunConfig", accelerator: "Accelerator") -> int:
+    from .dry_run import dry_run
     from .stages import build_stage
     from .trainer import Trainer
 
     trainer = Trainer(config, build_stage(config, accelerator.device), accelerator)
     if not options.dry_run:
         return trainer.run(options.resume).exit_code
-    metrics = trainer.dry_run()
+    cost = dry_run(trainer)
     if accelerator.is_main_process:
-        sys.stdout.write("".join(f"{key} {value:g}\n" for key, value in metrics.items()))
+        sys.stdout.write("".join(f"{line}\n" for line in cost.lines(config)))
+    return 0
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from .config import ConfigError
+    from .dry_run import estimate
+    from .stages import load_run, stage_class
+
+    if not options.dry_run:
+        raise ConfigError("--meta goes with --dry-run: networks that are not allocated cannot be trained")
+    config = load_run(options.config, options.overrides)
+    cost = estimate(config, stage_class(config.stage), options.processes)
+    sys.stdout.write("".join(f"{line}\n" for line in cost.lines(config)))
     return 0
 
 

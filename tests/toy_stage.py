@@ -79,7 +79,7 @@ def toy_config(run_dir: Path, **changes: Any) -> RunConfig:
         max_steps=6,
         seed=3,
         log_every=1,
-        tensorboard=False,
+        trackers=(),
         optim=OptimConfig(warmup_steps=2, decay_fraction=0.5),
         checkpoint=CheckpointConfig(every_steps=None, every_minutes=None),
         preview=PreviewConfig(every_minutes=None, at_end=False),
