@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StreamgenError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        # a full disk, above all: checkpoints tell of it themselves, everything else ends here
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

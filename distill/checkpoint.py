@@ -132,12 +132,16 @@ def is_complete(path: Path) -> bool:
         return False
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read (state, meta). Raises CheckpointError when the checkpoint is missing, incomplete or unreadable."""
+def load_checkpoint(path: Path, mapped: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read (state, meta), tensors on the CPU; `mapped` ones are read as far as they are used.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, incomplete or unreadable.
+    """
     if not is_complete(path):
         raise CheckpointError(f"checkpoint {path}: missing or incomplete")
     meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
-    return _read(path, STATE_FILE, device), meta
+    return _read(path, STATE_FILE, mapped), meta
 
 
 def load_stage_state(path: Path, rank: int, world: int) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def load_stage_state(path: Path, rank: int, world: int) -> dict[str, Any]:
             if saved
             else f"checkpoint {path}: holds no running state, which this stage needs to go on"
         )
-    return _read(path, stage_file(rank), "cpu")
+    return _read(path, stage_file(rank))
 
 
 def check_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
@@ -177,9 +181,9 @@ def _write_files(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
             _flush(file.fileno())
 
 
-def _read(path: Path, name: str, device: torch.device | str) -> dict[str, Any]:
+def _read(path: Path, name: str, mapped: bool = False) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = torch.load(path / name, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path / name, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise CheckpointError(f"checkpoint {path}: {name} cannot be read ({type(error).__name__})") from error
     return content

@@ -39,7 +39,7 @@ def read_curves(metrics: Path) -> dict[tuple[str, str], Curve]:
     """(steps, values) by (kind, metric): `train` or `preview`, and the metric's name."""
     kept: list[dict[str, Any]] = []
     for row in _rows(metrics):
-        while kept and kept[-1]["step"] > row["step"]:
+        while kept and _place(kept[-1]) >= _place(row):
             kept.pop()
         kept.append(row)
     curves: dict[tuple[str, str], Curve] = {}
@@ -50,6 +50,11 @@ def read_curves(metrics: Path) -> dict[tuple[str, str], Curve]:
                 steps.append(row["step"])
                 values.append(value)
     return curves
+
+
+def _place(row: dict[str, Any]) -> tuple[int, bool]:
+    """Where a row stands in a run that was never interrupted: a preview follows the training of its step."""
+    return row["step"], row["kind"] == "preview"
 
 
 def _rows(metrics: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ on its own.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -49,10 +50,10 @@ class ShardedModule:
         self.module = module
         before = {part: _traces(part) for part in module.modules()}
         for part in (*units(module), module):
-            methods = entry_points(part)
+            methods, probe = entry_points(part), _whole_parameter(part)
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
             for method in methods:
-                register_fsdp_forward_method(part, method)
+                _open(part, method, probe)
         for unit in self._units():
             # gloo sums where it is asked for an average (pytorch/pytorch#162338): add and divide
             unit.set_force_sum_reduction_for_comms(True)
@@ -124,7 +125,9 @@ def check_sharded(module: nn.Module) -> None:
 def synchronize(module: nn.Module) -> None:
     """Give every process the first one's parameters and buffers, as data parallelism does."""
     for tensor in (*module.parameters(), *module.buffers()):
-        dist.broadcast(tensor.detach(), 0)
+        dense = tensor.detach().contiguous()
+        dist.broadcast(dense, 0)
+        tensor.copy_(dense)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -161,6 +164,31 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole_parameter(part: nn.Module) -> tuple[nn.Module, str] | None:
+    """Owner and name of a parameter of `part` that no inner unit has."""
+    for owner in part.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if not isinstance(parameter, DTensor):
+                return owner, name
+    return None
+
+
+def _open(part: nn.Module, method: str, probe: tuple[nn.Module, str] | None) -> None:
+    """Let a method of a unit gather its parameters as `forward` does, unless one of them is gathered already:
+    called from `forward`, it would give them up before `forward` is done with them.
+    """
+    plain = getattr(part, method)
+    register_fsdp_forward_method(part, method)
+    gathering = getattr(part, method)
+
+    @wraps(plain)
+    def enter(*arguments: Any, **named: Any) -> Any:
+        gathered = probe is not None and not isinstance(getattr(*probe), DTensor)
+        return (plain if gathered else gathering)(*arguments, **named)
+
+    setattr(part, method, enter)
 
 
 def _traces(part: nn.Module) -> frozenset[tuple[str, int | None]]:

@@ -105,11 +105,11 @@ class Trainer:
     def run(self, resume: str = "latest") -> Outcome:
         """Train until the budget is spent or a signal asks to stop; then save, evaluate and export."""
         main = self.parallel.main
-        if main:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            write_yaml(to_plain(self.config), self.run_dir / "config.yaml")
         with ExitStack() as stack:
             notes = self._resume(resume)
+            if main:
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                write_yaml(to_plain(self.config), self.run_dir / "config.yaml")
             stack.enter_context(self._signals)
             self._started = self._clock()
             tracker = stack.enter_context(Tracker(self.config, self.run_dir, main, self.step, self.minutes()))
@@ -324,7 +324,7 @@ class Trainer:
         return notes
 
     def _load(self, path: Path) -> list[str]:
-        state, meta = load_checkpoint(path, "cpu")
+        state, meta = load_checkpoint(path, mapped=self.parallel.mesh is not None)
         differing = differing_keys(meta["config"], to_plain(self.config))
         differing.pop("run_dir", None)
         changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())

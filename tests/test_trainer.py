@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 from distill.__main__ import main
 from distill.checkpoint import CheckpointWriter, latest_checkpoint, list_checkpoints, load_checkpoint
@@ -30,40 +29,17 @@ from distill.trainer import Tick, TrainingError, make_accelerator
 from streamgen.digest import tensor_digest
 from streamgen.errors import CheckpointError
 from streamgen.structured import to_plain
-from tests.toy_stage import ToyNet, ToyStage, toy_config, toy_trainer
+from tests.processes import forget_processes
+from tests.toy_stage import ToyNet, ToyStage, assert_same, final_state, toy_config, toy_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Any:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("distill.tracking.write_plots", lambda *_: [])
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-
-
-def final_state(run_dir: Path) -> dict[str, Any]:
-    path = latest_checkpoint(run_dir / "checkpoints")
-    assert path is not None
-    return load_checkpoint(path)[0]
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    return {key: leaf for name, item in items for key, leaf in flat(item, f"{prefix}/{name}").items()}
-
-
-def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
-    one, other = flat(left), flat(right)
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
-        assert same, key
+    forget_processes()
 
 
 def kill(number: int) -> Any:
