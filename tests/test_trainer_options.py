@@ -20,6 +20,7 @@ from distill.config import ConfigError, LoraConfig, OptimConfig, PreviewConfig, 
 from distill.dry_run import dry_run, estimate, in_bytes
 from distill.plots import read_curves, write_plots
 from distill.progress import TimeLeft, describe
+from distill.tracking import Tracker
 from distill.trainer import Trainer, make_accelerator
 from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import ChunkPlan
@@ -271,6 +272,19 @@ def test_time_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [describe(m) for m in minutes] == ["?", "30 s", "12 min", "1 h 05 min", "1 d 1 h", "3 d 4 h"]
     toy_trainer(toy_config(tmp_path, max_steps=2), ToyStage()).run()
     assert "left 0 s loss" in capsys.readouterr().err
+
+
+def test_the_bar_says_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    config = toy_config(tmp_path, max_steps=1000, max_minutes=40.0, log_every=100)
+    with Tracker(config, tmp_path, True, step=10, minutes=1.0) as tracker:
+        tracker.record(30, {"loss": 1.0}, 5.0, 5.0 / 40.0)
+    # 20 steps in 4 minutes; the time, not the steps, is what ends this run
+    assert "30/240" in (shown := capsys.readouterr().err)
+    assert "left 35 min" in shown
 
 
 def test_a_dry_run_says_what_a_run_costs(tmp_path: Path) -> None:

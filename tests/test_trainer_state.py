@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill import checkpoint, trainer
+from distill import checkpoint, parallel, trainer
 from distill.checkpoint import (
     CheckpointWriter,
     latest_checkpoint,
@@ -63,13 +63,19 @@ def test_running_streams_go_on_exactly(tmp_path: Path, monkeypatch: pytest.Monke
     assert_needs(check, monkeypatch, DistillationStage, "load_state", lambda *_: None)
 
 
-def test_frozen_networks_are_in_no_checkpoint(tmp_path: Path) -> None:
+def test_frozen_networks_are_used_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = DistillationStage().teacher.state_dict()
-    stage = train(distillation_config(tmp_path))
-    assert not any(p.requires_grad for p in stage.teacher.parameters())
-    assert not stage.teacher.training
-    assert_same(dict(before), dict(stage.teacher.state_dict()))
-    assert set(final_state(tmp_path)["modules"]) == {"student", "critic"}
+    names = iter("ab")
+
+    def check() -> None:
+        run = tmp_path / next(names)
+        stage = train(distillation_config(run, max_steps=2))
+        assert not any(p.requires_grad for p in stage.teacher.parameters())
+        assert not stage.teacher.training
+        assert_same(dict(before), dict(stage.teacher.state_dict()))
+        assert set(final_state(run)["modules"]) == {"student", "critic"}
+
+    assert_needs(check, monkeypatch, parallel.Parallel, "freeze", lambda *_: None)
 
 
 def test_state_of_other_processes_is_refused(tmp_path: Path) -> None:
