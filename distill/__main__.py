@@ -1,4 +1,6 @@
-"""Training: `python -m distill CONFIG.yaml [key=value]...`, or the same behind `accelerate launch -m`."""
+"""Training: `python -m distill CONFIG.yaml [key=value]...`, or the same behind `accelerate launch -m`; with a
+folder instead of a config, all stages of its recipe.
+"""
 
 import argparse
 import gc
@@ -6,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamgen.errors import StreamgenError
@@ -18,16 +21,28 @@ if TYPE_CHECKING:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill", description="Train one stage of a recipe.")
-    parser.add_argument("config", help="configs/distill/<recipe>/<stage>.yaml")
+    parser = argparse.ArgumentParser(
+        prog="python -m distill", description="Train one stage of a recipe, or all."
+    )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="dotted overrides, such as optim.lr=1e-3"
+        "config", help="configs/distill/<recipe>/<stage>.yaml, or the folder <recipe> for all its stages"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted overrides, such as optim.lr=1e-3; behind a folder stage.key=value",
     )
     parser.add_argument(
         "--resume", default="latest", help="latest (default), none, or a checkpoint directory"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="build everything, run one update, save nothing"
+        "--dry-run",
+        action="store_true",
+        help="build everything, update each module at the smallest batch, print what a run costs",
+    )
+    parser.add_argument(
+        "--meta", action="store_true", help="with --dry-run: count the networks without allocating them"
     )
     parser.add_argument("--processes", type=int, default=1, help="data-parallel processes on this machine")
     return parser.parse_intermixed_args(list(arguments))
@@ -38,12 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
     try:
+        if Path(options.config).is_dir():
+            return _recipe(options)
+        if options.meta:
+            return _estimate(options)
         if options.processes > 1 and "LOCAL_RANK" not in os.environ:
             return _launch(options.processes, given)
         return _train(options)
     except StreamgenError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        # a full disk, above all: checkpoints tell of it themselves, everything else ends here
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -67,15 +90,39 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, config: "RunConfig", accelerator: "Accelerator") -> int:
+    from .dry_run import dry_run
     from .stages import build_stage
     from .trainer import Trainer
 
     trainer = Trainer(config, build_stage(config, accelerator.device), accelerator)
     if not options.dry_run:
         return trainer.run(options.resume).exit_code
-    metrics = trainer.dry_run()
+    cost = dry_run(trainer)
     if accelerator.is_main_process:
-        sys.stdout.write("".join(f"{key} {value:g}\n" for key, value in metrics.items()))
+        sys.stdout.write("".join(f"{line}\n" for line in cost.lines(config)))
+    return 0
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    from .config import ConfigError
+    from .recipe import run_recipe
+
+    if options.dry_run or options.meta or options.resume != "latest":
+        raise ConfigError("--dry-run, --meta and --resume go with one stage's config, not with a recipe")
+    passed = ["--processes", str(options.processes)] if options.processes > 1 else []
+    return run_recipe(Path(options.config), options.overrides, passed)
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from .config import ConfigError
+    from .dry_run import estimate
+    from .stages import load_run, stage_class
+
+    if not options.dry_run:
+        raise ConfigError("--meta goes with --dry-run: networks that are not allocated cannot be trained")
+    config = load_run(options.config, options.overrides)
+    cost = estimate(config, stage_class(config.stage), options.processes)
+    sys.stdout.write("".join(f"{line}\n" for line in cost.lines(config)))
     return 0
 
 

@@ -83,12 +83,36 @@ class PreviewConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of rank `rank` on the linear layers whose names end in one of `targets`.
+
+    `alpha` / `rank` scales what they add. `modules` are the stage's modules that get them; the others are
+    trained whole.
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+    modules: tuple[str, ...] = ("student", "critic")
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "lora.rank", ">= 1", self.rank)
+        require_positive(self.alpha, "lora.alpha")
+        require(bool(self.targets), "lora.targets", "at least one name", "none")
+        require(bool(self.modules), "lora.modules", "at least one name", "none")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What every stage's config has; a stage adds its own fields by inheritance.
 
     `schedule: steps` measures progress as step / max_steps; `schedule: time` as elapsed minutes /
     max_minutes, where elapsed is the wall time of the training loop (previews and checkpoints included) and
     continues over a resume. `max_minutes` and `max_steps` are hard limits either way.
+
+    `parallel` says what several processes do: `ddp` keeps whole networks on each, `fsdp2` spreads parameters,
+    gradients, optimizers and averages over them. `activation_checkpointing` computes blocks again in the
+    backward pass instead of keeping what they computed.
     """
 
     stage: str
@@ -104,8 +128,11 @@ class RunConfig:
     find_unused_parameters: bool = False
     ema_decay: float = 0.998
     log_every: int = 50
-    tensorboard: bool = True
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     prefetch: bool = False
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    activation_checkpointing: bool = False
+    lora: LoraConfig | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
@@ -121,6 +148,24 @@ class RunConfig:
         require_positive(self.threads, "threads")
         if self.schedule == "time" and self.max_minutes is None:
             raise ConfigError("schedule: time needs max_minutes, found null")
+        if self.optim.matrices == "muon" and (self.parallel == "fsdp2" or self.lora is not None):
+            # Muon makes whole matrices orthogonal: a share of one, or one factor of a product, is none.
+            what = "parallel: fsdp2" if self.parallel == "fsdp2" else "lora"
+            raise ConfigError(f"{what} needs optim.matrices: adamw, found muon")
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two plain configs differ, with the values of both (None: no such key)."""
+    left, right = _flat(one), _flat(other)
+    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    return {key: (left.get(key), right.get(key)) for key in keys}
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def require(condition: bool, name: str, expected: str, found: object) -> None:

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .sharding import local, share
+
 
 class Ema:
-    """Averages the trainable parameters of a module in float32.
+    """Averages the trainable parameters of a module in float32; sharded ones where their shares are.
 
     Update n is a <- d a + (1 - d) p with d = min(decay, (1 + n) / (10 + n)): short at first, so that the
     average leaves the initial weights quickly.
@@ -25,8 +27,8 @@ class Ema:
         """Take the present parameters into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = [p.detach().float() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self._average.values()), current, 1.0 - decay)
+        current = [local(p.detach()).float() for p in self._parameters.values()]
+        torch._foreach_lerp_([local(a) for a in self._average.values()], current, 1.0 - decay)
 
     @contextmanager
     @torch.no_grad()
@@ -45,9 +47,13 @@ class Ema:
         """The averages by parameter name, and the number of updates as `#updates`."""
         return {**self._average, "#updates": torch.tensor(self.updates)}
 
+    def averages(self) -> dict[str, Tensor]:
+        """The averages by parameter name, not copied."""
+        return self._average
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a saved average; names and shapes must be those of this module."""
+        """Take over a saved average of whole tensors; names and shapes must be those of this module."""
         for name, average in self._average.items():
-            average.copy_(state[name])
+            local(average).copy_(local(share(state[name], average)))
         self.updates = int(state["#updates"].item())

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def run_config(run_dir: Path) -> TokenizerRun:
-    config = TokenizerRun("tokenizer", str(run_dir), max_steps=4, seed=1, log_every=1, tensorboard=False)
+    config = TokenizerRun("tokenizer", str(run_dir), max_steps=4, seed=1, log_every=1, trackers=())
     checkpoint = CheckpointConfig(every_steps=2, every_minutes=None)
     return replace(config, model=MODEL, data=DATA, checkpoint=checkpoint)
 

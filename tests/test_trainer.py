@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 from distill.__main__ import main
-from distill.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from distill.checkpoint import CheckpointWriter, latest_checkpoint, list_checkpoints, load_checkpoint
 from distill.config import (
     CheckpointConfig,
     ConfigError,
@@ -30,40 +29,17 @@ from distill.trainer import Tick, TrainingError, make_accelerator
 from streamgen.digest import tensor_digest
 from streamgen.errors import CheckpointError
 from streamgen.structured import to_plain
-from tests.toy_stage import ToyNet, ToyStage, toy_config, toy_trainer
+from tests.processes import forget_processes
+from tests.toy_stage import ToyNet, ToyStage, assert_same, final_state, toy_config, toy_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Any:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("distill.tracking.write_plots", lambda *_: [])
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-
-
-def final_state(run_dir: Path) -> dict[str, Any]:
-    path = latest_checkpoint(run_dir / "checkpoints")
-    assert path is not None
-    return load_checkpoint(path)[0]
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    return {key: leaf for name, item in items for key, leaf in flat(item, f"{prefix}/{name}").items()}
-
-
-def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
-    one, other = flat(left), flat(right)
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
-        assert same, key
+    forget_processes()
 
 
 def kill(number: int) -> Any:
@@ -95,7 +71,7 @@ def test_resume_would_differ_without_the_optimizer_state(
 ) -> None:
     toy_trainer(toy_config(tmp_path / "whole"), ToyStage()).run()
     toy_trainer(toy_config(tmp_path / "parts"), ToyStage(at={2: kill(signal.SIGTERM)})).run()
-    monkeypatch.setattr("distill.trainer.Trainer._load_optimizers", lambda *_: None)
+    monkeypatch.setattr("distill.trained.TrainedModule._load_optimizers", lambda *_: None)
     toy_trainer(toy_config(tmp_path / "parts"), ToyStage()).run()
     with pytest.raises(AssertionError):
         assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
@@ -161,7 +137,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path, launch
 def test_processes_that_do_not_join_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     alone = types.SimpleNamespace(num_processes=1)
-    monkeypatch.setattr("distill.trainer.Accelerator", lambda **_: alone)
+    monkeypatch.setattr("distill.parallel.Accelerator", lambda **_: alone)
     with pytest.raises(TrainingError, match="launched as one of 2 processes, but joined 1"):
         make_accelerator(toy_config(tmp_path))
 
@@ -183,10 +159,10 @@ def test_checkpoints_by_steps_keep_the_last(tmp_path: Path) -> None:
 
 
 def test_latest_passes_over_an_interrupted_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = {"weights": torch.arange(4.0)}
-    good = save_checkpoint(tmp_path, 1, state, {}, keep=5)
-    (tmp_path / ".partial-step-000000002-1").mkdir()
-    torn = save_checkpoint(tmp_path, 3, state, {}, keep=5)
+    writer, files = CheckpointWriter(tmp_path, keep=5), {"state.pt": {"weights": torch.arange(4.0)}}
+    good = writer.save(1, files, {})
+    torn = writer.save(3, files, {})
+    (tmp_path / ".partial-step-000000002").mkdir()
     (torn / "state.pt").write_bytes((torn / "state.pt").read_bytes()[:-10])
     (tmp_path / "step-000000004").mkdir()
     assert latest_checkpoint(tmp_path) == good
@@ -196,7 +172,7 @@ def test_latest_passes_over_an_interrupted_write(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("distill.checkpoint._flush", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        save_checkpoint(tmp_path, 5, state, {}, keep=1)
+        CheckpointWriter(tmp_path, keep=1).save(5, files, {})
     assert latest_checkpoint(tmp_path) == good
     with pytest.raises(CheckpointError, match="incomplete"):
         load_checkpoint(torn)

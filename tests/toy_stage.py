@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.checkpoint import latest_checkpoint, load_checkpoint
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, RunConfig
 from distill.optim import ParameterGroups, split_parameters
 from distill.trainer import Tick, Trainer, make_accelerator
@@ -79,7 +80,7 @@ def toy_config(run_dir: Path, **changes: Any) -> RunConfig:
         max_steps=6,
         seed=3,
         log_every=1,
-        tensorboard=False,
+        trackers=(),
         optim=OptimConfig(warmup_steps=2, decay_fraction=0.5),
         checkpoint=CheckpointConfig(every_steps=None, every_minutes=None),
         preview=PreviewConfig(every_minutes=None, at_end=False),
@@ -90,6 +91,33 @@ def toy_config(run_dir: Path, **changes: Any) -> RunConfig:
 def toy_trainer(config: RunConfig, stage: ToyStage, **options: Any) -> Trainer:
     """A trainer in this process."""
     return Trainer(config, stage, make_accelerator(config), **options)
+
+
+def final_state(run_dir: Path) -> dict[str, Any]:
+    """What the last checkpoint of a run holds."""
+    path = latest_checkpoint(run_dir / "checkpoints")
+    assert path is not None
+    return load_checkpoint(path)[0]
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested containers by path."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {key: leaf for name, item in items for key, leaf in flat(item, f"{prefix}/{name}").items()}
+
+
+def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Equal bit for bit."""
+    one, other = flat(left), flat(right)
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
+        assert same, key
 
 
 if __name__ == "__main__":

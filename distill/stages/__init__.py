@@ -43,7 +43,12 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def build_stage(config: RunConfig, device: torch.device) -> Stage:
     """The stage object of a config, its networks on `device`."""
-    return cast(Stage, _attribute(config.stage, "stage")(config, device))
+    return cast(Stage, stage_class(config.stage)(config, device))
+
+
+def stage_class(name: str) -> type[Any]:
+    """The class of the stage `name`."""
+    return cast(type[Any], _attribute(name, "stage"))
 
 
 def _attribute(name: str, what: str) -> Any:

@@ -117,6 +117,9 @@ class InitStage(WindowStage):
     """Trains a few-step student on clean context (a `distill.trainer.Stage`)."""
 
     def __init__(self, config: InitRun, device: torch.device) -> None:
+        require(
+            config.lora is None, "lora", "null in this stage, whose target follows all weights", config.lora
+        )
         super().__init__(config, device)
         self.options = config.distillation
         self.teacher = self.build(FlowMatching, config.teacher).requires_grad_(False).eval()

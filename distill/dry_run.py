@@ -1,0 +1,219 @@
+"""What a run will cost, before it is begun: parameters, memory by part, time per step."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import lora
+from .config import ConfigError, RunConfig
+from .optim import split_parameters
+from .sharding import local
+from .stage import NetworkStage, SmallestStage, Tick
+from .trained import TrainedModule
+from .trainer import Trainer
+
+# Updates looked at to learn how often each module is trained.
+_HORIZON = 1000
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """One trained module: counts of parameters, and bytes on one process.
+
+    `activations` is the peak of a forward and backward pass beyond what stays (None: not measured), `seconds`
+    the time of an update.
+    """
+
+    name: str
+    count: int
+    trained: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """All of a run: its modules, the counts and bytes of frozen networks, and how the updates are shared."""
+
+    modules: tuple[ModuleCost, ...]
+    frozen: Mapping[str, tuple[int, int]]
+    shares: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of a mean update; None if not measured."""
+        times = [self.shares[m.name] * m.seconds for m in self.modules if m.seconds is not None]
+        return sum(times) if len(times) == len(self.modules) else None
+
+    def lines(self, config: RunConfig) -> list[str]:
+        """The report, one fact a line."""
+        lines = [f"parameters {m.name} {m.count:,} ({m.trained:,} trained)" for m in self.modules]
+        lines += [f"parameters {name} {count:,} (frozen)" for name, (count, _) in self.frozen.items()]
+        parts = {
+            "parameters": sum(m.parameters for m in self.modules),
+            "gradients": sum(m.gradients for m in self.modules),
+            "optimizers": sum(m.optimizer for m in self.modules),
+            "average": sum(m.average for m in self.modules),
+            "frozen": sum(size for _, size in self.frozen.values()),
+        }
+        measured = [m.activations for m in self.modules if m.activations is not None]
+        lines += [f"memory {name} {in_bytes(size)}" for name, size in parts.items()]
+        lines.append(f"memory activations {in_bytes(max(measured)) if measured else 'not measured'}")
+        # of several modules one is trained at a time
+        total = sum(parts.values()) + max(measured, default=0)
+        lines.append(f"memory total {in_bytes(total)} per process{'' if measured else ' and activations'}")
+        lines += [f"seconds {m.name} {m.seconds:.3g}" for m in self.modules if m.seconds is not None]
+        if self.seconds is not None:
+            lines.append(f"seconds per step {self.seconds:.3g}")
+            if config.max_minutes is not None:
+                steps = min(int(config.max_minutes * 60 / self.seconds), config.max_steps)
+                lines.append(f"steps in {config.max_minutes:g} min {steps:,}")
+            else:
+                hours = config.max_steps * self.seconds / 3600
+                lines.append(f"hours for {config.max_steps:,} steps {hours:.3g}")
+        return lines
+
+
+def dry_run(trainer: Trainer) -> RunCost:
+    """Update every trained module twice at the stage's smallest batch; nothing is written.
+
+    The first update gives the memory, the second, in which everything is warm, the time. On CPUs the memory
+    of activations is the growth of the process, which is too small where memory freed before is used again.
+    """
+    stage = trainer.stage
+    fetch = stage.smallest if isinstance(stage, SmallestStage) else stage.batch
+    targets = [stage.target(step) for step in range(_HORIZON)]
+    modules = []
+    for name, part in trainer.parts.items():
+        tick = replace(trainer.tick(), step=targets.index(name)) if name in targets else trainer.tick()
+        with _peak(trainer.parallel.device) as peak:
+            update = trainer.gradients(tick, fetch)
+        trainer.apply(update)
+        seconds = _timed(trainer, tick, fetch)
+        modules.append(_cost(part, peak[0], seconds))
+    frozen = {name: (_count(module), _bytes(module.parameters())) for name, module in trainer.frozen.items()}
+    return RunCost(tuple(modules), frozen, {name: targets.count(name) / _HORIZON for name in trainer.parts})
+
+
+def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
+    """The same without running anything, of networks that are never allocated.
+
+    Under `parallel: fsdp2` the memory is one of `processes` shares.
+
+    Raises:
+        ConfigError: the stage does not say how to build its networks alone.
+    """
+    if not isinstance(stage, NetworkStage):
+        raise ConfigError(f"stage {config.stage} cannot be built on the meta device: it has no `networks`")
+    with torch.device("meta"):
+        trained, frozen = stage.networks(config)
+        for name in config.lora.modules if config.lora else ():
+            assert config.lora is not None
+            if name in trained:
+                lora.adapt(name, trained[name], config.lora, config.seed)
+    shares = processes if config.parallel == "fsdp2" else 1
+    modules = []
+    for name, module in trained.items():
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        groups, size = split_parameters(module), _bytes(parameters)
+        # AdamW keeps two tensors for each parameter, Muon one for each matrix
+        muon = config.optim.matrices == "muon"
+        optimizer = 2 * _bytes(groups.others) + (1 if muon else 2) * _bytes(groups.matrices)
+        average = 4 * sum(p.numel() for p in parameters)
+        costs = (_bytes(module.parameters()), size, optimizer, average)
+        counts = (_count(module), sum(p.numel() for p in parameters))
+        modules.append(ModuleCost(name, *counts, *(cost // shares for cost in costs)))
+    sizes = {name: (_count(m), _bytes(m.parameters()) // shares) for name, m in frozen.items()}
+    return RunCost(tuple(modules), sizes, {})
+
+
+def in_bytes(size: int) -> str:
+    """A size in words, such as `5.3 GiB`."""
+    value, unit = float(size), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
+
+
+def _cost(part: TrainedModule, peak: int | None, seconds: float) -> ModuleCost:
+    parameters = list(part.parameters.values())
+    trained = [p for p in parameters if p.requires_grad]
+    states = [state for optimizer in part.optimizers.values() for state in optimizer.state.values()]
+    tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    gradients = _bytes(trained)
+    return ModuleCost(
+        part.name,
+        count=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in trained),
+        parameters=_bytes(parameters),
+        gradients=gradients,
+        optimizer=_bytes(tensors),
+        average=_bytes(part.ema.averages().values()),
+        activations=None if peak is None else max(peak - gradients, 0),
+        seconds=seconds,
+    )
+
+
+def _timed(trainer: Trainer, tick: Tick, fetch: Callable[[Tick], Any]) -> float:
+    started = time.monotonic()
+    trainer.apply(trainer.gradients(tick, fetch))
+    if trainer.parallel.device.type == "cuda":
+        torch.cuda.synchronize(trainer.parallel.device)
+    return time.monotonic() - started
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    held = [local(tensor) for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[int | None]]:
+    """Put the largest growth of memory within the context into the list; None where it cannot be told."""
+    result: list[int | None] = [None]
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before: int | None = torch.cuda.memory_allocated(device)
+    else:
+        before = _resident("VmRSS") if _reset_peak() else None
+    yield result
+    if before is not None:
+        after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+        result[0] = None if after is None else max(after - before, 0)
+
+
+def _reset_peak() -> bool:
+    """Let Linux forget the process' peak of memory; False elsewhere."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(key: str) -> int | None:
+    """A size from the process' status, in bytes."""
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
