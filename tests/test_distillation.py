@@ -8,14 +8,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
+from distill.checkpoint import latest_checkpoint
 from distill.config import ConfigError
 from distill.running import ScriptConfig
 from distill.stages import build_stage
-from distill.stages.self_forcing import SelfForcingRun
+from distill.stages.self_forcing import SelfForcingRun, SelfForcingStage
 from distill.trainer import Trainer, make_accelerator
 from models.context import ChunkPlan
 from streamgen import load_pipeline
-from tests.tiny_stages import CPU, init_run, self_forcing_run, teacher_run, with_steps
+from tests.tiny_stages import CPU, causal_run, init_run, self_forcing_run, teacher_run, with_steps
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,44 @@ def test_a_stage_trains_and_its_checkpoint_streams(tmp_path: Path, make: Any) ->
     chunk = next(pipeline.open("a red circle moves right"))
     assert torch.isfinite(chunk.frames.float()).all()
     assert len(chunk.frames) == (17 if config.stage == "teacher" else 1)
+
+
+@pytest.mark.parametrize("make", [causal_run, teacher_run, init_run, self_forcing_run])
+def test_a_stage_resumes_bit_exactly(tmp_path: Path, make: Any) -> None:
+    """Weights, optimizers, averages and what a stage carries on: streams in mid-script, a moving target."""
+    config = with_steps(make(tmp_path), 6)
+    whole = replace(config, run_dir=str(tmp_path / "whole"))
+    Trainer(whole, build_stage(whole, CPU), make_accelerator(whole)).run("none")
+    for steps in (4, 6):
+        part = replace(config, run_dir=str(tmp_path / "part"), max_steps=steps)
+        stage = build_stage(part, CPU)
+        Trainer(part, stage, make_accelerator(part)).run()
+    ends = [latest_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "part")]
+    for file in sorted(path.name for path in ends[0].glob("*.pt")):
+        left, right = (torch.load(end / file, weights_only=True) for end in ends)
+        assert_same(left, right)
+
+
+def test_streams_that_are_not_kept_break_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SelfForcingStage, "load_state", lambda self, state: None)
+    with pytest.raises(AssertionError):
+        test_a_stage_resumes_bit_exactly(tmp_path, self_forcing_run)
+
+
+def assert_same(left: Any, right: Any) -> None:
+    assert type(left) is type(right)
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert_same(value, right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    else:
+        assert left == right
 
 
 def test_ode_regression_trains(tmp_path: Path) -> None:
