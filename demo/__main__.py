@@ -1,11 +1,15 @@
 """`python -m demo`: the live demo on this machine."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .access import Access
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .server import Options
 
 
 def main(  # noqa: PLR0913 - a command has as many parameters as it has options
@@ -55,30 +59,17 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         raise typer.Exit(2) from None
 
 
-def serve(engine: object, options: object, host: str, port: int) -> None:
+def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
     """Serve until Ctrl-C."""
     import uvicorn
 
-    from .engine import Engine
-    from .messages import MAX_MESSAGE_BYTES
-    from .server import Options, build_app
+    from .server import SERVER_OPTIONS, build_app, warm_up
 
-    assert isinstance(options, Options)
-    app = build_app(engine, options)  # type: ignore[arg-type]
-    _warm_up(engine)
+    app = build_app(engine, options)
+    warm_up(engine)
     shown = "localhost" if _is_loopback(host) or host in ("0.0.0.0", "::") else host
     print(f"streamgen live: http://{shown}:{port}{options.root_path}/  (Ctrl-C ends it)", file=sys.stderr)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        ws_max_size=MAX_MESSAGE_BYTES,
-        ws_ping_interval=5.0,
-        ws_ping_timeout=10.0,
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=2,
-    )
+    uvicorn.run(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS)
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 MAX_MARKS = 24
 MAX_TAKES = 4
+# Marks reach back this many spacings at most.
+MAX_REACH = 120
 
 
 class Saved(Protocol):
@@ -92,10 +94,13 @@ class Marks:
             return 0
 
         def gap(index: int) -> float:
-            before = self._marks[index - 1].frame if index else self._marks[index].frame - self.spacing
-            return (self._marks[index + 1].frame - before) / (now - self._marks[index].frame + self.spacing)
+            apart = self._marks[index + 1].frame - self._marks[index - 1].frame
+            return apart / (now - self._marks[index].frame + self.spacing)
 
-        return min(range(len(self._marks) - 1), key=gap)
+        reach = now - self._marks[0].frame
+        if reach > MAX_REACH * self.spacing:
+            return 0
+        return min(range(1, len(self._marks) - 1), key=gap)
 
 
 class Takes:

@@ -39,14 +39,13 @@ from .messages import (
 )
 from .messages import Take as TakeUp
 from .motion_desk import MotionDesk
-from .pacing import AckWindow, GenerationTimes, Outbox, Playhead, start_time
+from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, start_time
 from .recording import Lineage, Recording
 from .strip import Strip
 from .voice import Voice
 
 MAX_COMMANDS = 8
 MAX_PENDING = 64
-_LATE_SECONDS = 0.1
 _MARK_SECONDS = 1.0
 # Seconds of pictures kept for following what a stroke was drawn on.
 _SEEN_SECONDS = 2.0
@@ -165,8 +164,8 @@ class LiveSession:
             if not self.window.open:
                 return None
             now = self.clock()
-            arrival = self.head.at(now, math.inf) + self.window.transit * self.head.rate
-            late = _LATE_SECONDS * self.rate
+            arrival = self.head.at(now, self._made_end) + self.window.transit * self.head.rate
+            late = LATE * self.rate
             item = self.outbox.take(lambda frame: frame < arrival - late)
             if item is None:
                 return None
@@ -190,7 +189,7 @@ class LiveSession:
         """The viewer's connection is gone; the stream waits until they are back or the session ends."""
         with self._lock:
             self.desk.end_strokes()
-            self.head.turn(0.0, self.clock(), self._made_end)
+            self.head.settle(self.clock(), self._made_end, 0.0)
 
     def close(self) -> None:
         """End the session and give everything back."""
@@ -209,7 +208,7 @@ class LiveSession:
         with self._lock:
             if abs(rate - self.rate) > 0.02 * self.rate:
                 self.rate = rate
-                self.head.turn(self._moving(), self.clock(), self._made_end)
+                self.head.settle(self.clock(), self._made_end, self._moving())
 
     # -- from the worker -----------------------------------------------------------------------------------
 
@@ -458,7 +457,9 @@ class LiveSession:
         self._keep(stream, made)
 
     def _publish(self, made: Generated, seconds: float) -> None:
-        count = len(made.frames)
+        count, now = len(made.frames), self.clock()
+        # a viewer who ran out of frames has not gone beyond them
+        self.head.settle(now, self._made_end, self._moving())
         self._made_end = made.start + count
         self.counters.generated += count
         self._say_chunk(made, seconds)
@@ -508,7 +509,7 @@ class LiveSession:
 
     def _turn(self, state: str, text: str = "") -> None:
         self.state = state
-        self.head.turn(self._moving(), self.clock(), self._made_end)
+        self.head.settle(self.clock(), self._made_end, self._moving())
         self._say_state(text)
         self.voice.wake()
 

@@ -13,6 +13,12 @@ from typing import Any
 from streamgen.timeline import MAX_PROMPT
 
 MAX_MESSAGE_BYTES = 64 * 1024
+# Settings that a viewer may change, with type and range: narrower than the engine's own, which other viewers share.
+SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "steps": (int, 1, 50),
+    "text_guidance": (float, 0, 10),
+    "motion_guidance": (float, 0, 10),
+}
 MAX_SEED = 2**31 - 1
 MAX_STROKE_POINTS = 64
 MAX_PATH_POINTS = 512
@@ -224,11 +230,17 @@ class _Fields:
         return value
 
     def settings(self) -> dict[str, Any]:
-        value = self.row.pop("settings", {})
-        plain = isinstance(value, dict) and len(value) <= 16
-        if not plain or not all(isinstance(v, int | float | str) for v in value.values()):
-            raise self.fail("settings", "an object of at most 16 plain values", value)
-        return dict(value)
+        values = self.row.pop("settings", {})
+        if not isinstance(values, dict):
+            raise self.fail("settings", "an object", values)
+        for name, value in values.items():
+            if name not in SETTINGS:
+                raise self.fail("settings", f"of {', '.join(SETTINGS)}", name)
+            kind, least, most = SETTINGS[name]
+            self._number(name, value, least, most)
+            if kind is int and type(value) is not int:
+                raise self.fail(name, "a whole number", value)
+        return {name: SETTINGS[name][0](value) for name, value in values.items()}
 
     def points(self, width: int, least: int, most: int) -> tuple[tuple[float, ...], ...]:
         """Rows of `width` numbers: (x, y), or (milliseconds, x, y)."""

@@ -17,10 +17,11 @@ T = TypeVar("T")
 # Seconds of play kept in hand beyond what generation and transport take.
 MARGIN = 0.05
 # A frame that would be shown later than this after its time gives way to a newer one.
-LATE = 0.1
+LATE = 0.06
 # Frames under way: bounds, and what is allowed beyond the link's own capacity, so that a growing one is noticed.
 _MIN_WINDOW, _MAX_WINDOW, _SPARE = 3, 16, 0.3
 _MAX_TRANSIT = 0.3
+_REMEMBERED = 60.0
 # Seconds that the viewer's clock is trusted to have gone on by itself.
 _MAX_SILENCE = 0.5
 # Share of the engine's time that playing may ask for; the rest absorbs jitter.
@@ -58,8 +59,8 @@ class AckWindow:
 
     @property
     def round_trip(self) -> float:
-        """Shortest time from sending to acknowledgement of the last ten seconds: the link without queues."""
-        return min((trip for _, trip in self._trips), default=0.0)
+        """Shortest time from sending to acknowledgement of the last minute: the link without queues."""
+        return self._trips[0][1] if self._trips else 0.0
 
     @property
     def transit(self) -> float:
@@ -81,8 +82,11 @@ class AckWindow:
         self.acked = seq
         while self._times and self._times[0][0] <= seq:
             trip = now - self._times.popleft()[1]
+        # only what may yet become the shortest is kept
+        while self._trips and self._trips[-1][1] >= trip:
+            self._trips.pop()
         self._trips.append((now, trip))
-        while now - self._trips[0][0] > 10:
+        while now - self._trips[0][0] > _REMEMBERED:
             self._trips.popleft()
         self._delay = trip if self._delay == 0 else 0.8 * self._delay + 0.2 * trip
         self._arrivals.append(now)
@@ -104,24 +108,26 @@ class AckWindow:
 
 @dataclass
 class Playhead:
-    """Where the viewer is, in frames: last reported, and carried on at the playing rate for a while."""
+    """Where the viewer is, in frames: last reported, and carried on at the playing rate while they are heard of."""
 
     frame: float = 0.0
-    reported: float = 0.0
+    since: float = 0.0
     rate: float = 0.0
+    heard: float = -math.inf
 
     def report(self, frame: float, now: float) -> None:
         """The viewer says that it plays `frame` (fractions included)."""
-        self.frame, self.reported = frame, now
+        self.frame, self.since, self.heard = frame, now, now
 
     def at(self, now: float, end: float) -> float:
         """The position now; frames from `end` on do not exist yet."""
-        silence = min(max(now - self.reported, 0.0), _MAX_SILENCE)
-        return min(self.frame + silence * self.rate, max(end, self.frame))
+        trusted = max(_MAX_SILENCE, 1.5 / self.rate) if self.rate else 0.0
+        elapsed = max(min(now, self.heard + trusted) - self.since, 0.0)
+        return min(self.frame + elapsed * self.rate, max(end, self.frame))
 
-    def turn(self, rate: float, now: float, end: float) -> None:
-        """Play at another rate from now on; 0 while paused."""
-        self.frame, self.reported, self.rate = self.at(now, end), now, rate
+    def settle(self, now: float, end: float, rate: float) -> None:
+        """Until now the viewer had frames up to `end`; from now on they play at `rate`, 0 while paused."""
+        self.frame, self.since, self.rate = self.at(now, end), now, rate
 
 
 @dataclass

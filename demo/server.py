@@ -25,7 +25,7 @@ from .live import Limits, LiveSession
 from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, parse, pack_frame
 from .messages import Ack as AckMessage
-from .page import build_page, page_options
+from .page import EXAMPLES, build_page, page_options
 from .recording import session_record, write_video
 from .voice import Voice
 from .worker import Worker
@@ -38,6 +38,14 @@ _STATS_SECONDS = 0.5
 _TICK_SECONDS = 0.25
 _SEND_SECONDS = 10.0
 _INLINE_PIXELS = 128 * 128
+# Arguments for uvicorn: the protocol's limits, and how soon a silent connection counts as gone.
+SERVER_OPTIONS: dict[str, Any] = {
+    "ws_max_size": MAX_MESSAGE_BYTES,
+    "ws_ping_interval": 5.0,
+    "ws_ping_timeout": 10.0,
+    "ws_per_message_deflate": False,
+    "timeout_graceful_shutdown": 2,
+}
 CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 
 
@@ -302,6 +310,13 @@ class Line:
         self._allowance = min(MAX_RATE, self._allowance + (now - self._counted) * MAX_RATE) - 1
         self._counted = now
         return self._allowance >= 0
+
+
+def warm_up(engine: Engine) -> None:
+    """Make a few chunks, so that the first viewer does not wait for what happens only once."""
+    stream = engine.open(EXAMPLES[0], 0, {}, None)
+    for _ in range(3):
+        stream.step()
 
 
 def build_app(engine: Engine, options: Options | None = None) -> Gate:
