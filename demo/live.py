@@ -434,7 +434,8 @@ class LiveSession:
         for asked in self._asked:
             self._refuse(asked.id, asked.kind, "the stream went elsewhere before this took effect")
         self._asked.clear()
-        self.desk.let_go()
+        if frame:
+            self.desk.let_go()
         if self.state == "failed":
             self.state = "playing"
         self.head = Playhead(float(frame), self.clock(), self._moving())
