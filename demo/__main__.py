@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def main(  # noqa: PLR0913 - a command has as many parameters as it has options
+    *,
     model: Annotated[str, typer.Option(help="A model's name or a checkpoint directory.")] = "tiny",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,

@@ -30,7 +30,7 @@ class Access:
 
     Attributes:
         local: bound to this machine alone, so that only its own names are answered.
-        origins: further origins (`https://example.org`) under which the page is served, by a reverse proxy say.
+        origins: further origins (`https://example.org`) under which the page is served, as by a proxy.
         login: "user:password", or None.
     """
 

@@ -157,7 +157,7 @@ class FakeStream:
         item.receipt.seconds, item.receipt.status = frame / self.engine.info.fps, "applied"
 
     def _picture(self, frame: int) -> np.ndarray:
-        """Half of the brightness is the prompt's colour, half a texture that moves on by two columns a frame."""
+        """Three quarters are the prompt's colour, one a texture that moves by two columns a frame."""
         width = self.engine.info.width
         shift = 2 * frame % width
         texture = self.engine.texture[:, shift : shift + width]

@@ -23,12 +23,16 @@ class Saved(Protocol):
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment to go back to: the snapshot before frame `frame`, and the last picture before it as a data URL."""
+    """A moment to go back to: the snapshot before frame `frame`, the last picture before it as a URL."""
 
     id: int
     frame: int
     snapshot: Saved
     picture: str
+
+    def row(self) -> dict[str, Any]:
+        """For the page."""
+        return {"id": self.id, "frame": self.frame, "picture": self.picture}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Take:
     lineage: Any
     strip: tuple[dict[str, Any], ...]
     marks: tuple[Mark, ...]
+
+    def row(self) -> dict[str, Any]:
+        """For the page."""
+        return {"id": self.id, "frame": self.frame, "prompt": self.prompt, "picture": self.picture}
 
 
 class Marks:

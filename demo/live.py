@@ -1,25 +1,24 @@
 """One viewer's live session: the stream, what it owes to the viewer, and what the viewer asked of it.
 
-Two threads meet here, the web loop (messages in, frames out) and the engine's worker (`due`, `work`); one lock
+Two threads meet here, the web loop (messages in, frames out) and the engine's worker (`due`, `work`); a lock
 guards what they share and is never held while a chunk is made. Everything that waits is bounded.
 """
 
 import math
-import random
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from streamgen import StreamEvent, StreamgenError
-from streamgen.timeline import Receipt
 
 from . import pictures
+from .answers import Answers
 from .engine import Engine, Generated, Stream
 from .follow import follow
 from .history import Marks, Take, Takes
@@ -40,12 +39,11 @@ from .messages import (
 from .messages import Take as TakeUp
 from .motion_desk import MotionDesk
 from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, start_time
+from .pictures import OutFrame
 from .recording import Lineage, Recording
-from .strip import Strip
 from .voice import Voice
 
 MAX_COMMANDS = 8
-MAX_PENDING = 64
 _MARK_SECONDS = 1.0
 # Seconds of pictures kept for following what a stroke was drawn on.
 _SEEN_SECONDS = 2.0
@@ -59,34 +57,12 @@ class Limits:
     recording_bytes: int = 512 * 2**20
 
 
-@dataclass(frozen=True)
-class OutFrame:
-    """A frame on its way to the viewer; `made` in Unix seconds."""
-
-    epoch: int
-    frame: int
-    chunk: int
-    made: float
-    pixels: np.ndarray
-
-
 @dataclass
 class Counters:
-    """What the page shows of a session."""
+    """Frames made for and sent to the viewer."""
 
     sent: int = 0
-    errors: int = 0
     generated: int = 0
-
-
-@dataclass
-class _Asked:
-    """A submitted event that waits for its receipt's end."""
-
-    id: int
-    kind: str
-    label: str
-    receipt: Receipt
 
 
 class LiveSession:
@@ -121,7 +97,8 @@ class LiveSession:
         self.recording = Recording(info.height, info.width, limits.recording_bytes)
         self.marks = Marks(round(_MARK_SECONDS * info.fps), limits.snapshot_bytes)
         self.takes = Takes()
-        self.strip = Strip()
+        self.answers = Answers(voice, info.fps)
+        self.strip = self.answers.strip
         self.counters = Counters()
         self.stream: Stream | None = None
         self.shown = 0
@@ -129,7 +106,6 @@ class LiveSession:
         self._wanted = -1
         self._seen: deque[tuple[int, np.ndarray]] = deque(maxlen=round(_SEEN_SECONDS * info.fps))
         self._commands: deque[Callable[[], None]] = deque()
-        self._asked: list[_Asked] = []
         self._lock = threading.RLock()
 
     # -- from the web loop ---------------------------------------------------------------------------------
@@ -159,7 +135,7 @@ class LiveSession:
         self.wake_worker()
 
     def next_frame(self) -> tuple[int, OutFrame] | None:
-        """The next frame to send and its sequence number; None while the window is closed or nothing waits."""
+        """The next frame to send and its sequence number; None while the window is closed."""
         with self._lock:
             if not self.window.open:
                 return None
@@ -258,14 +234,14 @@ class LiveSession:
                 at = self._now_at(message.frame, message.points[0][1:])
                 if not self.desk.add_path(message.points, at):
                     raise BadMessage("path: too many paths are under way")
-                self._ask_motion(message.id, "path")
+                self.answers.gesture("path", message.id)
         elif isinstance(message, Pins):
             self.desk.set_pins(message.points)
-            self.strip_note("pins" if message.points else "release")
+            self.answers.gesture("pins" if message.points else "release")
         elif isinstance(message, Camera):
             self.desk.move_camera(message)
             if not message.at_rest:
-                self.strip_note("camera")
+                self.answers.gesture("camera")
         elif isinstance(message, Step):
             self._wanted = min(message.frame, self._made_end)
         elif isinstance(message, Simple):
@@ -274,7 +250,7 @@ class LiveSession:
     def _simple(self, kind: str) -> None:
         if kind == "clear":
             self.desk.clear()
-            self.strip_note("release")
+            self.answers.gesture("release")
         elif kind == "pause" and self.state == "playing":
             self._turn("paused")
         elif kind == "resume" and self.state in ("paused", "failed"):
@@ -284,8 +260,8 @@ class LiveSession:
         kind = "prompt" if message.prompt is not None else "settings"
         if not self._fresh(message.epoch, message.id, kind):
             return
-        if len(self._asked) >= MAX_PENDING:
-            self._refuse(message.id, kind, "too many changes wait already")
+        if self.answers.full:
+            self.answers.refuse(message.id, kind, "too many changes wait already")
             return
         try:
             event = StreamEvent(
@@ -296,17 +272,16 @@ class LiveSession:
                 message.sink,  # type: ignore[arg-type]
             )
         except StreamgenError as error:
-            self._refuse(message.id, kind, str(error))
+            self.answers.refuse(message.id, kind, str(error))
             return
         label = message.prompt or ", ".join(f"{k} {v:g}" for k, v in (message.settings or {}).items())
         assert self.stream is not None
-        asked = _Asked(message.id, kind, label, self.stream.submit(event))
-        if asked.receipt.status == "refused":
-            self._refuse(message.id, kind, str(asked.receipt.reason))
+        receipt = self.stream.submit(event)
+        if receipt.status == "refused":
+            self.answers.refuse(message.id, kind, str(receipt.reason))
             return
-        self._asked.append(asked)
-        notes = self.engine.notes(message.prompt) if message.prompt else []
-        self.voice.say({"type": "receipt", "id": message.id, "kind": kind, "status": "accepted", "unknown": notes})
+        unknown = self.engine.notes(message.prompt) if message.prompt else []
+        self.answers.accepted(message.id, kind, label, receipt, unknown)
 
     def _stroke(self, message: Stroke) -> None:
         if message.phase == "begin":
@@ -316,7 +291,7 @@ class LiveSession:
             rest = [(x, y) for _, x, y in message.points]
             if not self.desk.begin_stroke(message.id, self._now_at(message.frame, first), rest):
                 raise BadMessage("stroke: too many drags at once")
-            self._ask_motion(message.id, "drag")
+            self.answers.gesture("drag", message.id)
         elif message.epoch == self.epoch:
             points = [(x, y) for _, x, y in message.points]
             self.desk.move_stroke(message.id, points, message.phase == "end")
@@ -333,20 +308,8 @@ class LiveSession:
         """Refuse what was said about a past that has been left meanwhile."""
         if epoch == self.epoch:
             return True
-        self._refuse(number, kind, "the stream went elsewhere before this arrived")
+        self.answers.refuse(number, kind, "the stream went elsewhere before this arrived")
         return False
-
-    def _refuse(self, number: int, kind: str, reason: str) -> None:
-        self.voice.say({"type": "receipt", "id": number, "kind": kind, "status": "refused", "reason": reason})
-
-    def _ask_motion(self, number: int, kind: str) -> None:
-        """A gesture whose receipt comes with the chunk that it first moves."""
-        if len(self._asked) < MAX_PENDING:
-            self._asked.append(_Asked(number, kind, kind, Receipt(-1)))
-
-    def strip_note(self, kind: str) -> None:
-        """A gesture without an answer of its own; it shows on the strip all the same."""
-        self._ask_motion(0, kind)
 
     def _now_at(self, frame: int, point: tuple[float, ...]) -> tuple[float, float]:
         """Where the thing at `point` of picture `frame` is in the newest picture."""
@@ -378,7 +341,8 @@ class LiveSession:
             self._turn("playing")
         unknown = self.engine.notes(message.prompt)
         if unknown:
-            self.voice.say({"type": "receipt", "id": 0, "kind": "prompt", "status": "accepted", "unknown": unknown})
+            row = {"type": "receipt", "id": 0, "kind": "prompt", "status": "accepted"}
+            self.voice.say({**row, "unknown": unknown})
 
     def _rewind(self, number: int) -> None:
         mark = self.marks.find(number)
@@ -431,9 +395,7 @@ class LiveSession:
         self._made_end, self._wanted, self.shown = frame, -1, max(frame - 1, 0)
         self.outbox.clear()
         self._seen.clear()
-        for asked in self._asked:
-            self._refuse(asked.id, asked.kind, "the stream went elsewhere before this took effect")
-        self._asked.clear()
+        self.answers.refuse_all("the stream went elsewhere before this took effect")
         if frame:
             self.desk.let_go()
         if self.state == "failed":
@@ -469,7 +431,7 @@ class LiveSession:
             frame = made.start + offset
             self.outbox.put(frame, OutFrame(self.epoch, frame, made.index, moment, picture))
             self._seen.append((frame, picture))
-        self._settle(made)
+        self.answers.settle(made, self.epoch)
         self.voice.wake()
 
     def _keep(self, stream: Stream, made: Generated) -> None:
@@ -478,28 +440,10 @@ class LiveSession:
             before = {mark.id for mark in self.marks}
             mark = self.marks.add(self._made_end, stream.snapshot(), self._last_picture())
             gone = sorted(before - {mark.id for mark in self.marks})
-            self.voice.say({"type": "mark", **_mark_row(mark), "gone": gone})
-
-    def _settle(self, made: Generated) -> None:
-        """Tell the fate of what was asked for; the lock is held."""
-        waiting = []
-        for asked in self._asked:
-            receipt = asked.receipt
-            if receipt.number < 0:
-                receipt.status, receipt.chunk, receipt.frame = "applied", made.index, made.start
-                receipt.seconds = made.start / self.engine.info.fps
-            if receipt.status == "accepted":
-                waiting.append(asked)
-                continue
-            if receipt.status == "applied" and receipt.frame is not None:
-                self.strip.add(receipt.frame, asked.kind, asked.label)
-            row = {**receipt.to_json(), "type": "receipt", "id": asked.id, "kind": asked.kind}
-            self.voice.say({**row, "label": asked.label, "epoch": self.epoch})
-        self._asked = waiting
+            self.voice.say({"type": "mark", **mark.row(), "gone": gone})
 
     def _fail(self, reason: str) -> None:
         with self._lock:
-            self.counters.errors += 1
             if self.state != "ended":
                 self._turn("failed", reason)
 
@@ -525,21 +469,10 @@ class LiveSession:
     def _say_place(self, frame: int, picture: str) -> None:
         """Everything a page needs to draw the session as it is; the lock is held."""
         assert self.stream is not None
-        self.voice.say(
-            {
-                "type": "place",
-                "epoch": self.epoch,
-                "frame": frame,
-                "picture": picture,
-                "prompt": self.stream.prompt,
-                "settings": self.stream.settings,
-                "marks": [_mark_row(mark) for mark in self.marks],
-                "takes": [
-                    {"id": t.id, "frame": t.frame, "prompt": t.prompt, "picture": t.picture} for t in self.takes
-                ],
-                "strip": self.strip.rows(),
-            }
-        )
+        row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
+        now = {"prompt": self.stream.prompt, "settings": self.stream.settings, "strip": self.strip.rows()}
+        kept = {"marks": [mark.row() for mark in self.marks], "takes": [take.row() for take in self.takes]}
+        self.voice.say(row | now | kept)
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""
@@ -562,7 +495,3 @@ class LiveSession:
 
     def _last_picture(self) -> str:
         return pictures.data_url(self._seen[-1][1]) if self._seen else ""
-
-
-def _mark_row(mark: Any) -> dict[str, Any]:
-    return {"id": mark.id, "frame": mark.frame, "picture": mark.picture}

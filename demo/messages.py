@@ -3,6 +3,7 @@
 Clients send JSON text, the server JSON text and binary frames. `docs/demo.md` has the protocol as a table.
 """
 
+import itertools
 import json
 import math
 import struct
@@ -13,7 +14,7 @@ from typing import Any
 from streamgen.timeline import MAX_PROMPT
 
 MAX_MESSAGE_BYTES = 64 * 1024
-# Settings that a viewer may change, with type and range: narrower than the engine's own, which other viewers share.
+# Settings that a viewer may change, with type and range: narrower than the engine's, which is shared.
 SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "steps": (int, 1, 50),
     "text_guidance": (float, 0, 10),
@@ -91,7 +92,7 @@ class Pins:
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera move per second of video: pan in frame sizes, zoom factor, clockwise degrees. At rest: 0, 1, 0."""
+    """A camera move per second of video: pan (frame sizes), zoom factor, clockwise degrees; rest: 0, 1, 0."""
 
     pan: tuple[float, float]
     zoom: float
@@ -143,9 +144,7 @@ class Simple:
     kind: str
 
 
-Message = (
-    Start | Event | Stroke | Path | Pins | Camera | Ack | Step | Rewind | Take | Simple
-)
+Message = Start | Event | Stroke | Path | Pins | Camera | Ack | Step | Rewind | Take | Simple
 
 _SIMPLE = ("pause", "resume", "clear", "awake")
 
@@ -175,7 +174,9 @@ def parse(text: str | bytes) -> Message:
     return made
 
 
-def pack_frame(data: bytes, encoding: int, seq: int, epoch: int, frame: int, chunk: int, made: float) -> bytes:
+def pack_frame(
+    data: bytes, encoding: int, seq: int, epoch: int, frame: int, chunk: int, made: float
+) -> bytes:
     """A binary frame: header (little endian) and the encoded picture.
 
     Args:
@@ -254,7 +255,7 @@ class _Fields:
             xy = [self._number("points", value, 0.0, 1.0) for value in row[width - 2 :]]
             time = [self._number("points", value, 0.0, 1e9) for value in row[: width - 2]]
             made.append((*time, *xy))
-        if width == 3 and any(later[0] < sooner[0] for sooner, later in zip(made, made[1:], strict=False)):
+        if width == 3 and any(later[0] < sooner[0] for sooner, later in itertools.pairwise(made)):
             raise self.fail("points", "times that do not fall", rows)
         return tuple(made)
 

@@ -5,6 +5,7 @@ next chunk only: what was drawn since the last boundary is spread over the chunk
 ahead and taken back when hands change.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ XY = tuple[float, float]
 
 MAX_STROKES = 4
 MAX_PATHS = 8
-# Farthest a drag pulls per frame, in parts of the picture: faster tracks than the model was shown break things.
+# Farthest a drag pulls per frame, in parts of the picture: faster tracks than the model knows break things.
 MAX_STEP = 0.05
 # Seconds that are planned ahead for pins, and for a camera move, which then begins anew.
 _PIN_SECONDS = 10.0
@@ -178,7 +179,7 @@ class MotionDesk:
         """Places `(frames, 2)` of a dragged thing in the next chunk, and its track's id."""
         stroke = self._strokes[number]
         line = [stroke.at, *stroke.ahead]
-        lengths = [math.dist(a, b) for a, b in zip(line, line[1:], strict=False)]
+        lengths = [math.dist(a, b) for a, b in itertools.pairwise(line)]
         reach = min(sum(lengths), MAX_STEP * frames)
         steps = frames if stroke.begun or frames == 1 else frames - 1
         first = 1 if stroke.begun else 0
@@ -212,8 +213,8 @@ def _named(tracks: TrackSet, first: int) -> TrackSet:
 def _path_knots(
     points: Sequence[tuple[float, float, float]], at: XY, fps: float
 ) -> list[tuple[float, float, float]]:
-    """Knots of (seconds, x, y) whose start lies on the thing itself and whose end is where it was drawn to; in
-    drawn time, or slower where that is faster than things can be pulled.
+    """Knots of (seconds, x, y) whose start lies on the thing itself and whose end is where it was drawn to,
+    in drawn time, or slower where that is faster than things can be pulled.
     """
     began, length = points[0][0], max(points[-1][0] - points[0][0], 1.0)
     off_x, off_y = at[0] - points[0][1], at[1] - points[0][2]
@@ -227,7 +228,7 @@ def _path_knots(
     if len(knots) < 2:
         knots = [(0.0, _unit(at[0]), _unit(at[1])), (1 / fps, points[-1][1], points[-1][2])]
     elapsed, slower = 0.0, [knots[0]]
-    for (t0, x0, y0), (t1, x1, y1) in zip(knots, knots[1:], strict=False):
+    for (t0, x0, y0), (t1, x1, y1) in itertools.pairwise(knots):
         elapsed += max(t1 - t0, math.dist((x0, y0), (x1, y1)) / (MAX_STEP * fps))
         slower.append((elapsed, x1, y1))
     return slower

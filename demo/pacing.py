@@ -18,7 +18,7 @@ T = TypeVar("T")
 MARGIN = 0.05
 # A frame that would be shown later than this after its time gives way to a newer one.
 LATE = 0.06
-# Frames under way: bounds, and what is allowed beyond the link's own capacity, so that a growing one is noticed.
+# Frames under way: bounds, and what is allowed beyond the link's capacity, so that a growing one is noticed.
 _MIN_WINDOW, _MAX_WINDOW, _SPARE = 3, 16, 0.3
 _MAX_TRANSIT = 0.3
 _REMEMBERED = 60.0
@@ -108,7 +108,7 @@ class AckWindow:
 
 @dataclass
 class Playhead:
-    """Where the viewer is, in frames: last reported, and carried on at the playing rate while they are heard of."""
+    """Where the viewer is, in frames: last reported, and carried on at the playing rate while heard of."""
 
     frame: float = 0.0
     since: float = 0.0

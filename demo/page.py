@@ -44,9 +44,7 @@ def build_page(info: ModelInfo, root_path: str = "") -> gr.Blocks:
 
 def page_options(root_path: str) -> dict[str, Any]:
     """Arguments for `gr.mount_gradio_app`."""
-    theme = gr.themes.Base(
-        primary_hue="teal", neutral_hue="zinc", font=list(_FONTS), font_mono=list(_MONO)
-    )
+    theme = gr.themes.Base(primary_hue="teal", neutral_hue="zinc", font=list(_FONTS), font_mono=list(_MONO))
     return {
         "css": (STATIC / "style.css").read_text(encoding="utf-8"),
         "theme": theme,

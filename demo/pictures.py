@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,17 @@ from .messages import JPEG, PNG
 _EXACT_PIXELS = 128 * 128
 _QUALITY = 85
 _THUMB_WIDTH = 96
+
+
+@dataclass(frozen=True)
+class OutFrame:
+    """A frame on its way to the viewer; `made` in Unix seconds."""
+
+    epoch: int
+    frame: int
+    chunk: int
+    made: float
+    pixels: np.ndarray
 
 
 def encode(pixels: np.ndarray) -> tuple[int, bytes]:

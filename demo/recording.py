@@ -66,7 +66,7 @@ class Recording:
         return self._full
 
     def add(self, start: int, frames: np.ndarray) -> None:
-        """Record uint8 `(T, H, W, 3)` from frame `start` on; what does not follow what is here is left out."""
+        """Record uint8 `(T, H, W, 3)` from frame `start` on; what does not follow is left out."""
         with self._lock:
             if self._full or self._file.closed or start != self._end():
                 return

@@ -23,7 +23,7 @@ from .access import Access, Gate
 from .engine import Engine
 from .live import Limits, LiveSession
 from .lobby import Full, Lobby, Rules, Seat
-from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, parse, pack_frame
+from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
 from .page import EXAMPLES, build_page, page_options
 from .recording import session_record, write_video
@@ -62,9 +62,7 @@ class Options:
 class Demo:
     """Everything behind the page: engine thread, lobby, and the handlers of the web application."""
 
-    def __init__(
-        self, engine: Engine, options: Options, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, engine: Engine, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self.engine, self.options, self.clock = engine, options, clock
         self.worker = Worker(clock)
         self.lobby = Lobby(options.rules, self._open, self._close, clock)
@@ -289,8 +287,10 @@ class Line:
             session = seat.session
             item = None if session is None else session.next_frame()
             if item is None:
+                # not wait_for: in Python 3.11 it loses a cancellation that comes together with the event
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._awake.wait(), _TICK_SECONDS)
+                    async with asyncio.timeout(_TICK_SECONDS):
+                        await self._awake.wait()
                 continue
             seq, frame = item
             if frame.pixels.shape[0] * frame.pixels.shape[1] <= _INLINE_PIXELS:
@@ -298,11 +298,13 @@ class Line:
             else:
                 encoding, data = await asyncio.to_thread(pictures.encode, frame.pixels)
             packed = pack_frame(data, encoding, seq, frame.epoch, frame.frame, frame.chunk, frame.made)
-            await asyncio.wait_for(websocket.send_bytes(packed), _SEND_SECONDS)
+            async with asyncio.timeout(_SEND_SECONDS):
+                await websocket.send_bytes(packed)
 
     async def _send_json(self, message: dict[str, Any]) -> None:
         text = json.dumps(message, ensure_ascii=False)
-        await asyncio.wait_for(self.websocket.send_text(text), _SEND_SECONDS)
+        async with asyncio.timeout(_SEND_SECONDS):
+            await self.websocket.send_text(text)
 
     def _within_rate(self) -> bool:
         """A bucket of 300 messages that fills by 300 a second."""

@@ -34,7 +34,7 @@ async def save(body: AsyncIterator[bytes], kind: str, folder: Path, most: int = 
     Raises:
         InputError: a kind that is not taken, nothing in it, or more than `most` bytes.
     """
-    kind = kind.split(";")[0].strip().lower()
+    kind = kind.split(";", maxsplit=1)[0].strip().lower()
     if kind not in KINDS:
         names = ", ".join(name.partition("/")[2] for name in KINDS)
         raise InputError(f"expected an image or a clip ({names}), found {kind[:60] or 'no type'}")

@@ -1,12 +1,13 @@
-"""An injected clock, and a viewer that takes frames over a link of its own, for tests of the demo's protocol."""
+"""An injected clock, and a viewer with a link of its own, for tests of the demo's protocol."""
 
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from demo.fake_engine import FakeEngine
-from demo.live import Limits, LiveSession, OutFrame
+from demo.live import Limits, LiveSession
 from demo.messages import Ack, Start
+from demo.pictures import OutFrame
 from demo.voice import Voice
 from demo.worker import Worker
 

@@ -1,5 +1,6 @@
-"""The demo's hands and memory: gestures become tracks, strokes find what they were drawn on, recordings replay."""
+"""The demo's hands and memory: gestures become tracks, strokes find their things, recordings replay."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_no_drag_is_faster_than_things_can_be_pulled(monkeypatch: pytest.MonkeyP
             if tracks is None or tracks.is_empty:
                 break
             places += list(tracks.points[0])
-        steps = [math.dist(a.tolist(), b.tolist()) for a, b in zip(places, places[1:], strict=False)]
+        steps = [math.dist(a.tolist(), b.tolist()) for a, b in itertools.pairwise(places)]
         assert max(steps) <= 1.4 * MAX_STEP
         assert len(places) > 12
 
@@ -200,7 +201,7 @@ def play(session: LiveSession, chunks: int) -> None:
         session.work()
 
 
-@pytest.fixture()
+@pytest.fixture
 def live(pipeline: Pipeline) -> LiveSession:
     return LiveSession(PipelineEngine(pipeline), Voice(), Clock())
 
@@ -214,7 +215,7 @@ def steer(session: LiveSession) -> None:
     session.handle(Stroke(1, session.epoch, 40, "end", ((60.0, 0.6, 0.5),)))
     session.handle(Event(2, session.epoch, "a blue star over sand"))
     play(session, 8)
-    early = [mark for mark in session.marks if mark.frame > 20][0]
+    early = next(mark for mark in session.marks if mark.frame > 20)
     session.handle(Rewind(early.id))
     play(session, 3)
     session.handle(Event(3, session.epoch, "the sea", {"text_guidance": 2.5}, "keep"))

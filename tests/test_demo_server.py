@@ -1,8 +1,9 @@
-"""The demo's web application over real WebSockets with a fake engine: seats, queue, limits, and who may come in."""
+"""The demo's web application over WebSockets with a fake engine: seats, queue, limits, admission."""
 
 import base64
 import contextlib
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,11 +216,9 @@ def until(socket: Any, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, An
         event = socket.receive()
         if event.get("bytes") is not None:
             _, _, _, seq, epoch, frame, _, _ = FRAME_HEADER.unpack(event["bytes"][: FRAME_HEADER.size])
-            message = {"type": "frame", "seq": seq, "epoch": epoch, "frame": frame, "data": event["bytes"][28:]}
+            message = {"type": "frame", "frame": frame, "data": event["bytes"][FRAME_HEADER.size :]}
             socket.send_json({"type": "ack", "seq": seq, "epoch": epoch, "shown": frame, "head": frame + 0.5})
         else:
-            import json
-
             if event["type"] == "websocket.close":
                 raise WebSocketDisconnect(event["code"], event.get("reason"))
             message = json.loads(event["text"])
@@ -268,16 +267,15 @@ def test_an_oversized_message_ends_the_connection() -> None:
 
 
 def test_two_viewers_have_nothing_in_common() -> None:
-    with serving() as client:
-        with connect(client, ticket(client)) as one, connect(client, ticket(client)) as two:
-            one.send_json(START)
-            two.send_json({**START, "prompt": "a green ball"})
-            until(one, lambda m: m["type"] == "frame" and m["frame"] > 8)
-            green = until(two, lambda m: m["type"] == "frame" and m["frame"] > 8)
-            assert np.asarray(Image.open(io.BytesIO(green["data"]))).reshape(-1, 3).mean(0).argmax() == 1
-            one.send_json({"type": "pause"})
-            until(one, lambda m: m["type"] == "state" and m["state"] == "paused")
-            until(two, lambda m: m["type"] == "frame" and m["frame"] > green["frame"] + 8)
+    with serving() as client, connect(client, ticket(client)) as one, connect(client, ticket(client)) as two:
+        one.send_json(START)
+        two.send_json({**START, "prompt": "a green ball"})
+        until(one, lambda m: m["type"] == "frame" and m["frame"] > 8)
+        green = until(two, lambda m: m["type"] == "frame" and m["frame"] > 8)
+        assert np.asarray(Image.open(io.BytesIO(green["data"]))).reshape(-1, 3).mean(0).argmax() == 1
+        one.send_json({"type": "pause"})
+        until(one, lambda m: m["type"] == "state" and m["state"] == "paused")
+        until(two, lambda m: m["type"] == "frame" and m["frame"] > green["frame"] + 8)
 
 
 def test_the_row_moves_up_when_a_page_is_closed() -> None:
@@ -346,7 +344,9 @@ def image(width: int = 80, height: int = 60) -> bytes:
     return out.getvalue()
 
 
-def test_uploads_are_checked_in_kind_size_and_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_uploads_are_checked_in_kind_size_and_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with serving() as client:
         token = ticket(client)
         with connect(client, token) as socket:
