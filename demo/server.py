@@ -127,7 +127,9 @@ class Demo:
                 file = await uploads.save(request.stream(), kind, Path(folder))
                 async with self._exports:
                     size = (info.height, info.width)
-                    frames = await asyncio.to_thread(uploads.decode, file, size, info.fps)
+                    frames = await asyncio.to_thread(
+                        uploads.decode, file, size, info.fps, uploads.DECODE_SECONDS
+                    )
         except StreamgenError as error:
             return JSONResponse({"error": str(error)}, 400)
         session.pictures = frames

@@ -50,7 +50,7 @@ async def save(body: AsyncIterator[bytes], kind: str, folder: Path, most: int = 
     return Path(file.name)
 
 
-def decode(file: Path, size: tuple[int, int], fps: float, seconds: float = DECODE_SECONDS) -> np.ndarray:
+def decode(file: Path, size: tuple[int, int], fps: float, seconds: float) -> np.ndarray:
     """The pictures of an image or a clip, uint8 `(T, H, W, 3)`, as `streamgen render --image` or `--video`
     reads them.
 

@@ -30,7 +30,8 @@ from tests.tiny_models import assert_needs
 
 START = {"type": "start", "prompt": "a red ball", "seed": 1}
 HOST = {"host": "localhost:7860"}
-PATIENCE = 30.0
+# Seconds; a machine that has nothing else to do needs a hundredth of it.
+PATIENCE = 180.0
 
 
 # -- seats, with an injected clock
@@ -347,6 +348,7 @@ def image(width: int = 80, height: int = 60) -> bytes:
 def test_uploads_are_checked_in_kind_size_and_content(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(demo.uploads, "DECODE_SECONDS", PATIENCE)
     with serving() as client:
         token = ticket(client)
         with connect(client, token) as socket:
@@ -367,7 +369,6 @@ def test_uploads_are_checked_in_kind_size_and_content(
             long = (tmp_path / "long.mp4").read_bytes()
             assert "at most 10 seconds" in post(long, "video/mp4")[1]["error"]
             assert post(b"\0" * 500, "video/mp4")[0] == 400
-            monkeypatch.setattr(demo.uploads, "DECODE_SECONDS", 0.0)
             monkeypatch.setattr(demo.uploads.save, "__defaults__", (10,))
             assert "too large" in post(image(), "image/png")[1]["error"]
 

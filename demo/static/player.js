@@ -84,8 +84,8 @@ export class Player {
     this.last = now;
     if (this.playing && now >= this.holdUntil) {
       this.head = Math.min(this.head + (elapsed / 1000) * this.rate, Math.max(this.end, this.head));
-    } else if (this.stepping && this.waiting.has(this.shown + 1)) {
-      this.head = Math.max(this.head, this.shown + 1);
+    } else if (this.stepping && this.waiting.size) {
+      this.head = Math.max(this.head, Math.min(...this.waiting.keys()));
       this.stepping = false;
     }
     let newest = -1;

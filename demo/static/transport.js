@@ -26,7 +26,7 @@ export class Transport {
     live.on("lost", (lost) => this.lost(lost));
     live.on("retry", () => this.show("lost", "The connection is lost. Trying again …", false));
     live.on("error", (error) => this.notice(error.text));
-    live.on("shown", () => { if (this.startedAt) this.firstPicture(); });
+    live.on("shown", (frame) => { if (this.startedAt && frame.epoch !== this.before) this.firstPicture(); });
   }
 
   start() {
@@ -41,6 +41,7 @@ export class Transport {
     const seed = Math.min(2147483647, Math.max(0, Math.round(Number(part.seed.value) || 0)));
     part.seed.value = seed;
     this.startedAt = performance.now();
+    this.before = this.live.epoch;
     this.live.strip.cancel();
     const settings = this.live.settings.values();
     this.live.send({ type: "start", prompt, seed, settings, picture: Boolean(this.picture) });
