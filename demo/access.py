@@ -40,15 +40,14 @@ class Access:
 
     def host_allowed(self, host: str) -> bool:
         """Whether a request for this `Host` is answered."""
-        name = urlsplit(f"//{host}").hostname or ""
-        known = {urlsplit(origin).hostname for origin in self.origins}
+        name, known = _name(f"//{host}"), {_name(origin) for origin in self.origins}
         return not self.local or name in _LOOPBACK or name in known
 
     def origin_allowed(self, origin: str | None, host: str) -> bool:
         """Whether a page of this origin may act; programs that are no browsers send none."""
         if origin is None or origin.rstrip("/") in self.origins:
             return True
-        return urlsplit(origin).netloc.lower() == host.lower() != ""
+        return origin.partition("://")[2].lower() == host.lower() != ""
 
     def login_allowed(self, header: str | None) -> bool:
         """Whether an `Authorization` header has the password."""
@@ -60,6 +59,14 @@ class Access:
         except (binascii.Error, ValueError):
             return False
         return kind.lower() == "basic" and hmac.compare_digest(given, self.login.encode())
+
+
+def _name(url: str) -> str:
+    """The host name of an address; empty for what is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 class Gate:

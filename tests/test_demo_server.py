@@ -422,6 +422,13 @@ def test_pages_of_other_sites_are_kept_out(
         assert_needs(check, monkeypatch, Gate, "__call__", open_door)
 
 
+def test_names_that_are_none_are_not_answered() -> None:
+    assert not Access().host_allowed("[")
+    assert not Access().host_allowed("")
+    assert not Access().origin_allowed("http://", "")
+    assert Access(local=False).host_allowed("anything.example")
+
+
 def test_a_password_is_asked_for_everywhere_but_on_the_socket_of_a_ticket() -> None:
     code = base64.b64encode(b"me:secret").decode()
     with serving(access=Access(login="me:secret")) as client:
