@@ -19,6 +19,7 @@ class Rules:
         max_sessions: streams at a time.
         max_waiting: viewers in the row.
         grace_seconds: how long a place is kept for a page that reloads or lost its connection.
+        loading_seconds: how much longer once the reloading page has said that it is on its way.
         idle_seconds: without any input, a session ends after this; 0: never.
         notice_seconds: how long before that the viewer is told.
         ticket_seconds: how long an id is good before its page connects.
@@ -27,6 +28,7 @@ class Rules:
     max_sessions: int = 2
     max_waiting: int = 64
     grace_seconds: float = 4.0
+    loading_seconds: float = 20.0
     idle_seconds: float = 600.0
     notice_seconds: float = 60.0
     ticket_seconds: float = 30.0
@@ -128,6 +130,15 @@ class Lobby:
             seat.left = self.clock()
             if seat.session is not None:
                 seat.session.disconnected()
+
+    def coming_back(self, token: str) -> bool:
+        """A page that was left is being loaded again; its scripts take a while on a slow machine."""
+        seat = self._seats.get(token)
+        if seat is None or not seat.visit:
+            return False
+        if seat.left is not None:
+            seat.left = self.clock() + self.rules.loading_seconds
+        return True
 
     def heard(self, seat: Seat) -> None:
         """A viewer has done something."""

@@ -27,6 +27,15 @@ if (!base.pathname.endsWith("/")) base.pathname += "/";
 import(new URL("live/static/main.js", base).href).then((main) => main.mount(root, base));
 """
 
+# Said before anything else is loaded: a page that is loaded again keeps its place.
+_HEAD = """<script>
+{
+  const id = sessionStorage.getItem("streamgen-session"), root = @ROOT@;
+  const base = new URL(root || ".", location.href);
+  if (id) fetch(new URL(`live/${id}/back`, base), { method: "POST" }).catch(() => {});
+}
+</script>"""
+
 
 def build_page(info: ModelInfo, root_path: str = "") -> gr.Blocks:
     """The Gradio app."""
@@ -47,6 +56,7 @@ def page_options(root_path: str) -> dict[str, Any]:
     theme = gr.themes.Base(primary_hue="teal", neutral_hue="zinc", font=list(_FONTS), font_mono=list(_MONO))
     return {
         "css": (STATIC / "style.css").read_text(encoding="utf-8"),
+        "head": _HEAD.replace("@ROOT@", json.dumps(_root(root_path)).replace("<", "\\u003c")),
         "theme": theme,
         "footer_links": [],
         "run_history": False,

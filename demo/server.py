@@ -114,6 +114,10 @@ class Demo:
         """How many are here."""
         return JSONResponse({"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)})
 
+    async def back(self, token: str) -> Response:
+        """A page is being loaded again and will connect soon."""
+        return JSONResponse({"kept": self.lobby.coming_back(token)})
+
     async def picture(self, token: str, request: Request) -> Response:
         """Take the picture or clip that the next stream of a session starts from."""
         seat = self.lobby.find(token)
@@ -330,6 +334,7 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     app = FastAPI(lifespan=demo.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/live/session", demo.ticket, methods=["POST"])
     app.add_api_route("/live/health", demo.health, methods=["GET"])
+    app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
     app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
     app.add_api_route("/live/{token}/clip.mp4", demo.clip, methods=["GET"])
     app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])

@@ -96,6 +96,21 @@ def test_a_place_is_kept_for_a_page_that_reloads_and_no_longer(monkeypatch: pyte
     assert_needs(check, monkeypatch, Lobby, "tick", lambda self: None)
 
 
+def test_a_page_on_its_way_back_has_longer() -> None:
+    tables = Tables(grace_seconds=4.0, loading_seconds=20.0)
+    seat = tables.sit()
+    tables.lobby.disconnect(seat, seat.visit)
+    tables.later(3)
+    assert tables.lobby.coming_back(seat.token)
+    tables.later(20)
+    assert tables.lobby.connect(seat.token) is seat
+    tables.lobby.disconnect(seat, seat.visit)
+    tables.lobby.coming_back(seat.token)
+    tables.later(24.1)
+    assert seat.over
+    assert not tables.lobby.coming_back(seat.token)
+
+
 def disconnect_in(state: str) -> tuple[Tables, Seat, LiveSession]:
     tables = Tables()
     seat = tables.sit()
