@@ -5,6 +5,7 @@ import contextlib
 import json
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,15 +236,14 @@ class Line:
             return
         visit = seat.visit
         tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send(visit))]
+        for task in tasks:
+            task.add_done_callback(_settled)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
-                    task.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # nothing is awaited here: this may itself be a cancellation, which another one must not replace
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             lobby.disconnect(seat, visit)
 
     async def _receive(self) -> None:
@@ -318,6 +318,15 @@ class Line:
         self._allowance = min(MAX_RATE, self._allowance + (now - self._counted) * MAX_RATE) - 1
         self._counted = now
         return self._allowance >= 0
+
+
+def _settled(task: asyncio.Task[None]) -> None:
+    """Take a task's end: a connection may break at any moment, all else is an error of ours."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(
+        error, WebSocketDisconnect | OSError | TimeoutError | RuntimeError
+    ):
+        traceback.print_exception(error)
 
 
 def warm_up(engine: Engine) -> None:
