@@ -44,9 +44,8 @@ from .recording import Lineage, Recording
 from .voice import Voice
 
 MAX_COMMANDS = 8
-_MARK_SECONDS = 1.0
-# Seconds of pictures kept for following what a stroke was drawn on.
-_SEEN_SECONDS = 2.0
+# Between marks, and of pictures kept for following what a stroke was drawn on.
+_MARK_SECONDS, _SEEN_SECONDS = 1.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ class LiveSession:
         self.stream: Stream | None = None
         self.shown = 0
         self._made_end = 0
+        self._announced = (0, 0.0)
         self._wanted = -1
         self._seen: deque[tuple[int, np.ndarray]] = deque(maxlen=round(_SEEN_SECONDS * info.fps))
         self._commands: deque[Callable[[], None]] = deque()
@@ -141,6 +141,9 @@ class LiveSession:
                 return None
             now = self.clock()
             arrival = self.head.at(now, self._made_end) + self.window.transit * self.head.rate
+            # the viewer's clock waited for the newest chunk's announcement, which took the same way
+            start, said = self._announced
+            arrival = min(arrival, start + (now - said) * self.head.rate)
             late = LATE * self.rate
             item = self.outbox.take(lambda frame: frame < arrival - late)
             if item is None:
@@ -423,7 +426,7 @@ class LiveSession:
         count, now = len(made.frames), self.clock()
         # a viewer who ran out of frames has not gone beyond them
         self.head.settle(now, self._made_end, self._moving())
-        self._made_end = made.start + count
+        self._made_end, self._announced = made.start + count, (made.start, now)
         self.counters.generated += count
         self._say_chunk(made, seconds)
         moment = time.time()
