@@ -1,0 +1,189 @@
+"""`python -m demo.bench`: what a viewer gets, measured in a real browser over links of several kinds.
+
+A fake engine offers textured pictures of 832 x 480 in chunks of four at 16 and 30 frames per second; the real
+one streams the shipped model. The page is the demo's own in headless Chromium. Every figure is read in the
+page: frames shown per second, time from a frame's generation to its showing (one clock: same machine), and
+time from a change of words to the first picture made under it.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from .delay_proxy import DelayProxy, Link
+from .engine import Engine, PipelineEngine
+from .fake_engine import FakeEngine
+from .lobby import Rules
+from .server import SERVER_OPTIONS, Options, build_app, warm_up
+
+LOCAL = Link("localhost")
+FAR = Link("80 ms, 20 Mbit/s", 0.08, 20e6)
+THIN = Link("80 ms, 8 Mbit/s", 0.08, 8e6)
+_WARM_SECONDS = 3.0
+# Changes of words come at random phases; these are multiples of the golden ratio.
+_PHASES = [0.3 + (0.618034 * i) % 1 * 0.5 for i in range(200)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement and what it has to reach: share of offered frames shown, 95th percentile of latency."""
+
+    name: str
+    engine: Engine
+    link: Link
+    least_shown: float | None = None
+    most_latency_ms: float | None = None
+    control: bool = False
+
+
+def cases(real: bool) -> list[Case]:
+    """All measurements, in order."""
+    size = (480, 832)
+    sixteen, thirty = FakeEngine(16.0, size, 4, 0.05), FakeEngine(30.0, size, 4, 0.03)
+    out = [
+        Case("fake, 16 fps", sixteen, LOCAL, 0.95, control=True),
+        Case("fake, 30 fps", thirty, LOCAL, 0.95, control=True),
+        Case("fake, 30 fps", thirty, FAR, 0.90),
+        Case("fake, 30 fps", thirty, THIN, most_latency_ms=400.0),
+    ]
+    if real:
+        from streamgen import load_pipeline
+
+        tiny = PipelineEngine(load_pipeline("tiny"))
+        out.append(Case("tiny", tiny, LOCAL, control=True))
+    return out
+
+
+async def measure(case: Case, seconds: float, browser: Any) -> dict[str, Any]:
+    """Serve, watch and steer for `seconds`; the figures by name, `ok` says whether they suffice."""
+    async with _served(case.engine) as port, DelayProxy(port, case.link) as proxy:
+        page = await browser.new_page(viewport={"width": 1200, "height": 900})
+        address = f"http://127.0.0.1:{port if case.link is LOCAL else proxy.port}/"
+        await page.goto(address)
+        await page.wait_for_selector(".sg[data-state=ready]", timeout=120_000)
+        await page.click("[data-part=startButton]")
+        await page.wait_for_function("window.streamgen.player.shown > 8", timeout=120_000)
+        await asyncio.sleep(_WARM_SECONDS)
+        began = await page.evaluate(_BEGIN)
+        if case.control:
+            await _steer(page, seconds)
+        else:
+            await asyncio.sleep(seconds)
+        found = await page.evaluate(_END, began)
+        await page.close()
+    return _judge(case, found)
+
+
+def _judge(case: Case, found: dict[str, Any]) -> dict[str, Any]:
+    fps, chunk = case.engine.info.fps, case.engine.info.chunk_frames / case.engine.info.fps
+    shown, latency, controls = found["shown"], found["latencies"], found["controls"]
+    row: dict[str, Any] = {
+        "case": case.name,
+        "link": case.link.name,
+        "offered_fps": fps,
+        "shown_fps": round(shown, 2),
+        "latency_ms": {
+            "p50": round(1000 * share_of(latency, 0.5)),
+            "p95": round(1000 * share_of(latency, 0.95)),
+        },
+        "first_picture_ms": round(found["first"]),
+        "stalls": found["stalls"],
+        "generation_p95_ms": round(share_of(found["generation"], 0.95)),
+    }
+    ok = case.least_shown is None or shown >= case.least_shown * fps
+    ok = ok and (case.most_latency_ms is None or row["latency_ms"]["p95"] <= case.most_latency_ms)
+    if controls:
+        most = 1000 * chunk + share_of(found["generation"], 0.95) + 100
+        row["control_ms"] = {"p50": round(share_of(controls, 0.5)), "p95": round(share_of(controls, 0.95))}
+        row["control_limit_ms"] = round(most)
+        ok = ok and share_of(controls, 0.95) <= most
+    return row | {"ok": ok}
+
+
+def share_of(values: list[float], share: float) -> float:
+    """The value that this share of all values does not exceed; 0 without any."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+async def _steer(page: Any, seconds: float) -> None:
+    colours = ("a large blue star stays over sand", "a large red circle stays over sand")
+    loop = asyncio.get_running_loop()
+    end, turn = loop.time() + seconds, 0
+    while loop.time() < end:
+        await asyncio.sleep(_PHASES[turn % len(_PHASES)] + 0.5)
+        await page.evaluate("words => window.streamgen.prompts.apply(words)", colours[turn % 2])
+        turn += 1
+
+
+@contextlib.asynccontextmanager
+async def _served(engine: Engine) -> AsyncIterator[int]:
+    warm_up(engine)
+    app = build_app(engine, Options(rules=replace(Rules(), grace_seconds=0.5, idle_seconds=0.0)))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", **SERVER_OPTIONS)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.05)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def run_all(chosen: list[Case], seconds: float) -> list[dict[str, Any]]:
+    """Every measurement, one after the other, in one browser."""
+    from playwright.async_api import async_playwright
+
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    rows = []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        for case in chosen:
+            rows.append(await measure(case, seconds, browser))
+            print(json.dumps(rows[-1]), file=sys.stderr)
+        await browser.close()
+    return rows
+
+
+def main(
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 20.0,
+    real: Annotated[bool, typer.Option(help="Measure the shipped model, too.")] = True,
+) -> None:
+    """Measure what a viewer gets; exit code 1 where a figure misses its mark. Needs Chromium."""
+    rows = asyncio.run(run_all(cases(real), seconds))
+    print(json.dumps(rows, indent=1))
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(1)
+
+
+_BEGIN = """() => {
+  const live = window.streamgen;
+  live.player.latencies = [];
+  live.status.controls = [];
+  live.generation = [];
+  live.on("chunk", (chunk) => live.generation.push(chunk.gen_ms));
+  return { shown: live.player.counts.shown, stalls: live.player.counts.stalls, at: performance.now() };
+}"""
+_END = """(began) => {
+  const { player, status, generation, firstMs } = window.streamgen;
+  const seconds = (performance.now() - began.at) / 1000;
+  return {
+    shown: (player.counts.shown - began.shown) / seconds, stalls: player.counts.stalls - began.stalls,
+    latencies: player.latencies, controls: status.controls, generation, first: firstMs,
+  };
+}"""
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,206 @@
+"""What the demo needs of a video generator, and streamgen behind it.
+
+The two protocols are all that sessions, worker and server know; `fake_engine` has another implementation for
+tests and measurements.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from streamgen import Pipeline, Session, Snapshot, StreamEvent
+from streamgen.machine import device_name
+from streamgen.pipeline import find_model
+from streamgen.timeline import Receipt
+
+from .history import Saved
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the page says about a model.
+
+    Attributes:
+        chunk_frames: pixel frames of every chunk but the first.
+        settings: defaults by name.
+        words: what the model knows, empty where it has no word list.
+        card: the model card, Markdown.
+    """
+
+    name: str
+    device: str
+    width: int
+    height: int
+    fps: float
+    chunk_frames: int
+    settings: Mapping[str, Any]
+    words: tuple[str, ...] = ()
+    card: str = ""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One chunk: uint8 frames `(T, H, W, 3)`, the first one's index, the chunk's, and receipts of the events
+    that took effect with it or were found impossible.
+    """
+
+    frames: np.ndarray
+    start: int
+    index: int
+    receipts: tuple[Receipt, ...]
+
+
+class Stream(Protocol):
+    """One stream. `submit` may be called from any thread, all else from one at a time."""
+
+    @property
+    def next_frame(self) -> int:
+        """First frame of the next chunk."""
+        ...
+
+    @property
+    def next_length(self) -> int:
+        """Frames of the next chunk."""
+        ...
+
+    @property
+    def prompt(self) -> str:
+        """The prompt now."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings now."""
+        ...
+
+    @property
+    def cache_fill(self) -> tuple[int, int]:
+        """Latent frames in the cache, and how many it holds."""
+        ...
+
+    def step(self) -> Generated:
+        """Make the next chunk."""
+        ...
+
+    def submit(self, event: StreamEvent, at_frame: int = 0) -> Receipt:
+        """Ask for a change at the next chunk that has not begun."""
+        ...
+
+    def snapshot(self) -> Saved:
+        """All state as of now."""
+        ...
+
+    def restore(self, saved: Any) -> None:
+        """Go to a snapshot of this stream."""
+        ...
+
+    def timeline(self) -> dict[str, Any]:
+        """What took effect where, as plain values."""
+        ...
+
+
+class Engine(Protocol):
+    """Opens streams of one model; called from one thread at a time."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the page says about the model."""
+        ...
+
+    def open(
+        self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
+    ) -> Stream:
+        """Begin a stream, from uint8 pictures `(T, H, W, 3)` where they are given.
+
+        Raises:
+            StreamgenError: what was asked for cannot be.
+        """
+        ...
+
+    def notes(self, prompt: str) -> list[str]:
+        """Words of a prompt that mean nothing to the model."""
+        ...
+
+
+class PipelineEngine:
+    """A loaded streamgen model."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        geometry, plan = pipeline.geometry, pipeline.plan
+        card = find_model(pipeline.name) / CARD
+        self._info = ModelInfo(
+            name=Path(pipeline.name).name,
+            device=device_name(pipeline.device),
+            width=geometry.width,
+            height=geometry.height,
+            fps=float(geometry.fps),
+            chunk_frames=geometry.temporal * plan.chunk_frames,
+            settings=pipeline.settings.to_json(),
+            words=tuple(pipeline.vocabulary.words),
+            card=card.read_text(encoding="utf-8") if card.is_file() else "This checkpoint has no model card.",
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def open(
+        self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
+    ) -> "SessionStream":
+        video = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
+        return SessionStream(self.pipeline.open(prompt, seed, video=video, settings=settings))
+
+    def notes(self, prompt: str) -> list[str]:
+        return list(self.pipeline.words(prompt).unknown)
+
+
+class SessionStream:
+    """A streamgen session as a `Stream`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @property
+    def next_frame(self) -> int:
+        return self.session.next_frame
+
+    @property
+    def next_length(self) -> int:
+        state = self.session.state
+        return self.session.geometry.frames(state.start + state.length) - self.session.next_frame
+
+    @property
+    def prompt(self) -> str:
+        return self.session.controls.prompt
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.session.controls.settings.to_json()
+
+    @property
+    def cache_fill(self) -> tuple[int, int]:
+        cache = self.session.state.cache
+        return cache.context_frames, cache.plan.context_frames
+
+    def step(self) -> Generated:
+        chunk = next(self.session)
+        return Generated(chunk.frames.cpu().numpy(), chunk.start_frame, chunk.index, chunk.receipts)
+
+    def submit(self, event: StreamEvent, at_frame: int = 0) -> Receipt:
+        return self.session.submit(event, at_frame)
+
+    def snapshot(self) -> Snapshot:
+        return self.session.snapshot()
+
+    def restore(self, saved: Snapshot) -> None:
+        self.session.restore(saved)
+
+    def timeline(self) -> dict[str, Any]:
+        return self.session.timeline.to_json()

@@ -1,0 +1,338 @@
+"""The WebSocket protocol: what a client may say, checked field by field, and how a frame is packed.
+
+Clients send JSON text, the server JSON text and binary frames. `docs/demo.md` has the protocol as a table.
+"""
+
+import itertools
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamgen.timeline import MAX_PROMPT
+
+MAX_MESSAGE_BYTES = 64 * 1024
+# Settings that a viewer may change, with type and range: narrower than the engine's, which is shared.
+SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "steps": (int, 1, 50),
+    "text_guidance": (float, 0, 10),
+    "motion_guidance": (float, 0, 10),
+}
+MAX_SEED = 2**31 - 1
+MAX_STROKE_POINTS = 64
+MAX_PATH_POINTS = 512
+MAX_PINS = 64
+MAX_PATH_MS = 30_000
+_LARGEST = 2**32 - 1
+
+FRAME_HEADER = struct.Struct("<BBHIIIId")
+FRAME_VERSION = 1
+JPEG, PNG = 1, 2
+
+POLICIES = ("recache", "keep", "clear")
+SINKS = ("refresh", "keep")
+PHASES = ("begin", "move", "end")
+
+
+class BadMessage(Exception):
+    """A message that is refused; its text names the field, what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begin a stream, or begin again. `picture` starts it from what was uploaded."""
+
+    prompt: str
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    picture: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """Change prompt or settings at the next chunk; `id` comes back in the receipt."""
+
+    id: int
+    epoch: int
+    prompt: str | None = None
+    settings: Mapping[str, Any] | None = None
+    policy: str = "recache"
+    sink: str = "refresh"
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """Part of a live drag: `points` are (milliseconds, x, y), drawn on picture `frame` of `epoch`."""
+
+    id: int
+    epoch: int
+    frame: int
+    phase: str
+    points: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Path:
+    """A finished path with its own timing: `points` are (milliseconds, x, y), times rising."""
+
+    id: int
+    epoch: int
+    frame: int
+    points: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Pins:
+    """All points that hold their place from now on."""
+
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera move per second of video: pan (frame sizes), zoom factor, clockwise degrees; rest: 0, 1, 0."""
+
+    pan: tuple[float, float]
+    zoom: float
+    rotate: float
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether this stops a move."""
+        return self.pan == (0.0, 0.0) and self.zoom == 1.0 and self.rotate == 0.0
+
+
+@dataclass(frozen=True)
+class Ack:
+    """What has arrived (all frames up to `seq`) and where the viewer is: `shown` is the picture on screen,
+    `head` the playing position in frames (fractions included).
+    """
+
+    seq: int
+    epoch: int
+    shown: int
+    head: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """While paused: the viewer wants to see picture `frame`."""
+
+    frame: int
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Go back to a mark of the scrubber and branch from there."""
+
+    mark: int
+
+
+@dataclass(frozen=True)
+class Take:
+    """Return to a branch that was left."""
+
+    take: int
+
+
+@dataclass(frozen=True)
+class Simple:
+    """A message without fields: pause, resume, clear, awake."""
+
+    kind: str
+
+
+Message = Start | Event | Stroke | Path | Pins | Camera | Ack | Step | Rewind | Take | Simple
+
+_SIMPLE = ("pause", "resume", "clear", "awake")
+
+
+def parse(text: str | bytes) -> Message:
+    """A client's message.
+
+    Raises:
+        BadMessage: too long, no JSON object, an unknown type, or a field that is missing, unknown, of another
+            type or out of range.
+    """
+    size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
+    if size > MAX_MESSAGE_BYTES:
+        raise BadMessage(f"message: expected at most {MAX_MESSAGE_BYTES} bytes, found {size}")
+    try:
+        row = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise BadMessage("message: expected a JSON object") from None
+    if not isinstance(row, dict):
+        raise BadMessage("message: expected a JSON object")
+    kind = row.pop("type", None)
+    if not isinstance(kind, str) or (kind not in _PARSERS and kind not in _SIMPLE):
+        raise BadMessage(f"type: unknown type {_short(kind)}")
+    fields = _Fields(kind, row)
+    made = Simple(kind) if kind in _SIMPLE else _PARSERS[kind](fields)
+    fields.finish()
+    return made
+
+
+def pack_frame(
+    data: bytes, encoding: int, seq: int, epoch: int, frame: int, chunk: int, made: float
+) -> bytes:
+    """A binary frame: header (little endian) and the encoded picture.
+
+    Args:
+        data: the picture as `encoding` (`JPEG` or `PNG`) says.
+        seq: counts the frames sent to this viewer, from 1.
+        epoch: raised by every start, rewind and take.
+        frame: index in the stream.
+        chunk: the chunk it belongs to.
+        made: when it was generated, Unix seconds.
+    """
+    return FRAME_HEADER.pack(FRAME_VERSION, encoding, 0, seq, epoch, frame, chunk, made) + data
+
+
+class _Fields:
+    """Takes fields out of a message one by one, checked; `finish` refuses what is left over."""
+
+    def __init__(self, kind: str, row: dict[str, Any]) -> None:
+        self.kind, self.row = kind, row
+
+    def fail(self, name: str, expected: str, found: Any) -> BadMessage:
+        return BadMessage(f"{self.kind}: {name}: expected {expected}, found {_short(found)}")
+
+    def finish(self) -> None:
+        if self.row:
+            raise BadMessage(f"{self.kind}: unknown field {_short(next(iter(self.row)))}")
+
+    def whole(self, name: str, most: int = _LARGEST) -> int:
+        value = self.row.pop(name, None)
+        if type(value) is not int or not 0 <= value <= most:
+            raise self.fail(name, f"a whole number in 0..{most}", value)
+        return value
+
+    def number(self, name: str, least: float, most: float) -> float:
+        return self._number(name, self.row.pop(name, None), least, most)
+
+    def text(self, name: str, most: int) -> str:
+        value = self.row.pop(name, None)
+        if not isinstance(value, str) or not value.strip() or len(value) > most:
+            raise self.fail(name, f"text of 1 to {most} characters", value)
+        return value
+
+    def choice(self, name: str, known: tuple[str, ...], default: str) -> str:
+        value = self.row.pop(name, default)
+        if value not in known:
+            raise self.fail(name, f"one of {', '.join(known)}", value)
+        return str(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.row.pop(name, False)
+        if not isinstance(value, bool):
+            raise self.fail(name, "true or false", value)
+        return value
+
+    def settings(self) -> dict[str, Any]:
+        values = self.row.pop("settings", {})
+        if not isinstance(values, dict):
+            raise self.fail("settings", "an object", values)
+        for name, value in values.items():
+            if name not in SETTINGS:
+                raise self.fail("settings", f"of {', '.join(SETTINGS)}", name)
+            kind, least, most = SETTINGS[name]
+            self._number(name, value, least, most)
+            if kind is int and type(value) is not int:
+                raise self.fail(name, "a whole number", value)
+        return {name: SETTINGS[name][0](value) for name, value in values.items()}
+
+    def points(self, width: int, least: int, most: int) -> tuple[tuple[float, ...], ...]:
+        """Rows of `width` numbers: (x, y), or (milliseconds, x, y)."""
+        rows = self.row.pop("points", None)
+        if not isinstance(rows, list) or not least <= len(rows) <= most:
+            raise self.fail("points", f"a list of {least} to {most} points", rows)
+        made = []
+        for row in rows:
+            if not isinstance(row, list) or len(row) != width:
+                raise self.fail("points", f"{width} numbers each", row)
+            xy = [self._number("points", value, 0.0, 1.0) for value in row[width - 2 :]]
+            time = [self._number("points", value, 0.0, 1e9) for value in row[: width - 2]]
+            made.append((*time, *xy))
+        if width == 3 and any(later[0] < sooner[0] for sooner, later in itertools.pairwise(made)):
+            raise self.fail("points", "times that do not fall", rows)
+        return tuple(made)
+
+    def _number(self, name: str, value: Any, least: float, most: float) -> float:
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or not math.isfinite(value) or not least <= value <= most:
+            raise self.fail(name, f"a number in {least:g}..{most:g}", value)
+        return float(value)
+
+
+def _start(fields: _Fields) -> Start:
+    prompt, seed = fields.text("prompt", MAX_PROMPT), fields.whole("seed", MAX_SEED)
+    return Start(prompt, seed, fields.settings(), fields.flag("picture"))
+
+
+def _event(fields: _Fields) -> Event:
+    number, epoch = fields.whole("id"), fields.whole("epoch")
+    prompt = fields.text("prompt", MAX_PROMPT) if "prompt" in fields.row else None
+    settings = fields.settings() or None
+    if prompt is None and settings is None:
+        raise BadMessage("event: expected a prompt or settings, found neither")
+    policy = fields.choice("policy", POLICIES, "recache")
+    return Event(number, epoch, prompt, settings, policy, fields.choice("sink", SINKS, "refresh"))
+
+
+def _stroke(fields: _Fields) -> Stroke:
+    phase = fields.choice("phase", PHASES, "")
+    points = fields.points(3, 0 if phase == "end" else 1, MAX_STROKE_POINTS)
+    return Stroke(*_place(fields), phase, tuple((t, x, y) for t, x, y in points))
+
+
+def _path(fields: _Fields) -> Path:
+    points = fields.points(3, 2, MAX_PATH_POINTS)
+    if points[-1][0] - points[0][0] > MAX_PATH_MS:
+        raise BadMessage(f"path: points: expected at most {MAX_PATH_MS} ms from first to last")
+    return Path(*_place(fields), tuple((t, x, y) for t, x, y in points))
+
+
+def _place(fields: _Fields) -> tuple[int, int, int]:
+    return fields.whole("id"), fields.whole("epoch"), fields.whole("frame")
+
+
+def _pins(fields: _Fields) -> Pins:
+    return Pins(tuple((x, y) for x, y in fields.points(2, 0, MAX_PINS)))
+
+
+def _camera(fields: _Fields) -> Camera:
+    pan = fields.row.pop("pan", None)
+    if not isinstance(pan, list) or len(pan) != 2:
+        raise fields.fail("pan", "two numbers", pan)
+    x, y = (fields._number("pan", value, -1.0, 1.0) for value in pan)
+    return Camera((x, y), fields.number("zoom", 0.25, 4.0), fields.number("rotate", -180.0, 180.0))
+
+
+def _ack(fields: _Fields) -> Ack:
+    seq, epoch, shown = fields.whole("seq"), fields.whole("epoch"), fields.whole("shown")
+    return Ack(seq, epoch, shown, fields.number("head", 0.0, _LARGEST))
+
+
+_PARSERS: dict[str, Callable[[_Fields], Message]] = {
+    "start": _start,
+    "event": _event,
+    "stroke": _stroke,
+    "path": _path,
+    "pins": _pins,
+    "camera": _camera,
+    "ack": _ack,
+    "step": lambda fields: Step(fields.whole("frame")),
+    "rewind": lambda fields: Rewind(fields.whole("mark")),
+    "take": lambda fields: Take(fields.whole("take")),
+}
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

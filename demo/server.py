@@ -1,0 +1,355 @@
+"""The web application: sessions over WebSockets, uploads and downloads, and the page, in one FastAPI app."""
+
+import asyncio
+import contextlib
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.background import BackgroundTask
+
+from streamgen.errors import StreamgenError
+
+from . import pictures, uploads
+from .access import Access, Gate
+from .engine import Engine
+from .live import Limits, LiveSession
+from .lobby import Full, Lobby, Rules, Seat
+from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
+from .messages import Ack as AckMessage
+from .page import EXAMPLES, build_page, page_options
+from .recording import session_record, write_video
+from .voice import Voice
+from .worker import Worker
+
+STATIC = Path(__file__).parent / "static"
+# Beyond these a connection is closed: messages per second, and messages that made no sense.
+MAX_RATE = 300
+MAX_BAD = 20
+_STATS_SECONDS = 0.5
+_TICK_SECONDS = 0.25
+_SEND_SECONDS = 10.0
+_INLINE_PIXELS = 128 * 128
+# Arguments for uvicorn: the protocol's limits, and how soon a silent connection counts as gone.
+SERVER_OPTIONS: dict[str, Any] = {
+    "ws_max_size": MAX_MESSAGE_BYTES,
+    "ws_ping_interval": 5.0,
+    "ws_ping_timeout": 10.0,
+    "ws_per_message_deflate": False,
+    "timeout_graceful_shutdown": 2,
+}
+CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the demo is served."""
+
+    rules: Rules = field(default_factory=Rules)
+    limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
+    root_path: str = ""
+
+
+class Demo:
+    """Everything behind the page: engine thread, lobby, and the handlers of the web application."""
+
+    def __init__(self, engine: Engine, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self.engine, self.options, self.clock = engine, options, clock
+        self.worker = Worker(clock)
+        self.lobby = Lobby(options.rules, self._open, self._close, clock)
+        self._exports = asyncio.Semaphore(2)
+
+    def _open(self, voice: Voice) -> LiveSession:
+        session = LiveSession(self.engine, voice, self.clock, self.worker.poke, self.options.limits)
+        self.worker.add(session)
+        return session
+
+    def _close(self, session: LiveSession) -> None:
+        self.worker.remove(session)
+        session.close()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Engine and clock run while the application does."""
+        self.worker.start()
+        ticking = asyncio.create_task(self._tick())
+        try:
+            yield
+        finally:
+            ticking.cancel()
+            for seat in [*self.lobby.running, *self.lobby.waiting]:
+                self.lobby.end(seat, "the server is going down")
+            await asyncio.to_thread(self.worker.stop)
+
+    async def _tick(self) -> None:
+        said = 0.0
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self.lobby.tick()
+            if self.clock() - said >= _STATS_SECONDS:
+                said = self.clock()
+                for seat in self.lobby.running:
+                    if seat.session is not None and seat.connected:
+                        seat.voice.say(seat.session.stats())
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    async def ticket(self) -> Response:
+        """A session id for a page."""
+        try:
+            return JSONResponse({"session": self.lobby.ticket()})
+        except Full as full:
+            return JSONResponse({"error": str(full)}, 503)
+
+    async def health(self) -> Response:
+        """How many are here."""
+        return JSONResponse({"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)})
+
+    async def back(self, token: str) -> Response:
+        """A page is being loaded again and will connect soon."""
+        return JSONResponse({"kept": self.lobby.coming_back(token)})
+
+    async def picture(self, token: str, request: Request) -> Response:
+        """Take the picture or clip that the next stream of a session starts from."""
+        seat = self.lobby.find(token)
+        if seat is None or seat.session is None:
+            return JSONResponse({"error": "no such session"}, 404)
+        session, info = seat.session, self.engine.info
+        self.lobby.heard(seat)
+        kind = request.headers.get("content-type", "")
+        try:
+            with tempfile.TemporaryDirectory(prefix="streamgen-demo-") as folder:
+                file = await uploads.save(request.stream(), kind, Path(folder))
+                async with self._exports:
+                    size = (info.height, info.width)
+                    frames = await asyncio.to_thread(
+                        uploads.decode, file, size, info.fps, uploads.DECODE_SECONDS
+                    )
+        except StreamgenError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        session.pictures = frames
+        return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
+
+    async def clip(self, token: str, frames: int) -> Response:
+        """The first `frames` frames of a session as MP4."""
+        session = self._session(token)
+        if session is None:
+            return JSONResponse({"error": "no such session"}, 404)
+        folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
+        path = Path(folder.name, "streamgen.mp4")
+        try:
+            async with self._exports:
+                fps = self.engine.info.fps
+                await asyncio.to_thread(write_video, session.recording, frames, fps, path)
+        except StreamgenError as error:
+            folder.cleanup()
+            return JSONResponse({"error": str(error).replace(str(path), "the clip")}, 409)
+        return FileResponse(
+            path, media_type="video/mp4", filename="streamgen.mp4", background=BackgroundTask(folder.cleanup)
+        )
+
+    async def timeline(self, token: str, frames: int) -> Response:
+        """The record of the first `frames` frames, for `streamgen render`."""
+        session = self._session(token)
+        stream = None if session is None else session.stream
+        if session is None or stream is None:
+            return JSONResponse({"error": "no such session, or nothing was started"}, 404)
+        about = {"model": self.engine.info.name, "device": self.engine.info.device}
+        try:
+            async with self._exports:
+                record = await asyncio.to_thread(
+                    session_record, session.recording, frames, stream.timeline(), about
+                )
+        except StreamgenError as error:
+            return JSONResponse({"error": str(error)}, 409)
+        text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+        headers = {"content-disposition": 'attachment; filename="streamgen.json"'}
+        return Response(text, media_type="application/json", headers=headers)
+
+    async def socket(self, websocket: WebSocket, token: str) -> None:
+        """One connection of a page, from beginning to end."""
+        await websocket.accept()
+        seat = self.lobby.find(token)
+        if seat is None:
+            await websocket.close(CLOSE_UNKNOWN, "no such session")
+            return
+        line = Line(self, websocket, seat)
+        await line.run()
+
+    def hello(self, seat: Seat) -> dict[str, Any]:
+        """What a page is told first."""
+        info, rules = self.engine.info, self.options.rules
+        return {
+            "type": "hello",
+            "protocol": 1,
+            "model": info.name,
+            "device": info.device,
+            "width": info.width,
+            "height": info.height,
+            "fps": info.fps,
+            "chunk_frames": info.chunk_frames,
+            "settings": dict(info.settings),
+            "words": list(info.words),
+            "sessions": rules.max_sessions,
+            "idle_seconds": rules.idle_seconds,
+            "upload_bytes": uploads.MAX_BYTES,
+        }
+
+    def _session(self, token: str) -> LiveSession | None:
+        seat = self.lobby.find(token)
+        return None if seat is None else seat.session
+
+
+class Line:
+    """One WebSocket connection: messages in by one task, messages and frames out by another."""
+
+    def __init__(self, demo: Demo, websocket: WebSocket, seat: Seat) -> None:
+        self.demo, self.websocket, self.seat = demo, websocket, seat
+        self._awake = asyncio.Event()
+        self._bad = 0
+        self._allowance, self._counted = float(MAX_RATE), demo.clock()
+
+    async def run(self) -> None:
+        """Serve until either side goes."""
+        lobby, seat = self.demo.lobby, self.seat
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            # the loop may be gone while the engine's thread still ends a chunk
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._awake.set)
+
+        seat.voice.wake = wake
+        await self._send_json(self.demo.hello(seat))
+        if lobby.connect(seat.token) is None:
+            await self.websocket.close(CLOSE_UNKNOWN, "no such session")
+            return
+        visit = seat.visit
+        tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send(visit))]
+        for task in tasks:
+            task.add_done_callback(_settled)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # nothing is awaited here: this may itself be a cancellation, which another one must not replace
+            for task in tasks:
+                task.cancel()
+            lobby.disconnect(seat, visit)
+
+    async def _receive(self) -> None:
+        while True:
+            event = await self.websocket.receive()
+            if event["type"] == "websocket.disconnect":
+                return
+            if not self._within_rate():
+                await self.websocket.close(1008, "too many messages")
+                return
+            try:
+                text = event.get("text")
+                if text is None:
+                    raise BadMessage("message: expected JSON text, found a binary message")
+                self._handle(text)
+            except BadMessage as error:
+                self._bad += 1
+                self.seat.voice.say({"type": "error", "code": "bad_message", "text": str(error)})
+                if self._bad > MAX_BAD or len(text or "") > MAX_MESSAGE_BYTES:
+                    await self.websocket.close(1008, "messages that make no sense")
+                    return
+
+    def _handle(self, text: str) -> None:
+        message = parse(text)
+        if not isinstance(message, AckMessage | Step):
+            self.demo.lobby.heard(self.seat)
+        if self.seat.session is None:
+            raise BadMessage("wait for your turn" if not self.seat.over else "the session has ended")
+        self.seat.session.handle(message)
+        self._awake.set()
+
+    async def _send(self, visit: int) -> None:
+        seat, websocket = self.seat, self.websocket
+        while True:
+            self._awake.clear()
+            if seat.visit != visit:
+                await websocket.close(CLOSE_REPLACED, "the page has connected again")
+                return
+            for message in seat.voice.take():
+                await self._send_json(message)
+                if message["type"] == "ended":
+                    await websocket.close(CLOSE_ENDED, message["text"])
+                    return
+            if seat.voice.overflowed:
+                await websocket.close(1013, "messages are not taken fast enough")
+                return
+            session = seat.session
+            item = None if session is None else session.next_frame()
+            if item is None:
+                # not wait_for: in Python 3.11 it loses a cancellation that comes together with the event
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TICK_SECONDS):
+                        await self._awake.wait()
+                continue
+            seq, frame = item
+            if frame.pixels.shape[0] * frame.pixels.shape[1] <= _INLINE_PIXELS:
+                encoding, data = pictures.encode(frame.pixels)
+            else:
+                encoding, data = await asyncio.to_thread(pictures.encode, frame.pixels)
+            packed = pack_frame(data, encoding, seq, frame.epoch, frame.frame, frame.chunk, frame.made)
+            async with asyncio.timeout(_SEND_SECONDS):
+                await websocket.send_bytes(packed)
+
+    async def _send_json(self, message: dict[str, Any]) -> None:
+        text = json.dumps(message, ensure_ascii=False)
+        async with asyncio.timeout(_SEND_SECONDS):
+            await self.websocket.send_text(text)
+
+    def _within_rate(self) -> bool:
+        """A bucket of 300 messages that fills by 300 a second."""
+        now = self.demo.clock()
+        self._allowance = min(MAX_RATE, self._allowance + (now - self._counted) * MAX_RATE) - 1
+        self._counted = now
+        return self._allowance >= 0
+
+
+def _settled(task: asyncio.Task[None]) -> None:
+    """Take a task's end: a connection may break at any moment, all else is an error of ours."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(
+        error, WebSocketDisconnect | OSError | TimeoutError | RuntimeError
+    ):
+        traceback.print_exception(error)
+
+
+def warm_up(engine: Engine) -> None:
+    """Make a few chunks, so that the first viewer does not wait for what happens only once."""
+    stream = engine.open(EXAMPLES[0], 0, {}, None)
+    for _ in range(3):
+        stream.step()
+
+
+def build_app(engine: Engine, options: Options | None = None) -> Gate:
+    """The whole application, to be served by uvicorn with one process."""
+    options = options or Options()
+    demo = Demo(engine, options)
+    app = FastAPI(lifespan=demo.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_api_route("/live/session", demo.ticket, methods=["POST"])
+    app.add_api_route("/live/health", demo.health, methods=["GET"])
+    app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
+    app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
+    app.add_api_route("/live/{token}/clip.mp4", demo.clip, methods=["GET"])
+    app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
+    app.add_api_websocket_route("/live/ws/{token}", demo.socket)
+    app.mount("/live/static", StaticFiles(directory=STATIC))
+    page = build_page(engine.info, options.root_path)
+    app = gr.mount_gradio_app(app, page, path="/", **page_options(options.root_path))
+    app.state.demo = demo
+    return Gate(app, options.access)

@@ -1,0 +1,88 @@
+"""The demo's bench without a browser: its link is as slow as it says, and its verdicts are its marks."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+import demo.bench
+from demo.bench import FAR, LOCAL, THIN, Case, share_of
+from demo.delay_proxy import DelayProxy, Link
+from demo.fake_engine import FakeEngine
+from tests.tiny_models import assert_needs
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def _trip(link: Link, size: int) -> float:
+    """Seconds until `size` bytes have gone over the link and come back."""
+    server = await asyncio.start_server(_echo, "127.0.0.1", 0)
+    async with server, DelayProxy(server.sockets[0].getsockname()[1], link) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"x")
+        await reader.readexactly(1)
+        began = time.monotonic()
+        writer.write(b"x" * size)
+        await reader.readexactly(size)
+        took = time.monotonic() - began
+        writer.close()
+        return took
+
+
+def test_a_link_delays_and_narrows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> None:
+        assert asyncio.run(_trip(Link("far", 0.2), 100)) >= 0.2
+        assert asyncio.run(_trip(Link("thin", 0.0, 1e6), 50_000)) >= 0.35
+
+    async def at_once(self: DelayProxy, way: Any, ready: Any, writer: Any) -> None:
+        while True:
+            while not way:
+                ready.clear()
+                await ready.wait()
+            data = way.popleft()[1]
+            if not data:
+                writer.close()
+                return
+            writer.write(data)
+
+    assert_needs(check, monkeypatch, DelayProxy, "_deliver", at_once)
+
+
+FOUND = {
+    "shown": 29.5,
+    "latencies": [0.1] * 90 + [0.3] * 10,
+    "controls": [150.0, 240.0],
+    "generation": [30.0] * 20,
+    "first": 300.0,
+    "stalls": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "changed", "ok"),
+    [
+        (Case("a", FakeEngine(30.0), LOCAL, 0.95, control=True), {}, True),
+        (Case("a", FakeEngine(30.0), LOCAL, 0.95, control=True), {"shown": 28.0}, False),
+        (Case("a", FakeEngine(30.0), LOCAL, 0.95, control=True), {"controls": [150.0, 270.0]}, False),
+        (Case("a", FakeEngine(30.0), THIN, most_latency_ms=400.0), {"shown": 12.0, "controls": []}, True),
+        (Case("a", FakeEngine(30.0), THIN, most_latency_ms=200.0), {}, False),
+    ],
+)
+def test_verdicts_follow_the_marks(case: Case, changed: dict[str, Any], ok: bool) -> None:
+    assert demo.bench._judge(case, FOUND | changed)["ok"] is ok
+
+
+def test_cases_are_those_that_were_promised() -> None:
+    named = {(case.engine.info.fps, case.link.name): case for case in demo.bench.cases(real=False)}
+    assert {(16.0, LOCAL.name), (30.0, LOCAL.name), (30.0, FAR.name), (30.0, THIN.name)} == set(named)
+    assert named[30.0, LOCAL.name].least_shown == 0.95
+    assert named[30.0, FAR.name].least_shown == 0.9
+    assert named[30.0, THIN.name].most_latency_ms == 400
+    assert share_of([], 0.95) == 0
+    assert share_of([3.0, 1.0, 2.0], 0.5) == 2.0
