@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from .errors import InputError
 from .geometry import LatentGeometry
 from .motion import TrackSet
 from .noise import SeededNoise
-from .rollout import LatentChunk, RolloutState, recache, rollout
+from .rollout import LatentChunk, RolloutState, joint_recache, recache, rollout
 from .settings import StreamSettings
 from .snapshot import Snapshot, load_snapshot_state, take_snapshot, write_snapshot
 from .timeline import (
@@ -226,13 +226,13 @@ class Session:
             self._measure,
         )
         start_frame, index = self.next_frame, self.state.chunk
-        context, scene = self.state.context, self.state.scene
+        context, scene, recent = self.state.context, self.state.scene, self.state.recent
         try:
             frames, decoder_state = next(loop)
         except BaseException:
             if staged.rebuilt is not None:
                 # the cache may stand for an event that has not happened, and that another may yet replace
-                self.state.take_back(context, scene, keep_sink=staged.rebuilt == "keep")
+                self.state.take_back(context, scene, recent, keep_sink=staged.rebuilt == "keep")
             raise
         # From here on nothing can fail: the chunk, its receipts and the cursors become visible together.
         self.decoder_state = decoder_state
@@ -282,6 +282,9 @@ class Session:
             staged.event, superseded = merge_events(due)
             staged.applied = [(p.receipt, fields) for p, fields in zip(due, superseded, strict=True)]
             staged.controls = self._changed(staged.event, frame)
+            if staged.event.sink is None:
+                sink = staged.controls.settings.sink_policy
+                staged.event = replace(staged.event, sink=sink)
         self._prepare_cache(staged.event, self._current())
         if not self.timeline.events:
             staged.event = self._opening_event()
@@ -293,8 +296,12 @@ class Session:
             self._staged.rebuilt = "refresh"
             self.state.clear()
         elif event is not None and new_text and event.policy == "recache":
-            self._staged.rebuilt = event.sink if self.state.sink_held else "refresh"
-            self._recache(controls.text, event.sink, controls.settings)
+            sink = event.sink or "refresh"
+            self._staged.rebuilt = sink if self.state.sink_held else "refresh"
+            if controls.settings.recache_mode == "joint" and not self.state.stale:
+                self._joint_recache(controls, sink)
+            else:
+                self._recache(controls.text, sink, controls.settings)
         elif self.state.stale:
             # as it was: under the words of before, with the sink if that is still there
             self._recache(self.controls.text, "keep", self.controls.settings)
@@ -314,7 +321,14 @@ class Session:
         return StreamEvent(controls.prompt, controls.motion, controls.settings.to_json())
 
     def _recache(self, text: TextContext, sink: SinkPolicy, settings: StreamSettings) -> None:
-        recache(self.pipeline.dit, self.state, text, self.noise, settings.context_noise, sink)
+        level, drawn = settings.context_noise, settings.commit_noise == "drawn"
+        recache(self.pipeline.dit, self.state, text, self.noise, level, sink, drawn)
+
+    def _joint_recache(self, controls: Controls, sink: SinkPolicy) -> None:
+        settings = controls.settings
+        level, drawn = settings.context_noise, settings.commit_noise == "drawn"
+        self._staged.rebuilt = "keep" if self.state.joint_keeps(sink) else "refresh"
+        joint_recache(self.pipeline.dit, self.state, controls.text, self.noise, level, sink, drawn)
 
     def _current(self) -> Controls:
         """Controls of the chunk in work."""
