@@ -193,7 +193,7 @@ def to_wan(tensors: Mapping[str, Tensor], kind: Kind) -> Tensors:
     if kind == "diffusers_dit":
         return _rename(tensors, lambda name: _dit_name(name, back=True))
     if kind == "diffusers_vae":
-        blocks = _vae_res_blocks(tensors)
+        blocks = vae_res_blocks(tensors)
         return _rename(tensors, lambda name: _vae_from_diffusers(name, blocks))
     return dict(tensors)
 
@@ -207,7 +207,7 @@ def to_diffusers(tensors: Mapping[str, Tensor], kind: Kind) -> Tensors:
     if kind == "wan_dit":
         return _rename(tensors, _dit_name)
     if kind == "wan_vae":
-        blocks = _vae_res_blocks(tensors)
+        blocks = vae_res_blocks(tensors)
         return _rename(tensors, lambda name: _vae_to_diffusers(name, blocks))
     raise ValueError(f"expected the weights of a Wan DiT or VAE, found {kind}")
 
@@ -348,7 +348,7 @@ def _dit_name(name: str, back: bool = False) -> str:
     return (block[1] if block else "") + found
 
 
-def _vae_res_blocks(tensors: Mapping[str, Tensor]) -> int:
+def vae_res_blocks(tensors: Mapping[str, Tensor]) -> int:
     """Residual blocks per stage of the decoder."""
     ours = [int(m[1]) for n in tensors if (m := re.match(r"decoder\.upsamples\.(\d+)\.resample\.", n))]
     theirs = [int(m[1]) for n in tensors if (m := re.match(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", n))]

@@ -31,6 +31,10 @@ class VideoCodec(Protocol):
         """Posterior of a clip of any length T >= 1."""
         ...
 
+    def decode(self, latents: Tensor, num_frames: int | None = None) -> Tensor:
+        """Video of raw latents from a stream's start, `num_frames` of its frames or all."""
+        ...
+
     def initial_state(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> Any:
         """The state before a stream's first latent frame."""
         ...

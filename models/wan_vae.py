@@ -83,7 +83,7 @@ class CausalConv3d(nn.Conv3d):
         if history:
             x = torch.cat([memory.past(self.slot, x, history), x], 2)
             memory.keep(self.slot, x, history)
-        return self(x)  # type: ignore[no-any-return]
+        return self(x)
 
 
 class ChannelNorm(nn.Module):

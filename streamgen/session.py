@@ -164,7 +164,11 @@ class Session:
             item = Pending(event, receipt, at_frame)
             # a change may be possible now, or once those that wait have been made
             settings = self.controls.settings
-            if (
+            tracks = event.motion is not None and not event.motion.is_empty
+            if tracks and self.pipeline.motion_encoder is None:
+                receipt.reason = f"motion: {self.pipeline.name} was not trained with tracks"
+                receipt.status = "refused"
+            elif (
                 possible_events([item], settings)[0]
                 or item in possible_events([*self._pending, item], settings)[0]
             ):
@@ -271,7 +275,10 @@ class Session:
             )
         motion = self._motion(controls)
         self._staged.timings["event"] = time.perf_counter() - started
-        return Conditioning(controls.text, self.pipeline.null_text, motion, controls.settings.guidance())
+        guidance = controls.settings.guidance()
+        off = guidance.is_off(motion is not None)
+        null_text = controls.text if off else self.pipeline.null_text
+        return Conditioning(controls.text, null_text, motion, guidance)
 
     def _apply_events(self) -> None:
         staged, frame = self._staged, self.next_frame
@@ -347,7 +354,9 @@ class Session:
             *(x[None].to(device) for x in (tracks.points, tracks.state, tracks.pinned, tracks.ids))
         )
         grid = (self.geometry.latent_height, self.geometry.latent_width)
-        latents: Tensor = self.pipeline.motion_encoder(batch, grid, first=start == 0)
+        encoder = self.pipeline.motion_encoder
+        assert encoder is not None, "tracks are refused where they come in"
+        latents: Tensor = encoder(batch, grid, first=start == 0)
         return latents.to(self.pipeline.dtype)
 
     def _given(self, chunk: int) -> Tensor | None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import models.joint_recache
 from models.causal_dit import CausalDiT
-from models.context import ChunkPlan
+from models.context import ChunkPlan, MaskedContext, SequenceFrame
 from models.joint_recache import JointRecache
 from models.kv_cache import KVCache, RopeMode
 from streamgen.conditioning import Conditioning, Guidance
@@ -159,3 +159,33 @@ def test_commit_noise_none_is_a_timestep_alone() -> None:
         dit(clean, torch.full((1, 1), 100.0), words, other)
         other.commit()
     assert torch.equal(state.cache.state()["keys"], other.state()["keys"])
+
+
+@pytest.mark.parametrize("mode", ["absolute", "relative"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_equals_masked_at_every_familys_window(
+    family: str, mode: RopeMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Velocities of all chunks over committed clean ones, past evictions, and the same from one forward."""
+    dit, (plan, attention) = tiny_dit(0), FAMILIES[family]
+    frames = attention + 3 * plan.chunk_frames
+    noisy, clean = tiny_latents(frames, 1), tiny_latents(frames, 2)
+    words, level = dit.embed_text(text(1)), torch.full((1, frames), 600.0)
+
+    @torch.no_grad()
+    def check() -> None:
+        cache, out = tiny_cache(dit, plan, rope_mode=mode), []
+        for x, z, t in zip(*(y.split(plan.chunk_frames, 1) for y in (noisy, clean, level)), strict=True):
+            cache.begin(x.shape[1])
+            out.append(dit(x, t, words, cache))
+            dit(z, torch.zeros_like(t), words, cache)
+            cache.commit()
+        roles = [(i, role) for role in (False, True) for i in range(frames)]
+        sequence = [SequenceFrame(i, context=not noised, target=noised) for i, noised in roles]
+        context = MaskedContext(dit.rope, sequence, plan, GRID, noisy.device, relative=mode == "relative")
+        levels = torch.cat([torch.zeros_like(level), level], 1)
+        masked = dit(torch.cat([clean, noisy], 1), levels, words, context)[:, frames:]
+        assert (torch.cat(out, 1) - masked).abs().max() < 1e-5
+
+    slot = lambda self, frame: min(frame, self.plan.context_frames - 1) + self.plan.chunk_frames  # noqa: E731
+    assert_needs(check, monkeypatch, KVCache, "_slot", slot)
