@@ -130,10 +130,13 @@ def _codec(config: WanConfig, decoder: str) -> WanVAE | TinyDecoder:
 
 
 def _network_step(config: WanConfig, setup: Setup) -> int:
-    """Most bytes that one forward of a chunk holds besides weights and cache."""
+    """Most bytes that one forward holds besides weights and cache."""
     dit, size = config.dit, setup.dtype.itemsize
     tokens = config.geometry().tokens_per_frame
-    queries, keys = tokens * setup.plan.chunk_frames, tokens * setup.plan.attention_frames
+    # a joint recache takes all frames of the attention span at once
+    joint = config.sampling.recache_mode == "joint"
+    keys = tokens * setup.plan.attention_frames
+    queries = keys if joint else tokens * setup.plan.chunk_frames
     if setup.explicit_attention:
         # scores in the working precision and in float32, their softmax, and keys and values laid out anew
         scores = dit.heads * queries * max(keys, config.text.length)
