@@ -33,6 +33,7 @@ from .digest import tensor_digest
 from .errors import CheckpointError, InputError
 from .geometry import LatentGeometry
 from .motion import TrackSet
+from .noise import NoiseSource
 from .prompts import PromptEncoder, WordPrompts
 from .session import Opening, Session
 from .settings import StreamSettings
@@ -172,6 +173,7 @@ class Pipeline:
         image: str | Path | Tensor | None = None,
         video: str | Path | Tensor | None = None,
         settings: Mapping[str, Any] | None = None,
+        noise: NoiseSource | None = None,
     ) -> Session:
         """Begin a stream.
 
@@ -182,6 +184,7 @@ class Pipeline:
             image, video: what the stream starts from (one of them): a file, or uint8 `(H, W, 3)` / `(T, H, W,
                 3)`. Of a clip, the frames that fill whole chunks are kept.
             settings: `StreamSettings` by name, over the checkpoint's.
+            noise: where all draws come from instead of the seed, recorded ones for instance.
 
         Raises:
             InputError: bad prompt, settings, image or clip, or tracks for a model that knows none.
@@ -195,7 +198,7 @@ class Pipeline:
                 f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "
                 f"chunk of this model, found {self.geometry.frames(opening.latents.shape[1])}"
             )
-        session = Session(self, prompt, merged, seed, opening)
+        session = Session(self, prompt, merged, seed, opening, noise)
         if motion is not None and not motion.is_empty:
             session.controls.motion = motion
         return session

@@ -19,7 +19,7 @@ from .decoder import DecoderState, StreamingDecoder
 from .errors import InputError
 from .geometry import LatentGeometry
 from .motion import TrackSet
-from .noise import SeededNoise
+from .noise import NoiseSource, SeededNoise
 from .rollout import LatentChunk, RolloutState, joint_recache, recache, rollout
 from .settings import StreamSettings
 from .snapshot import Snapshot, load_snapshot_state, take_snapshot, write_snapshot
@@ -126,13 +126,16 @@ class Session:
         settings: StreamSettings,
         seed: int,
         opening: Opening | None = None,
+        noise: NoiseSource | None = None,
     ) -> None:
         self.pipeline, self.seed = pipeline, seed
         self.epoch = 0
         self.opening = opening or Opening()
         self.controls = Controls(prompt, settings, pipeline.text(prompt))
         self.timeline = Timeline(self.geometry.fps, seed, start=self.opening.start)
-        self.noise = SeededNoise(seed, pipeline.device, pipeline.dtype)
+        # draws given from outside stay; those of a seed change with it
+        self.given_noise = noise
+        self.noise: NoiseSource = noise or SeededNoise(seed, pipeline.device, pipeline.dtype)
         self.decoder = StreamingDecoder(pipeline.tokenizer)
         self.decoder_state: DecoderState = self.decoder.initial_state()
         self.state = RolloutState(self._new_cache(settings))
@@ -205,7 +208,10 @@ class Session:
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one."""
         with self._generating:
-            twin = Session(self.pipeline, self.controls.prompt, self.controls.settings, self.seed)
+            controls = self.controls
+            twin = Session(
+                self.pipeline, controls.prompt, controls.settings, self.seed, noise=self.given_noise
+            )
             load_snapshot_state(twin, self.snapshot())
         return twin
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .decoder import DecoderState
 from .errors import InputError
 from .motion import TrackSet
+from .noise import SeededNoise
 from .rollout import LatentChunk
 from .timeline import Pending, Receipt, StreamEvent, Timeline
 
@@ -131,7 +132,8 @@ def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
     _settle(session._pending, pending)
     session.state, session.decoder_state, session.controls = state, decoder_state, controls
     session.seed = meta["seed"]
-    session.noise = session.noise.with_seed(meta["seed"])
+    seeded = SeededNoise(meta["seed"], session.pipeline.device, session.pipeline.dtype)
+    session.noise = session.given_noise or seeded
     session.opening = type(session.opening)(tensors.get("opening"), timeline.start)
     session._pending, session._receipts = pending, receipts
     session.timeline = timeline

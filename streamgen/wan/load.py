@@ -18,6 +18,7 @@ from models.wan_vae import WanVAE
 from ..digest import tensor_digest
 from ..errors import CheckpointError
 from ..motion import TrackSet
+from ..noise import NoiseSource
 from ..pipeline import Networks, Pipeline
 from ..prompts import PromptEncoder
 from ..session import Session
@@ -64,6 +65,7 @@ class WanPipeline(Pipeline):
         image: str | Path | Tensor | None = None,
         video: str | Path | Tensor | None = None,
         settings: Mapping[str, Any] | None = None,
+        noise: NoiseSource | None = None,
     ) -> Session:
         """See `Pipeline.open`.
 
@@ -75,7 +77,7 @@ class WanPipeline(Pipeline):
             # the weights are there already: what more a larger cache takes has to fit
             before = replace(self.setup, text_dtype=None)
             check_memory(self.wan, replace(before, plan=plan), self.device)
-        return super().open(prompt, seed, motion, image, video, settings)
+        return super().open(prompt, seed, motion, image, video, settings, noise)
 
 
 def load_wan_pipeline(
