@@ -50,9 +50,10 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
         return _directory(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file or directory")
-    if path.suffix != ".safetensors" and path.suffix in SUFFIXES:
-        return inspect_foreign(path)
-    return foreign_report(path) or _file(path)
+    if path.suffix == ".safetensors":
+        return foreign_report(path) or _file(path)
+    # a saved stream may have any name
+    return inspect_foreign(path) if path.suffix in SUFFIXES else _file(path)
 
 
 def _file(path: Path) -> dict[str, Any]:
