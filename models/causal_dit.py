@@ -69,6 +69,10 @@ class TextContext:
     values: tuple[Tensor, ...]
     segment: Tensor | None = None
 
+    def size_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
+
 
 class CausalDiT(nn.Module):
     """Predicts the flow-matching velocity `noise - x0` of every latent frame."""

@@ -77,12 +77,14 @@ class KVCache:
         self.frames = 0
         self._begun = 0
         self._sink_shift = 0
+        # the time of the sink's first frame with absolute positions: 0 until a joint recache replaces it
+        self._sink_start = 0
         self._tables: RotaryTables | None = None
 
     def reset(self, keep_sink: bool = False) -> None:
         """Forget everything, or everything but the sink; nothing is freed or allocated."""
         self.frames = min(self.frames, self.plan.sink_frames) if keep_sink else 0
-        self._begun = 0
+        self._begun = self._sink_start = 0
         # whatever position the sink was rotated to, `begin` rotates it again
         self._sink_shift = -1 if self.frames else 0
 
@@ -164,7 +166,7 @@ class KVCache:
             "keys": pick(self.keys),
             "values": pick(self.values),
             "sink_keys": self.sink_keys[:, :, :sink].clone(),
-            "cursor": torch.tensor([self.frames, self._sink_shift]),
+            "cursor": torch.tensor([self.frames, self._sink_shift, self._sink_start]),
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -173,7 +175,8 @@ class KVCache:
         Raises:
             ValueError: the state is of a cache with other sizes.
         """
-        frames, shift = (int(x) for x in state["cursor"])
+        # states saved before there were joint recaches have no third number
+        frames, shift, start = (*state["cursor"].tolist(), 0)[:3]
         n = self.shape.tokens
         held = min(frames, self.plan.context_frames) * n
         sink = min(frames, self.plan.sink_frames) * n
@@ -183,7 +186,7 @@ class KVCache:
                 raise ValueError(
                     f"cache state: expected {name} of shape {expected}, found {tuple(state[name].shape)}"
                 )
-        self.frames, self._sink_shift, self._begun = frames, shift, 0
+        self.frames, self._sink_shift, self._sink_start, self._begun = frames, shift, start, 0
         slots = [s for f in self._held() if (s := self._slot(f)) is not None]
         for i, slot in enumerate(slots):
             self._frame(self.keys, slot).copy_(state["keys"][:, :, i * n : (i + 1) * n])
@@ -215,13 +218,32 @@ class KVCache:
         return buffer[:, :, slot * n : (slot + 1) * n]
 
     def _rotate_sink(self) -> None:
-        shift = self.plan.sink_shift(self.frames) if self.rope_mode == "relative" else 0
+        relative = self.rope_mode == "relative"
+        shift = self.plan.sink_shift(self.frames) if relative else self._sink_start
         if shift == self._sink_shift or self.plan.sink_frames == 0:
             return
-        n, sink = self.shape.tokens, self.plan.sink_frames
-        times = torch.arange(shift, shift + sink, device=self.device)
-        at = self.plan.chunk_frames * n
-        self.keys[:, :, at : at + sink * n] = rotate(
-            self.sink_keys, self.rope.tables(times, *self.shape.grid)
-        )
+        n, at = self.shape.tokens, self.plan.chunk_frames * self.shape.tokens
+        end = at + self.plan.sink_frames * n
+        self.keys[:, :, at:end] = rotate(self.sink_keys, self.sink_tables(shift))
         self._sink_shift = shift
+
+    def sink_tables(self, start: int) -> RotaryTables:
+        """Rotation of the sink's keys where its first frame lies at time `start`."""
+        times = torch.arange(start, start + self.plan.sink_frames, device=self.device)
+        return self.rope.tables(times, *self.shape.grid)
+
+    def rewrite(self, layer: int, frame: int, rotated: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put one committed frame's keys and values of one layer, `(B, N, H, D)`, in the place of what is
+        there; nothing where neither sink nor window has a place for it.
+        """
+        slot, n = self._slot(frame), self.shape.tokens
+        if slot is None:
+            return
+        self.keys[layer, :, slot * n : (slot + 1) * n] = rotated
+        self.values[layer, :, slot * n : (slot + 1) * n] = value
+        if frame < self.plan.sink_frames:
+            self.sink_keys[layer, :, frame * n : (frame + 1) * n] = key
+
+    def sink_moved(self, start: int) -> None:
+        """Say that the sink now holds frames from time `start` on, rotated there."""
+        self._sink_start = self._sink_shift = start

@@ -289,6 +289,10 @@ class VideoTokenizer(nn.Module):
         empty = empty.to(device=device, dtype=dtype)
         return TokenizerState(empty, empty.clone(), 0, 0, "new")
 
+    def state_from_tensors(self, tensors: Mapping[str, Tensor]) -> TokenizerState:
+        """A state from what its `tensors` gave."""
+        return TokenizerState.from_tensors(tensors)
+
     def encode_chunk(self, video: Tensor, state: TokenizerState) -> tuple[Posterior, TokenizerState]:
         """Posterior of a stream's next frames: 1 + k * temporal in the first call, k * temporal later."""
         self._check_video(video)

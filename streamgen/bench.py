@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .decoder import StreamingDecoder
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
@@ -102,7 +102,8 @@ def count_parameters(pipeline: Pipeline) -> dict[str, int]:
         "text_encoder": pipeline.text_encoder,
         "motion_encoder": pipeline.motion_encoder,
     }
-    return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
 
 
 class _Stream:

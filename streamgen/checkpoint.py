@@ -135,7 +135,12 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     Raises:
         CheckpointError: the first keys that are missing or surplus, or the first tensor of another shape.
     """
-    own = module.state_dict()
+    check_tensors(module.state_dict(), tensors, where)
+    module.load_state_dict(dict(tensors))
+
+
+def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError where tensors are not those that a module has (`own`): see `load_into`."""
     for what, names in (("missing", set(own) - set(tensors)), ("surplus", set(tensors) - set(own))):
         if names:
             some = ", ".join(sorted(names)[:3])
@@ -149,7 +154,6 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")
-    module.load_state_dict(dict(tensors))
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -77,6 +77,29 @@ Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
 Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+_WAN = "Models of the Wan family"
+Weights = Annotated[
+    Path | None, typer.Option(help="Folder of published or converted weights.", rich_help_panel=_WAN)
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
+]
+ModelSet = Annotated[
+    list[str] | None,
+    typer.Option("--model-set", help="Change its config: dit.layers=2. Repeatable.", rich_help_panel=_WAN),
+]
+TextEncoder = Annotated[
+    str | None, typer.Option(help="Folder or hub name of the text encoder.", rich_help_panel=_WAN)
+]
+TextDevice = Annotated[str | None, typer.Option(help="Device of the text encoder.", rich_help_panel=_WAN)]
+TextCache = Annotated[Path | None, typer.Option(help="Folder for encoded prompts.", rich_help_panel=_WAN)]
+FreeText = Annotated[
+    bool, typer.Option("--free-text", help="Free the text encoder after use.", rich_help_panel=_WAN)
+]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the network.", rich_help_panel=_WAN),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 AsEvents = Annotated[bool, typer.Option("--json", help="JSON events on stdout, one a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
@@ -171,6 +194,14 @@ def render(
     shard: ShardOf = None,
     engine: Engine = "local",
     schema: Schema = False,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    model_set: ModelSet = None,
+    text_encoder: TextEncoder = None,
+    text_device: TextDevice = None,
+    text_cache: TextCache = None,
+    free_text: FreeText = False,
+    dtype: DType = None,
     as_json: AsEvents = False,
     quiet: Quiet = False,
 ) -> None:
@@ -190,7 +221,7 @@ def render(
 
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    given |= {"at": tuple(at or ()), "settings": tuple(settings or ())}
+    given |= {"at": tuple(at or ()), "settings": tuple(settings or ()), "model_set": tuple(model_set or ())}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
 
@@ -224,6 +255,7 @@ def models() -> None:
     """List the models that come with the package."""
     from .checkpoint import read_config
     from .pipeline import find_model, model_names
+    from .wan.config import read_wan_config, wan_model_names
 
     names = model_names()
     if not names:
@@ -231,12 +263,15 @@ def models() -> None:
     for name in names:
         config = read_config(find_model(name))
         print(f"{name}\t{config.width}x{config.height}\t{config.fps} fps\t{find_model(name)}")
+    for name in wan_model_names():
+        wan = read_wan_config(find_model(name))
+        print(f"{name}\t{wan.width}x{wan.height}\t{wan.fps} fps\tneeds --weights, see docs/wan.md")
 
 
 @app.command()
 def inspect(
     checkpoint: Annotated[
-        str, typer.Argument(help="A model name, a checkpoint directory, or a .safetensors file.")
+        str, typer.Argument(help="A model name, a checkpoint directory, or a weights file.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -252,6 +287,31 @@ def inspect(
         raise InputError(
             f"{path}: {count} problem{'s' if count > 1 else ''}, it does not load: {report['problems'][0]}"
         )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A folder of published weights, or one file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    model: Annotated[str | None, typer.Option(help="What it is to become: see `streamgen models`.")] = None,
+    to: Annotated[
+        Literal["streamgen", "wan", "diffusers"], typer.Option(help="The naming to write.")
+    ] = "streamgen",
+    model_set: ModelSet = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert published weights to our format, and back.
+
+    A LoRA that the model needs is merged. Beside the weights lies where they came from, with sha256.
+    """
+    import torch
+
+    from .wan.convert import convert_weights
+
+    kind = None if dtype is None else getattr(torch, dtype)
+    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind)
+    _show(report, f"streamgen convert: {source}", as_json)
 
 
 @app.command()

@@ -14,10 +14,10 @@ from .batch.runner import ItemRunner, Policy
 from .batch.schedule import Rank, Summary, run_items
 from .checkpoint import read_config
 from .cli_progress import Reporter, Stop, duration, reporter_for, say
-from .cli_render import SECONDS, RenderOptions, refuse
+from .cli_render import SECONDS, WAN_OPTIONS, RenderOptions, open_model, refuse
 from .clips import check_job
 from .errors import InputError, OutputError, StreamgenError
-from .pipeline import find_model, load_pipeline
+from .pipeline import find_model
 
 ENGINES = ("local", "ray")
 
@@ -40,6 +40,7 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
     reporter = reporter_for(options.quiet, options.as_json, prefix, options.output)
     folder = OutputFolder(options.output)
     if options.engine == "ray":
+        refuse(options, WAN_OPTIONS, "with Ray, convert the weights and name their folder as --model")
         from .batch.ray_engine import RayEngine, RayOrder
 
         order = RayOrder(options.model, options.device, options.threads, options.output.resolve())
@@ -48,7 +49,7 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
             engine = RayEngine(order, policy_of(options))
             reporter.begin({item.name: _frames(fps, item) for item in items})
             return _finish(folder, options, reporter, lambda page: engine.run(items, reporter, stop, page))
-    pipeline = load_pipeline(options.model, _device(options.device, rank))
+    pipeline = open_model(options, _device(options.device, rank))
     runner = ItemRunner(pipeline, folder, policy_of(options), stop)
     order_ = rank.order(items, share_only=options.overwrite)
     with stop.listening(), reporter.running():
@@ -105,7 +106,7 @@ def _finish(folder: OutputFolder, options: RenderOptions, reporter: Reporter, ru
 def _dry_run(options: RenderOptions, items: list[RenderItem]) -> int:
     """List what would be done, checked as far as it can be without rendering; nothing is written."""
     folder = OutputFolder(options.output, make=False)
-    pipeline = load_pipeline(options.model, options.device)
+    pipeline = open_model(options, options.device)
     runner = ItemRunner(pipeline, folder, policy_of(options))
     states: dict[str, int] = {}
     todo: list[RenderItem] = []

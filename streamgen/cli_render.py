@@ -45,6 +45,14 @@ class RenderOptions:
     limit: int | None = None
     shard: str | None = None
     engine: str = "local"
+    weights: Path | None = None
+    random_weights: bool = False
+    model_set: tuple[str, ...] = ()
+    text_encoder: str | None = None
+    text_device: str | None = None
+    text_cache: Path | None = None
+    free_text: bool = False
+    dtype: str | None = None
     quiet: bool = False
     as_json: bool = False
 
@@ -77,6 +85,34 @@ def render_source(options: RenderOptions, stop: Stop) -> int:
     if options.source is None and options.continue_from is None:
         raise InputError("missing PROMPT: expected a prompt, a jobs file or a timeline")
     return _render_prompt(options, reporter, stop)
+
+
+WAN_OPTIONS = (
+    "weights",
+    "random_weights",
+    "model_set",
+    "text_encoder",
+    "text_device",
+    "text_cache",
+    "free_text",
+    "dtype",
+)
+
+
+def open_model(options: RenderOptions, device: str) -> Pipeline:
+    """The pipeline that the options name."""
+    given = vars(options)
+    if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
+        return load_pipeline(options.model, device)
+    import torch
+
+    from .wan.load import WanOptions
+    from .wan.text import TextOptions
+
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    text = TextOptions(options.text_device or "cpu", keep=not options.free_text, cache=options.text_cache)
+    wan = WanOptions(options.weights, options.random_weights, options.model_set, options.text_encoder, text)
+    return load_pipeline(options.model, device, dtype, wan)
 
 
 def refuse(options: RenderOptions, names: tuple[str, ...], why: str) -> None:
@@ -122,7 +158,7 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
     path = options.output / f"{slug(job.label)}.mp4" if options.output.is_dir() else options.output
     check_output(path)
     _check_state(options.save_state)
-    pipeline = load_pipeline(options.model, options.device)
+    pipeline = open_model(options, options.device)
     if saved is None:
         clip = open_job(pipeline, job, path)
     else:
@@ -141,7 +177,7 @@ def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> 
     read_timeline(file)
     check_output(options.output)
     _check_state(options.save_state)
-    pipeline = load_pipeline(options.model, options.device)
+    pipeline = open_model(options, options.device)
     clip = open_timeline(pipeline, file, options.output, options.seconds, options.image, options.video)
     _make(clip, options, reporter, stop)
     return 0

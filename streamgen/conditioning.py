@@ -29,6 +29,10 @@ class Guidance:
                 f"motion {self.motion}"
             )
 
+    def is_off(self, motion: bool) -> bool:
+        """Whether one prediction is enough, with or without tracks; no text is needed then."""
+        return self.text + self.motion == 1 if motion else self.text <= 1
+
 
 @dataclass(frozen=True)
 class Conditioning:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.video_tokenizer import TokenizerState, VideoTokenizer
+from models.video_codec import StreamState, VideoCodec
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class DecoderState:
     value.
     """
 
-    tokenizer: TokenizerState
+    tokenizer: StreamState
     latent_frames: int = 0
 
 
@@ -29,7 +29,7 @@ class StreamingDecoder:
         frames = decoder.push(latents)
     """
 
-    def __init__(self, tokenizer: VideoTokenizer) -> None:
+    def __init__(self, tokenizer: VideoCodec) -> None:
         self.tokenizer = tokenizer
         self.state = self.initial_state()
 
@@ -69,7 +69,7 @@ class StreamingDecoder:
 
 
 @torch.no_grad()
-def encode_frames(tokenizer: VideoTokenizer, frames: Tensor) -> Tensor:
+def encode_frames(tokenizer: VideoCodec, frames: Tensor) -> Tensor:
     """Normalised latents `(1, T, C, h, w)` of uint8 frames `(T', H, W, 3)` from the start of a stream; the
     tail is padded to a latent frame.
     """

@@ -26,6 +26,9 @@ from .checkpoint import (
 )
 from .digest import tensor_digest
 from .errors import CheckpointError
+from .foreign import SUFFIXES
+from .wan.config import config_file
+from .wan.inspect import foreign_report, inspect_foreign, inspect_wan
 
 _MODEL_PARTS = ("dit", "text_encoder", "motion_encoder")
 _SHOWN_KEYS = 8
@@ -35,16 +38,22 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     """A report of plain values; `problems` has a line for each thing that keeps the checkpoint from loading.
 
     Args:
-        path: a checkpoint directory, or one .safetensors file.
+        path: a checkpoint directory, or a weights file: ours, a published one, a LoRA, a saved stream.
 
     Raises:
         CheckpointError: nothing there, a config that cannot be read, or a file that is no safetensors.
     """
+    wan = config_file(path)
+    if wan is not None or (path.is_file() and path.suffix == ".yaml"):
+        return inspect_wan(wan or path)
     if path.is_dir():
         return _directory(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file or directory")
-    return _file(path)
+    if path.suffix == ".safetensors":
+        return foreign_report(path) or _file(path)
+    # a saved stream may have any name
+    return inspect_foreign(path) if path.suffix in SUFFIXES else _file(path)
 
 
 def _file(path: Path) -> dict[str, Any]:

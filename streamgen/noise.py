@@ -34,10 +34,6 @@ class SeededNoise:
     def __init__(self, seed: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.seed, self.device, self.dtype = seed, device, dtype
 
-    def with_seed(self, seed: int) -> "SeededNoise":
-        """The same kind of source for another seed."""
-        return SeededNoise(seed, self.device, self.dtype)
-
     def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource`."""
         return self._draw(f"initial|{chunk}", shape)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from models.causal_dit import CausalDiT, TextContext
 from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder
 from models.text_encoder import TextEncoder, Vocabulary, Words
+from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 
 from .checkpoint import (
     MODEL,
     TOKENIZER,
     VOCABULARY,
-    CheckpointConfig,
     check_tokenizer,
     load_into,
     part_of,
@@ -33,26 +33,54 @@ from .digest import tensor_digest
 from .errors import CheckpointError, InputError
 from .geometry import LatentGeometry
 from .motion import TrackSet
+from .noise import NoiseSource
+from .prompts import PromptEncoder, WordPrompts
 from .session import Opening, Session
 from .settings import StreamSettings
 from .snapshot import check_fits, load_snapshot_state, read_snapshot
 from .suggest import unknown_key
 from .timeline import Start, StreamEvent, Timeline, check_prompt
 from .video_read import read_clip, read_image
+from .wan.config import config_file, wan_model_names
+
+if TYPE_CHECKING:
+    from .wan.load import WanOptions
 
 WEIGHTS = Path(__file__).parent / "weights"
 _CACHED_PROMPTS = 64
+# keys and values of one prompt take 95 MB at Wan size in bfloat16
+_CACHED_PROMPT_BYTES = 2**29
 _MAX_START_FRAMES = 1 + 16 * 60
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The trained parts of a model, in evaluation mode on one device."""
+    """The trained parts of a model, in evaluation mode on one device. A model without tracks has no motion
+    encoder; `text_encoder` is None where prompts are encoded elsewhere.
+    """
 
-    tokenizer: VideoTokenizer
+    tokenizer: VideoCodec
     dit: CausalDiT
-    text_encoder: TextEncoder
-    motion_encoder: MotionEncoder
+    text_encoder: TextEncoder | None
+    motion_encoder: MotionEncoder | None
+
+
+class StreamConfig(Protocol):
+    """What a pipeline reads of a model's config, whatever its family."""
+
+    @property
+    def plan(self) -> ChunkPlan:
+        """Chunks, sink and window that the model was trained with."""
+        ...
+
+    @property
+    def sampling(self) -> StreamSettings:
+        """The settings that a stream opens with."""
+        ...
+
+    def geometry(self) -> LatentGeometry:
+        """Picture and latent sizes."""
+        ...
 
 
 class Pipeline:
@@ -61,19 +89,29 @@ class Pipeline:
     Attributes:
         name: how the model was asked for.
         config: its `config.yaml`.
+        prompts: what encodes its prompts.
         digest: fingerprint of the weights; snapshots and renders name it.
     """
 
     def __init__(
-        self, name: str, config: CheckpointConfig, networks: Networks, vocabulary: Vocabulary, digest: str
+        self,
+        name: str,
+        config: StreamConfig,
+        networks: Networks,
+        prompts: PromptEncoder | Vocabulary,
+        digest: str,
     ) -> None:
-        self.name, self.config, self.digest, self.vocabulary = name, config, digest, vocabulary
+        self.name, self.config, self.digest = name, config, digest
+        if isinstance(prompts, Vocabulary):
+            assert networks.text_encoder is not None
+            prompts = WordPrompts(networks.text_encoder, prompts)
+        self.prompts: PromptEncoder = prompts
         self.tokenizer, self.dit = networks.tokenizer, networks.dit
         self.text_encoder, self.motion_encoder = networks.text_encoder, networks.motion_encoder
         self.geometry: LatentGeometry = config.geometry()
         self.settings: StreamSettings = config.sampling
         self._texts: OrderedDict[str, TextContext] = OrderedDict()
-        self.null_text = self._embed(torch.zeros(1, config.text_encoder.length, dtype=torch.long))
+        self._null_text: TextContext | None = None
 
     @property
     def device(self) -> torch.device:
@@ -88,9 +126,27 @@ class Pipeline:
         """The chunk plan the model was trained with."""
         return self.config.plan
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words of a word-level model.
+
+        Raises:
+            InputError: the model reads any text.
+        """
+        if not isinstance(self.prompts, WordPrompts):
+            raise InputError(f"model {self.name}: has no vocabulary, it reads any text")
+        return self.prompts.vocabulary
+
+    @property
+    def null_text(self) -> TextContext:
+        """Cross-attention keys and values of no prompt, for guidance; made when first asked for."""
+        if self._null_text is None:
+            self._null_text = self._embed(self.prompts.null())
+        return self._null_text
+
     def words(self, prompt: str) -> Words:
         """A prompt as the model sees it: which words it does not know, how many did not fit."""
-        return self.vocabulary.encode(prompt, self.config.text_encoder.length)
+        return self.prompts.words(prompt)
 
     def text(self, prompt: str) -> TextContext:
         """Cross-attention keys and values of a prompt; the last 64 prompts are kept.
@@ -102,9 +158,10 @@ class Pipeline:
         # sessions of other threads use the same cache: what was found is held, and never looked up again
         text = self._texts.pop(prompt, None)
         if text is None:
-            text = self._embed(self.words(prompt).ids[None])
+            text = self._embed(self.prompts.embed(prompt))
         self._texts[prompt] = text
-        if len(self._texts) > _CACHED_PROMPTS:
+        room = _CACHED_PROMPT_BYTES // max(1, text.size_bytes())
+        if len(self._texts) > max(2, min(_CACHED_PROMPTS, room)):
             self._texts.popitem(last=False)
         return text
 
@@ -116,6 +173,7 @@ class Pipeline:
         image: str | Path | Tensor | None = None,
         video: str | Path | Tensor | None = None,
         settings: Mapping[str, Any] | None = None,
+        noise: NoiseSource | None = None,
     ) -> Session:
         """Begin a stream.
 
@@ -126,10 +184,13 @@ class Pipeline:
             image, video: what the stream starts from (one of them): a file, or uint8 `(H, W, 3)` / `(T, H, W,
                 3)`. Of a clip, the frames that fill whole chunks are kept.
             settings: `StreamSettings` by name, over the checkpoint's.
+            noise: where all draws come from instead of the seed, recorded ones for instance.
 
         Raises:
-            InputError: bad prompt, settings, image or clip.
+            InputError: bad prompt, settings, image or clip, or tracks for a model that knows none.
         """
+        if motion is not None and not motion.is_empty and self.motion_encoder is None:
+            raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         opening = self._opening(image, video)
         if opening.latents is not None and opening.chunk(0, self.plan.length(0)) is None:
@@ -137,7 +198,7 @@ class Pipeline:
                 f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "
                 f"chunk of this model, found {self.geometry.frames(opening.latents.shape[1])}"
             )
-        session = Session(self, prompt, merged, seed, opening)
+        session = Session(self, prompt, merged, seed, opening, noise)
         if motion is not None and not motion.is_empty:
             session.controls.motion = motion
         return session
@@ -184,8 +245,8 @@ class Pipeline:
         return session
 
     @torch.no_grad()
-    def _embed(self, ids: Tensor) -> TextContext:
-        return self.dit.embed_text(self.text_encoder(ids.to(self.device)))
+    def _embed(self, embedding: Tensor) -> TextContext:
+        return self.dit.embed_text(embedding.to(self.device, self.dtype))
 
     def start_pictures(
         self, image: str | Path | Tensor | None = None, video: str | Path | Tensor | None = None
@@ -227,14 +288,18 @@ class Pipeline:
 
 
 def load_pipeline(
-    name: str | Path = "tiny", device: str = "auto", dtype: torch.dtype | None = None
+    name: str | Path = "tiny",
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    wan: "WanOptions | None" = None,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
     Args:
         device: `auto` takes a GPU where there is one.
-        dtype: of the diffusion network; default bfloat16 on a GPU, float32 on the CPU. The tokenizer stays
-            float32.
+        dtype: of the diffusion network; default bfloat16 on a GPU, float32 on the CPU. The tiny family's
+            tokenizer stays float32.
+        wan: for a model of the Wan family (`wan_model_names`), where its weights are.
 
     Raises:
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
@@ -244,30 +309,33 @@ def load_pipeline(
     chosen = _device(device)
     if dtype is None:
         dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
+    wan_config = config_file(name)
+    if wan_config is not None:
+        from .wan.load import load_wan_pipeline
+
+        return load_wan_pipeline(str(name), wan_config, chosen, dtype, wan)
+    if wan is not None:
+        raise InputError(f"model {name}: is not of the Wan family, it takes no weights or overrides")
     config = read_config(directory)
     tokenizer_tensors = read_tensors(directory / TOKENIZER)
     check_tokenizer(tokenizer_tensors, config, str(directory / TOKENIZER))
     tensors = read_tensors(directory / MODEL)
     # built without memory for random values first: everything is overwritten
     with torch.device(chosen):
-        networks = Networks(
-            VideoTokenizer(config.tokenizer),
-            CausalDiT(config.dit),
-            TextEncoder(config.text_encoder),
-            MotionEncoder(config.motion_encoder),
-        )
-    load_into(networks.tokenizer, tokenizer_tensors, str(directory / TOKENIZER))
+        tokenizer, dit = VideoTokenizer(config.tokenizer), CausalDiT(config.dit)
+        text, motion = TextEncoder(config.text_encoder), MotionEncoder(config.motion_encoder)
+    load_into(tokenizer, tokenizer_tensors, str(directory / TOKENIZER))
     for part, module in (
-        ("dit", networks.dit),
-        ("text_encoder", networks.text_encoder),
-        ("motion_encoder", networks.motion_encoder),
+        ("dit", dit),
+        ("text_encoder", text),
+        ("motion_encoder", motion),
     ):
         load_into(module, part_of(tensors, part), f"{directory / MODEL} ({part})")
         module.to(dtype).eval().requires_grad_(False)
-    networks.tokenizer.eval().requires_grad_(False)
+    tokenizer.eval().requires_grad_(False)
     vocabulary = read_vocabulary(directory / VOCABULARY, config.text_encoder)
     digest = tensor_digest({**tensors, **{f"tokenizer.{k}": v for k, v in tokenizer_tensors.items()}})
-    return Pipeline(str(name), config, networks, vocabulary, digest)
+    return Pipeline(str(name), config, Networks(tokenizer, dit, text, motion), vocabulary, digest)
 
 
 def model_names() -> list[str]:
@@ -276,7 +344,7 @@ def model_names() -> list[str]:
 
 
 def find_model(name: str | Path) -> Path:
-    """The directory of a model by name or path.
+    """The directory of a model by name or path; of a Wan-family name, its config file.
 
     Raises:
         CheckpointError: neither a known name nor a directory.
@@ -285,7 +353,11 @@ def find_model(name: str | Path) -> Path:
         return WEIGHTS / str(name)
     if Path(name).is_dir():
         return Path(name)
-    raise CheckpointError(f"{unknown_key(str(name), model_names(), noun='model')}, and no such directory")
+    found = config_file(name)
+    if found is not None:
+        return found
+    known = [*model_names(), *wan_model_names()]
+    raise CheckpointError(f"{unknown_key(str(name), known, noun='model')}, and no such directory")
 
 
 def _device(device: str) -> torch.device:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.causal_dit import CausalDiT, TextContext
+from models.joint_recache import JointRecache
 from models.kv_cache import KVCache
 
 from .conditioning import Conditioning, guided_velocity
@@ -24,13 +25,15 @@ class Sampling:
     """How a chunk is solved.
 
     `sigmas` falling from 1 to 0; `renoise` consistency-style steps instead of Euler; `context_sigma` noise
-    level at which finished chunks are committed; `exit_step` and `with_gradient` are for Self Forcing (see
-    `denoise_chunk`).
+    level at which finished chunks are committed, `commit_noise` whether they get noise of that level or (as
+    in the published inference code of Self Forcing) only its timestep; `exit_step` and `with_gradient` are
+    for Self Forcing (see `denoise_chunk`).
     """
 
     sigmas: tuple[float, ...]
     renoise: bool = False
     context_sigma: float = 0.0
+    commit_noise: bool = True
     exit_step: int | None = None
     with_gradient: bool = False
 
@@ -54,7 +57,8 @@ class RolloutState:
     `context` holds the clean latents of exactly the chunks whose keys are in the cache, oldest first;
     bounded. `stale` says that the cache does not stand for the context any more (a recache was cut short, or
     the chunk it was made for failed) and has to be rebuilt before use. `scene` is the chunk and latent frame
-    at which the context was last cleared: chunk lengths are counted from there.
+    at which the context was last cleared: chunk lengths are counted from there. `recent` are the last chunks,
+    as many as attention spans: what a joint recache starts from.
     """
 
     cache: KVCache
@@ -62,6 +66,7 @@ class RolloutState:
     chunk: int = 0
     stale: bool = False
     scene: tuple[int, int] = (0, 0)
+    recent: list[LatentChunk] = field(default_factory=list)
 
     @property
     def start(self) -> int:
@@ -79,27 +84,41 @@ class RolloutState:
         sink = sink_chunks(self.context, self.cache)
         return self.cache.frames >= sum(chunk.latents.shape[1] for chunk in sink)
 
+    def joint_keeps(self, sink: str) -> bool:
+        """Whether a joint recache leaves the sink's keys: asked to, with the keys still there, and with a
+        stream longer than its span (a shorter one is made anew as a whole, as published).
+        """
+        whole = not self.recent or self.recent[0].index == self.scene[0]
+        return sink == "keep" and self.sink_held and not whole
+
     def clear(self) -> None:
         """Forget the past: the next chunk begins a scene of its own."""
         self.scene = (self.chunk, self.start)
         self.cache.reset()
-        self.context = []
+        self.context, self.recent = [], []
         self.stale = False
 
-    def take_back(self, context: list[LatentChunk], scene: tuple[int, int], keep_sink: bool) -> None:
+    def take_back(
+        self,
+        context: list[LatentChunk],
+        scene: tuple[int, int],
+        recent: list[LatentChunk],
+        keep_sink: bool,
+    ) -> None:
         """Undo a clear or a recache whose chunk failed: the past is as it was, the cache owes a rebuild.
 
         Args:
-            context, scene: as they were before.
+            context, scene, recent: as they were before.
             keep_sink: the sink's keys are still those from before.
         """
-        self.context, self.scene, self.stale = context, scene, True
+        self.context, self.scene, self.recent, self.stale = context, scene, recent, True
         self.cache.reset(keep_sink=keep_sink)
 
     def accept(self, chunk: LatentChunk) -> None:
         """Commit a chunk whose keys are in the cache's provisional slots, and move on. Does not fail."""
         self.cache.commit()
         self.context = held_chunks([*self.context, chunk], self.cache)
+        self.recent = last_chunks([*self.recent, chunk], self.cache.plan.attention_frames)
         self.chunk = chunk.index + 1
 
 
@@ -141,7 +160,8 @@ def rollout(
             latents = generate(dit, state, conditioning, noise, settings)
         denoised = time.perf_counter()
         chunk = LatentChunk(index, state.start, latents, conditioning.motion)
-        write(dit, state.cache, chunk, conditioning.text, noise, settings.context_sigma)
+        level = settings.context_sigma
+        write(dit, state.cache, chunk, conditioning.text, noise, level, settings.commit_noise)
         written = time.perf_counter()
         result = accept(chunk)
         for part, seconds in (
@@ -181,18 +201,25 @@ def write(
     text: TextContext,
     noise: NoiseSource,
     context_sigma: float,
+    commit_noise: bool = True,
 ) -> None:
     """The commit forward: put a finished chunk's keys and values into the provisional slots.
 
     At a context noise level above 0 the chunk is noised with its own commit draw, so a recache repeats it
     exactly.
     """
-    latents = chunk.latents.detach()
-    if context_sigma > 0:
-        latents = add_noise(latents, noise.commit(chunk.index, tuple(latents.shape)), context_sigma)
+    latents = committed(chunk, noise, context_sigma if commit_noise else 0.0)
     cache.begin(latents.shape[1])
     timesteps = torch.full(latents.shape[:2], 1000 * context_sigma, device=latents.device)
     dit(latents, timesteps, text, cache, chunk.motion)
+
+
+def committed(chunk: LatentChunk, noise: NoiseSource, sigma: float) -> Tensor:
+    """A finished chunk as it enters the cache: noised with its own commit draw where the level is above 0."""
+    latents = chunk.latents.detach()
+    if sigma > 0:
+        latents = add_noise(latents, noise.commit(chunk.index, tuple(latents.shape)), sigma)
+    return latents
 
 
 def recache(
@@ -202,6 +229,7 @@ def recache(
     noise: NoiseSource,
     context_sigma: float = 0.0,
     sink: Literal["refresh", "keep"] = "refresh",
+    commit_noise: bool = True,
 ) -> None:
     """Rebuild the cache under new text: commit the context's clean latents again, in order (after LongLive,
     arXiv 2509.22622).
@@ -218,13 +246,70 @@ def recache(
     cache.reset(keep_sink=bool(kept))
     try:
         for chunk in state.context[len(kept) :]:
-            write(dit, cache, chunk, text, noise, context_sigma)
+            write(dit, cache, chunk, text, noise, context_sigma, commit_noise)
             cache.commit()
     except BaseException:
         # a sink that is half under the new text must not be taken for the old one
         cache.reset(keep_sink=bool(kept))
         raise
     state.stale = False
+
+
+@torch.no_grad()
+def joint_recache(
+    dit: CausalDiT,
+    state: RolloutState,
+    text: TextContext,
+    noise: NoiseSource,
+    context_sigma: float = 0.0,
+    sink: Literal["refresh", "keep"] = "keep",
+    commit_noise: bool = True,
+) -> None:
+    """Rebuild the cache under new text in one forward over the last attention span (see `JointRecache`); the
+    cache's clock stays. Until this returns, `state.stale` is set.
+
+    Args:
+        sink: `keep` leaves the sink's keys, `refresh` puts the span's first frames in its place.
+    """
+    if not state.recent:
+        return
+    state.stale = True
+    level = context_sigma if commit_noise else 0.0
+    # the clock is behind the stream's where the cache was rebuilt after a failure
+    span = last_chunks(state.recent, min(state.cache.frames, state.cache.plan.attention_frames))
+    latents = torch.cat([committed(chunk, noise, level) for chunk in span], 1)
+    context = JointRecache(state.cache, latents.shape[1], state.joint_keeps(sink))
+    timesteps = torch.full(latents.shape[:2], 1000 * context_sigma, device=latents.device)
+    dit(latents, timesteps, text, context, joined_motion(span))
+    context.finish()
+    if not context.sink:
+        # the sink has become the span's first frames
+        state.context = held_chunks(span, state.cache)
+    state.stale = False
+
+
+def joined_motion(chunks: list[LatentChunk]) -> Tensor | None:
+    """The motion latents of consecutive chunks, zeros where one has none; None where all have none."""
+    given = [chunk.motion for chunk in chunks if chunk.motion is not None]
+    if not given:
+        return None
+    parts = []
+    for chunk in chunks:
+        b, t, _, h, w = chunk.latents.shape
+        empty = given[0].new_zeros(b, t, given[0].shape[2], h, w)
+        parts.append(empty if chunk.motion is None else chunk.motion)
+    return torch.cat(parts, 1)
+
+
+def last_chunks(chunks: list[LatentChunk], frames: int) -> list[LatentChunk]:
+    """As many of the last chunks as have at most `frames` latent frames together, in order."""
+    out: list[LatentChunk] = []
+    for chunk in reversed(chunks):
+        frames -= chunk.latents.shape[1]
+        if frames < 0:
+            break
+        out.append(chunk)
+    return out[::-1]
 
 
 def sink_chunks(context: list[LatentChunk], cache: KVCache) -> list[LatentChunk]:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,8 @@ from .decoder import DecoderState, StreamingDecoder
 from .errors import InputError
 from .geometry import LatentGeometry
 from .motion import TrackSet
-from .noise import SeededNoise
-from .rollout import LatentChunk, RolloutState, recache, rollout
+from .noise import NoiseSource, SeededNoise
+from .rollout import LatentChunk, RolloutState, joint_recache, recache, rollout
 from .settings import StreamSettings
 from .snapshot import Snapshot, load_snapshot_state, take_snapshot, write_snapshot
 from .timeline import (
@@ -126,13 +126,16 @@ class Session:
         settings: StreamSettings,
         seed: int,
         opening: Opening | None = None,
+        noise: NoiseSource | None = None,
     ) -> None:
         self.pipeline, self.seed = pipeline, seed
         self.epoch = 0
         self.opening = opening or Opening()
         self.controls = Controls(prompt, settings, pipeline.text(prompt))
         self.timeline = Timeline(self.geometry.fps, seed, start=self.opening.start)
-        self.noise = SeededNoise(seed, pipeline.device, pipeline.dtype)
+        # draws given from outside stay; those of a seed change with it
+        self.given_noise = noise
+        self.noise: NoiseSource = noise or SeededNoise(seed, pipeline.device, pipeline.dtype)
         self.decoder = StreamingDecoder(pipeline.tokenizer)
         self.decoder_state: DecoderState = self.decoder.initial_state()
         self.state = RolloutState(self._new_cache(settings))
@@ -164,7 +167,11 @@ class Session:
             item = Pending(event, receipt, at_frame)
             # a change may be possible now, or once those that wait have been made
             settings = self.controls.settings
-            if (
+            tracks = event.motion is not None and not event.motion.is_empty
+            if tracks and self.pipeline.motion_encoder is None:
+                receipt.reason = f"motion: {self.pipeline.name} was not trained with tracks"
+                receipt.status = "refused"
+            elif (
                 possible_events([item], settings)[0]
                 or item in possible_events([*self._pending, item], settings)[0]
             ):
@@ -201,7 +208,10 @@ class Session:
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one."""
         with self._generating:
-            twin = Session(self.pipeline, self.controls.prompt, self.controls.settings, self.seed)
+            controls = self.controls
+            twin = Session(
+                self.pipeline, controls.prompt, controls.settings, self.seed, noise=self.given_noise
+            )
             load_snapshot_state(twin, self.snapshot())
         return twin
 
@@ -226,13 +236,13 @@ class Session:
             self._measure,
         )
         start_frame, index = self.next_frame, self.state.chunk
-        context, scene = self.state.context, self.state.scene
+        context, scene, recent = self.state.context, self.state.scene, self.state.recent
         try:
             frames, decoder_state = next(loop)
         except BaseException:
             if staged.rebuilt is not None:
                 # the cache may stand for an event that has not happened, and that another may yet replace
-                self.state.take_back(context, scene, keep_sink=staged.rebuilt == "keep")
+                self.state.take_back(context, scene, recent, keep_sink=staged.rebuilt == "keep")
             raise
         # From here on nothing can fail: the chunk, its receipts and the cursors become visible together.
         self.decoder_state = decoder_state
@@ -271,7 +281,10 @@ class Session:
             )
         motion = self._motion(controls)
         self._staged.timings["event"] = time.perf_counter() - started
-        return Conditioning(controls.text, self.pipeline.null_text, motion, controls.settings.guidance())
+        guidance = controls.settings.guidance()
+        off = guidance.is_off(motion is not None)
+        null_text = controls.text if off else self.pipeline.null_text
+        return Conditioning(controls.text, null_text, motion, guidance)
 
     def _apply_events(self) -> None:
         staged, frame = self._staged, self.next_frame
@@ -282,6 +295,9 @@ class Session:
             staged.event, superseded = merge_events(due)
             staged.applied = [(p.receipt, fields) for p, fields in zip(due, superseded, strict=True)]
             staged.controls = self._changed(staged.event, frame)
+            if staged.event.sink is None:
+                sink = staged.controls.settings.sink_policy
+                staged.event = replace(staged.event, sink=sink)
         self._prepare_cache(staged.event, self._current())
         if not self.timeline.events:
             staged.event = self._opening_event()
@@ -293,8 +309,12 @@ class Session:
             self._staged.rebuilt = "refresh"
             self.state.clear()
         elif event is not None and new_text and event.policy == "recache":
-            self._staged.rebuilt = event.sink if self.state.sink_held else "refresh"
-            self._recache(controls.text, event.sink, controls.settings)
+            sink = event.sink or "refresh"
+            self._staged.rebuilt = sink if self.state.sink_held else "refresh"
+            if controls.settings.recache_mode == "joint" and not self.state.stale:
+                self._joint_recache(controls, sink)
+            else:
+                self._recache(controls.text, sink, controls.settings)
         elif self.state.stale:
             # as it was: under the words of before, with the sink if that is still there
             self._recache(self.controls.text, "keep", self.controls.settings)
@@ -314,7 +334,14 @@ class Session:
         return StreamEvent(controls.prompt, controls.motion, controls.settings.to_json())
 
     def _recache(self, text: TextContext, sink: SinkPolicy, settings: StreamSettings) -> None:
-        recache(self.pipeline.dit, self.state, text, self.noise, settings.context_noise, sink)
+        level, drawn = settings.context_noise, settings.commit_noise == "drawn"
+        recache(self.pipeline.dit, self.state, text, self.noise, level, sink, drawn)
+
+    def _joint_recache(self, controls: Controls, sink: SinkPolicy) -> None:
+        settings = controls.settings
+        level, drawn = settings.context_noise, settings.commit_noise == "drawn"
+        self._staged.rebuilt = "keep" if self.state.joint_keeps(sink) else "refresh"
+        joint_recache(self.pipeline.dit, self.state, controls.text, self.noise, level, sink, drawn)
 
     def _current(self) -> Controls:
         """Controls of the chunk in work."""
@@ -333,7 +360,9 @@ class Session:
             *(x[None].to(device) for x in (tracks.points, tracks.state, tracks.pinned, tracks.ids))
         )
         grid = (self.geometry.latent_height, self.geometry.latent_width)
-        latents: Tensor = self.pipeline.motion_encoder(batch, grid, first=start == 0)
+        encoder = self.pipeline.motion_encoder
+        assert encoder is not None, "tracks are refused where they come in"
+        latents: Tensor = encoder(batch, grid, first=start == 0)
         return latents.to(self.pipeline.dtype)
 
     def _given(self, chunk: int) -> Tensor | None:

@@ -16,9 +16,12 @@ from .scheduler import FlowMatchScheduler
 from .suggest import shorten, unknown_key
 
 Sampler = Literal["euler", "renoise"]
+SinkDefault = Literal["refresh", "keep"]
+RecacheMode = Literal["chunks", "joint"]
+CommitNoise = Literal["drawn", "none"]
 
 # These shape the cache, so they are fixed when a stream opens.
-OPEN_ONLY = ("sink_frames", "window_frames", "rope")
+OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class StreamSettings:
         sink_frames, window_frames: latent frames that stay in reach, see `ChunkPlan`. Fixed when the stream
             opens.
         rope: `relative` (endless) or `absolute` positions. Fixed when the stream opens.
+        recache_mode: how a recache rebuilds the cache: `chunks` (commit one after the other) or `joint`
+            (LongLive's one forward, see `models.joint_recache`). Fixed when the stream opens.
+        sink_policy: what a recache does with the sink where an event does not say: `refresh` or `keep`.
+        commit_noise: with context noise above 0, `drawn` gives committed chunks noise of that level, `none`
+            only its timestep, as the published inference code of Self Forcing does.
 
     Raises:
         ValueError: a value out of range.
@@ -48,6 +56,9 @@ class StreamSettings:
     sink_frames: int = 1
     window_frames: int = 8
     rope: RopeMode = "relative"
+    recache_mode: RecacheMode = "chunks"
+    sink_policy: SinkDefault = "refresh"
+    commit_noise: CommitNoise = "drawn"
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
@@ -56,8 +67,15 @@ class StreamSettings:
             raise ValueError(f"context_noise must be in [0, 1), found {self.context_noise}")
         if self.sampler not in get_args(Sampler):
             raise ValueError(f"sampler must be euler or renoise, found {self.sampler!r}")
-        if self.rope not in get_args(RopeMode):
-            raise ValueError(f"rope must be relative or absolute, found {self.rope!r}")
+        for name, kind in (
+            ("rope", RopeMode),
+            ("recache_mode", RecacheMode),
+            ("sink_policy", SinkDefault),
+            ("commit_noise", CommitNoise),
+        ):
+            found, known = vars(self)[name], get_args(kind)
+            if found not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, found {found!r}")
         if self.sink_frames > 1024 or self.window_frames > 1024:
             raise ValueError(
                 f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and "
@@ -103,7 +121,8 @@ class StreamSettings:
     def sampling(self) -> Sampling:
         """What the rollout needs of these settings."""
         sigmas = FlowMatchScheduler(self.steps, self.shift).sigmas()
-        return Sampling(sigmas, self.sampler == "renoise", self.context_noise)
+        drawn = self.commit_noise == "drawn"
+        return Sampling(sigmas, self.sampler == "renoise", self.context_noise, drawn)
 
     def plan(self, base: ChunkPlan) -> ChunkPlan:
         """The checkpoint's chunk plan with this stream's sink and window.

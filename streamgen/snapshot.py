@@ -14,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.video_tokenizer import TokenizerState
-
 from .decoder import DecoderState
 from .errors import InputError
 from .motion import TrackSet
+from .noise import SeededNoise
 from .rollout import LatentChunk
 from .timeline import Pending, Receipt, StreamEvent, Timeline
 
@@ -54,6 +53,11 @@ def take_snapshot(session: "Session") -> Snapshot:
         tensors[f"context.{i}.latents"] = chunk.latents.clone()
         if chunk.motion is not None:
             tensors[f"context.{i}.motion"] = chunk.motion.clone()
+    recent = state.recent if controls.settings.recache_mode == "joint" else []
+    for i, chunk in enumerate(recent):
+        tensors[f"recent.{i}.latents"] = chunk.latents.clone()
+        if chunk.motion is not None:
+            tensors[f"recent.{i}.motion"] = chunk.motion.clone()
     tensors |= _track_tensors("controls", controls.motion)
     for i, item in enumerate(session._pending):
         tensors |= _track_tensors(f"pending.{i}", item.event.motion)
@@ -72,6 +76,7 @@ def take_snapshot(session: "Session") -> Snapshot:
         "scene": list(state.scene),
         "stale": state.stale,
         "context": [[chunk.index, chunk.start] for chunk in state.context],
+        "recent": [[chunk.index, chunk.start] for chunk in recent],
         "latent_frames": session.decoder_state.latent_frames,
         "receipts": session._receipts,
         "events": len(session.timeline.events),
@@ -103,12 +108,14 @@ def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
             {name: tensors[f"cache.{name}"] for name in ("keys", "values", "sink_keys", "cursor")}
         )
         decoder = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
-        decoder_state = DecoderState(TokenizerState.from_tensors(decoder), meta["latent_frames"])
-        for i, (index, start) in enumerate(meta["context"]):
-            motion = tensors.get(f"context.{i}.motion")
-            state.context.append(
-                LatentChunk(index, start, tensors[f"context.{i}.latents"].clone(), _clone(motion))
-            )
+        decoder_state = DecoderState(
+            session.pipeline.tokenizer.state_from_tensors(decoder), meta["latent_frames"]
+        )
+        for place, chunks in (("context", state.context), ("recent", state.recent)):
+            for i, (index, start) in enumerate(meta.get(place, [])):
+                motion = tensors.get(f"{place}.{i}.motion")
+                latents = tensors[f"{place}.{i}.latents"].clone()
+                chunks.append(LatentChunk(index, start, latents, _clone(motion)))
         controls = type(session.controls)(
             meta["prompt"],
             settings,
@@ -125,7 +132,8 @@ def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
     _settle(session._pending, pending)
     session.state, session.decoder_state, session.controls = state, decoder_state, controls
     session.seed = meta["seed"]
-    session.noise = session.noise.with_seed(meta["seed"])
+    seeded = SeededNoise(meta["seed"], session.pipeline.device, session.pipeline.dtype)
+    session.noise = session.given_noise or seeded
     session.opening = type(session.opening)(tensors.get("opening"), timeline.start)
     session._pending, session._receipts = pending, receipts
     session.timeline = timeline

@@ -33,19 +33,19 @@ class StreamEvent:
         policy: what a new prompt does with the past: `recache` (keep the looks, follow the new words), `keep`
             (leave the cache as it is) or `clear` (forget it).
         sink: with `recache`, whether the sink is committed again under the new words (`refresh`) or left
-            (`keep`).
+            (`keep`); None does what the model's settings say.
     """
 
     prompt: str | None = None
     motion: TrackSet | None = None
     settings: Mapping[str, Any] | None = None
     policy: Policy = "recache"
-    sink: SinkPolicy = "refresh"
+    sink: SinkPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
             raise InputError(f"policy: expected one of {', '.join(get_args(Policy))}, found {self.policy!r}")
-        if self.sink not in get_args(SinkPolicy):
+        if self.sink is not None and self.sink not in get_args(SinkPolicy):
             raise InputError(
                 f"sink policy: expected one of {', '.join(get_args(SinkPolicy))}, found {self.sink!r}"
             )
@@ -61,7 +61,9 @@ class StreamEvent:
         """Plain values; only what the event changes."""
         out: dict[str, Any] = {}
         if self.prompt is not None:
-            out |= {"prompt": self.prompt, "policy": self.policy, "sink": self.sink}
+            out |= {"prompt": self.prompt, "policy": self.policy}
+            if self.sink is not None:
+                out["sink"] = self.sink
         if self.motion is not None:
             out["motion"] = None if self.motion.is_empty else motion_to_json(self.motion)
         if self.settings:
@@ -79,7 +81,7 @@ class StreamEvent:
             motion,
             row.get("settings"),
             row.get("policy", "recache"),
-            row.get("sink", "refresh"),
+            row.get("sink"),
         )
 
 
@@ -268,7 +270,7 @@ def merge_events(pending: list[Pending]) -> tuple[StreamEvent, list[tuple[str, .
     """
     prompt = motion = None
     policy: Policy = "recache"
-    sink: SinkPolicy = "refresh"
+    sink: SinkPolicy | None = None
     replaced: list[tuple[str, ...]] = []
     for i, item in enumerate(pending):
         event, later = item.event, [p.event for p in pending[i + 1 :]]

@@ -187,7 +187,8 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     done = call(capsys, "models")
     assert done.code == 0
     shipped = sorted(path.parent.name for path in (ROOT / "streamgen" / "weights").glob("*/config.yaml"))
-    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == shipped
+    needing = sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == shipped + needing
 
 
 def test_quiet_says_nothing_when_all_is_well(checkpoint: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from models.video_tokenizer import VideoTokenizer
 from streamgen import Pipeline, load_pipeline
 
 from ..scenes import MOTIONS, SceneConfig
@@ -195,7 +196,9 @@ class Evaluator:
         }
         fitting = Truth(self.world.size, self.config.clips, self.suites.motions, _TRUTH_SEED + 1)
         frames = len(plain[0].frames)
-        figures = tokenizer_figures(self.pipeline.tokenizer, plain, fitting.plain(frames), self.instruments)
+        tokenizer = self.pipeline.tokenizer
+        assert isinstance(tokenizer, VideoTokenizer), "the world is drawn for the tiny family"
+        figures = tokenizer_figures(tokenizer, plain, fitting.plain(frames), self.instruments)
         return {"control": {"truth": control}} | figures
 
 

@@ -1,0 +1,211 @@
+"""From a Wan-family config and its weights to a pipeline that opens streams."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.causal_dit import CausalDiT
+from models.motion_encoder import MotionEncoder
+from models.rope import RotaryEmbedding3D
+from models.tiny_decoder import TinyDecoder
+from models.wan_vae import WanVAE
+
+from ..digest import tensor_digest
+from ..errors import CheckpointError
+from ..motion import TrackSet
+from ..noise import NoiseSource
+from ..pipeline import Networks, Pipeline
+from ..prompts import PromptEncoder
+from ..session import Session
+from .config import CONFIG, WanConfig, read_wan_config
+from .memory import Setup, check_memory
+from .text import HashedPrompts, TextOptions, UMT5Prompts
+from .weights import WanTensors, assign, gather, random_tensors
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class WanOptions:
+    """How to load a model of this family.
+
+    Attributes:
+        weights: the directory of published or converted files; a converted model's own directory by default.
+        random_weights: run without any download, on weights that mean nothing.
+        overrides: changes of the config, dotted `key=value`.
+        text_encoder: a folder or hub name, over what the weights directory and the config say.
+        text: where the text encoder runs.
+        check_memory: refuse what does not fit before allocating it.
+    """
+
+    weights: Path | None = None
+    random_weights: bool = False
+    overrides: tuple[str, ...] = ()
+    text_encoder: str | None = None
+    text: TextOptions = field(default_factory=TextOptions)
+    check_memory: bool = True
+
+
+class WanPipeline(Pipeline):
+    """A pipeline of this family: its memory is checked again when a stream opens with another window."""
+
+    wan: WanConfig
+    setup: Setup
+
+    def open(
+        self,
+        prompt: str,
+        seed: int = 0,
+        motion: TrackSet | None = None,
+        image: str | Path | Tensor | None = None,
+        video: str | Path | Tensor | None = None,
+        settings: Mapping[str, Any] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Session:
+        """See `Pipeline.open`.
+
+        Raises:
+            CheckpointError: a window that does not fit into memory.
+        """
+        plan = self.settings.updated(settings or {}).plan(self.plan)
+        if plan.attention_frames > self.setup.plan.attention_frames:
+            # the weights are there already: what more a larger cache takes has to fit
+            before = replace(self.setup, text_dtype=None)
+            check_memory(self.wan, replace(before, plan=plan), self.device)
+        return super().open(prompt, seed, motion, image, video, settings, noise)
+
+
+def load_wan_pipeline(
+    name: str, path: Path, device: torch.device, dtype: torch.dtype, options: WanOptions | None = None
+) -> WanPipeline:
+    """Load a model of this family.
+
+    Args:
+        path: its config file.
+        dtype: of the diffusion network; the picture decoder has it too, but is float32 on the CPU.
+
+    Raises:
+        CheckpointError: no weights, or ones that are damaged or do not fit the config or the memory.
+    """
+    options = options or WanOptions()
+    config = read_wan_config(path, options.overrides)
+    if options.random_weights:
+        config = replace(config, text=replace(config.text, kind="hashed"))
+    directory = options.weights or (path.parent if path.name == CONFIG else None)
+    if directory is None and not options.random_weights:
+        raise CheckpointError(
+            f"model {name}: needs its published weights, --weights DIR (see docs/wan.md); "
+            "--random-weights runs it without"
+        )
+    codec_dtype = torch.float32 if device.type == "cpu" else dtype
+    same = torch.device(options.text.device).type == device.type
+    setup = Setup(
+        config.sampling.plan(config.plan),
+        dtype,
+        codec_dtype,
+        config.decoder,
+        device.type == "cpu",
+        options.text.dtype if same else None,
+    )
+    if options.check_memory:
+        check_memory(config, setup, device)
+    tensors = _tensors(config, None if options.random_weights else directory, dtype)
+    digest = _digest(config, tensors, options)
+    networks = _networks(config, tensors, str(directory or name), device, (dtype, codec_dtype))
+    prompts = _prompts(config, directory, options)
+    pipeline = WanPipeline(name, config, networks, prompts, digest)
+    pipeline.wan, pipeline.setup = config, setup
+    return pipeline
+
+
+def build_codec(config: WanConfig) -> WanVAE | TinyDecoder:
+    """The picture decoder that the config names, on the meta device."""
+    with torch.device("meta"):
+        return WanVAE(config.vae) if config.decoder == "vae" else TinyDecoder(config.tiny_decoder)
+
+
+def _tensors(config: WanConfig, directory: Path | None, dtype: torch.dtype) -> WanTensors:
+    codec_part = "vae" if config.decoder == "vae" else "tiny_decoder"
+    if directory is not None:
+        return gather(config, directory, ("dit", codec_part))
+    with torch.device("meta"):
+        dit = CausalDiT(config.dit)
+    found = WanTensors(dit=random_tensors(dit, _SEED, dtype))
+    codec = random_tensors(build_codec(config), _SEED + 1, torch.float32)
+    if codec_part == "vae":
+        found.vae = codec
+    else:
+        found.tiny_decoder = codec
+    return found
+
+
+def _networks(
+    config: WanConfig,
+    tensors: WanTensors,
+    where: str,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> Networks:
+    with torch.device("meta"):
+        dit = CausalDiT(config.dit)
+    codec = build_codec(config)
+    assert tensors.dit is not None
+    with device:
+        # its frequencies are no weights, so the meta device has left them empty
+        dit.rope = RotaryEmbedding3D(config.dit.head_dim)
+    assign(dit, tensors.dit, f"weights {where} (dit)", device, dtypes[0])
+    codec_tensors = tensors.vae if config.decoder == "vae" else tensors.tiny_decoder
+    assert codec_tensors is not None
+    _place_statistics(codec, config, device, dtypes[1])
+    assign(codec, codec_tensors, f"weights {where} ({config.decoder} decoder)", device, dtypes[1])
+    motion = None
+    if config.motion_encoder is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            # published weights have none: its projection is random, the network's new channels are zero
+            motion = MotionEncoder(config.motion_encoder)
+        if tensors.motion_encoder is not None:
+            assign(motion, tensors.motion_encoder, f"weights {where} (motion_encoder)", device, dtypes[0])
+        motion.to(device, dtypes[0]).eval().requires_grad_(False)
+    return Networks(codec, dit, None, motion)
+
+
+def _place_statistics(
+    codec: WanVAE | TinyDecoder, config: WanConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Statistics are part of the config, not of the weights, so a module of the meta device has none yet."""
+    if isinstance(codec, WanVAE):
+        codec.latent_mean = torch.tensor(config.vae.latent_mean, device=device, dtype=dtype)
+        codec.latent_std = torch.tensor(config.vae.latent_std, device=device, dtype=dtype)
+    else:
+        codec.latent_mean = torch.zeros(config.tiny_decoder.latent_channels, device=device, dtype=dtype)
+
+
+def _prompts(config: WanConfig, directory: Path | None, options: WanOptions) -> PromptEncoder:
+    if config.text.kind == "hashed":
+        return HashedPrompts(config.text)
+    source = options.text_encoder
+    if source is None and directory is not None:
+        inside = (directory / name for name in config.sources.text_encoder)
+        source = next((str(folder) for folder in inside if folder.is_dir()), None)
+    return UMT5Prompts(source or config.text.source, config.text, options.text)
+
+
+def _digest(config: WanConfig, tensors: WanTensors, options: WanOptions) -> str:
+    """Fingerprint of the weights: of their bytes, or for random ones of what they are drawn from."""
+    if options.random_weights:
+        sizes = f"random|{_SEED}|{config.dit}|{config.vae}|{config.decoder}|{config.tiny_decoder}"
+        return hashlib.sha256(sizes.encode()).hexdigest()
+    parts = {
+        "dit": tensors.dit,
+        "vae": tensors.vae,
+        "tiny_decoder": tensors.tiny_decoder,
+        "motion_encoder": tensors.motion_encoder,
+    }
+    named = {f"{part}.{n}": x for part, group in parts.items() if group for n, x in group.items()}
+    return tensor_digest(named)

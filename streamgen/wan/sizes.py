@@ -1,0 +1,62 @@
+"""The sizes of Wan-family networks, read off their tensors."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.causal_dit import CausalDiT, CausalDiTConfig
+from models.state_dict import Kind, Tensors, vae_res_blocks
+from models.tiny_decoder import TinyDecoder, TinyDecoderConfig
+from models.wan_vae import WAN_LATENT_MEAN, WAN_LATENT_STD, WanVAE, WanVAEConfig
+
+_HEAD_DIM = 128
+
+
+def expected_module(kind: Kind, tensors: Tensors) -> nn.Module | None:
+    """A whole model of the size that the tensors have, without memory for values; None for text encoders.
+
+    Raises:
+        ValueError, KeyError: too little is there to say.
+    """
+    with torch.device("meta"):
+        if kind in ("wan_dit", "diffusers_dit"):
+            return CausalDiT(dit_config_of(tensors))
+        if kind in ("wan_vae", "diffusers_vae"):
+            return WanVAE(vae_config_of(tensors))
+        if kind == "taehv":
+            dims = (*(tensors[f"decoder.{i}.weight"].shape[0] for i in (1, 8, 14, 20)),)
+            z = tensors["decoder.1.weight"].shape[1]
+            encoder = tensors["encoder.0.weight"].shape[0]
+            return TinyDecoder(TinyDecoderConfig(latent_channels=z, encoder_dim=encoder, decoder_dims=dims))
+    return None
+
+
+def dit_config_of(tensors: Mapping[str, Tensor]) -> CausalDiTConfig:
+    """The sizes of a DiT from its tensors; heads, which no shape tells, are those of Wan (128 wide)."""
+    dim, channels, _, patch, _ = tensors["patch_embedding.weight"].shape
+    latent = tensors["head.head.weight"].shape[0] // patch**2
+    return CausalDiTConfig(
+        dim=dim,
+        layers=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+        heads=dim // _HEAD_DIM if dim % _HEAD_DIM == 0 else 1,
+        ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
+        latent_channels=latent,
+        motion_channels=channels - latent,
+        patch=patch,
+        text_dim=tensors["text_embedding.0.weight"].shape[1],
+        freq_dim=tensors["time_embedding.0.weight"].shape[1],
+    )
+
+
+def vae_config_of(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
+    """The sizes of a VAE from its tensors; statistics, which no tensor tells, are Wan2.1's where they fit."""
+    z = tensors["conv2.weight"].shape[0]
+    known = z == len(WAN_LATENT_MEAN)
+    return WanVAEConfig(
+        dim=tensors["encoder.conv1.weight"].shape[0],
+        latent_channels=z,
+        res_blocks=vae_res_blocks(tensors) - 1,
+        latent_mean=WAN_LATENT_MEAN if known else (0.0,) * z,
+        latent_std=WAN_LATENT_STD if known else (1.0,) * z,
+    )

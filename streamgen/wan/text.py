@@ -1,0 +1,265 @@
+"""Prompts of the Wan family: the UMT5-XXL encoder through transformers, and a stand-in without weights.
+
+Wan reads 512 embeddings of which those past the prompt are zero: the padded ones take part in attention.
+transformers is an optional dependency (extra `wan`) and imported on first use only.
+"""
+
+import hashlib
+import html
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.state_dict import umt5_to_transformers
+from models.text_encoder import Words
+
+from ..errors import CheckpointError
+from ..foreign import expect_kind, read_foreign
+from .config import TextConfig
+
+_KEPT = 256
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
+
+
+def clean_prompt(prompt: str) -> str:
+    """A prompt as Wan cleans it: HTML entities resolved, quotes straight, white space collapsed."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).translate(_QUOTES)).strip()
+
+
+def zero_padded(embedding: Tensor, length: int) -> Tensor:
+    """`(L, dim)` of a prompt's own tokens as `(1, length, dim)`, zero past them."""
+    out = embedding.new_zeros(1, length, embedding.shape[1])
+    out[0, : len(embedding)] = embedding[:length]
+    return out
+
+
+class HashedPrompts:
+    """Every word has a random embedding that is a function of the word alone; for models of random weights,
+    where no download is wanted. It means nothing.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+
+    def words(self, prompt: str) -> Words:
+        """See `PromptEncoder`."""
+        found = clean_prompt(prompt).lower().split()
+        ids = [int.from_bytes(_hash(word)[:4], "big") for word in found[: self.config.length]]
+        return Words(torch.tensor(ids, dtype=torch.long), (), max(0, len(found) - self.config.length))
+
+    def embed(self, prompt: str) -> Tensor:
+        """See `PromptEncoder`."""
+        rows = [
+            torch.randn(self.config.dim, generator=torch.Generator().manual_seed(int(seed)))
+            for seed in self.words(prompt).ids
+        ]
+        empty = torch.zeros(0, self.config.dim)
+        return zero_padded(torch.stack(rows) if rows else empty, self.config.length)
+
+    def null(self) -> Tensor:
+        """See `PromptEncoder`."""
+        return zero_padded(torch.zeros(0, self.config.dim), self.config.length)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Where the text encoder runs, and what becomes of it.
+
+    Attributes:
+        device: `cpu`, `cuda:1`, ...; embeddings are moved to the network's device.
+        dtype: of its weights.
+        keep: False frees it after each prompt that was not cached (it loads again for the next one).
+        cache: a folder for embeddings by prompt, which need no encoder at all the next time.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.bfloat16
+    keep: bool = True
+    cache: Path | None = None
+
+
+class UMT5Prompts:
+    """The UMT5 encoder of a local folder or the hub; loaded when the first prompt needs it.
+
+    Args:
+        source: a folder of transformers, a folder as Wan2.1-T2V publishes it (`models_t5_*.pth` beside
+            `google/umt5-xxl`), or a name on the hub.
+        config: the width and length that the network reads.
+    """
+
+    def __init__(self, source: str, config: TextConfig, options: TextOptions | None = None) -> None:
+        self.source, self.config, self.options = source, config, options or TextOptions()
+        self._tokenizer: Any = None
+        self._model: Any = None
+        self._cached: dict[str, Tensor] = {}
+
+    def words(self, prompt: str) -> Words:
+        """See `PromptEncoder`."""
+        ids = self._tokens(prompt)
+        length = self.config.length
+        return Words(torch.tensor(ids[:length]), (), max(0, len(ids) - length))
+
+    def embed(self, prompt: str) -> Tensor:
+        """See `PromptEncoder`. Found in memory, on disk, or made with the encoder.
+
+        Raises:
+            CheckpointError: the encoder is needed and cannot be loaded.
+        """
+        text = clean_prompt(prompt)
+        found = self._cached.get(text)
+        if found is None:
+            found = self._read(text)
+        if found is None:
+            found = self._encode(text)
+            self._write(text, found)
+            if not self.options.keep:
+                self.free()
+        if len(self._cached) >= _KEPT:
+            self._cached.pop(next(iter(self._cached)))
+        self._cached[text] = found
+        return zero_padded(found, self.config.length)
+
+    def null(self) -> Tensor:
+        """Embedding of the empty prompt: its end token, then zeros."""
+        return self.embed("")
+
+    def free(self) -> None:
+        """Give the encoder's memory back; it is loaded again when needed."""
+        self._model = None
+        if torch.device(self.options.device).type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> Tensor:
+        """`(L, dim)` of the prompt's own tokens; padding, masked in the encoder, is left out."""
+        ids = torch.tensor([self._tokens(text)[: self.config.length]], device=self.options.device)
+        model = self._load()
+        hidden: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return hidden[0].float().cpu()
+
+    def _tokens(self, prompt: str) -> list[int]:
+        if self._tokenizer is None:
+            folder = _first_folder(self.source, ("google/umt5-xxl", "tokenizer", "../tokenizer"))
+            self._tokenizer = _from_pretrained("AutoTokenizer", folder)
+        ids: list[int] = self._tokenizer(clean_prompt(prompt), add_special_tokens=True)["input_ids"]
+        if len(ids) > self.config.length:
+            # what is cut off at the end must not be the end token
+            ids = [*ids[: self.config.length - 1], ids[-1], *ids[self.config.length - 1 : -1]]
+        return ids
+
+    def _load(self) -> Any:
+        if self._model is not None:
+            return self._model
+        folder = Path(self.source)
+        published = sorted(folder.glob("models_t5_*.pth")) if folder.is_dir() else []
+        if published:
+            model = _published_encoder(published[0], folder, self.options.dtype)
+        else:
+            inner = _first_folder(self.source, ("text_encoder",))
+            model = _from_pretrained("UMT5EncoderModel", inner, dtype=self.options.dtype)
+        found = int(model.config.d_model)
+        if found != self.config.dim:
+            raise CheckpointError(
+                f"text encoder {self.source}: expected width {self.config.dim} (dit.text_dim), found {found}"
+            )
+        try:
+            self._model = model.to(self.options.device).eval().requires_grad_(False)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"text encoder: device {self.options.device}: {str(error).splitlines()[0]}"
+            ) from None
+        return self._model
+
+    def _file(self, text: str) -> Path | None:
+        if self.options.cache is None:
+            return None
+        key = f"{self.source}|{self.config.dim}|{self.config.length}|{self.options.dtype}|{text}"
+        return self.options.cache / f"{_hash(key).hex()}.safetensors"
+
+    def _read(self, text: str) -> Tensor | None:
+        file = self._file(text)
+        if file is None or not file.is_file():
+            return None
+        try:
+            with safe_open(file, "pt") as opened:
+                embedding: Tensor = opened.get_tensor("embedding")
+        except (SafetensorError, OSError):
+            # a damaged file is made anew
+            return None
+        return embedding if embedding.dim() == 2 and embedding.shape[1] == self.config.dim else None
+
+    def _write(self, text: str, embedding: Tensor) -> None:
+        file = self._file(text)
+        if file is None:
+            return
+        part = file.with_name(file.name + ".part")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"embedding": embedding.contiguous()}, part, {"prompt": text, "encoder": self.source})
+            part.replace(file)
+        except OSError as error:
+            raise CheckpointError(f"prompt cache {file}: cannot be written ({error})") from None
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _first_folder(source: str, inside: tuple[str, ...]) -> str:
+    """The first of the folders inside a local source that is there, else the source itself."""
+    if not Path(source).is_dir():
+        return source
+    return next((str(Path(source) / name) for name in inside if (Path(source) / name).is_dir()), source)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError(
+            "text encoder: needs transformers, which is not installed (pip install 'streamgen[wan]')"
+        ) from None
+    return transformers
+
+
+def _from_pretrained(kind: str, source: str, **options: Any) -> Any:
+    """A class of transformers from a folder or the hub."""
+    loader = getattr(_transformers(), kind)
+    try:
+        return loader.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"text encoder {source}: cannot be loaded ({text[:160]})") from None
+
+
+def _published_encoder(path: Path, folder: Path, dtype: torch.dtype) -> Any:
+    """The encoder of Wan2.1's own file, with the sizes read from its tensors."""
+    kind, tensors, _ = read_foreign(path, ("", "model"))
+    expect_kind(path, kind, "wan_umt5")
+    transformers = _transformers()
+    buckets, heads = tensors["blocks.0.pos_embedding.embedding.weight"].shape
+    config = transformers.UMT5Config(
+        vocab_size=tensors["token_embedding.weight"].shape[0],
+        d_model=tensors["token_embedding.weight"].shape[1],
+        d_kv=tensors["blocks.0.attn.q.weight"].shape[0] // heads,
+        d_ff=tensors["blocks.0.ffn.fc1.weight"].shape[0],
+        num_layers=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+        num_heads=heads,
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        model = transformers.UMT5EncoderModel(config)
+    try:
+        renamed = {name: x.to(dtype) for name, x in umt5_to_transformers(tensors).items()}
+        model.load_state_dict(renamed, assign=True)
+    except (RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"text encoder {path}: does not fit ({text[:160]})") from None
+    return model

@@ -1,0 +1,195 @@
+"""The tensors of a Wan-family model from published files or from a converted directory, under our names."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.state_dict import (
+    Kind,
+    Tensors,
+    check_dtypes,
+    lora_pairs,
+    merge_lora,
+    widen_patch_embedding,
+)
+
+from ..checkpoint import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
+from ..errors import CheckpointError
+from ..foreign import expect_kind, file_sha256, read_foreign
+from .config import Sources, WanConfig
+
+TINY_DECODER = "tiny_decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file that weights came from: what it is, the section of it that was read, and its fingerprint."""
+
+    part: str
+    path: str
+    kind: Kind
+    section: str
+    bytes: int
+    sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass
+class WanTensors:
+    """Tensors of the parts that were found, under our names, and where they came from."""
+
+    dit: Tensors | None = None
+    vae: Tensors | None = None
+    tiny_decoder: Tensors | None = None
+    motion_encoder: Tensors | None = None
+    files: list[SourceFile] = field(default_factory=list)
+
+
+def gather(config: WanConfig, directory: Path, parts: Iterable[str], digests: bool = False) -> WanTensors:
+    """The named parts (`dit`, `vae`, `tiny_decoder`) of a directory, converted or as published.
+
+    Args:
+        digests: also take the sha256 of every file.
+
+    Raises:
+        CheckpointError: a part that is not there, of another kind, damaged, or a LoRA that does not fit.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"weights {directory}: expected a directory, found none")
+    reader = _Reader(config, directory, digests)
+    for part in parts:
+        reader.read(part)
+    return reader.found
+
+
+class _Reader:
+    """`gather`, step by step."""
+
+    def __init__(self, config: WanConfig, directory: Path, digests: bool) -> None:
+        self.config, self.directory, self.digests = config, directory, digests
+        self.converted = (directory / MODEL).is_file()
+        self.found = WanTensors()
+
+    def read(self, part: str) -> None:
+        if part == "dit":
+            self._read_dit()
+        elif part == "vae":
+            self.found.vae = self._codec(part, "wan_vae", self.config.sources.vae, TOKENIZER)
+        else:
+            tensors = self._codec(part, "taehv", self.config.sources.tiny_decoder, TINY_DECODER)
+            self.found.tiny_decoder = trim_grow_layers(tensors, self.config.tiny_decoder.decoder_dims)
+
+    def _read_dit(self) -> None:
+        channels = self.config.dit.latent_channels + self.config.dit.motion_channels
+        if self.converted:
+            path = self.directory / MODEL
+            tensors = read_tensors(path)
+            self.found.dit = part_of(tensors, "dit")
+            self.found.motion_encoder = part_of(tensors, "motion_encoder") or None
+            self._check(path, self.found.dit)
+            self._note("dit", path, "streamgen", "")
+        else:
+            sources = self.config.sources
+            self.found.dit = self._foreign("dit", "wan_dit", sources.dit, sources.section)
+            if sources.lora:
+                self.found.dit = self._with_lora(self.found.dit, sources)
+        if "patch_embedding.weight" not in self.found.dit:
+            raise CheckpointError(f"weights {self.directory}: patch_embedding.weight: missing")
+        try:
+            self.found.dit = widen_patch_embedding(self.found.dit, channels)
+        except ValueError as error:
+            raise CheckpointError(f"weights {self.directory}: {error}") from None
+
+    def _with_lora(self, tensors: Tensors, sources: Sources) -> Tensors:
+        wanted = ("generator_lora", "model", "")
+        lora = self._foreign("lora", "lora", sources.lora, wanted)
+        path = _existing(self.directory, sources.lora)
+        try:
+            return merge_lora(tensors, lora_pairs(lora), sources.lora_alpha, sources.lora_rank)
+        except ValueError as error:
+            raise CheckpointError(f"weights {path}: {error}") from None
+
+    def _codec(self, part: str, kind: Kind, names: tuple[str, ...], own: str) -> Tensors:
+        path = self.directory / own
+        if path.is_file():
+            tensors = read_tensors(path)
+            self._check(path, tensors)
+            self._note(part, path, kind, "")
+            return tensors
+        return self._foreign(part, kind, names, ("", "state_dict", "model"))
+
+    def _foreign(self, part: str, kind: Kind, names: tuple[str, ...], wanted: tuple[str, ...]) -> Tensors:
+        path = _existing(self.directory, names)
+        if path is None:
+            expected = " or ".join(names) or f"{part} in this model's config"
+            raise CheckpointError(f"weights {self.directory}: {part}: expected {expected}, found none")
+        found, tensors, section = read_foreign(path, wanted)
+        expect_kind(path, found, kind)
+        self._note(part, path, found, section)
+        return tensors
+
+    def _check(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            check_dtypes(tensors)
+        except ValueError as error:
+            raise CheckpointError(f"weights {path}: {error}") from None
+
+    def _note(self, part: str, path: Path, kind: Kind, section: str) -> None:
+        sha256 = file_sha256(path) if self.digests else None
+        self.found.files.append(SourceFile(part, path.name, kind, section, path.stat().st_size, sha256))
+
+
+def assign(module: nn.Module, tensors: Tensors, where: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a module that was built on the meta device its weights, one after the other, so that memory holds
+    them once; `tensors` is emptied.
+
+    Raises:
+        CheckpointError: missing or surplus names, other shapes, or numbers that are not finite.
+    """
+    check_tensors(module.state_dict(), tensors, where)
+    placed: Tensors = {}
+    for name in list(tensors):
+        # a copy: what was read may be a map of the file
+        placed[name] = torch.empty(tensors[name].shape, device=device, dtype=dtype).copy_(tensors.pop(name))
+    module.load_state_dict(placed, assign=True)
+    module.eval().requires_grad_(False)
+
+
+def random_tensors(module: nn.Module, seed: int, dtype: torch.dtype) -> Tensors:
+    """Random weights for a module, of sizes that keep its signals finite; norm scales are 1."""
+    draw = torch.Generator().manual_seed(seed)
+    out: Tensors = {}
+    for name, tensor in module.state_dict().items():
+        fan = tensor[0].numel() if tensor.dim() > 1 else 1
+        is_scale = name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
+        if is_scale:
+            out[name] = torch.ones(tensor.shape, dtype=dtype)
+        elif tensor.dim() > 1 and "modulation" not in name:
+            value = torch.randn(tensor.shape, generator=draw, dtype=torch.float32)
+            out[name] = value.mul_(fan**-0.5).to(dtype)
+        else:
+            out[name] = torch.randn(tensor.shape, generator=draw).mul_(0.02).to(dtype)
+    return out
+
+
+def trim_grow_layers(tensors: Tensors, dims: tuple[int, ...]) -> Tensors:
+    """A TAEHV whose first scale was made to double frames, for use without: of each layer that grows frames
+    the last rows, as the published loader does.
+    """
+    out = dict(tensors)
+    for index, rows in ((7, dims[0]), (13, 2 * dims[1]), (19, 2 * dims[2])):
+        name = f"decoder.{index}.conv.weight"
+        if name in out and out[name].shape[0] > rows:
+            out[name] = out[name][-rows:]
+    return out
+
+
+def _existing(directory: Path, names: tuple[str, ...]) -> Path | None:
+    return next((directory / name for name in names if (directory / name).is_file()), None)

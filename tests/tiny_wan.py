@@ -1,0 +1,53 @@
+"""A weights folder in the published formats of the Wan family, a few thousand random numbers in size."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.causal_dit import CausalDiT
+from models.tiny_decoder import TinyDecoder
+from models.wan_vae import WanVAE
+from streamgen.wan.config import CONFIGS, WanConfig, read_wan_config
+from tests.tiny_models import randomize
+
+SMALL = (
+    "dit.dim=24", "dit.layers=2", "dit.heads=2", "dit.ffn_dim=32", "dit.text_dim=16", "dit.freq_dim=16",
+    "text.dim=16", "text.length=6", "text.kind=hashed", "vae.dim=8", "vae.res_blocks=1",
+    "tiny_decoder.encoder_dim=8", "tiny_decoder.decoder_dims=[16,12,8,8]", "height=32", "width=48",
+)  # fmt: skip
+RANK = 256
+
+
+def small_config(name: str = "wan-1.3b-longlive", *more: str) -> WanConfig:
+    return read_wan_config(CONFIGS / f"{name}.yaml", (*SMALL, *more))
+
+
+def lora_tensors(dit: CausalDiT, rank: int) -> dict[str, Tensor]:
+    draw, out = torch.Generator().manual_seed(7), {}
+    for name, module in dit.blocks.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            place = f"base_model.model.blocks.{name}"
+            out[f"{place}.lora_A.weight"] = torch.randn(rank, module.in_features, generator=draw) * 0.05
+            out[f"{place}.lora_B.weight"] = torch.randn(module.out_features, rank, generator=draw) * 0.05
+    return out
+
+
+def write_published(directory: Path, rank: int = RANK) -> CausalDiT:
+    """LongLive's base and LoRA, Self-Forcing's and Causal-Forcing's files, both VAEs; returns the base."""
+    config = small_config()
+    dit = CausalDiT(config.dit)
+    randomize(dit)
+    state = dit.state_dict()
+    generator = {f"model.{name}": value for name, value in state.items()}
+    ema = {f"model._fsdp_wrapped_module.{name}": value + 0.01 for name, value in state.items()}
+    for folder in ("models", "chunkwise", "framewise"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    torch.save({"generator": generator, "step": 3}, directory / "models" / "longlive_base.pt")
+    torch.save({"generator_lora": lora_tensors(dit, rank)}, directory / "models" / "lora.pt")
+    torch.save({"generator": generator, "generator_ema": ema}, directory / "self_forcing_dmd.pt")
+    for folder in ("chunkwise", "framewise"):
+        torch.save({"generator": generator}, directory / folder / "causal_forcing.pt")
+    torch.save(randomize(WanVAE(config.vae), 1).state_dict(), directory / "Wan2.1_VAE.pth")
+    torch.save(randomize(TinyDecoder(config.tiny_decoder), 2).state_dict(), directory / "taew2_1.pth")
+    return dit
