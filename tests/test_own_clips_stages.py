@@ -70,7 +70,7 @@ def causal_run(tmp_path: Path, clips: ClipFolderConfig | None, **changes: Any) -
         run_dir=str(tmp_path / "run"),
         max_steps=2,
         seed=0,
-        tensorboard=False,
+        trackers=(),
         checkpoint=CheckpointConfig(every_minutes=None),
         preview=QUIET,
         tokenizer=str(write_checkpoint(tmp_path / "source")),
@@ -89,7 +89,7 @@ def tokenizer_run(tmp_path: Path, clips: ClipFolderConfig | None, **changes: Any
     data = TokenizerData(
         frames=5, image_batch=2, video_batch=2, pca_clips=4, statistics_clips=4, held_out_clips=2
     )
-    run = TokenizerRun("tokenizer", str(tmp_path / "run"), max_steps=2, seed=1, tensorboard=False)
+    run = TokenizerRun("tokenizer", str(tmp_path / "run"), max_steps=2, seed=1, trackers=())
     checkpoint = CheckpointConfig(every_minutes=None)
     run = replace(run, model=MODEL, data=data, checkpoint=checkpoint, preview=QUIET, clips=clips)
     return replace(run, scenes=SceneConfig(size=32), **changes)
@@ -217,7 +217,7 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
     folder.mkdir()
     write_clip(folder / "a.mp4", height=32, width=32)
     (folder / "a.txt").write_text("a square moves")
-    overrides = ["max_steps=2", "max_minutes=null", "schedule=steps", "tensorboard=false", "log_every=1"]
+    overrides = ["max_steps=2", "max_minutes=null", "schedule=steps", "trackers=[]", "log_every=1"]
     overrides += ["preview.at_start=false", "preview.at_end=false", "data.frames=5", "data.pca_clips=4"]
     overrides += ["data.image_batch=2", "data.video_batch=2", "data.statistics_clips=4"]
     overrides += ["model.dim=32", "model.encoder_spatial=1", "model.decoder_spatial=1"]
@@ -257,7 +257,7 @@ def _reset() -> None:
 def test_the_stages_of_distillation_train_on_a_folder(tmp_path: Path, clips: Path, make: Any) -> None:
     """Two steps of each on clips that are no squares; what they export streams at their size."""
     config = make(tmp_path, clips=small(clips, tmp_path / "cache"))
-    config = replace(config, max_steps=2, tensorboard=False)
+    config = replace(config, max_steps=2, trackers=())
     stage = build_stage(config, CPU)
     Trainer(config, stage, make_accelerator(config)).run("none")
     pipeline = load_pipeline(Path(config.run_dir) / "export")
@@ -273,7 +273,7 @@ def test_self_forcing_needs_prompts_alone(
         '"a red circle moves"\n{"shots": [{"prompt": "sea"}, {"at": 3, "prompt": "zebra sand"}]}\n'
     )
     config = self_forcing_run(tmp_path, prompts=str(prompts))
-    config = replace(config, max_steps=3, tensorboard=False)
+    config = replace(config, max_steps=3, trackers=())
     monkeypatch.setattr(distill.latent_cache.LatentCache, "build", None)
     stage = build_stage(config, CPU)
     assert "1 words are unknown to the model (zebra)" in capsys.readouterr().err

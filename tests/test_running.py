@@ -132,7 +132,7 @@ def test_only_the_exit_step_of_each_chunk_runs_with_gradient(
     script = script_of(stage, None, False)
     for exit_step in (0, 1):
         calls.clear()
-        rolled(stage, script, 3, Sampling(SIGMAS, True, 0.0, exit_step, True))
+        rolled(stage, script, 3, Sampling(SIGMAS, renoise=True, exit_step=exit_step, with_gradient=True))
         steps = [(round(1000 * sigma), i == exit_step) for i, sigma in enumerate(SIGMAS[: exit_step + 1])]
         assert calls == [*steps, (0, False)] * 3
 
@@ -143,7 +143,12 @@ def test_mixed_precision_loses_no_gradient(stage: SelfForcingStage, monkeypatch:
 
     stage.student.zero_grad(set_to_none=True)
     with torch.autocast("cpu", torch.bfloat16):
-        latents = rolled(stage, script, 3, Sampling(SIGMAS, True, 0.05, 1, True))
+        latents = rolled(
+            stage,
+            script,
+            3,
+            Sampling(SIGMAS, renoise=True, context_sigma=0.05, exit_step=1, with_gradient=True),
+        )
     latents.square().mean().backward()
     missing = [n for n, p in stage.student.named_parameters() if p.grad is None or not p.grad.any()]
     assert not missing, missing
