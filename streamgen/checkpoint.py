@@ -97,13 +97,17 @@ def read_config(directory: Path) -> CheckpointConfig:
     if content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, found {shorten(content['format'])}")
     try:
-        return build(CheckpointConfig, _with_settings(content))
+        return build(CheckpointConfig, with_settings(content))
     except (StructureError, InputError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _with_settings(content: dict[str, Any]) -> dict[str, Any]:
-    """A config's content with its plan and settings built: these take sink and window from the plan."""
+def with_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """A config's content with its plan and settings built: these take sink and window from the plan.
+
+    Raises:
+        StructureError, InputError: a plan or a setting that does not fit.
+    """
     plan, changes = content.get("plan"), content.get("sampling")
     if not isinstance(plan, Mapping) or not isinstance(changes, Mapping):
         return content

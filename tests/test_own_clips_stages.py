@@ -134,10 +134,11 @@ def test_some_clips_are_never_trained_on(
 
     def check() -> None:
         stage = TokenizerStage(tokenizer_run(tmp_path, small(clips, tmp_path / "cache")), CPU)
-        assert stage.own is not None
+        own = stage.own
+        assert own is not None
 
         def marks(held_out: bool) -> set[float]:
-            videos = (stage.own.sample(8, 17, seed, held_out=held_out) for seed in range(8))  # type: ignore
+            videos = (own.sample(8, 17, seed, held_out=held_out) for seed in range(8))
             return {round(float(clip[10].mean()), 5) for video in videos for clip in video}
 
         # windows of 17 of 20 frames: four places in each clip

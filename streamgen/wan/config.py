@@ -1,9 +1,9 @@
 """Configs of the Wan family: `configs/model/*.yaml`, and `config.yaml` of a converted checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from models.causal_dit import CausalDiTConfig
 from models.context import ChunkPlan
@@ -11,6 +11,7 @@ from models.motion_encoder import MotionEncoderConfig
 from models.tiny_decoder import TinyDecoderConfig
 from models.wan_vae import WanVAEConfig
 
+from ..checkpoint import with_settings
 from ..errors import CheckpointError, InputError
 from ..geometry import LatentGeometry
 from ..settings import StreamSettings
@@ -137,20 +138,7 @@ def read_wan_config(path: Path, overrides: Sequence[str] = ()) -> WanConfig:
         content = read_yaml(path, overrides)
         if content.get("format", FORMAT) != FORMAT:
             raise CheckpointError(f"{path}: expected format {FORMAT}, found {shorten(content['format'])}")
-        return build(WanConfig, _with_settings(content))
+        return build(WanConfig, with_settings(content))
     except (StructureError, InputError) as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise CheckpointError(f"{where}{error}") from None
-
-
-def _with_settings(content: dict[str, Any]) -> dict[str, Any]:
-    """A config's content with its plan and settings built: these take sink and window from the plan."""
-    plan, changes = content.get("plan"), content.get("sampling")
-    if not isinstance(plan, Mapping) or not isinstance(changes, Mapping):
-        return content
-    built = build(ChunkPlan, plan, "plan.")
-    base = StreamSettings(sink_frames=built.sink_frames, window_frames=built.window_frames)
-    try:
-        return content | {"plan": built, "sampling": base.updated(changes)}
-    except InputError as error:
-        raise InputError(f"sampling: {error}") from None
