@@ -19,7 +19,7 @@ export class Player {
     live.on("place", (place) => this.place(place));
     live.on("chunk", (chunk) => this.chunk(chunk));
     live.on("frame", (frame) => this.frame(frame));
-    live.on("state", (state) => { this.playing = state.state === "playing"; });
+    live.on("state", (state) => this.turn(state.state === "playing"));
     this.last = performance.now();
     const tick = (now) => { this.tick(now); requestAnimationFrame(tick); };
     requestAnimationFrame(tick);
@@ -33,6 +33,12 @@ export class Player {
     this.fps = hello.fps;
     this.rate = hello.fps;
     this.seq = 0;
+  }
+
+  turn(playing) {
+    // what is on screen when the pause comes stays there: a frame that was due but still under way waits
+    if (this.playing && !playing) this.head = Math.min(this.head, Math.max(this.shown, 0));
+    this.playing = playing;
   }
 
   reset(epoch, frame) {
