@@ -22,7 +22,8 @@ PreviewKind = Literal["gif", "webp"]
 _PREVIEW_FPS = 8
 _PREVIEW_SECONDS = 12
 _PREVIEW_SIDE = 256
-_STRIP_FRAMES = 6
+#: Pictures in a contact strip, fewer of a shorter clip.
+STRIP_FRAMES = 6
 _STRIP_HEIGHT = 96
 
 
@@ -167,7 +168,7 @@ class Strip(_OneFile):
 
     def __init__(self, path: Path, frames: int) -> None:
         super().__init__(path)
-        count = min(_STRIP_FRAMES, frames)
+        count = min(STRIP_FRAMES, frames)
         self._wanted = {round(at) for at in np.linspace(0, frames - 1, count)}
         self._seen = 0
 

@@ -310,11 +310,13 @@ class _Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.posters: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+        self.posters += [value or "" for name, value in attributes if name == "poster"]
         assert not [name for name, _ in attributes if name.startswith("on")]
 
     def handle_data(self, data: str) -> None:
@@ -331,10 +333,20 @@ def test_the_page_shows_every_item_and_runs_nothing(tmp_path: Path, pipeline: Pi
     page.feed(page_html(folder.manifest.entries(), "<b>my run</b>", out))
     assert page.tags.count("video") == page.tags.count("img") == len(HOSTILE)
     assert not {"script", "b\u200b"} & set(page.tags)
-    assert all((out / unquote(source)).is_file() for source in page.sources)
+    assert len(page.posters) == len(HOSTILE)
+    assert all((out / unquote(source)).is_file() for source in page.sources + page.posters)
     assert "<script>alert(1)</script>" in page.text
     assert "<b>my run</b>" in page.text
     assert "failed: setting unknown key 'stepz'" in page.text
+
+
+def test_the_page_names_every_prompt_of_an_item(tmp_path: Path, pipeline: Pipeline) -> None:
+    out = tmp_path / "out"
+    shots = [{"at": 0, "prompt": "sand"}, {"at": 0.5, "prompt": "sea"}]
+    run(pipeline, items(tmp_path, [{"shots": shots, "seconds": 1}]), out)
+    folder = OutputFolder(out)
+    folder.manifest.refresh()
+    assert "<figcaption>sand → sea<" in page_html(folder.manifest.entries(), "run", out)
 
 
 def test_shards_and_ranks_share_the_items(tmp_path: Path) -> None:

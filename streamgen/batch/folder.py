@@ -160,7 +160,7 @@ class OutputFolder:
             index=item.job.index,
             line=item.job.line,
             sample_seed=item.job.seed,
-            prompt=str(item.job.shots[0].prompt),
+            prompt=" → ".join(shot.prompt for shot in item.job.shots if shot.prompt is not None),
             worker=self.worker,
             **results,
         )

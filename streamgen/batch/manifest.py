@@ -32,7 +32,7 @@ class Entry:
         status: "ok" or "failed".
         name: of the item's files, without suffix.
         index, line, sample_seed: which item it was: place and line in the job file, seed.
-        prompt: the first one, for people.
+        prompt: all of them in order, with an arrow between, for people.
         file: the video's name in the folder; None where it failed.
         bytes, changed_ns, sha256: of the video file: size, time of change as the file system says, digest.
         frames, seconds, peak_memory_mb: length, time it took, memory.

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
+from ..frame_outputs import STRIP_FRAMES
 from .folder import PAGE, STRIPS, OutputFolder
 from .manifest import Entry
 
@@ -20,8 +23,10 @@ _STYLE = """
 body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } header p { margin: .2rem 0; opacity: .75; }
 main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); }
-figure { margin: 0; padding: .6rem; border: 1px solid #8884; border-radius: .5rem; }
-video { width: 100%; background: #000; image-rendering: pixelated; aspect-ratio: var(--ratio, 1); }
+figure { margin: 0; padding: .6rem; border: 1px solid #8884; border-radius: .5rem;
+  content-visibility: auto; contain-intrinsic-size: auto 28rem; }
+video { width: 100%; background: #000; image-rendering: pixelated; aspect-ratio: var(--ratio);
+  object-fit: cover; object-position: left; }
 img { width: 100%; display: block; margin-top: .4rem; image-rendering: pixelated; }
 figcaption { margin-top: .4rem; overflow-wrap: anywhere; unicode-bidi: plaintext; }
 small { display: block; opacity: .7; } .failed { border-color: #c33; } .failed b { color: #c33; }
@@ -70,7 +75,8 @@ def page_html(entries: Iterable[Entry], title: str, folder: Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; media-src 'self' file:; "
         "img-src 'self' file:; style-src 'unsafe-inline'\">\n"
-        f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{name}</title>\n<style>{_STYLE}:root {{ --ratio: {_ratio(made, folder):.4f}; }}\n</style>\n"
+        "</head>\n<body>\n"
         f"<header><h1>{name}</h1><p>{html.escape(summary)}</p></header>\n<main>\n{figures}\n</main>\n"
         "</body>\n</html>\n"
     )
@@ -87,11 +93,23 @@ def _figure(entry: Entry, folder: Path) -> str:
     stem = Path(entry.file).stem
     strip = f"{STRIPS}/{stem}.jpg"
     facts += [f"{entry.frames} frames", f"{entry.seconds:.1f} s"]
-    image = ""
+    image = poster = ""
     if (folder / strip).is_file():
         image = f'<img loading="lazy" alt="frames of {html.escape(stem)}" src="{quote(strip)}">'
+        # of the strip, the box shows the left end, which is the first frame
+        poster = f' poster="{quote(strip)}"'
     record = f'<a href="{quote(stem)}.json">record</a>'
     return (
-        f'<figure><video controls loop muted playsinline preload="none" src="{quote(entry.file)}"></video>'
+        f'<figure><video controls loop muted playsinline preload="none" src="{quote(entry.file)}"{poster}>'
+        "</video>"
         f"{image}{caption}<small>{html.escape(' · '.join(facts))} · {record}</small></figcaption></figure>"
     )
+
+
+def _ratio(made: Iterable[Entry], folder: Path) -> float:
+    """Width over height of the videos, of one size in a run, by the first strip that is there; else 1."""
+    for entry in made:
+        strip = folder / STRIPS / f"{Path(str(entry.file)).stem}.jpg"
+        with contextlib.suppress(OSError), Image.open(strip) as image:
+            return image.width / min(STRIP_FRAMES, max(entry.frames, 1)) / image.height
+    return 1.0
