@@ -70,7 +70,7 @@ class Recording:
         with self._lock:
             if self._full or self._file.closed or start != self._end():
                 return
-            data = zlib.compress(np.ascontiguousarray(frames).tobytes(), 1)
+            data = _packed(frames)
             if self._written + len(data) > self.budget:
                 self._full = True
                 return
@@ -118,7 +118,7 @@ class Recording:
                 self._file.seek(piece.offset)
                 data = self._file.read(piece.size)
             try:
-                array = np.frombuffer(zlib.decompress(data), np.uint8).reshape(piece.frames, *self.size, 3)
+                array = _unpacked(data, (piece.frames, *self.size, 3))
             except (zlib.error, ValueError):
                 raise InputError("the stream was started again meanwhile") from None
             yield array[:left]
@@ -126,6 +126,27 @@ class Recording:
 
     def _end(self) -> int:
         return self._pieces[-1].start + self._pieces[-1].frames if self._pieces else 0
+
+
+def _packed(frames: np.ndarray) -> bytes:
+    """Uint8 `(T, H, W, 3)` without loss: differences between neighbours in a row, Huffman-coded.
+
+    On pictures of 832 x 480 this takes about a third of the time of zlib's fastest level, and less room.
+    """
+    steps = frames.copy()
+    steps[:, :, 1:] -= frames[:, :, :-1]
+    coder = zlib.compressobj(1, strategy=zlib.Z_HUFFMAN_ONLY)
+    return coder.compress(steps.tobytes()) + coder.flush()
+
+
+def _unpacked(data: bytes, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """The frames of `_packed`.
+
+    Raises:
+        ValueError, zlib.error: damaged data.
+    """
+    steps = np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)
+    return np.cumsum(steps, axis=2, dtype=np.uint8)
 
 
 def write_video(recording: Recording, frames: int, fps: float, path: Path) -> int:
