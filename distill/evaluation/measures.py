@@ -29,9 +29,11 @@ KEPT_PSNR = 25.0
 #: width: a pixel of 64 to either side is what reading a changing shape is worth).
 KEPT_STEPS = 2.0
 _LEAST_STEP = 1 / 64
-#: By which share an object's area may differ from that before a switch for its centre to be trusted; shapes
-#: of one size differ in area.
-_AREA_CHANGE, _AREA_CHANGE_SHAPE = 0.3, 0.6
+#: By which share an object's area may differ from that before a switch, or from that `_SETTLED` frames after
+#: it, for its centre to be trusted.
+_AREA_CHANGE, _AREA_CHANGE_SETTLED = 0.3, 0.2
+#: Frames before and after a switch that are looked at, and frames until all has come about.
+_AROUND, _SETTLED = 16, 8
 #: Of the frames that follow a switch's success, so many in so many must show it.
 _LASTING, _LASTING_RIGHT = 9, 7
 #: Frames between two looks at shapes.
@@ -250,28 +252,35 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _jump(view: View, kind: str) -> float:
-    """The fastest step of the object across a switch, in steps of its own before it.
+    """The fastest step of the object across a switch, in steps of its own: those before it, or where the
+    motion is to change and that makes it faster, those after it.
 
-    While a background fades into another an object cannot be read: such frames, told by an area unlike that
-    before, are left out, and a step over several frames counts per frame.
+    While one thing fades into another an object cannot be read: frames whose area is unlike both that before
+    and that some time after are left out, and a step over several frames counts per frame.
     """
     reading, event = view.reading, view.video.event
-    first = max(0, event - 16)
-    colour = view.video.spec.subjects[0].colour
-    masks = reading.masks[first : event + 8]
+    first = max(0, event - _AROUND)
+    colour, until = view.video.spec.subjects[0].colour, event - first
+    masks = reading.masks[first : event + _AROUND]
     # an object that changes colour passes through others
     object_masks = (masks.any(1) if kind == "colour" else masks[:, colour]).float()
     area, centre = object_masks.sum((1, 2)), torus_centres(object_masks)
-    usual = area[: event - first].median()
-    change = _AREA_CHANGE_SHAPE if kind == "shape" else _AREA_CHANGE
-    readable = ((area - usual).abs() <= change * usual) & (area > 0)
+    readable = _like(area, area[:until].median(), _AREA_CHANGE)
+    readable[until:] |= _like(area[until:], area[until + _SETTLED :].median(), _AREA_CHANGE_SETTLED)
     frames = torch.nonzero(readable)[:, 0]
-    before = frames[frames < event - first]
+    before = frames[frames < until]
     if len(before) < 2 or len(before) == len(frames):
         return float("inf")
     steps = torus_apart(centre[frames[:-1]], centre[frames[1:]]) / frames.diff()
     own = max(float(steps[: len(before) - 1].median()), _LEAST_STEP)
-    return float(steps[len(before) - 1 :].max()) / own
+    across = steps[len(before) - 1 :]
+    if kind == "motion":
+        own = max(own, float(across.median()))
+    return float(across[:_SETTLED].max()) / own
+
+
+def _like(area: Tensor, usual: Tensor, change: float) -> Tensor:
+    return ((area - usual).abs() <= change * usual) & (area > 0)
 
 
 def _first_lasting(right: Tensor) -> int:
