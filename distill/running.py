@@ -33,9 +33,9 @@ _TEMPORAL = 4
 class Script:
     """What B streams are told.
 
-    `words (B, 3, L)`: caption before and after the switch, and no caption; `switch` the latent frame from
-    which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on (after their end
-    nothing is said); `strengths (B, 2)` of guidance, as they are set.
+    `words (B, 3, L)`: ids of the caption before and after the switch, and of no caption; `switch` the latent
+    frame from which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on
+    (after their end nothing is said); `strengths (B, 2)` of guidance, as they are set.
     """
 
     words: Tensor
@@ -209,12 +209,12 @@ class RunningStreams:
 class RolloutStudent(FlowNetwork):
     """The student as a generator: its forward carries streams on, which is what data parallelism wraps."""
 
-    def new_cache(self, batch: int, grid: tuple[int, int]) -> KVCache:
+    def new_cache(self, batch: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> KVCache:
         """An empty cache for `batch` streams of latents `grid` high and wide."""
         config, weight = self.dit.config, self.dit.head.head.weight
         tokens = (grid[0] // config.patch, grid[1] // config.patch)
         shape = CacheShape(config.layers, config.heads, config.head_dim, tokens, batch)
-        return KVCache(shape, self.plan, self.dit.rope, weight.device)
+        return KVCache(shape, self.plan, self.dit.rope, weight.device, dtype)
 
     def forward(self, streams: RunningStreams, frames: int, sampling: Sampling) -> Tensor:
         """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`.

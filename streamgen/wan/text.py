@@ -66,6 +66,9 @@ class HashedPrompts:
         """See `PromptEncoder`."""
         return zero_padded(torch.zeros(0, self.config.dim), self.config.length)
 
+    def free(self) -> None:
+        """There is nothing to free, see `UMT5Prompts.free`."""
+
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -188,7 +191,7 @@ class UMT5Prompts:
             return None
         try:
             with safe_open(file, "pt") as opened:
-                embedding: Tensor = opened.get_tensor("embedding")
+                embedding: Tensor = opened.get_tensor("embedding").float()
         except (SafetensorError, OSError):
             # a damaged file is made anew
             return None
@@ -201,7 +204,9 @@ class UMT5Prompts:
         part = file.with_name(file.name + ".part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"embedding": embedding.contiguous()}, part, {"prompt": text, "encoder": self.source})
+            # in the encoder's own precision, which loses nothing
+            kept = embedding.to(self.options.dtype).contiguous()
+            save_file({"embedding": kept}, part, {"prompt": text, "encoder": self.source})
             part.replace(file)
         except OSError as error:
             raise CheckpointError(f"prompt cache {file}: cannot be written ({error})") from None
