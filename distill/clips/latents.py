@@ -30,7 +30,11 @@ class LatentSource(Protocol):
 
 
 class OwnLatents:
-    """The clips of a folder, cut to pieces and encoded with one tokenizer and its captions as ids."""
+    """The clips of a folder, cut to pieces and encoded with one tokenizer and its captions as ids.
+
+    Of `share (i, n)` every n-th clip from the i-th on is loaded (all where there are too few): what processes
+    that divide large latents among them have in memory.
+    """
 
     def __init__(
         self,
@@ -38,12 +42,13 @@ class OwnLatents:
         tokenizer: VideoCodec,
         tokenizer_digest: str,
         texts: CaptionIds,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         config = folder.config
         self.folder, self.config, self.tokenizer = folder, config, tokenizer
         self.shelf = folder.shelf("latents", tokenizer_digest, config.frames, config.step, config.images)
         self.tracks = ClipTracks(folder)
-        self.texts = texts
+        self.texts, self.share = texts, share
         self._usable: list[UsableClip] | None = None
 
     def build(self, rank: int, world: int, device: torch.device) -> None:
@@ -62,15 +67,17 @@ class OwnLatents:
         self.texts.build(self.folder.captions, rank, world)
 
     def load(self, images: bool) -> LatentClips:
-        """All pieces (or single frames of them) in memory, in the order of the listing.
+        """The share's pieces (or single frames of them) in memory, in the order of the listing.
 
         Raises:
             InputError: no clip is usable, or a file of the cache is damaged.
         """
         if self._usable is None:
             self._usable = self.folder.settle(self.shelf, self.tracks.problems())
-        words = self.texts.load([clip.entry.caption for clip in self._usable])
-        rows = [self._clip(clip, ids, images) for clip, ids in zip(self._usable, words, strict=True)]
+        number, of = self.share
+        usable = self._usable[number::of] or self._usable
+        words = self.texts.load([clip.entry.caption for clip in usable])
+        rows = [self._clip(clip, ids, images) for clip, ids in zip(usable, words, strict=True)]
         return LatentClips(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
     def _clip(self, clip: UsableClip, words: Tensor, images: bool) -> Tensors:

@@ -59,7 +59,7 @@ class CaptionTable(nn.Module):
         self._number(wanted)
         mine = [self.captions[0], *wanted][process.process_index :: process.num_processes]
         for done, caption in enumerate(mine, 1):
-            self.prompts.embed(caption)
+            self.prompts.prepare(caption)
             if process.is_main_process and done % _SAY_EVERY == 0:
                 sys.stderr.write(f"captions: {done} of {len(mine)} encoded\n")
         self.prompts.free()

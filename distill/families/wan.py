@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from models.causal_dit import CausalDiT
@@ -97,7 +98,10 @@ class WanFamily(Family):
         """See `Family`; own ones alone."""
         assert self.folder is not None
         self.captions.add(self.folder.captions)
-        own = OwnLatents(self.folder, self.codec, self.digest, self.captions)
+        process = PartialState()
+        # five megabytes a clip: each process trains on its share of them
+        share = (process.process_index, process.num_processes)
+        own = OwnLatents(self.folder, self.codec, self.digest, self.captions, share)
         return LatentMix(None, own, self.run.clips, self.device)
 
     def prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
@@ -114,7 +118,9 @@ class WanFamily(Family):
 
     def preview(self, pipeline: Pipeline, out_dir: Path, streams: bool) -> None:
         """See `Family`: streams from captions, or from prompts where there are no clips."""
-        caption_sheet(pipeline, self.captions.captions[1:], out_dir)
+        half = self.run.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            caption_sheet(pipeline, self.captions.captions[1:], out_dir)
 
     def export(self, network: FlowNetwork, directory: Path) -> None:
         """Write the folder that `streamgen convert` would: networks in bfloat16, the VAE as it was read."""

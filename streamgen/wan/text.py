@@ -66,6 +66,9 @@ class HashedPrompts:
         """See `PromptEncoder`."""
         return zero_padded(torch.zeros(0, self.config.dim), self.config.length)
 
+    def prepare(self, prompt: str) -> None:
+        """There is nothing to prepare, see `UMT5Prompts.prepare`."""
+
     def free(self) -> None:
         """There is nothing to free, see `UMT5Prompts.free`."""
 
@@ -131,6 +134,16 @@ class UMT5Prompts:
     def null(self) -> Tensor:
         """Embedding of the empty prompt: its end token, then zeros."""
         return self.embed("")
+
+    def prepare(self, prompt: str) -> None:
+        """Encode a prompt where the cache on disk does not have it; one that is there is not read.
+
+        Raises:
+            CheckpointError: see `embed`.
+        """
+        file = self._file(clean_prompt(prompt))
+        if file is None or not file.is_file():
+            self.embed(prompt)
 
     def free(self) -> None:
         """Give the encoder's memory back; it is loaded again when needed."""
