@@ -26,7 +26,7 @@ from distill.families.captions import CaptionTable
 from distill.families.wan import WanFamily
 from distill.flow import FlowMatching
 from distill.stages import build_stage, load_run, stage_class
-from distill.trainer import Trainer, make_accelerator
+from distill.trainer import Tick, Trainer, make_accelerator
 from models.causal_dit import CausalDiT
 from models.context import BidirectionalContext
 from models.motion_encoder import Tracks
@@ -154,11 +154,11 @@ def test_widened_published_weights_compute_what_they_did(
         for tracks in (motion, torch.zeros_like(motion)):
             assert torch.allclose(network.velocity(x, sigma, told, tracks, strengths), expected, atol=1e-5)
 
-    def with_ones(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+    def with_copies(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
         weight = tensors["patch_embedding.weight"]
-        return tensors | {"patch_embedding.weight": torch.cat([weight, torch.ones_like(weight)], 1)}
+        return tensors | {"patch_embedding.weight": torch.cat([weight, weight], 1)}
 
-    assert_needs(check, monkeypatch, streamgen.wan.weights, "widen_patch_embedding", with_ones)
+    assert_needs(check, monkeypatch, streamgen.wan.weights, "widen_patch_embedding", with_copies)
 
 
 def test_the_teacher_starts_from_the_published_base(tmp_path: Path, clips: Path) -> None:
@@ -242,6 +242,25 @@ def test_prompts_alone(tmp_path: Path) -> None:
     assert (tmp_path / "captions.png").is_file()
 
 
+def test_sharded_processes_switch_together(tmp_path: Path) -> None:
+    """A recache on one process alone would gather parameters that the others do not offer."""
+    (tmp_path / "prompts.txt").write_text("a red boat\na sea\na storm\n")
+
+    def scripts(parallel: str) -> list[list[tuple[int | None, str]]]:
+        config = self_forcing_run(tmp_path, None, prompts=str(tmp_path / "prompts.txt"), parallel=parallel)
+        stage = build_stage(config, CPU)
+        ticks = [[Tick(step, 0, rank, 2, 1, 0.5) for step in range(24)] for rank in (0, 1)]
+        drawn = [[stage.batch(tick).script for tick in row] for row in ticks]
+        return [[(script.switch, str(script.words.tolist())) for script in row] for row in drawn]
+
+    one, other = scripts("fsdp2")
+    assert [switch for switch, _ in one] == [switch for switch, _ in other]
+    assert len({switch for switch, _ in one}) > 2
+    assert [words for _, words in one] != [words for _, words in other]
+    one, other = scripts("ddp")
+    assert [switch for switch, _ in one] != [switch for switch, _ in other]
+
+
 @pytest.mark.parametrize(
     ("name", "trained", "networks"),
     [
@@ -288,7 +307,7 @@ def test_full_size_is_counted_on_the_meta_device(
         ({"overrides": ("dit.dims=3",)}, CheckpointError, "dit.dims"),
         ({"weights": "/no/such"}, CheckpointError, "weights /no/such: expected a directory, found none"),
         ({"init": "/no/such"}, CheckpointError, "weights /no/such: expected a directory, found none"),
-        ({"sampling": {"stepz": 3}}, InputError, "setting stepz"),
+        ({"sampling": {"stepz": 3}}, InputError, "setting unknown key 'stepz'"),
     ],
 )
 def test_bad_input_is_one_line(

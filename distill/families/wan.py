@@ -124,11 +124,12 @@ class WanFamily(Family):
 
     def export(self, network: FlowNetwork, directory: Path) -> None:
         """Write the folder that `streamgen convert` would: networks in bfloat16, the VAE as it was read."""
-        halved = {
-            part: {k: v.detach().to("cpu", torch.bfloat16) for k, v in module.state_dict().items()}
-            for part, module in (("dit", network.dit), ("motion_encoder", network.motion_encoder))
-        }
-        write_model(WanTensors(vae=self.codec.state_dict(), **halved), self.model_for(network), directory)
+        dit, motion = (
+            {name: value.detach().to("cpu", torch.bfloat16) for name, value in module.state_dict().items()}
+            for module in (network.dit, network.motion_encoder)
+        )
+        tensors = WanTensors(dit=dit, vae=self.codec.state_dict(), motion_encoder=motion)
+        write_model(tensors, self.model_for(network), directory)
 
     def model_for(self, network: FlowNetwork) -> WanConfig:
         """What a checkpoint of a network says of itself."""

@@ -196,10 +196,15 @@ class SelfForcingStage(DiffusionStage):
         self.streams = RunningStreams.load(saved, cache)
 
     def batch(self, tick: Tick) -> RolloutBatch:
-        """A script and draws; the exit step is alike on all processes, so that they do the same work."""
+        """A script and draws; the exit step is alike on all processes, so that they do the same work.
+
+        Switches are, too, where processes gather each other's parameters: a recache is a forward of its own.
+        """
         rollout = self.config.rollout
         generator = torch.Generator().manual_seed(tick.generator_seed("script"))
-        script = self.script(generator).to(self.device)
+        timing = torch.Generator().manual_seed(tick.generator_seed("switch", shared=True))
+        sharded = self.run.parallel == "fsdp2"
+        script = self.script(generator, timing if sharded else None).to(self.device)
         shared = torch.Generator().manual_seed(tick.generator_seed("exit", shared=True))
         exit_step = int(torch.randint(rollout.steps, (), generator=shared))
         limit = rollout.window_frames if tick.progress < rollout.long_from else rollout.max_frames
@@ -207,12 +212,12 @@ class SelfForcingStage(DiffusionStage):
             script, limit, exit_step, tick.generator_seed("streams"), tick.generator_seed("objective")
         )
 
-    def script(self, generator: torch.Generator) -> Script:
-        """A script for new streams."""
+    def script(self, generator: torch.Generator, shared: torch.Generator | None = None) -> Script:
+        """A script for new streams; its switch is drawn from `shared` where that is given."""
         config = self.config
         if self.prompts is not None:
             size, plan = config.rollout.batch, config.plan
-            return prompt_script(self.prompts, size, plan, config.script, config.guidance, generator)
+            return prompt_script(self.prompts, size, plan, config.script, config.guidance, generator, shared)
         return draw_script(
             self.clips,
             config.rollout.batch,
@@ -221,6 +226,7 @@ class SelfForcingStage(DiffusionStage):
             config.windows,
             config.guidance,
             generator,
+            shared,
         )
 
     def loss(self, module: nn.Module, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
