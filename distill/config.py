@@ -87,13 +87,15 @@ class LoraConfig:
     """Low-rank adapters of rank `rank` on the linear layers whose names end in one of `targets`.
 
     `alpha` / `rank` scales what they add. `modules` are the stage's modules that get them; the others are
-    trained whole.
+    trained whole. So are, beside the adapters, parameters whose names begin with one of `whole`: inputs that
+    the start has not learned, above all, for which a low rank or no linear layer is there.
     """
 
     rank: int = 32
     alpha: float = 32.0
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
     modules: tuple[str, ...] = ("student", "critic")
+    whole: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "lora.rank", ">= 1", self.rank)

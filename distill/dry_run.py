@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import lora
 from .config import ConfigError, RunConfig
 from .optim import split_parameters
-from .sharding import local
+from .sharding import UNDIVIDED, local
 from .stage import NetworkStage, SmallestStage, Tick
 from .trained import TrainedModule
 from .trainer import Trainer
@@ -135,7 +135,10 @@ def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
         costs = (_bytes(module.parameters()), size, optimizer, average)
         counts = (_count(module), sum(p.numel() for p in parameters))
         modules.append(ModuleCost(name, *counts, *(cost // shares for cost in costs)))
-    sizes = {name: (_count(m), _bytes(m.parameters()) // shares) for name, m in frozen.items()}
+    sizes = {
+        name: (_count(m), _bytes(m.parameters()) // (1 if isinstance(m, UNDIVIDED) else shares))
+        for name, m in frozen.items()
+    }
     return RunCost(tuple(modules), sizes, {})
 
 

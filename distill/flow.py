@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from models.causal_dit import CausalDiT, TextContext
 from models.context import AttentionContext, BidirectionalContext, ChunkPlan, MaskedContext, SequenceFrame
 from models.motion_encoder import MotionEncoder, Tracks
-from models.text_encoder import TextEncoder
 from streamgen.conditioning import joint_guidance
 from streamgen.scheduler import add_noise, velocity_target
 
@@ -19,7 +18,7 @@ class FlowBatch:
 
     `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` and
     `focus (B, T, h, w)` the shares of frames and of cells in the loss (0 for clean context); `words (B, S,
-    L)` int64 with the last segment empty (no text); `segment (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel
+    L)` int64 ids with the last segment empty (no text); `segment (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel
     frames, or over `4 T` with nothing said of those before frame 0.
     """
 
@@ -42,11 +41,12 @@ class FlowBatch:
 class FlowNetwork(nn.Module):
     """DiT with its text and motion encoder, over whole sequences of latent frames under a chunk plan.
 
-    A plan whose one chunk holds the whole sequence makes it bidirectional: a teacher or a critic.
+    The text encoder turns ids `(..., L)` into embeddings `(..., words, text_dim)`; ids that are all 0 are no
+    text. A plan whose one chunk holds the whole sequence makes it bidirectional: a teacher or a critic.
     """
 
     def __init__(
-        self, dit: CausalDiT, text_encoder: TextEncoder, motion_encoder: MotionEncoder, plan: ChunkPlan
+        self, dit: CausalDiT, text_encoder: nn.Module, motion_encoder: MotionEncoder, plan: ChunkPlan
     ) -> None:
         super().__init__()
         self.dit, self.text_encoder, self.motion_encoder = dit, text_encoder, motion_encoder

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.text_encoder import Vocabulary
+from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 from streamgen.geometry import LatentGeometry
 
@@ -50,7 +51,7 @@ class CacheConfig:
 class LatentClips:
     """Encoded clips on the host.
 
-    `latents (N, T, C, h, w)` float16, normalised; `words (N, 2, L)` int16 captions before and after the
+    `latents (N, T, C, h, w)` float16, normalised; `words (N, 2, L)` ids of the captions before and after the
     change; `switch (N,)` the latent frame from which the second caption holds (T if none); `points (N, K, F,
     2)` float16, outside [0, 1] where the picture has lost one; `visible`, `dragged (N, K, F)` bool over F
     pixel frames; `camera (N, F)` bool where the camera moves; `background` and, of those, `pinned (N, K)`
@@ -157,9 +158,7 @@ class LatentCache:
 
 
 @torch.no_grad()
-def encode_clips(
-    tokenizer: VideoTokenizer, videos: Tensor, device: torch.device, at_once: int = 16
-) -> Tensor:
+def encode_clips(tokenizer: VideoCodec, videos: Tensor, device: torch.device, at_once: int = 16) -> Tensor:
     """Normalised latents, float16 `(N, T, C, h, w)` on the CPU, of clips uint8 `(N, F, H, W, 3)`."""
     latents = []
     for video in videos.split(at_once):

@@ -18,10 +18,11 @@ _BASE = "base_layer."
 def adapt(name: str, module: nn.Module, config: LoraConfig, seed: int) -> None:
     """Put adapters into the linear layers of `module` that `config.targets` names, in place.
 
-    Everything else in it is frozen. Adapters begin as the identity; their draws are a function of the seed.
+    Everything else in it is frozen but what `config.whole` names. Adapters begin as the identity; their draws
+    are a function of the seed.
 
     Raises:
-        ConfigError: peft is missing, or no layer has such a name.
+        ConfigError: peft is missing, or no layer or parameter has such a name.
     """
     try:
         from peft import LoraConfig as PeftConfig
@@ -37,6 +38,12 @@ def adapt(name: str, module: nn.Module, config: LoraConfig, seed: int) -> None:
         except ValueError as error:
             first = " ".join(str(error).split()).split(". ")[0]
             raise ConfigError(f"lora.targets do not fit module {name}: {first}") from None
+    for start in config.whole:
+        chosen = [p for key, p in module.named_parameters() if key.startswith(start) and _ADAPTER not in key]
+        if not chosen:
+            raise ConfigError(f"lora.whole: no parameter of module {name} begins with {start}")
+        for parameter in chosen:
+            parameter.requires_grad_(True)
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -33,9 +33,9 @@ _TEMPORAL = 4
 class Script:
     """What B streams are told.
 
-    `words (B, 3, L)`: caption before and after the switch, and no caption; `switch` the latent frame from
-    which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on (after their end
-    nothing is said); `strengths (B, 2)` of guidance, as they are set.
+    `words (B, 3, L)`: ids of the caption before and after the switch, and of no caption; `switch` the latent
+    frame from which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on
+    (after their end nothing is said); `strengths (B, 2)` of guidance, as they are set.
     """
 
     words: Tensor
@@ -94,15 +94,18 @@ def draw_script(
     windows: WindowConfig,
     guidance: GuidanceRange,
     generator: torch.Generator,
+    shared: torch.Generator | None = None,
 ) -> Script:
     """A script from the captions and tracks of clips; their pictures are not used.
 
-    Switches take clips with a change and only their two captions: their tracks belong to the moment at which
-    the clip changes, which is not that of the script.
+    Switches are drawn from `shared` where it is given, alike on all processes. They take clips with a change
+    and only their two captions: their tracks belong to the moment at which the clip changes, which is not
+    that of the script.
     """
     total = clips.latents.shape[1]
     changing = clips.switch < total
-    wanted = bool(torch.rand((), generator=generator) < config.switch_share) and bool(changing.any())
+    timing = generator if shared is None else shared
+    wanted = bool(torch.rand((), generator=timing) < config.switch_share) and bool(changing.any())
     # where every clip changes, plain scripts keep to the first caption
     pool = changing if wanted else ~changing
     rows = pool.nonzero()[:, 0] if bool(pool.any()) else torch.arange(len(changing))
@@ -113,7 +116,7 @@ def draw_script(
     words = clips.words[rows].long()
     return Script(
         torch.cat([words, torch.full_like(words[:, :1], PAD)], 1),
-        draw_switch(plan, config, generator) if wanted else None,
+        draw_switch(plan, config, timing) if wanted else None,
         tracks,
         guidance.sample(size, generator),
     )
@@ -126,13 +129,15 @@ def prompt_script(
     config: ScriptConfig,
     guidance: GuidanceRange,
     generator: torch.Generator,
+    shared: torch.Generator | None = None,
 ) -> Script:
-    """A script from prompts alone, each `(before, after)` as word ids `(L,)`; where a switch is wanted and
+    """A script from prompts alone, each `(before, after)` as ids `(L,)`; where a switch is wanted and
     the two are alike, another prompt follows.
     """
     rows = torch.randint(len(prompts), (size,), generator=generator).tolist()
     others = torch.randint(len(prompts), (size,), generator=generator).tolist()
-    wanted = bool(torch.rand((), generator=generator) < config.switch_share)
+    timing = generator if shared is None else shared
+    wanted = bool(torch.rand((), generator=timing) < config.switch_share)
     words = []
     for row, other in zip(rows, others, strict=True):
         before, after = prompts[row]
@@ -147,7 +152,7 @@ def prompt_script(
     )
     return Script(
         torch.cat([stacked, torch.full_like(stacked[:, :1], PAD)], 1),
-        draw_switch(plan, config, generator) if wanted else None,
+        draw_switch(plan, config, timing) if wanted else None,
         silent,
         guidance.sample(size, generator),
     )
@@ -209,12 +214,12 @@ class RunningStreams:
 class RolloutStudent(FlowNetwork):
     """The student as a generator: its forward carries streams on, which is what data parallelism wraps."""
 
-    def new_cache(self, batch: int, grid: tuple[int, int]) -> KVCache:
+    def new_cache(self, batch: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> KVCache:
         """An empty cache for `batch` streams of latents `grid` high and wide."""
         config, weight = self.dit.config, self.dit.head.head.weight
         tokens = (grid[0] // config.patch, grid[1] // config.patch)
         shape = CacheShape(config.layers, config.heads, config.head_dim, tokens, batch)
-        return KVCache(shape, self.plan, self.dit.rope, weight.device)
+        return KVCache(shape, self.plan, self.dit.rope, weight.device, dtype)
 
     def forward(self, streams: RunningStreams, frames: int, sampling: Sampling) -> Tensor:
         """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`.

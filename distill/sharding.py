@@ -21,6 +21,7 @@ from models.causal_dit import CausalDiT, CrossAttention
 from models.motion_encoder import MotionEncoder
 from models.text_encoder import TextEncoder
 from models.video_tokenizer import VideoTokenizer
+from models.wan_vae import WanVAE
 
 from .errors import TrainingError
 
@@ -33,7 +34,7 @@ ENTRY_POINTS: Mapping[type[nn.Module], tuple[str, ...]] = {
     MotionEncoder: (),
 }
 # Small, and entered through many methods: never divided, and whole where they are frozen.
-UNDIVIDED: tuple[type[nn.Module], ...] = (VideoTokenizer,)
+UNDIVIDED: tuple[type[nn.Module], ...] = (VideoTokenizer, WanVAE)
 
 
 class ShardedModule:

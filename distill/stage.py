@@ -113,7 +113,7 @@ class NetworkStage(Protocol):
 
     @classmethod
     def networks(cls, config: Any) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-        """The trained and the frozen networks by name, freshly made: nothing is read. Called with the meta
-        device as the default one.
+        """The trained and the frozen networks by name, freshly made: no weights are read, configs may be.
+        Called with the meta device as the default one.
         """
         ...

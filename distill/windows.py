@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.context import ChunkPlan
 from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE, Tracks
 from models.text_encoder import PAD, UNKNOWN
 
@@ -23,6 +24,8 @@ _IDS = 1024
 # Of the background's points, about one is shown: a pin.
 _PIN_CHANCE = 0.08
 _CAMERA_TRACKS = 6
+# Chunks of one latent frame behind a sink of one.
+_SINGLE = ChunkPlan()
 
 
 @dataclass(frozen=True)
@@ -73,31 +76,40 @@ class WindowConfig:
 
 
 def window_batch(
-    clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
+    clips: LatentClips,
+    size: int,
+    config: WindowConfig,
+    generator: torch.Generator,
+    plan: ChunkPlan = _SINGLE,
 ) -> FlowBatch:
-    """Draw `size` windows; a function of the generator's state alone."""
+    """Draw `size` windows; a function of the generator's state alone.
+
+    Clean prefixes, noise levels and captions change where chunks of the plan do, and gaps come behind its
+    sink.
+    """
     count, total = clips.latents.shape[:2]
+    head = max(plan.sink_frames, plan.first_chunk_frames)
     rows = torch.randint(count, (size,), generator=generator)
     kind = torch.rand(size, generator=generator)
     forcing = kind < config.forcing_share
     gap = kind >= 1 - config.gap_share
     length = min(config.frames, total)
-    offset = torch.randint(1, max(2, total - length + 2), (size,), generator=generator)
-    offset = torch.where(gap, offset, 1)
-    frames = torch.cat(
-        [torch.zeros(size, 1, dtype=torch.long), offset[:, None] + torch.arange(length - 1)], 1
-    )
+    offset = torch.randint(head, max(head + 1, total - length + head + 1), (size,), generator=generator)
+    offset = torch.where(gap, offset, head)
+    rest = offset[:, None] + torch.arange(length - head)
+    frames = torch.cat([torch.arange(head).expand(size, head), rest], 1)
     x0 = clips.latents[rows[:, None], frames].float()
     low = torch.where(gap, config.min_gap_prefix, 0)
     prefix = low + (torch.rand(size, generator=generator) * (length - low)).long()
     # the first chunks after a picture decide which way things go, and nothing but the words tells
     short = torch.rand(size, generator=generator) < config.short_prefix_share
-    brief = torch.randint(1, 3, (size,), generator=generator)
+    brief = torch.tensor([plan.start(i) for i in range(3)])[torch.randint(1, 3, (size,), generator=generator)]
     prefix = torch.where(short & ~gap, brief.clamp(max=length - 1), prefix)
     prefix = torch.where(forcing, 0, prefix)
     prefix, segment = _segments(clips.switch[rows].long(), frames, (prefix, low), forcing, config, generator)
-    clean = torch.arange(length) < prefix[:, None]
-    sigma = sample_sigmas((size, length), config.shift, generator)
+    starts = chunk_starts(plan, length)
+    clean = torch.arange(length) < starts[prefix][:, None]
+    sigma = sample_sigmas((size, length), config.shift, generator)[:, starts]
     context = torch.rand(size, 1, generator=generator) * config.context_noise
     context = context * (torch.rand(size, 1, generator=generator) >= config.clean_share)
     sigma = torch.where(clean, context, sigma)
@@ -109,16 +121,21 @@ def window_batch(
         (~clean).float(),
         _focus(clips, rows, frames, config),
         torch.cat([words, torch.zeros_like(words[:, :1])], 1),
-        segment,
+        segment[:, starts],
         window_tracks(clips, rows, frames, config, generator),
     )
+
+
+def chunk_starts(plan: ChunkPlan, count: int) -> Tensor:
+    """For each of `count` latent frames of a window the first one of its chunk, `(count,)`."""
+    return torch.tensor([plan.start(plan.index_of(i)) for i in range(count)])
 
 
 def turning_batch(
     clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
 ) -> FlowBatch:
     """Draw `size` windows that end soon after something new begins: a change of caption, a drag, a camera
-    move.
+    move; for chunks of one latent frame.
 
     What follows a turning is told by the words or the track alone and lasts a few latent frames, which
     windows at random places rarely show. All before it is clean and read under the new caption, as a stream
@@ -274,6 +291,8 @@ def _focus(clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfi
     Texture fills most of the picture and cannot be predicted; what the prompt speaks of is small.
     """
     height, width = clips.latents.shape[-2:]
+    if config.object_weight == 1.0:
+        return torch.ones(*frames.shape, height, width)
     last = frames * 4
     times = torch.stack([(last - 3).clamp(min=0), last], -1)
     points = clips.points[rows[:, None, None], :, times].float()

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import save_file
 
 from distill.config import ConfigError
-from distill.flow import FlowMatching
-from distill.latent_cache import CacheConfig
-from distill.scenes import SceneConfig
-from distill.stages.causal import CausalRun, CausalStage, DataConfig
-from distill.stages.diffusion import (
-    NetworkConfig,
+from distill.families import NetworkConfig
+from distill.families.tiny import (
     build_network,
     checkpoint_config,
     load_networks,
     load_tokenizer,
     write_checkpoint,
 )
+from distill.flow import FlowMatching
+from distill.latent_cache import CacheConfig
+from distill.scenes import SceneConfig
+from distill.stages.causal import CausalRun, CausalStage, DataConfig
 from distill.trainer import Tick
 from distill.windows import WindowConfig
 from models.context import ChunkPlan

@@ -251,7 +251,8 @@ def test_prompt_lists(tmp_path: Path) -> None:
         *("a calm sea", "a calm sea", "a storm", "a storm", "sun")
     ]
     assert prompts.texts == ("a calm sea", "a storm", "sun", "a dog")
-    pairs = prompt_pairs(prompts, Vocabulary(("a", "sea", "dog", "sun")), 3)
+    words = Vocabulary(("a", "sea", "dog", "sun"))
+    pairs = prompt_pairs(prompts, lambda text: words.encode(text, 3).ids)
     assert [(before.tolist(), after.tolist()) for before, after in pairs] == [
         ([2, UNKNOWN, 3], [2, UNKNOWN, PAD]),
         ([2, UNKNOWN, PAD], [5, PAD, PAD]),

@@ -16,6 +16,7 @@ from distill.clips import ClipFolder
 from distill.clips.latents import OwnLatents, image_frames
 from distill.clips.store import FileIndex, Shelf, write_whole
 from distill.clips.tracks import piece_tracks
+from distill.clips.words import WordIds
 from distill.latent_cache import LatentClips
 from models.text_encoder import UNKNOWN, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
@@ -55,7 +56,8 @@ def clips(tmp_path: Path) -> Path:
 
 
 def own(folder: Path, cache: Path, tokenizer: VideoTokenizer, **changes: Any) -> OwnLatents:
-    return OwnLatents(ClipFolder(small(folder, cache, **changes)), tokenizer, "digest", VOCABULARY, 4)
+    own = ClipFolder(small(folder, cache, **changes))
+    return OwnLatents(own, tokenizer, "digest", WordIds(own, VOCABULARY, 4))
 
 
 def results(cache: Path) -> dict[str, bytes]:

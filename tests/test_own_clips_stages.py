@@ -16,11 +16,12 @@ from distill.__main__ import main
 from distill.clips import ClipFolder, ClipFolderConfig
 from distill.clips.training import LatentMix, draws_own, open_folder, stage_vocabulary
 from distill.config import CheckpointConfig, ConfigError, PreviewConfig
+from distill.families import NetworkConfig
+from distill.families.tiny import words_of
 from distill.latent_cache import CacheConfig, LatentClips
 from distill.scenes import SceneConfig, caption_vocabulary
 from distill.stages import build_stage
 from distill.stages.causal import CausalRun, CausalStage, DataConfig
-from distill.stages.diffusion import NetworkConfig, words_of
 from distill.stages.self_forcing import SelfForcingStage
 from distill.stages.tokenizer import DataConfig as TokenizerData
 from distill.stages.tokenizer import TokenizerRun, TokenizerStage
@@ -202,7 +203,7 @@ def test_both_sources_in_one_run(tmp_path: Path, clips: Path) -> None:
         causal_run(tmp_path, config, cache=CacheConfig(str(tmp_path / "cache"), 12, 41, 8)), CPU
     )
     captions = {word for text in CAPTIONS for word in text.split()}
-    assert set(stage.vocabulary.words) == {*caption_vocabulary(), *captions, "bad"}
+    assert set(stage.family.vocabulary.words) == {*caption_vocabulary(), *captions, "bad"}
     frames = {stage.batch(Tick(step, 0, 0, 1, 0, 0.5)).x0.shape[1] for step in range(40)}
     assert frames == {1, 3, 5}
     tokens = TokenizerStage(tokenizer_run(tmp_path, config), CPU)
@@ -280,7 +281,7 @@ def test_self_forcing_needs_prompts_alone(
     assert "1 words are unknown to the model (zebra)" in capsys.readouterr().err
     Trainer(config, stage, make_accelerator(config)).run("none")
     assert isinstance(stage, SelfForcingStage)
-    known = stage.vocabulary.encode("a red circle moves", 6).ids
+    known = stage.family.vocabulary.encode("a red circle moves", 6).ids
     scripts = [stage.script(torch.Generator().manual_seed(seed)) for seed in range(30)]
     pairs = {(tuple(a), tuple(b)) for script in scripts for a, b, _ in script.words.tolist()}
     assert any(before == tuple(known.tolist()) for before, _ in pairs)

@@ -42,7 +42,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> SelfForcingStage:
 def script_of(stage: SelfForcingStage, switch: int | None, tracks: bool) -> Script:
     """One stream: red circle, then blue star, perhaps along a track over the first 21 frames."""
     length = stage.run.network.text_length
-    words = [stage.vocabulary.encode(text, length).ids for text in ("a red circle", "a blue star")]
+    words = [stage.family.vocabulary.encode(text, length).ids for text in ("a red circle", "a blue star")]
     time = torch.linspace(0.2, 0.8, 21)
     points = torch.stack([time, 1 - time], -1)[None, None]
     state = torch.full((1, 1, 21), int(tracks), dtype=torch.int8)

@@ -5,7 +5,6 @@ published file of Wan2.1; what is missing or does not fit is one line.
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,35 +15,12 @@ from models.state_dict import umt5_to_transformers
 from streamgen.errors import CheckpointError
 from streamgen.wan.config import TextConfig
 from streamgen.wan.text import HashedPrompts, TextOptions, UMT5Prompts, clean_prompt
-from tests.tiny_models import assert_needs, randomize
+from tests.tiny_models import assert_needs
+from tests.tiny_wan import tiny_tokenizer, tiny_umt5
 
 CONFIG = TextConfig(dim=16, length=12)
 FLOAT = TextOptions(dtype=torch.float32)
 PROMPT = "a red  boat\n sails"
-WORDS = ["a", "red", "boat", "sails", "sea", "the"]
-
-
-def tiny_umt5() -> Any:
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    config = UMT5Config(
-        vocab_size=16, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=3,
-        relative_attention_num_buckets=8, feed_forward_proj="gated-gelu",
-    )  # fmt: skip
-    return randomize(UMT5EncoderModel(config))
-
-
-def tiny_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 @pytest.fixture(scope="module")

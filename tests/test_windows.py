@@ -11,6 +11,7 @@ from distill.config import ConfigError
 from distill.latent_cache import CacheConfig, LatentCache, LatentClips
 from distill.scenes import SceneConfig, caption_vocabulary
 from distill.windows import WindowConfig, image_batch, turning_batch, turning_frames, window_batch
+from models.context import ChunkPlan
 from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE
 from models.text_encoder import Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
@@ -41,6 +42,27 @@ def marked_clips(count: int = 40, switch: int = LATENTS, dragged: bool = False) 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_windows_keep_to_the_chunks_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One level, one caption, clean or not, for the frames of a chunk; the sink is the first whole chunk."""
+    config = WindowConfig(frames=9, min_gap_prefix=6, text_drop=0.0, target_text_drop=0.3)
+
+    def check() -> None:
+        batch = window_batch(marked_clips(switch=7), 200, config, generator(), ChunkPlan(3, 3, 3, 3))
+        latent = batch.x0[:, :, 0, 0, 0].round().long()
+        assert torch.equal(latent[:, :3], torch.arange(3).expand(200, -1))
+        assert (latent[:, 3] > 3).any()
+        assert torch.equal(latent[:, 4:] - latent[:, 3:-1], torch.ones(200, 5).long())
+        for told in (batch.sigma, batch.weight, batch.segment.float()):
+            chunks = told.unflatten(1, (3, 3))
+            assert torch.equal(chunks, chunks[:, :, :1].expand(-1, -1, 3))
+        clean = set((batch.weight == 0).sum(1).tolist())
+        assert clean == {0, 3, 6}
+        assert ((batch.weight == 0).sum(1)[latent[:, 3] > 3] == 6).all()
+
+    alone = lambda plan, count: torch.arange(count)  # noqa: E731
+    assert_needs(check, monkeypatch, distill.windows, "chunk_starts", alone)
 
 
 def test_tracks_lie_on_the_pixel_frames_of_their_latents() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig
+from distill.families import NetworkConfig
 from distill.latent_cache import CacheConfig
 from distill.scenes import SceneConfig
 from distill.stages.causal import CausalRun, CausalStage, DataConfig
-from distill.stages.diffusion import DiffusionStage, NetworkConfig
+from distill.stages.diffusion import DiffusionStage
 from distill.stages.init import InitConfig, InitRun
 from distill.stages.self_forcing import CriticConfig, RolloutConfig, SelfForcingRun
 from distill.stages.teacher import TeacherData, TeacherRun, TeacherStage

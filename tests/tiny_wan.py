@@ -1,6 +1,9 @@
-"""A weights folder in the published formats of the Wan family, a few thousand random numbers in size."""
+"""A weights folder in the published formats of the Wan family, a few thousand random numbers in size, and a
+text encoder.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ SMALL = (
     "tiny_decoder.encoder_dim=8", "tiny_decoder.decoder_dims=[16,12,8,8]", "height=32", "width=48",
 )  # fmt: skip
 RANK = 256
+WORDS = ["a", "red", "boat", "sails", "sea", "the"]
 
 
 def small_config(name: str = "wan-1.3b-longlive", *more: str) -> WanConfig:
@@ -51,3 +55,26 @@ def write_published(directory: Path, rank: int = RANK) -> CausalDiT:
     torch.save(randomize(WanVAE(config.vae), 1).state_dict(), directory / "Wan2.1_VAE.pth")
     torch.save(randomize(TinyDecoder(config.tiny_decoder), 2).state_dict(), directory / "taew2_1.pth")
     return dit
+
+
+def tiny_umt5() -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=16, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=3,
+        relative_attention_num_buckets=8, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    return randomize(UMT5EncoderModel(config))
+
+
+def tiny_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )

@@ -40,6 +40,7 @@ class ClipFolder:
 
     Attributes:
         listing: what the folder holds, as it was found when this object was made.
+        root: where everything made of clips is kept.
         quarantine: the file that lists what cannot be used, one JSON object a line: what, why, where.
 
     Raises:
@@ -49,10 +50,10 @@ class ClipFolder:
     def __init__(self, config: ClipFolderConfig) -> None:
         self.config = config
         self.listing = list_clips(config.path)
-        self._root = Path(config.directory) / "clips"
+        self.root = Path(config.directory) / "clips"
         place = self.listing.folder.resolve()
-        self.quarantine = self._root / f"{place.name}-{fingerprint(str(place))[:8]}" / QUARANTINE
-        self.index = FileIndex(self._root / "files")
+        self.quarantine = self.root / f"{place.name}-{fingerprint(str(place))[:8]}" / QUARANTINE
+        self.index = FileIndex(self.root / "files")
         self._rank = 0
         if not self.listing.entries:
             self._write_quarantine(self.listing.problems)
@@ -75,7 +76,7 @@ class ClipFolder:
         """The place for results of a kind, made from pictures of this size and rate and with `settings`."""
         config = self.config
         pictures = (config.height, config.width, config.fps, config.max_frames)
-        return Shelf(self._root / kind / fingerprint(pictures, settings))
+        return Shelf(self.root / kind / fingerprint(pictures, settings))
 
     def build(
         self, shelf: Shelf, compute: Callable[[Tensor], Tensors], rank: int = 0, world: int = 1
@@ -87,7 +88,7 @@ class ClipFolder:
         """
         self._rank = rank
         if rank == 0:
-            remove_stale_parts(self._root)
+            remove_stale_parts(self.root)
         # shared out before looking: others write meanwhile, so what is missing differs between processes
         mine: dict[str, ClipEntry] = {}
         for entry in self.listing.entries[rank::world]:

@@ -1,19 +1,17 @@
 """Own clips as the diffusion stages take them: encoded once, with words and tracks."""
 
-import sys
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.text_encoder import Vocabulary
-from models.video_tokenizer import VideoTokenizer
+from models.video_codec import VideoCodec
 
 from ..latent_cache import LatentClips, encode_clips
 from .folder import ClipFolder, UsableClip, require_length
 from .store import Tensors
 from .tracks import ClipTracks, no_change
-from .words import TextCache, word_ids
+from .words import CaptionIds
 
 # 16 clips of 81 frames of 64 x 64.
 _PIXELS_AT_ONCE = 16 * 81 * 64 * 64
@@ -32,26 +30,25 @@ class LatentSource(Protocol):
 
 
 class OwnLatents:
-    """The clips of a folder, cut to pieces and encoded with one tokenizer and vocabulary."""
+    """The clips of a folder, cut to pieces and encoded with one tokenizer and its captions as ids.
+
+    Of `share (i, n)` every n-th clip from the i-th on is loaded (all where there are too few): what processes
+    that divide large latents among them have in memory.
+    """
 
     def __init__(
         self,
         folder: ClipFolder,
-        tokenizer: VideoTokenizer,
+        tokenizer: VideoCodec,
         tokenizer_digest: str,
-        vocabulary: Vocabulary,
-        text_length: int,
+        texts: CaptionIds,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         config = folder.config
         self.folder, self.config, self.tokenizer = folder, config, tokenizer
         self.shelf = folder.shelf("latents", tokenizer_digest, config.frames, config.step, config.images)
         self.tracks = ClipTracks(folder)
-        settings = repr((vocabulary.words, text_length))
-        self.texts = TextCache(
-            self.shelf.folder.parents[1] / "texts", settings, word_ids(vocabulary, text_length)
-        )
-        self._long = sum(vocabulary.encode(text, text_length).dropped > 0 for text in set(folder.captions))
-        self._text_length = text_length
+        self.texts, self.share = texts, share
         self._usable: list[UsableClip] | None = None
 
     def build(self, rank: int, world: int, device: torch.device) -> None:
@@ -68,21 +65,19 @@ class OwnLatents:
         self.folder.build(self.shelf, compute, rank, world)
         self.tracks.build(rank, world)
         self.texts.build(self.folder.captions, rank, world)
-        if rank == 0 and self._long:
-            sys.stderr.write(
-                f"{self.folder}: {self._long} captions have more than {self._text_length} words and are cut\n"
-            )
 
     def load(self, images: bool) -> LatentClips:
-        """All pieces (or single frames of them) in memory, in the order of the listing.
+        """The share's pieces (or single frames of them) in memory, in the order of the listing.
 
         Raises:
             InputError: no clip is usable, or a file of the cache is damaged.
         """
         if self._usable is None:
             self._usable = self.folder.settle(self.shelf, self.tracks.problems())
-        words = self.texts.load([clip.entry.caption for clip in self._usable])
-        rows = [self._clip(clip, ids, images) for clip, ids in zip(self._usable, words, strict=True)]
+        number, of = self.share
+        usable = self._usable[number::of] or self._usable
+        words = self.texts.load([clip.entry.caption for clip in usable])
+        rows = [self._clip(clip, ids, images) for clip, ids in zip(usable, words, strict=True)]
         return LatentClips(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
     def _clip(self, clip: UsableClip, words: Tensor, images: bool) -> Tensors:

@@ -7,6 +7,7 @@ YAML, where a row's `shots` are prompts that take over at their times:
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,12 +72,12 @@ def known_to(prompts: PromptList, vocabulary: Vocabulary, length: int, where: st
     return f"{where}: {len(unknown)} words are unknown to the model ({some})"
 
 
-def prompt_pairs(prompts: PromptList, vocabulary: Vocabulary, length: int) -> list[tuple[Tensor, Tensor]]:
-    """Word ids `(length,)` before and after each change of prompt in the list, a row of one prompt making a
-    pair of equals.
+def prompt_pairs(prompts: PromptList, encode: Callable[[str], Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Ids `(L,)` before and after each change of prompt in the list, a row of one prompt making a pair of
+    equals; `encode` gives those of a prompt.
     """
     pairs = []
     for script in prompts.scripts:
-        ids = [vocabulary.encode(text, length).ids for text in script.texts]
+        ids = [encode(text) for text in script.texts]
         pairs += list(itertools.pairwise(ids)) if len(ids) > 1 else [(ids[0], ids[0])]
     return pairs

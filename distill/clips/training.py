@@ -32,7 +32,8 @@ class LatentData(NamedTuple):
 
 
 class LatentMix:
-    """The world's clips, own ones, or both by turns; built by all processes together.
+    """The world's clips, own ones, or both by turns; built by all processes together. `world` may be None
+    where all are own ones.
 
     Raises:
         InputError: there are no usable own clips.
@@ -40,14 +41,17 @@ class LatentMix:
 
     def __init__(
         self,
-        world: LatentSource,
+        world: LatentSource | None,
         own: LatentSource | None,
         config: ClipFolderConfig | None,
         device: torch.device,
     ) -> None:
         self._share = 0.0 if config is None else config.share
         self._own = None if own is None else LatentData(*_loaded(own, device), turns=False)
-        self._world = LatentData(*_loaded(world, device), turns=True) if self._share < 1 else None
+        self._world = None
+        if self._share < 1:
+            assert world is not None
+            self._world = LatentData(*_loaded(world, device), turns=True)
 
     @property
     def main(self) -> LatentData:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from models.text_encoder import Vocabulary
 from streamgen.errors import CheckpointError
 
 from ..checkpoint import list_checkpoints
+from .folder import ClipFolder
 from .store import Shelf, fingerprint, write_whole
 
 _FILE = "vocabulary.txt"
@@ -97,6 +99,40 @@ class TextCache:
         buckets = {bucket: self._shelf.load(bucket) for bucket in _buckets(texts)}
         keys = [_digest(text) for text in texts]
         return [buckets[key[:2]][key] for key in keys]
+
+
+class CaptionIds(Protocol):
+    """How captions become the ids `(L,)` that a model's text encoder reads."""
+
+    def build(self, captions: Sequence[str], rank: int, world: int) -> None:
+        """Do this process' share of what can be done once."""
+        ...
+
+    def load(self, captions: Sequence[str]) -> list[Tensor]:
+        """Ids of each caption, once all processes have built."""
+        ...
+
+
+class WordIds:
+    """Word ids of a folder's captions, kept on disk (`CaptionIds`)."""
+
+    def __init__(self, folder: ClipFolder, vocabulary: Vocabulary, length: int) -> None:
+        self.folder, self.vocabulary, self.length = folder, vocabulary, length
+        settings = repr((vocabulary.words, length))
+        self._cache = TextCache(folder.root / "texts", settings, word_ids(vocabulary, length))
+
+    def build(self, captions: Sequence[str], rank: int, world: int) -> None:
+        """See `CaptionIds`."""
+        self._cache.build(captions, rank, world)
+        long = sum(self.vocabulary.encode(text, self.length).dropped > 0 for text in set(captions))
+        if rank == 0 and long:
+            sys.stderr.write(
+                f"{self.folder}: {long} captions have more than {self.length} words and are cut\n"
+            )
+
+    def load(self, captions: Sequence[str]) -> list[Tensor]:
+        """See `CaptionIds`."""
+        return self._cache.load(captions)
 
 
 def word_ids(vocabulary: Vocabulary, length: int) -> Encode:

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..clips.training import preview_sheets
 from ..config import require
+from ..families import DiffusionRun, NetworkSpec
 from ..flow import FlowBatch, FlowMatching
 from ..optim import ParameterGroups
 from ..trainer import Tick
 from ..windows import WindowConfig, image_batch, turning_batch, window_batch
-from .diffusion import DiffusionRun, DiffusionStage, optimizer_groups
+from .diffusion import DiffusionStage, optimizer_groups
 
 # Of the windows and the noise that `evaluate` always uses; their clips are training clips.
 _FIXED_SEED = 77
@@ -44,6 +45,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.start_frames >= 2, "data.start_frames", ">= 2", self.start_frames)
+        require(self.held_out >= 1, "data.held_out", ">= 1", self.held_out)
         require(
             self.image_share + self.start_share + self.turn_share <= 1,
             "data shares",
@@ -57,7 +59,6 @@ class CausalRun(DiffusionRun):
     """Config of the causal stage."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    windows: WindowConfig = field(default_factory=WindowConfig)
 
 
 class WindowStage(DiffusionStage):
@@ -77,7 +78,7 @@ class WindowStage(DiffusionStage):
 
         By turns: the kind is a function of the step, so it is alike on all processes.
         """
-        data, windows = self.config.data, self.config.windows
+        data, windows, plan = self.config.data, self.config.windows, self.config.plan
         clips, images, turns = self.latents.of(tick.step)
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
         # multiples of the golden ratio spread the kinds evenly over the steps
@@ -85,11 +86,12 @@ class WindowStage(DiffusionStage):
         if tick.progress < data.image_phase or turn < data.image_share:
             batch = image_batch(images, data.image_batch, windows, generator)
         elif turn < data.image_share + data.start_share:
-            batch = window_batch(clips, data.start_batch, beginnings(windows, data.start_frames), generator)
+            windows = beginnings(windows, data.start_frames)
+            batch = window_batch(clips, data.start_batch, windows, generator, plan)
         elif turns and turn < data.image_share + data.start_share + data.turn_share:
             batch = turning_batch(clips, data.turn_batch, silent(windows), generator)
         else:
-            batch = window_batch(clips, data.video_batch, windows, generator)
+            batch = window_batch(clips, data.video_batch, windows, generator, plan)
         return batch.to(self.device)
 
 
@@ -98,8 +100,14 @@ class CausalStage(WindowStage):
 
     def __init__(self, config: CausalRun, device: torch.device) -> None:
         super().__init__(config, device)
-        self.module = self.network = self.build(FlowMatching, config.init)
+        self.module: FlowMatching = self.build(self.specs(config)["causal"])
+        self.network = self.module
         self.load_clips()
+
+    @classmethod
+    def specs(cls, config: CausalRun) -> dict[str, NetworkSpec[Any]]:
+        """DiT and encoders with their loss."""
+        return {"causal": NetworkSpec(FlowMatching, config.init)}
 
     def modules(self) -> dict[str, nn.Module]:
         """DiT and encoders with their loss."""
@@ -127,14 +135,15 @@ class CausalStage(WindowStage):
         streams.
         """
         totals: dict[str, float] = {}
-        rounds = max(1, self.config.data.held_out // 64)
+        size = min(64, self.config.data.held_out)
+        rounds = self.config.data.held_out // size
         for i in range(rounds):
             generator = torch.Generator().manual_seed(_FIXED_SEED + i)
-            batch = window_batch(self.clips, 64, self.config.windows, generator).to(self.device)
-            loss, metrics = self.module(batch)
+            batch = window_batch(self.clips, size, self.config.windows, generator, self.config.plan)
+            loss, metrics = self.module(batch.to(self.device))
             for key, value in {"loss": loss, **metrics}.items():
                 totals[key] = totals.get(key, 0.0) + float(value) / rounds
-        preview_sheets(self.pipeline(), self.folder, out_dir)
+        self.preview(out_dir)
         return totals
 
 

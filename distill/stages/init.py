@@ -10,7 +10,7 @@ Both methods train on clean context (teacher forcing), as a stream has it, and n
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
-from ..clips.training import preview_sheets
 from ..config import require
+from ..families import NetworkSpec
 from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, focused, guided
 from ..guidance import GuidanceRange, strengths_over
 from ..optim import ParameterGroups
 from ..trainer import Tick
+from ..windows import chunk_starts
 from .causal import CausalRun, WindowStage
 from .diffusion import optimizer_groups
 
@@ -122,11 +123,20 @@ class InitStage(WindowStage):
         )
         super().__init__(config, device)
         self.options = config.distillation
-        self.teacher = self.build(FlowMatching, config.teacher).requires_grad_(False).eval()
-        self.student = self.network = self.build(FewStepStudent, config.init, guidance=True)
+        specs = self.specs(config)
+        self.teacher: FlowMatching = self.build(specs["teacher"])
+        self.student: FewStepStudent = self.build(specs["student"])
+        self.network = self.student
         # the moving average that consistency targets come from; the trainer's own is much slower
         self.average = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.load_clips()
+
+    @classmethod
+    def specs(cls, config: InitRun) -> dict[str, NetworkSpec[Any]]:
+        """The student with its loss, the guided teacher, and the student's moving average."""
+        student: NetworkSpec[Any] = NetworkSpec(FewStepStudent, config.init, guidance=True)
+        teacher: NetworkSpec[Any] = NetworkSpec(FlowMatching, config.teacher, frozen=True)
+        return {"student": student, "teacher": teacher, "average": replace(student, frozen=True)}
 
     def modules(self) -> dict[str, nn.Module]:
         """The student with its loss."""
@@ -158,6 +168,7 @@ class InitStage(WindowStage):
         generator = torch.Generator().manual_seed(tick.generator_seed("levels"))
         strengths = self.options.guidance.sample(len(windows.x0), generator)
         levels = torch.randint(1, self.options.steps + 1, windows.sigma.shape, generator=generator)
+        levels = levels[:, chunk_starts(self.config.plan, levels.shape[1])]
         return InitBatch(windows, strengths.to(self.device), levels.to(self.device), tick.micro == 0)
 
     def loss(self, module: nn.Module, batch: InitBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -179,7 +190,7 @@ class InitStage(WindowStage):
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Contact sheets of fixed streams as the student streams them."""
-        preview_sheets(self.pipeline(), self.folder, out_dir)
+        self.preview(out_dir)
         return {}
 
     @torch.no_grad()

@@ -6,31 +6,28 @@ student's own distribution the fake one. Past `long_from` of the budget streams 
 (streaming long tuning, LongLive, arXiv 2509.22622), so that the student meets its own drift.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
+from models.context import ChunkPlan
+from models.kv_cache import KVCache
 from models.motion_encoder import Tracks
-from streamgen.checkpoint import read_config
 from streamgen.rollout import RolloutState, Sampling
 from streamgen.scheduler import FlowMatchScheduler, x0_from_velocity
 
-from ..clips.prompts import known_to, prompt_pairs, read_prompts
-from ..clips.training import picture_size, preview_sheets
 from ..config import require
+from ..families import DiffusionRun, NetworkSpec
 from ..flow import Condition, FlowMatching, FlowNetwork, guided
 from ..guidance import GuidanceRange, strengths_over
 from ..objectives import DistributionMatching, DMDConfig, Objective, Scores, Window
 from ..optim import ParameterGroups
 from ..running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
 from ..trainer import Tick
-from ..windows import WindowConfig
-from .diffusion import DiffusionRun, DiffusionStage, optimizer_groups
+from .diffusion import DiffusionStage, optimizer_groups
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,13 @@ class SelfForcingRun(DiffusionRun):
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     script: ScriptConfig = field(default_factory=ScriptConfig)
-    windows: WindowConfig = field(default_factory=WindowConfig)
     guidance: GuidanceRange = field(default_factory=GuidanceRange)
     objective: DMDConfig = field(default_factory=DMDConfig)
+
+    @property
+    def needs_clips(self) -> bool:
+        """Prompts alone are enough."""
+        return self.prompts is None
 
 
 class Critic(FlowNetwork):
@@ -129,21 +130,37 @@ class SelfForcingStage(DiffusionStage):
         self.config = config
         require(config.init is not None, "init", "a checkpoint of the init stage", None)
         _check_chunks(config)
-        plan = read_config(Path(config.teacher)).plan
-        require(
-            config.rollout.window_frames <= plan.chunk_frames,
-            "rollout.window_frames",
-            f"<= the teacher's {plan.chunk_frames} latent frames",
-            config.rollout.window_frames,
-        )
-        self.student = self.network = self.build(RolloutStudent, config.init, guidance=True)
-        self.teacher = self.build(FlowMatching, config.teacher, plan=plan).requires_grad_(False).eval()
-        self.critic = self.build(Critic, config.teacher, plan=plan, guidance=True)
+        plan = self.family.plan_of(Path(config.teacher))
+        if plan is not None:
+            require(
+                config.rollout.window_frames <= plan.chunk_frames,
+                "rollout.window_frames",
+                f"<= the teacher's {plan.chunk_frames} latent frames",
+                config.rollout.window_frames,
+            )
+        specs = self.specs(config)
+        self.student: RolloutStudent = self.build(specs["student"])
+        self.network = self.student
+        self.teacher: FlowMatching = self.build(specs["teacher"])
+        self.critic: Critic = self.build(specs["critic"])
         self.objective: Objective = DistributionMatching(config.objective)
         self.streams: RunningStreams | None = None
-        self.prompts = None if config.prompts is None else self._read_prompts(config.prompts)
+        self.prompts = None if config.prompts is None else self.family.prompts(config.prompts)
         if self.prompts is None:
             self.load_clips()
+
+    @classmethod
+    def specs(cls, config: SelfForcingRun) -> dict[str, NetworkSpec[Any]]:
+        """The student that streams, and the two scores of whole windows: the guided teacher and the critic,
+        which starts from it.
+        """
+        frames = config.rollout.window_frames
+        whole = ChunkPlan(frames, frames, 0, 0)
+        return {
+            "student": NetworkSpec(RolloutStudent, config.init, guidance=True),
+            "critic": NetworkSpec(Critic, config.teacher, guidance=True, plan=whole),
+            "teacher": NetworkSpec(FlowMatching, config.teacher, plan=whole, frozen=True),
+        }
 
     def modules(self) -> dict[str, nn.Module]:
         """Student and critic."""
@@ -175,14 +192,19 @@ class SelfForcingStage(DiffusionStage):
         if saved is None:
             self.streams = None
             return
-        cache = self.student.new_cache(len(saved["words"]), self._grid())
+        cache = self._new_cache(len(saved["words"]))
         self.streams = RunningStreams.load(saved, cache)
 
     def batch(self, tick: Tick) -> RolloutBatch:
-        """A script and draws; the exit step is alike on all processes, so that they do the same work."""
+        """A script and draws; the exit step is alike on all processes, so that they do the same work.
+
+        Switches are, too, where processes gather each other's parameters: a recache is a forward of its own.
+        """
         rollout = self.config.rollout
         generator = torch.Generator().manual_seed(tick.generator_seed("script"))
-        script = self.script(generator).to(self.device)
+        timing = torch.Generator().manual_seed(tick.generator_seed("switch", shared=True))
+        sharded = self.run.parallel == "fsdp2"
+        script = self.script(generator, timing if sharded else None).to(self.device)
         shared = torch.Generator().manual_seed(tick.generator_seed("exit", shared=True))
         exit_step = int(torch.randint(rollout.steps, (), generator=shared))
         limit = rollout.window_frames if tick.progress < rollout.long_from else rollout.max_frames
@@ -190,12 +212,12 @@ class SelfForcingStage(DiffusionStage):
             script, limit, exit_step, tick.generator_seed("streams"), tick.generator_seed("objective")
         )
 
-    def script(self, generator: torch.Generator) -> Script:
-        """A script for new streams."""
+    def script(self, generator: torch.Generator, shared: torch.Generator | None = None) -> Script:
+        """A script for new streams; its switch is drawn from `shared` where that is given."""
         config = self.config
         if self.prompts is not None:
             size, plan = config.rollout.batch, config.plan
-            return prompt_script(self.prompts, size, plan, config.script, config.guidance, generator)
+            return prompt_script(self.prompts, size, plan, config.script, config.guidance, generator, shared)
         return draw_script(
             self.clips,
             config.rollout.batch,
@@ -204,6 +226,7 @@ class SelfForcingStage(DiffusionStage):
             config.windows,
             config.guidance,
             generator,
+            shared,
         )
 
     def loss(self, module: nn.Module, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -225,7 +248,7 @@ class SelfForcingStage(DiffusionStage):
         options = self.config.rollout
         streams = self.streams
         if streams is None or streams.frames + options.fresh_frames > batch.limit:
-            cache = self.student.new_cache(options.batch, self._grid())
+            cache = self._new_cache(options.batch)
             streams = RunningStreams(batch.script, RolloutState(cache), batch.seed)
         # an update that fails must not leave half a window behind
         self.streams = None
@@ -263,7 +286,7 @@ class SelfForcingStage(DiffusionStage):
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Contact sheets of fixed streams as the student streams them."""
-        preview_sheets(self.pipeline(), self.folder, out_dir)
+        self.preview(out_dir)
         return {}
 
     def _told(self, script: Script, start: int, count: int) -> tuple[Tensor, Tensor, Tracks, Tensor]:
@@ -271,18 +294,8 @@ class SelfForcingStage(DiffusionStage):
         strengths = strengths_over(script.strengths, tracks.state, self.student.plan, start)
         return script.words, script.segment(start, count), tracks, strengths
 
-    def _read_prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
-        """Word ids before and after each change of prompt in a list; says which words are unknown."""
-        prompts, length = read_prompts(path), self.run.network.text_length
-        line = known_to(prompts, self.vocabulary, length, path)
-        if line is not None and PartialState().is_main_process:
-            sys.stderr.write(f"{line}\n")
-        return prompt_pairs(prompts, self.vocabulary, length)
-
-    def _grid(self) -> tuple[int, int]:
-        height, width, _ = picture_size(self.config.clips, self.config.scenes.size)
-        patch = self.tokenizer.config.patch
-        return height // patch, width // patch
+    def _new_cache(self, batch: int) -> KVCache:
+        return self.student.new_cache(batch, self.family.grid, self.family.cache_dtype)
 
 
 def _check_chunks(config: SelfForcingRun) -> None:

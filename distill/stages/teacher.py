@@ -6,18 +6,20 @@ without sink and window, so that everything that opens a checkpoint can sample t
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..clips.training import clip_frames, preview_sheets
+from ..clips.training import clip_frames
 from ..config import require
+from ..families import DiffusionRun, NetworkSpec
 from ..flow import FlowBatch, FlowMatching
 from ..optim import ParameterGroups
 from ..trainer import Tick
-from ..windows import WindowConfig, image_batch, teacher_batch
+from ..windows import image_batch, teacher_batch
 from .causal import silent
-from .diffusion import DiffusionRun, DiffusionStage, optimizer_groups
+from .diffusion import DiffusionStage, optimizer_groups
 
 _FIXED_SEED = 78
 
@@ -62,7 +64,6 @@ class TeacherRun(DiffusionRun):
     """
 
     data: TeacherData = field(default_factory=TeacherData)
-    windows: WindowConfig = field(default_factory=WindowConfig)
 
 
 class TeacherStage(DiffusionStage):
@@ -84,8 +85,14 @@ class TeacherStage(DiffusionStage):
             require(frames <= latent_frames, name, f"<= the clips' {latent_frames} latent frames", frames)
         super().__init__(config, device)
         self.config = config
-        self.module = self.network = self.build(FlowMatching, config.init)
+        self.module: FlowMatching = self.build(self.specs(config)["teacher"])
+        self.network = self.module
         self.load_clips()
+
+    @classmethod
+    def specs(cls, config: TeacherRun) -> dict[str, NetworkSpec[Any]]:
+        """DiT and encoders with their loss."""
+        return {"teacher": NetworkSpec(FlowMatching, config.init)}
 
     def modules(self) -> dict[str, nn.Module]:
         """DiT and encoders with their loss."""
@@ -133,5 +140,5 @@ class TeacherStage(DiffusionStage):
             self.clips, data.held_out, plan.chunk_frames, data.start_share, self.config.windows, generator
         )
         loss, metrics = self.module(batch.to(self.device))
-        preview_sheets(self.pipeline(), self.folder, out_dir, streams=False)
+        self.preview(out_dir, streams=False)
         return {key: float(value) for key, value in {"loss": loss, **metrics}.items()}

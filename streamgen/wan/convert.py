@@ -65,6 +65,37 @@ def convert_weights(
         raise InputError(f"-o {output}: expected a folder that is empty or not there yet")
     config = _config(source, model, overrides, needed=to == "streamgen")
     found = _read(source, config)
+    written = write_model(found, config, output, to, dtype)
+    card = {
+        "format": f"streamgen-converted-{to}",
+        "model": model,
+        "made_by": f"streamgen {own_version()}",
+        "sources": [file.to_json() for file in found.files],
+        "lora_merged": any(file.part == "lora" for file in found.files),
+        "files": written,
+    }
+    (output / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def write_model(
+    found: WanTensors,
+    config: WanConfig | None,
+    output: Path,
+    to: Naming = "streamgen",
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Write the parts that are there and, in our format, the config.
+
+    Args:
+        dtype: of the written tensors; None keeps each as it is.
+
+    Returns:
+        part, bytes and sha256 of each file by its name.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
     parts = {"dit": found.dit, "vae": found.vae, "tiny_decoder": found.tiny_decoder}
     present = {name: tensors for name, tensors in parts.items() if tensors is not None}
     output.mkdir(parents=True, exist_ok=True)
@@ -85,16 +116,7 @@ def convert_weights(
         OmegaConf.save(
             OmegaConf.create(to_plain(own) | {"sampling": own.sampling.to_json()}), output / CONFIG
         )
-    card = {
-        "format": f"streamgen-converted-{to}",
-        "model": model,
-        "made_by": f"streamgen {own_version()}",
-        "sources": [file.to_json() for file in found.files],
-        "lora_merged": any(file.part == "lora" for file in found.files),
-        "files": written,
-    }
-    (output / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    return card
+    return written
 
 
 def _config(source: Path, model: str | None, overrides: tuple[str, ...], needed: bool) -> WanConfig | None:

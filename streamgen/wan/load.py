@@ -20,7 +20,6 @@ from ..errors import CheckpointError
 from ..motion import TrackSet
 from ..noise import NoiseSource
 from ..pipeline import Networks, Pipeline
-from ..prompts import PromptEncoder
 from ..session import Session
 from .config import CONFIG, WanConfig, read_wan_config
 from .memory import Setup, check_memory
@@ -117,7 +116,7 @@ def load_wan_pipeline(
     tensors = _tensors(config, None if options.random_weights else directory, dtype)
     digest = _digest(config, tensors, options)
     networks = _networks(config, tensors, str(directory or name), device, (dtype, codec_dtype))
-    prompts = _prompts(config, directory, options)
+    prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
     pipeline = WanPipeline(name, config, networks, prompts, digest)
     pipeline.wan, pipeline.setup = config, setup
     return pipeline
@@ -127,6 +126,22 @@ def build_codec(config: WanConfig) -> WanVAE | TinyDecoder:
     """The picture decoder that the config names, on the meta device."""
     with torch.device("meta"):
         return WanVAE(config.vae) if config.decoder == "vae" else TinyDecoder(config.tiny_decoder)
+
+
+def load_vae(config: WanConfig, directory: Path, device: torch.device) -> tuple[WanVAE, str]:
+    """The autoencoder alone in float32, frozen, which training encodes clips with, and its digest.
+
+    Raises:
+        CheckpointError: no weights of it, or ones that are damaged or do not fit the config.
+    """
+    tensors = gather(config, directory, ("vae",)).vae
+    assert tensors is not None
+    digest = tensor_digest(tensors)
+    with torch.device("meta"):
+        vae = WanVAE(config.vae)
+    _place_statistics(vae, config, device, torch.float32)
+    assign(vae, tensors, f"weights {directory} (vae decoder)", device, torch.float32)
+    return vae, digest
 
 
 def _tensors(config: WanConfig, directory: Path | None, dtype: torch.dtype) -> WanTensors:
@@ -186,14 +201,21 @@ def _place_statistics(
         codec.latent_mean = torch.zeros(config.tiny_decoder.latent_channels, device=device, dtype=dtype)
 
 
-def _prompts(config: WanConfig, directory: Path | None, options: WanOptions) -> PromptEncoder:
+def prompt_encoder(
+    config: WanConfig, directory: Path | None, source: str | None, options: TextOptions
+) -> UMT5Prompts | HashedPrompts:
+    """What encodes a model's prompts, nothing of it loaded yet.
+
+    Args:
+        directory: a weights folder that may hold the encoder.
+        source: a folder or hub name, over what the folder and the config say.
+    """
     if config.text.kind == "hashed":
         return HashedPrompts(config.text)
-    source = options.text_encoder
     if source is None and directory is not None:
         inside = (directory / name for name in config.sources.text_encoder)
         source = next((str(folder) for folder in inside if folder.is_dir()), None)
-    return UMT5Prompts(source or config.text.source, config.text, options.text)
+    return UMT5Prompts(source or config.text.source, config.text, options)
 
 
 def _digest(config: WanConfig, tensors: WanTensors, options: WanOptions) -> str:

@@ -66,6 +66,12 @@ class HashedPrompts:
         """See `PromptEncoder`."""
         return zero_padded(torch.zeros(0, self.config.dim), self.config.length)
 
+    def prepare(self, prompt: str) -> None:
+        """There is nothing to prepare, see `UMT5Prompts.prepare`."""
+
+    def free(self) -> None:
+        """There is nothing to free, see `UMT5Prompts.free`."""
+
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -129,6 +135,16 @@ class UMT5Prompts:
         """Embedding of the empty prompt: its end token, then zeros."""
         return self.embed("")
 
+    def prepare(self, prompt: str) -> None:
+        """Encode a prompt where the cache on disk does not have it; one that is there is not read.
+
+        Raises:
+            CheckpointError: see `embed`.
+        """
+        file = self._file(clean_prompt(prompt))
+        if file is None or not file.is_file():
+            self.embed(prompt)
+
     def free(self) -> None:
         """Give the encoder's memory back; it is loaded again when needed."""
         self._model = None
@@ -188,7 +204,7 @@ class UMT5Prompts:
             return None
         try:
             with safe_open(file, "pt") as opened:
-                embedding: Tensor = opened.get_tensor("embedding")
+                embedding: Tensor = opened.get_tensor("embedding").float()
         except (SafetensorError, OSError):
             # a damaged file is made anew
             return None
@@ -201,7 +217,9 @@ class UMT5Prompts:
         part = file.with_name(file.name + ".part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"embedding": embedding.contiguous()}, part, {"prompt": text, "encoder": self.source})
+            # in the encoder's own precision, which loses nothing
+            kept = embedding.to(self.options.dtype).contiguous()
+            save_file({"embedding": kept}, part, {"prompt": text, "encoder": self.source})
             part.replace(file)
         except OSError as error:
             raise CheckpointError(f"prompt cache {file}: cannot be written ({error})") from None

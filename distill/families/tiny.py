@@ -1,0 +1,295 @@
+"""The tiny family: its tokenizer, its words, and networks of any size, trained from nothing."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.causal_dit import CausalDiT, CausalDiTConfig
+from models.context import ChunkPlan
+from models.motion_encoder import MotionEncoder, MotionEncoderConfig
+from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
+from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+from streamgen.checkpoint import (
+    MODEL,
+    TOKENIZER,
+    VOCABULARY,
+    CheckpointConfig,
+    load_into,
+    part_of,
+    read_config,
+    read_tensors,
+    read_vocabulary,
+)
+from streamgen.digest import tensor_digest
+from streamgen.pipeline import Networks, Pipeline
+from streamgen.settings import StreamSettings
+from streamgen.structured import to_plain
+
+from ..clips.latents import OwnLatents
+from ..clips.prompts import known_to, prompt_pairs, read_prompts
+from ..clips.training import LatentMix, open_folder, picture_size, preview_sheets, stage_vocabulary
+from ..clips.words import WordIds
+from ..config import build, read_mapping, write_yaml
+from ..flow import FlowNetwork
+from ..latent_cache import LatentCache
+from ..widen import widen_dit
+from .config import DiffusionRun
+from .family import Family, N, NetworkSpec
+
+_WORDS = "embedding.weight"
+_GUIDANCE = "guidance_embedding."
+
+
+class TinyFamily(Family):
+    """See `Family`; `vocabulary` are the words of the run."""
+
+    codec: VideoTokenizer
+
+    def __init__(self, config: DiffusionRun, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.codec, self.digest = load_tokenizer(Path(config.tokenizer), device)
+        self.folder = open_folder(config.clips, config.scenes.size)
+        self.vocabulary = stage_vocabulary(self.folder, config.run_dir, words_of(config.init))
+
+    @classmethod
+    def blank(cls, config: DiffusionRun, specs: Mapping[str, NetworkSpec[Any]]) -> dict[str, nn.Module]:
+        """See `Family`; of the vocabulary, words that only own captions have are not counted."""
+        tokenizer = tokenizer_config(Path(config.tokenizer))
+        words = len(stage_vocabulary(None, config.run_dir, words_of(config.init)))
+        return {name: network_of(spec, config, tokenizer, words) for name, spec in specs.items()}
+
+    @classmethod
+    def blank_codec(cls, config: DiffusionRun) -> nn.Module:
+        """See `Family`."""
+        return VideoTokenizer(tokenizer_config(Path(config.tokenizer)))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """See `Family`."""
+        height, width, _ = picture_size(self.run.clips, self.run.scenes.size)
+        patch = self.codec.config.patch
+        return height // patch, width // patch
+
+    def fresh(self, spec: NetworkSpec[N]) -> N:
+        """See `Family`."""
+        return network_of(spec, self.run, self.codec.config, len(self.vocabulary))
+
+    def load(self, network: FlowNetwork, directory: Path) -> None:
+        """See `load_networks`."""
+        load_networks(network, directory, self.vocabulary)
+
+    def plan_of(self, directory: Path) -> ChunkPlan | None:
+        """See `Family`."""
+        return read_config(directory).plan
+
+    def clips(self) -> LatentMix:
+        """See `Family`; `main` are the own ones where there are some."""
+        config, length = self.run, self.run.network.text_length
+        world = LatentCache(config.cache, config.scenes, self.codec, self.digest, self.vocabulary, length)
+        own = None
+        if self.folder is not None:
+            own = OwnLatents(
+                self.folder, self.codec, self.digest, WordIds(self.folder, self.vocabulary, length)
+            )
+        return LatentMix(world, own, config.clips, self.device)
+
+    def prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
+        """See `Family`; says which words are unknown."""
+        prompts, length = read_prompts(path), self.run.network.text_length
+        line = known_to(prompts, self.vocabulary, length, path)
+        if line is not None and PartialState().is_main_process:
+            sys.stderr.write(f"{line}\n")
+        return prompt_pairs(prompts, lambda text: self.vocabulary.encode(text, length).ids)
+
+    def pipeline(self, network: FlowNetwork) -> Pipeline:
+        """See `Family`."""
+        networks = Networks(self.codec, network.dit, words_encoder(network), network.motion_encoder)
+        checkpoint = checkpoint_config(self.run, network, self.codec, self.digest)
+        return Pipeline("in training", checkpoint, networks, self.vocabulary, "in training")
+
+    def preview(self, pipeline: Pipeline, out_dir: Path, streams: bool) -> None:
+        """See `Family`."""
+        preview_sheets(pipeline, self.folder, out_dir, streams)
+
+    def export(self, network: FlowNetwork, directory: Path) -> None:
+        """See `write_checkpoint`."""
+        checkpoint = checkpoint_config(self.run, network, self.codec, self.digest)
+        write_checkpoint(checkpoint, network, self.vocabulary, Path(self.run.tokenizer), directory)
+
+
+def network_of(
+    spec: NetworkSpec[N], config: DiffusionRun, tokenizer: VideoTokenizerConfig, vocabulary: int
+) -> N:
+    """`build_network` of what a stage asks for."""
+    options: dict[str, Any] = {"guidance": spec.guidance, "plan": spec.plan or config.plan}
+    return build_network(spec.kind, config, tokenizer, vocabulary, **options)
+
+
+def words_encoder(network: FlowNetwork) -> TextEncoder:
+    """The text encoder of a network of this family."""
+    assert isinstance(network.text_encoder, TextEncoder)
+    return network.text_encoder
+
+
+def build_network(
+    kind: type[N], config: DiffusionRun, tokenizer: VideoTokenizerConfig, vocabulary: int, **options: Any
+) -> N:
+    """A freshly initialised network of a certain `kind`; a function of the config's sizes and seed.
+
+    `options` replace values of `CausalDiTConfig`; `plan` the config's chunk plan.
+    """
+    network, plan = config.network, options.pop("plan", config.plan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        dit = CausalDiT(
+            CausalDiTConfig(
+                dim=network.dim,
+                layers=network.layers,
+                heads=network.heads,
+                ffn_dim=network.ffn_dim,
+                latent_channels=tokenizer.latent_channels,
+                motion_channels=network.motion_channels,
+                patch=network.patch,
+                text_dim=network.text_dim,
+                **options,
+            )
+        )
+        text = TextEncoder(
+            TextEncoderConfig(
+                vocabulary=vocabulary,
+                dim=network.text_dim,
+                layers=network.text_layers,
+                length=network.text_length,
+            )
+        )
+        motion = MotionEncoder(
+            MotionEncoderConfig(
+                channels=network.motion_channels, hidden=network.motion_hidden, temporal=tokenizer.temporal
+            )
+        )
+    return kind(dit, text, motion, plan)
+
+
+def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) -> None:
+    """Take DiT, text and motion encoder from a checkpoint directory.
+
+    Word embeddings are taken by word: the checkpoint may know other words than `vocabulary`, and words that
+    it does not know keep their fresh embeddings. It may also be one for fewer latent channels, or without the
+    guidance input that `module` has.
+
+    Raises:
+        CheckpointError: missing or damaged weights, or networks of other sizes.
+    """
+    tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
+    dit = widen_dit(part_of(tensors, "dit"), module.dit)
+    if module.dit.config.guidance and not any(name.startswith(_GUIDANCE) for name in dit):
+        dit |= {k: v for k, v in module.dit.state_dict().items() if k.startswith(_GUIDANCE)}
+    load_into(module.dit, dit, f"{where} (dit)")
+    load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
+    text = part_of(tensors, "text_encoder")
+    known = read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder)
+    encoder = words_encoder(module)
+    fresh = encoder.embedding.weight.detach()
+    if text[_WORDS].shape[1:] == fresh.shape[1:]:
+        text[_WORDS] = _by_word(fresh, vocabulary, text[_WORDS], known)
+    load_into(encoder, text, f"{where} (text_encoder)")
+
+
+def _by_word(fresh: Tensor, vocabulary: Vocabulary, given: Tensor, known: Vocabulary) -> Tensor:
+    """`fresh` embeddings `(V, D)` with the rows of padding, unknown and all words of `known` replaced."""
+    rows = fresh.clone()
+    first = len(vocabulary) - len(vocabulary.words)
+    rows[:first] = given[:first].to(rows)
+    index = {word: first + i for i, word in enumerate(known.words)}
+    for i, word in enumerate(vocabulary.words):
+        if word in index:
+            rows[first + i] = given[index[word]].to(rows)
+    return rows
+
+
+def words_of(init: str | None) -> tuple[str, ...]:
+    """The words of a checkpoint directory, none where there is no such start.
+
+    Raises:
+        CheckpointError: a start whose config or vocabulary cannot be read.
+    """
+    if init is None:
+        return ()
+    directory = Path(init)
+    return read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder).words
+
+
+def tokenizer_config(directory: Path) -> VideoTokenizerConfig:
+    """The sizes of a tokenizer from an export of the tokenizer stage or from a checkpoint directory.
+
+    Raises:
+        CheckpointError: no config, or one that cannot be read.
+    """
+    if (directory / "tokenizer.yaml").is_file():
+        return build(VideoTokenizerConfig, read_mapping(directory / "tokenizer.yaml"))
+    return read_config(directory).tokenizer
+
+
+def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
+    """A frozen tokenizer from an export of the tokenizer stage or from a checkpoint directory, and its
+    digest.
+
+    Raises:
+        CheckpointError: missing or damaged weights, or a config that does not fit them.
+    """
+    state = read_tensors(directory / TOKENIZER)
+    tokenizer = VideoTokenizer(tokenizer_config(directory))
+    load_into(tokenizer, state, str(directory / TOKENIZER))
+    return tokenizer.to(device).eval().requires_grad_(False), tensor_digest(state)
+
+
+def checkpoint_config(
+    config: DiffusionRun, module: FlowNetwork, tokenizer: VideoTokenizer, digest: str
+) -> CheckpointConfig:
+    """What a checkpoint of this run says of itself."""
+    plan = module.plan
+    height, width, fps = picture_size(config.clips, config.scenes.size)
+    base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
+    return CheckpointConfig(
+        format=1,
+        family="tiny",
+        height=height,
+        width=width,
+        fps=fps,
+        tokenizer=tokenizer.config,
+        tokenizer_digest=digest,
+        dit=module.dit.config,
+        text_encoder=words_encoder(module).config,
+        motion_encoder=module.motion_encoder.config,
+        plan=plan,
+        sampling=base.updated(config.sampling),
+    )
+
+
+def write_checkpoint(
+    checkpoint: CheckpointConfig,
+    module: FlowNetwork,
+    vocabulary: Vocabulary,
+    tokenizer: Path,
+    directory: Path,
+) -> None:
+    """Write `config.yaml`, `model.safetensors` (bf16), `tokenizer.safetensors` and `vocabulary.txt`."""
+    parts = {"dit": module.dit, "text_encoder": module.text_encoder, "motion_encoder": module.motion_encoder}
+    state = {
+        f"{part}.{name}": value.detach().to(torch.bfloat16).cpu().contiguous()
+        for part, network in parts.items()
+        for name, value in network.state_dict().items()
+    }
+    save_file(
+        state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)}
+    )
+    shutil.copyfile(tokenizer / "tokenizer.safetensors", directory / "tokenizer.safetensors")
+    (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
+    write_yaml(to_plain(checkpoint), directory / "config.yaml")
