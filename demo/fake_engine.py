@@ -28,8 +28,8 @@ def colour_of(prompt: str) -> tuple[int, int, int]:
 
 
 def _texture(height: int, width: int) -> np.ndarray:
-    """Smooth noise, uint8 `(height, width, 3)`: at 832 x 480 a picture of it takes about 48 kB as JPEG, as one
-    of a real video does; plain noise would take three times that.
+    """Smooth noise, uint8 `(height, width, 3)`: at 832 x 480 a picture of it takes about 48 kB as JPEG, as
+    one of a real video does; plain noise would take three times that.
     """
     grain = max(1, height // 48)
     shape = (-(-height // grain), -(-width // grain), 3)

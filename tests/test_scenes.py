@@ -275,6 +275,23 @@ def test_caption_statistics() -> None:
     assert len(set(single)) > 0.6 * len(single)
 
 
+def test_motions_come_as_often_as_they_are_weighted() -> None:
+    """At the start of a clip, and among the other ones where the motion changes."""
+    weights = {"circles": 4.0, "zigzag": 4.0}
+    config = SceneConfig(motion_weights=weights, change_probability=1.0)
+    drawn = sample_attributes(config, 20_000, torch.Generator().manual_seed(0))
+    total = len(MOTIONS) - len(weights) + sum(weights.values())
+    shares = drawn.motion[:, 0].flatten().bincount(minlength=len(MOTIONS)) / drawn.motion[:, 0].numel()
+    for name, share in zip(MOTIONS, shares.tolist(), strict=True):
+        assert share == pytest.approx(weights.get(name, 1.0) / total, abs=0.01), name
+    rows = drawn.changes[:, CHANGE_KINDS.index("motion")].nonzero()[:, 0]
+    before, after = drawn.motion[rows, :, drawn.changed_object[rows]].unbind(1)
+    assert (before != after).all()
+    circles, right = MOTIONS.index("circles"), MOTIONS.index("right")
+    from_left = after[before == MOTIONS.index("left")]
+    assert (from_left == circles).float().mean() > 2 * (from_left == right).float().mean()
+
+
 def test_canonical_prompt() -> None:
     assert canonical_prompt("small", "red", "circle", "right", "sea") == (
         "a small red circle moves right over the sea"
@@ -291,6 +308,8 @@ def test_canonical_prompt() -> None:
     [
         {"size": 50},
         {"object_weights": (1, 1, 1, 1)},
+        {"motion_weights": {"spins": 2}},
+        {"motion_weights": {"circles": 0}},
         {"tracks": 2},
         {"change_probability": 1.5},
         {"camera_probability": -0.1},

@@ -77,6 +77,19 @@ def _draw_changes(config: SceneConfig, batch: int, may_change: bool, generator: 
     return (ranks < 1 + double.long()[:, None]) & changed[:, None]
 
 
+def _motions(config: SceneConfig, old: Tensor, generator: torch.Generator, change: bool) -> Tensor:
+    """Motions of the shape of `old`, in a `change` other than those; as often as the config says."""
+    if not config.motion_weights:
+        if change:
+            return _other(old, len(MOTIONS), generator)
+        return _integers(len(MOTIONS), tuple(old.shape), generator)
+    weights = torch.tensor([float(config.motion_weights.get(name, 1)) for name in MOTIONS])
+    rows = weights.repeat(old.numel(), 1)
+    if change:
+        rows[torch.arange(len(rows)), old.flatten()] = 0
+    return torch.multinomial(rows, 1, generator=generator).view(old.shape)
+
+
 def _other(old: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Uniform among the other ``count - 1`` values."""
     return (old + 1 + torch.randint(0, count - 1, old.shape, generator=generator)) % count
@@ -99,7 +112,7 @@ def sample_attributes(
     weights = torch.tensor(config.object_weights, dtype=torch.float32)
     count = 1 + torch.multinomial(weights, batch, replacement=True, generator=generator)
     colour, shape = _draw_objects(config, batch, generator)
-    motion = _integers(len(MOTIONS), (batch, slots), generator)
+    motion = _motions(config, torch.zeros(batch, slots, dtype=torch.long), generator, change=False)
     background = _integers(len(BACKGROUNDS), (batch,), generator)
     changes = _draw_changes(config, batch, may_change, generator)
     target = (torch.rand(batch, generator=generator) * count).long()
@@ -121,7 +134,7 @@ def sample_attributes(
     new_motion = motion.clone()
     old_motion = motion[rows, target]
     new_motion[rows, target] = torch.where(
-        changes[:, 3], _other(old_motion, len(MOTIONS), generator), old_motion
+        changes[:, 3], _motions(config, old_motion, generator, change=True), old_motion
     )
     return SceneAttributes(
         count=count,

@@ -1,8 +1,11 @@
 """Settings of the procedural world."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from .vocabulary import MOTIONS
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,8 @@ class SceneConfig:
         size: side of the square frame in pixels, a multiple of 16.
         object_weights: relative frequency of clips with 1, 2, 3 ... objects; its length is the number of
             object slots (at most 3).
+        motion_weights: relative frequency of motions by name, 1 for those that are not named: what takes long
+            to be learned may be shown more often.
         tracks: point tracks per clip, more than the number of object slots; 16 cover the picture of a camera
             move as ``streamgen.motion.camera`` does.
         change_probability: share of clips in which something changes in the middle.
@@ -30,6 +35,7 @@ class SceneConfig:
 
     size: int = 64
     object_weights: tuple[float, ...] = (0.65, 0.25, 0.1)
+    motion_weights: dict[str, float] = field(default_factory=dict)
     tracks: int = 16
     change_probability: float = 0.35
     double_change_probability: float = 0.15
@@ -52,6 +58,11 @@ class SceneConfig:
             or sum(self.object_weights) <= 0
         ):
             raise ValueError(f"object_weights: expected 1 to 3 weights >= 0, found {self.object_weights}")
+        for name, weight in self.motion_weights.items():
+            if name not in MOTIONS:
+                raise ValueError(f"motion_weights: expected some of {', '.join(MOTIONS)}, found {name!r}")
+            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"motion_weights: expected numbers above 0, found {name} {weight!r}")
         if self.tracks <= len(self.object_weights):
             raise ValueError(f"tracks: expected more than {len(self.object_weights)}, found {self.tracks}")
         for name, value in (
