@@ -75,9 +75,15 @@ def test_signals_end_after_the_chunk_and_the_run_goes_on_later(tmp_path: Path, c
 
 def test_two_runs_on_one_folder(tmp_path: Path, checkpoint: Path) -> None:
     """Also with other job files that share items under other names."""
-    jobs, out = write_jobs(tmp_path, 6, 17), tmp_path / "out"
-    workers = [Worker(jobs, out, checkpoint) for _ in range(2)]
-    assert [worker.end() for worker in workers] == [0, 0]
+    jobs, out = write_jobs(tmp_path, 6, 49), tmp_path / "out"
+    first = Worker(jobs, out, checkpoint)
+    first.wait_until_rendering()
+    # however slowly the second one starts, the first still has its item when it does
+    first.process.send_signal(signal.SIGSTOP)
+    second = Worker(jobs, out, checkpoint)
+    second.wait_until_rendering()
+    first.process.send_signal(signal.SIGCONT)
+    assert [worker.end() for worker in (first, second)] == [0, 0]
     check_folder(out, 6)
     rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     assert len({row["worker"] for row in rows}) == 2, "one of them did nothing"
