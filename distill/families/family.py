@@ -18,6 +18,7 @@ from ..flow import FlowNetwork
 from .config import DiffusionRun
 
 N = TypeVar("N", bound=FlowNetwork)
+_GUIDANCE = "guidance_embedding."
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,13 @@ class Family(ABC):
     @abstractmethod
     def export(self, network: FlowNetwork, directory: Path) -> None:
         """Write a checkpoint directory that `streamgen.load_pipeline` opens."""
+
+
+def with_guidance(tensors: Mapping[str, Tensor], network: FlowNetwork) -> dict[str, Tensor]:
+    """Tensors of a DiT, with the network's own fresh guidance input where it has one and they have none: that
+    adds nothing yet, so that the network computes what they did.
+    """
+    dit = dict(tensors)
+    if network.dit.config.guidance and not any(name.startswith(_GUIDANCE) for name in dit):
+        dit |= {k: v for k, v in network.dit.state_dict().items() if k.startswith(_GUIDANCE)}
+    return dit

@@ -41,10 +41,9 @@ from ..flow import FlowNetwork
 from ..latent_cache import LatentCache
 from ..widen import widen_dit
 from .config import DiffusionRun
-from .family import Family, N, NetworkSpec
+from .family import Family, N, NetworkSpec, with_guidance
 
 _WORDS = "embedding.weight"
-_GUIDANCE = "guidance_embedding."
 
 
 class TinyFamily(Family):
@@ -188,9 +187,7 @@ def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) 
         CheckpointError: missing or damaged weights, or networks of other sizes.
     """
     tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
-    dit = widen_dit(part_of(tensors, "dit"), module.dit)
-    if module.dit.config.guidance and not any(name.startswith(_GUIDANCE) for name in dit):
-        dit |= {k: v for k, v in module.dit.state_dict().items() if k.startswith(_GUIDANCE)}
+    dit = with_guidance(widen_dit(part_of(tensors, "dit"), module.dit), module)
     load_into(module.dit, dit, f"{where} (dit)")
     load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
     text = part_of(tensors, "text_encoder")

@@ -30,9 +30,7 @@ from ..config import ConfigError, require
 from ..flow import FlowNetwork
 from .captions import CaptionTable
 from .config import DiffusionRun, WanTraining
-from .family import Family, N, NetworkSpec
-
-_GUIDANCE = "guidance_embedding."
+from .family import Family, N, NetworkSpec, with_guidance
 
 
 class WanFamily(Family):
@@ -81,10 +79,7 @@ class WanFamily(Family):
         """
         found = gather(self.model_for(network), directory, ("dit",))
         assert found.dit is not None
-        dit = dict(found.dit)
-        if network.dit.config.guidance and not any(name.startswith(_GUIDANCE) for name in dit):
-            dit |= {k: v for k, v in network.dit.state_dict().items() if k.startswith(_GUIDANCE)}
-        load_into(network.dit, dit, f"weights {directory} (dit)")
+        load_into(network.dit, with_guidance(found.dit, network), f"weights {directory} (dit)")
         if found.motion_encoder is not None:
             where = f"weights {directory} (motion_encoder)"
             load_into(network.motion_encoder, found.motion_encoder, where)
