@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 from distill.checkpoint import latest_checkpoint
 from distill.config import ConfigError
@@ -16,14 +15,14 @@ from distill.stages.self_forcing import SelfForcingRun, SelfForcingStage
 from distill.trainer import Trainer, make_accelerator
 from models.context import ChunkPlan
 from streamgen import load_pipeline
+from tests.processes import forget_processes
 from tests.tiny_stages import CPU, causal_run, init_run, self_forcing_run, teacher_run, with_steps
 
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Any:
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    forget_processes()
 
 
 @pytest.mark.parametrize("make", [teacher_run, init_run, self_forcing_run])

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 import distill.clips.training
 import distill.latent_cache
@@ -32,6 +31,7 @@ from models.video_tokenizer import VideoTokenizerConfig
 from streamgen import load_pipeline
 from streamgen.errors import CheckpointError, InputError
 from tests.clip_folders import metadata, small, with_reader, write_clip
+from tests.processes import forget_processes
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
 from tests.tiny_stages import init_run, self_forcing_run, teacher_run
@@ -49,8 +49,7 @@ CAPTIONS = ("a zebra walks", "a zebra runs", "one rare word")
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    forget_processes()
 
 
 @pytest.fixture
@@ -251,8 +250,7 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
 
 
 def _reset() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    forget_processes()
 
 
 @pytest.mark.parametrize("make", [teacher_run, init_run, self_forcing_run])

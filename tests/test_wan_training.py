@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from streamgen.wan.config import TextConfig
 from streamgen.wan.text import HashedPrompts, TextOptions, UMT5Prompts
 from streamgen.wan.weights import gather
 from tests.command_line import call
+from tests.processes import forget_processes
 from tests.tiny_models import assert_needs, randomize
 from tests.tiny_wan import small_config, tiny_tokenizer, tiny_umt5
 from tests.wan_stages import (
@@ -59,8 +59,7 @@ NEW_INPUTS = ("dit.patch_embedding", "dit.guidance_embedding", "motion_encoder")
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    forget_processes()
 
 
 @pytest.fixture
