@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,6 +24,7 @@ from distill.stages.tokenizer import (
 from distill.trainer import Tick, Trainer, make_accelerator
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.digest import tensor_digest
+from tests.processes import forget_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = VideoTokenizerConfig(dim=24, heads=1, encoder_spatial=1, decoder_spatial=1, refine_channels=4)
@@ -62,8 +62,7 @@ def test_training_writes_loadable_weights(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     stage = build_stage(config, CPU)
     Trainer(config, stage, make_accelerator(config)).run()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    forget_processes()
     assert {path.name for path in (tmp_path / "previews").iterdir()} == {"step-000000000", "step-000000004"}
     assert (tmp_path / "previews" / "step-000000004" / "reconstructions.png").is_file()
 
