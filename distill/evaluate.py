@@ -1,4 +1,6 @@
-"""Evaluation: `python -m distill.evaluate --model tiny -o report/ [key=value]...`, or `--run` and curves."""
+"""Evaluation: `python -m distill.evaluate --model tiny -o report/ [key=value]...`, or `--run` and curves, or
+`--tokenizer`s beside each other.
+"""
 
 import argparse
 import importlib.util
@@ -23,6 +25,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="a name or a checkpoint directory (default: tiny)")
     parser.add_argument(
         "--run", help="a training run's folder: judge all weights it kept (preview.weights), draw curves"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="the export of a tokenizer stage, or a checkpoint directory: judge the tokenizer alone; give it "
+        "several times to compare them",
     )
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
@@ -54,8 +64,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError('evaluation: needs matplotlib for its curves: pip install "streamgen[train]"')
     if options.processes < 1:
         raise InputError(f"--processes: expected at least 1, found {options.processes}")
-    if options.run is not None and options.model is not None:
-        raise InputError("--model and --run: expected one of them, found both")
+    given = {"--model": options.model, "--run": options.run, "--tokenizer": options.tokenizer}
+    if len(found := [name for name, value in given.items() if value]) > 1:
+        raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
     out_dir = Path(options.out)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -63,6 +74,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError(f"--out {out_dir}: cannot be made ({error.strerror})") from None
     if options.run is not None:
         page = _curves(options, Path(options.run), out_dir)
+    elif options.tokenizer:
+        page = _tokenizers(options, out_dir)
     else:
         report = _report(options, options.model or "tiny", out_dir)
         page = out_dir / "index.html"
@@ -86,6 +99,18 @@ def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str,
     evaluation = evaluator.run()
     write_report(evaluation, out_dir)
     return evaluation.report
+
+
+def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Path:
+    from .config import build, read_overrides
+    from .evaluation.comparison import compare_tokenizers
+    from .evaluation.suites import EvaluationConfig
+
+    config = build(EvaluationConfig, read_overrides(options.overrides))
+    rows = compare_tokenizers([Path(path) for path in options.tokenizer], config, out_dir)
+    if options.json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+    return out_dir / "index.html"
 
 
 def _curves(options: argparse.Namespace, run_dir: Path, out_dir: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from distill import evaluate
 from distill.config import ConfigError
@@ -26,6 +27,7 @@ from distill.evaluation.reading import FrameReader
 from distill.evaluation.streams import StreamSpec, StreamStore, Video
 from distill.evaluation.suites import EvaluationConfig, SuiteBuilder
 from distill.evaluation.truth import Truth
+from distill.families.tiny import load_tokenizer
 from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, SceneConfig, caption_vocabulary
 from models.text_encoder import Vocabulary
 from streamgen import load_pipeline
@@ -33,6 +35,7 @@ from streamgen.errors import InputError
 from tests.tiny_checkpoints import write_checkpoint
 
 COUNT = 24
+WEIGHTS = Path(__file__).resolve().parents[1] / "streamgen" / "weights" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -324,12 +327,41 @@ def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path
     assert "4 minutes, step 9" in (tmp_path / "curves" / "index.html").read_text()
 
 
+def test_tokenizers_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped one against itself without its network, which is a linear PCA."""
+    linear = tmp_path / "linear"
+    shutil.copytree(WEIGHTS, linear)
+    tokenizer, _ = load_tokenizer(WEIGHTS, torch.device("cpu"))
+    tokenizer.decoder.reset_output()
+    save_file(tokenizer.state_dict(), linear / "tokenizer.safetensors")
+    out = tmp_path / "out"
+    arguments = ["--tokenizer", str(linear), "--tokenizer", str(WEIGHTS), "-o", str(out), "--json", "clips=8"]
+    assert evaluate.main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == json.loads((out / "tokenizers.json").read_text())
+    assert [row["path"] for row in rows] == [str(WEIGHTS), str(linear)]
+    best, worst = rows
+    assert best["digest"] != worst["digest"]
+    assert best["psnr_tokenizer"] > worst["psnr_tokenizer"] + 2
+    # one baseline for both, the same clips
+    assert best["tokenizer"]["baselines"] == worst["tokenizer"]["baselines"]
+    gain = best["psnr_tokenizer"] - best["tokenizer"]["baselines"]["pca"]["psnr"]
+    assert best["over_pca"]["psnr"] == pytest.approx(gain)
+    assert list(best["psnr_by_size"]) == ["32", "64", "96"]
+    assert all(size["images"] > 25 for size in best["psnr_by_size"].values())
+    page = (out / "index.html").read_text()
+    assert page.index(str(WEIGHTS)) < page.index(str(linear))
+    assert (out / "tokenizers.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model", "nothing"], "nothing"),
+        (["--tokenizer", "nothing"], "nothing"),
+        (["--tokenizer", "nothing", "--model", "tiny"], "found --model and --tokenizer"),
         (["--run", "nothing"], "metrics.jsonl"),
-        (["--run", "nothing", "--model", "tiny"], "found both"),
+        (["--run", "nothing", "--model", "tiny"], "found --model and --run"),
         (["promts=3"], "did you mean 'prompts'"),
         (["prompts=-1"], "prompts: expected 0 to"),
         (["prompts"], "expected key=value"),

@@ -13,7 +13,7 @@ from ..scenes import contact_sheet
 from .runner import Evaluation
 from .streams import Video
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 }
 td, th { border-bottom: 1px solid #ddd; padding: .2rem .9rem .2rem 0; text-align: left }
@@ -57,26 +57,26 @@ def _page(report: Mapping[str, Any], plots: Sequence[str], sheets: Sequence[str]
     name = html.escape(str(report["model"]))
     parts = [
         f"<!doctype html><meta charset=utf-8><title>streamgen evaluation: {name}</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         f"<h1>Evaluation of {name}</h1>",
         f"<p>Weights <code>{html.escape(str(report['digest']))}</code>. Every figure is read from rendered "
         "frames; the controls tell what the measures themselves are worth.</p>",
-        _table(["figure", "found", "aim"], [[n, _number(_at(report, k)), aim] for n, k, aim in _HEADLINES]),
+        table(["figure", "found", "aim"], [[n, number(_at(report, k)), aim] for n, k, aim in _HEADLINES]),
         "<h2>Controls</h2>",
-        _table(
+        table(
             ["measure", "the world's own clips", "shuffled prompts"],
             [
-                [key, _number(value), _number(report["control"]["shuffled"].get(key))]
+                [key, number(value), number(report["control"]["shuffled"].get(key))]
                 for key, value in _flat(report["control"]["truth"])
             ],
         ),
         "<h2>Motions</h2>",
-        _table(["word", "right"], [[k, _number(v)] for k, v in report["motion_by_word"].items()]),
+        table(["word", "right"], [[k, number(v)] for k, v in report["motion_by_word"].items()]),
         "<h2>Switches by what changes</h2>",
-        _table(
+        table(
             ["kind", "success", "the rest stayed", "streams"],
             [
-                [k, _number(v["success"]), _number(v["kept"]), str(v["n"])]
+                [k, number(v["success"]), number(v["kept"]), str(v["n"])]
                 for k, v in report["switch_kinds"].items()
             ],
         ),
@@ -91,7 +91,8 @@ def _page(report: Mapping[str, Any], plots: Sequence[str], sheets: Sequence[str]
     return "\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table of plain text."""
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     return "<table>" + "\n".join(lines) + "</table>"
@@ -115,7 +116,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return out
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A figure as a cell shows it."""
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

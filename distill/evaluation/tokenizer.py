@@ -59,6 +59,12 @@ def tokenizer_figures(
     }
 
 
+def reconstruct(tokenizer: VideoTokenizer, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """One clip, uint8 (T, H, W, 3), before and after coding: float (T, 3, H, W) in [-1, 1] each."""
+    clip = to_float(frames[None])
+    return clip[0], _through(tokenizer)(clip)[0]
+
+
 def _batches(videos: Sequence[Video]) -> list[Sequence[Video]]:
     return [videos[start : start + _BATCH] for start in range(0, len(videos), _BATCH)]
 
@@ -102,7 +108,7 @@ def _bilinear(config: VideoTokenizerConfig) -> Codec:
     return code
 
 
-def _decibels(square: Tensor) -> Tensor:
+def decibels(square: Tensor) -> Tensor:
     """PSNR of mean squared errors of pixels in [-1, 1]."""
     return 10 * torch.log10(4 / square.clamp(min=1e-12))
 
@@ -115,7 +121,7 @@ def _psnr(clips: Sequence[Tensor], coded: Sequence[Tensor], cell: int) -> tuple[
         for row, mask in enumerate((torch.ones_like(square), moving_cells(clip, cell).double())):
             errors[row] += (square * mask).sum()
             weights[row] += mask.sum()
-    everywhere, moving = _decibels(errors / weights.clamp(min=1)).tolist()
+    everywhere, moving = decibels(errors / weights.clamp(min=1)).tolist()
     return everywhere, moving
 
 
@@ -123,7 +129,7 @@ def _by_frame(clips: Sequence[Tensor], coded: Sequence[Tensor], temporal: int) -
     """PSNR of frame 0, then of the first to the last frame of later chunks."""
     square = torch.cat([(b - a).square().mean((2, 3, 4)) for a, b in zip(clips, coded, strict=True)]).mean(0)
     later = [square[1 + place :: temporal].mean() for place in range(temporal)]
-    return [float(_decibels(value)) for value in (square[0], *later)]
+    return [float(decibels(value)) for value in (square[0], *later)]
 
 
 def _step_errors(clips: Sequence[Tensor], coded: Sequence[Tensor], temporal: int) -> dict[str, float]:
@@ -142,7 +148,7 @@ def _round_trips(tokenizer: VideoTokenizer, clips: Sequence[Tensor]) -> dict[str
     for trip in range(1, max(ROUND_TRIPS) + 1):
         clip = _through(tokenizer)(clip)
         if trip in ROUND_TRIPS:
-            out[str(trip)] = float(_decibels((clip - clips[0]).square().mean()))
+            out[str(trip)] = float(decibels((clip - clips[0]).square().mean()))
     return out
 
 

@@ -1,0 +1,175 @@
+"""Tokenizers beside each other, on the same clips of the world: figures, a table, a sheet to look at."""
+
+import html
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.video_tokenizer import VideoTokenizer
+from streamgen.errors import CheckpointError
+
+from ..families.tiny import load_tokenizer
+from ..scenes import MOTIONS, SceneConfig, contact_sheet
+from .measures import Instruments
+from .report import STYLE, number, table
+from .streams import Video
+from .suites import FPS, EvaluationConfig
+from .tokenizer import decibels, reconstruct, tokenizer_figures
+from .truth import Truth
+
+_SEED = 1
+#: Frames of the clips of other sizes.
+_SHORT = 17
+_SHEET_CLIPS = 3
+#: Heading, and where the figure is in a row.
+_COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("PSNR, dB", ("psnr_tokenizer",)),
+    ("moving cells", ("psnr_moving",)),
+    ("over PCA", ("over_pca", "psnr")),
+    ("over PCA, moving", ("over_pca", "psnr_moving")),
+    ("shapes right", ("shape_through_tokenizer",)),
+    ("step at a border, of 255", ("tokenizer", "step_error", "border")),
+    ("inside", ("tokenizer", "step_error", "inside")),
+    ("5 round trips, dB", ("tokenizer", "psnr_round_trips", "5")),
+)
+
+
+@torch.no_grad()
+def compare_tokenizers(
+    directories: Sequence[Path], config: EvaluationConfig, out_dir: Path
+) -> list[dict[str, Any]]:
+    """Figures of each tokenizer, best PSNR first, also as `tokenizers.json`, a page and a contact sheet.
+
+    Args:
+        directories: exports of the tokenizer stage, or checkpoint directories.
+        config: `clips` clips of `seconds` are measured; nothing is streamed.
+
+    Returns:
+        Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), and `psnr_by_size`: dB of
+        clips and of single images, of half the world's size, of its own, and of three halves.
+
+    Raises:
+        CheckpointError: a directory without a tokenizer of this world's frames, or with a damaged one.
+    """
+    world = SceneConfig()
+    loaded = [(path, *_load(path, _sizes(world.size))) for path in directories]
+    truth, fitting = (_truth(world.size, config, seed) for seed in (_SEED, _SEED + 1))
+    frames = 1 + round(config.seconds * FPS)
+    videos, others = truth.plain(frames), fitting.plain(frames)
+    sizes = {size: _truth(size, config, _SEED).plain(_SHORT) for size in _sizes(world.size)}
+    _say("learning to read shapes and motions")
+    instruments = Instruments(world)
+    rows = []
+    for path, tokenizer, digest in loaded:
+        _say(f"tokenizer {path}")
+        figures = tokenizer_figures(tokenizer, videos, others, instruments)
+        pca = figures["tokenizer"]["baselines"]["pca"]
+        gains = {
+            "psnr": figures["psnr_tokenizer"] - pca["psnr"],
+            "psnr_moving": figures["psnr_moving"] - pca["psnr_moving"],
+        }
+        row = {
+            "path": str(path),
+            "digest": digest,
+            "bottleneck": tokenizer.config.bottleneck,
+            "clips": len(videos),
+            "psnr_by_size": {str(size): _by_size(tokenizer, some) for size, some in sizes.items()},
+            "over_pca": gains,
+        }
+        rows.append(row | figures)
+    rows.sort(key=lambda row: -row["psnr_tokenizer"])
+    (out_dir / "tokenizers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    _sheet([(str(path), tokenizer) for path, tokenizer, _ in loaded], videos, out_dir / "tokenizers.png")
+    (out_dir / "index.html").write_text(_page(rows), encoding="utf-8")
+    return rows
+
+
+def _load(path: Path, sizes: Sequence[int]) -> tuple[VideoTokenizer, str]:
+    """A tokenizer that takes frames of all `sizes`, and its digest."""
+    tokenizer, digest = load_tokenizer(path, torch.device("cpu"))
+    for size in sizes:
+        try:
+            tokenizer.encode(torch.zeros(1, 1, 3, size, size))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: no tokenizer for frames of {size}x{size} ({error})") from None
+    return tokenizer, digest
+
+
+def _truth(size: int, config: EvaluationConfig, seed: int) -> Truth:
+    return Truth(size, config.clips, range(len(MOTIONS)), seed)
+
+
+def _sizes(size: int) -> tuple[int, ...]:
+    return (size // 2, size, size * 3 // 2)
+
+
+def _by_size(tokenizer: VideoTokenizer, videos: Sequence[Video]) -> dict[str, float]:
+    return {
+        "clips": _psnr(tokenizer, videos),
+        "images": _psnr(tokenizer, videos, frames=1),
+    }
+
+
+def _psnr(tokenizer: VideoTokenizer, videos: Sequence[Video], frames: int = _SHORT) -> float:
+    squares = [
+        (after - before).square().mean(dtype=torch.float64)
+        for before, after in (reconstruct(tokenizer, video.frames[:frames]) for video in videos)
+    ]
+    return float(decibels(torch.stack(squares).mean()))
+
+
+def _sheet(tokenizers: Sequence[tuple[str, VideoTokenizer]], videos: Sequence[Video], path: Path) -> None:
+    """Originals, and below each what every tokenizer makes of it."""
+    clips, captions = [], []
+    for video in videos[:_SHEET_CLIPS]:
+        clips.append(_twice(video.frames))
+        captions.append(video.spec.prompt)
+        for name, tokenizer in tokenizers:
+            after = reconstruct(tokenizer, video.frames)[1]
+            clips.append(_twice(after.add(1).mul(127.5).round().to(torch.uint8).movedim(1, -1)))
+            captions.append(name)
+    contact_sheet(clips, captions, path, frames=12)
+
+
+def _twice(frames: Tensor) -> Tensor:
+    return frames.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+def _page(rows: Sequence[dict[str, Any]]) -> str:
+    sizes = list(rows[0]["psnr_by_size"])
+    head = ["tokenizer", *(name for name, _ in _COLUMNS)]
+    found = [[row["path"], *(number(_at(row, keys)) for _, keys in _COLUMNS)] for row in rows]
+    by_size = [
+        [row["path"]]
+        + [number(row["psnr_by_size"][size][kind]) for size in sizes for kind in ("clips", "images")]
+        for row in rows
+    ]
+    heads = ["PSNR, dB", *(f"{kind} {size}x{size}" for size in sizes for kind in ("clips", "images"))]
+    return "\n".join(
+        (
+            "<!doctype html><meta charset=utf-8><title>streamgen: tokenizers</title>",
+            f"<style>{STYLE}</style><h1>Tokenizers</h1>",
+            f"<p>On {rows[0]['clips']} clips of the world that no training has seen.</p>",
+            table(head, found),
+            table(heads, by_size),
+            '<p><img src="tokenizers.png" alt="originals and reconstructions"></p>',
+            f"<p>{html.escape('; '.join(row['path'] + ' is ' + row['digest'] for row in rows))}</p>\n",
+        )
+    )
+
+
+def _at(row: dict[str, Any], keys: Sequence[str]) -> float:
+    value: Any = row
+    for key in keys:
+        value = value[key]
+    return float(value)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
