@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 # Components below this share of the largest variance carry nothing; whitening must not blow them up.
 MIN_RELATIVE_VARIANCE = 1e-8
+# Scales to choose from for components that are rounded: standard deviations before the tanh.
+_GAINS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2)
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,27 @@ def fit_aligned_pca(first: Tensor, groups: Tensor, components: int) -> tuple[Lin
         scale = 1.0
     aligned = LinearCodec(image.mean, image.encode @ turn * scale, turn.T @ image.decode / scale)
     return aligned, video
+
+
+def fit_bounded(codec: LinearCodec, patches: Tensor, levels: Sequence[int]) -> LinearCodec:
+    """A codec for latents that are rounded to `levels` values per component behind a tanh.
+
+    Each component is scaled so that the rounded value tells most about it; the way back is the best linear one.
+    Left as they are, the first components would lie where tanh is flat and the last between two levels.
+    """
+    rows = patches.detach().to(torch.float64) - codec.mean
+    latents = rows @ codec.encode
+    spread = latents.square().mean(0).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    latents = latents / spread
+    top = torch.tensor([count - 1 for count in levels], dtype=torch.float64, device=rows.device)
+    codes = [_rounded(latents * gain, top) for gain in _GAINS]
+    told = [(code * latents).mean(0) / code.square().mean(0).sqrt().clamp_min(1e-12) for code in codes]
+    best = torch.stack(told).argmax(0)
+    gain = torch.tensor(_GAINS, dtype=torch.float64, device=rows.device)[best]
+    code = torch.stack(codes).gather(0, best.expand(1, len(rows), -1))[0]
+    decode = torch.linalg.lstsq(code.T @ code, code.T @ rows).solution
+    return LinearCodec(codec.mean, codec.encode * gain / spread, decode)
+
+
+def _rounded(latents: Tensor, top: Tensor) -> Tensor:
+    return ((torch.tanh(latents) + 1) / 2 * top).round() / top * 2 - 1

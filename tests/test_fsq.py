@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
+from models import video_tokenizer
 from models.bottleneck import Quantized
-from tests.test_video_tokenizer import TINY, clip, tiny
+from tests.test_video_tokenizer import TINY, clip, patch_matrices, smooth_clip, tiny
 
 LEVELS = (8, 5, 2)
 FSQ = replace(TINY, bottleneck="fsq", latent_channels=3, fsq_levels=LEVELS)
@@ -46,3 +48,31 @@ def test_gradients_pass_the_rounding() -> None:
     for name, parameter in model.encoder.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0, name
+
+
+def test_pca_start_uses_the_levels() -> None:
+    """Rounded to 16 levels, the start stays near that of the continuous bottleneck; unscaled it does not."""
+    video = 4 * smooth_clip(9, 12, motion=1.0)
+    errors = {}
+    for name, config in (
+        ("kl", replace(TINY, latent_channels=3)),
+        ("fsq", replace(FSQ, fsq_levels=(16, 16, 16))),
+    ):
+        model = tiny(config)
+        first, groups = patch_matrices(model, video)
+        model.initialize_from_pca(first, groups)
+        with torch.no_grad():
+            errors[name] = float((model.decode(model.encode(video).mean) - video).square().mean())
+    power = float((video - video.mean()).square().mean())
+    assert errors["fsq"] - errors["kl"] < 0.05 * power
+    # what the scale of the continuous start gives
+    assert _unscaled(video) > 0.1 * power
+
+
+def _unscaled(video: torch.Tensor) -> float:
+    model = tiny(replace(FSQ, fsq_levels=(16, 16, 16)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_tokenizer, "fit_bounded", lambda codec, *_: codec)
+        model.initialize_from_pca(*patch_matrices(model, video))
+    with torch.no_grad():
+        return float((model.decode(model.encode(video).mean) - video).square().mean())
