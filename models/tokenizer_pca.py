@@ -62,8 +62,8 @@ def fit_aligned_pca(first: Tensor, groups: Tensor, components: int) -> tuple[Lin
 def fit_bounded(codec: LinearCodec, patches: Tensor, levels: Sequence[int]) -> LinearCodec:
     """A codec for latents that are rounded to `levels` values per component behind a tanh.
 
-    Each component is scaled so that the rounded value tells most about it; the way back is the best linear one.
-    Left as they are, the first components would lie where tanh is flat and the last between two levels.
+    Each component is scaled so that the rounded value tells most about it; the way back is the best linear
+    one. Left as they are, the first components would lie where tanh is flat and the last between two levels.
     """
     rows = patches.detach().to(torch.float64) - codec.mean
     latents = rows @ codec.encode

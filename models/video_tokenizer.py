@@ -372,8 +372,8 @@ class VideoTokenizer(nn.Module):
         """Make the tokenizer the linear PCA of the given patches, in the order of `patchify`.
 
         `first_patches` is `(N, P)`, `group_patches` `(M, temporal * P)`. Each component is scaled by its
-        eigenvalue ** -0.25 (by what suits the levels of a discrete bottleneck), the image basis is turned towards the video
-        basis, and all network outputs become zero.
+        eigenvalue ** -0.25 (by what suits the levels of a discrete bottleneck), the image basis is turned
+        towards the video basis, and all network outputs become zero.
         """
         c = self.config
         for name, patches, size in (
