@@ -71,13 +71,18 @@ class Quantized(Posterior):
 class FSQBottleneck(nn.Module):
     """Finite scalar quantisation (arXiv 2309.15505): each channel is bounded and rounded to a few values.
 
-    There is no codebook to collapse. The gradient goes straight through the rounding.
+    There is no codebook to collapse. The gradient goes straight through the rounding. `gain` (C,) brings each
+    channel into the range in which its levels tell most; it is fixed where the tokenizer starts and apart
+    from the weights, which otherwise would be so small that an optimizer's step upsets them.
     """
+
+    gain: Tensor
 
     def __init__(self, dim: int, levels: Sequence[int]) -> None:
         super().__init__()
         self.levels = tuple(levels)
         self.change = nn.Linear(dim, len(self.levels))
+        self.register_buffer("gain", torch.ones(len(self.levels)))
         self.reset_output()
 
     def reset_output(self) -> None:
@@ -87,7 +92,7 @@ class FSQBottleneck(nn.Module):
 
     def forward(self, features: Tensor, skip: Tensor) -> Quantized:
         """Features `(B, N, H, W, D)` and skip latents `(B, N, H, W, C)` to codes `(B, N, C, H, W)`."""
-        latent = skip + self.change(features).to(skip.dtype)
+        latent = (skip + self.change(features).to(skip.dtype)) * self.gain
         top = torch.tensor([count - 1 for count in self.levels], dtype=latent.dtype, device=latent.device)
         place = (torch.tanh(latent) + 1) / 2 * top
         rounded = place + (place.round() - place).detach()

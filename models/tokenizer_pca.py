@@ -59,25 +59,30 @@ def fit_aligned_pca(first: Tensor, groups: Tensor, components: int) -> tuple[Lin
     return aligned, video
 
 
-def fit_bounded(codec: LinearCodec, patches: Tensor, levels: Sequence[int]) -> LinearCodec:
-    """A codec for latents that are rounded to `levels` values per component behind a tanh.
+def choose_gain(codec: LinearCodec, patches: Tensor, levels: Sequence[int]) -> Tensor:
+    """Factors (C,), float64, for latents that are rounded to `levels` values behind a tanh.
 
-    Each component is scaled so that the rounded value tells most about it; the way back is the best linear
-    one. Left as they are, the first components would lie where tanh is flat and the last between two levels.
+    The one of a few with which the rounded value tells most about the latent. Unscaled, the first components
+    would lie where tanh is flat and the last between two levels.
     """
-    rows = patches.detach().to(torch.float64) - codec.mean
-    latents = rows @ codec.encode
+    latents = (patches.detach().to(torch.float64) - codec.mean) @ codec.encode
     spread = latents.square().mean(0).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-    latents = latents / spread
-    top = torch.tensor([count - 1 for count in levels], dtype=torch.float64, device=rows.device)
-    codes = [_rounded(latents * gain, top) for gain in _GAINS]
-    told = [(code * latents).mean(0) / code.square().mean(0).sqrt().clamp_min(1e-12) for code in codes]
-    best = torch.stack(told).argmax(0)
-    gain = torch.tensor(_GAINS, dtype=torch.float64, device=rows.device)[best]
-    code = torch.stack(codes).gather(0, best.expand(1, len(rows), -1))[0]
-    decode = torch.linalg.lstsq(code.T @ code, code.T @ rows).solution
-    return LinearCodec(codec.mean, codec.encode * gain / spread, decode)
+    told = []
+    for gain in _GAINS:
+        codes = _rounded(latents / spread * gain, levels)
+        told.append((codes * latents).mean(0) / codes.square().mean(0).sqrt().clamp_min(1e-12))
+    gains = torch.tensor(_GAINS, dtype=torch.float64, device=spread.device)
+    return gains[torch.stack(told).argmax(0)] / spread
 
 
-def _rounded(latents: Tensor, top: Tensor) -> Tensor:
+def fit_rounded(codec: LinearCodec, patches: Tensor, gain: Tensor, levels: Sequence[int]) -> LinearCodec:
+    """The codec with the best linear way back from its rounded latents."""
+    rows = patches.detach().to(torch.float64) - codec.mean
+    codes = _rounded(rows @ codec.encode * gain, levels)
+    decode = torch.linalg.lstsq(codes.T @ codes, codes.T @ rows).solution
+    return LinearCodec(codec.mean, codec.encode, decode)
+
+
+def _rounded(latents: Tensor, levels: Sequence[int]) -> Tensor:
+    top = torch.tensor([count - 1 for count in levels], dtype=latents.dtype, device=latents.device)
     return ((torch.tanh(latents) + 1) / 2 * top).round() / top * 2 - 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .bottleneck import FSQBottleneck, KLBottleneck, Posterior
 from .tokenizer_layers import Past, PixelRefiner, SpatialBlock, TemporalBlock, TokenNorm
-from .tokenizer_pca import LinearCodec, fit_aligned_pca, fit_bounded
+from .tokenizer_pca import LinearCodec, choose_gain, fit_aligned_pca, fit_rounded
 
 
 @dataclass(frozen=True)
@@ -372,8 +372,8 @@ class VideoTokenizer(nn.Module):
         """Make the tokenizer the linear PCA of the given patches, in the order of `patchify`.
 
         `first_patches` is `(N, P)`, `group_patches` `(M, temporal * P)`. Each component is scaled by its
-        eigenvalue ** -0.25 (by what suits the levels of a discrete bottleneck), the image basis is turned
-        towards the video basis, and all network outputs become zero.
+        eigenvalue ** -0.25, the image basis is turned towards the video basis, and all network outputs become
+        zero. A discrete bottleneck gets the gain that suits its levels.
         """
         c = self.config
         for name, patches, size in (
@@ -386,9 +386,11 @@ class VideoTokenizer(nn.Module):
                     f"found shape {tuple(patches.shape)}"
                 )
         image, video = fit_aligned_pca(first_patches, group_patches, c.latent_channels)
-        if c.bottleneck == "fsq":
-            image = fit_bounded(image, first_patches, c.fsq_levels)
-            video = fit_bounded(video, group_patches, c.fsq_levels)
+        if isinstance(self.bottleneck, FSQBottleneck):
+            gain = choose_gain(video, group_patches, c.fsq_levels)
+            image = fit_rounded(image, first_patches, gain, c.fsq_levels)
+            video = fit_rounded(video, group_patches, gain, c.fsq_levels)
+            self.bottleneck.gain.copy_(gain)
         _load_codec(image, self.encoder.skip.first, self.decoder.skip.first)
         _load_codec(video, self.encoder.skip.group, self.decoder.skip.group)
         self.bottleneck.reset_output()

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from distill.optim import split_parameters
+from distill.stages.tokenizer import EDGES
 from models import video_tokenizer
 from models.bottleneck import Quantized
 from tests.test_video_tokenizer import TINY, clip, patch_matrices, smooth_clip, tiny
@@ -72,7 +74,15 @@ def test_pca_start_uses_the_levels() -> None:
 def _unscaled(video: torch.Tensor) -> float:
     model = tiny(replace(FSQ, fsq_levels=(16, 16, 16)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_tokenizer, "fit_bounded", lambda codec, *_: codec)
+        patch.setattr(video_tokenizer, "choose_gain", lambda *_: torch.ones(3))
         model.initialize_from_pca(*patch_matrices(model, video))
     with torch.no_grad():
         return float((model.decode(model.encode(video).mean) - video).square().mean())
+
+
+def test_the_output_layer_takes_no_orthogonal_steps() -> None:
+    """It starts at zero, where Muon's steps of a fixed size upset the codes."""
+    model = tiny(FSQ)
+    matrices = {id(parameter) for parameter in split_parameters(model, EDGES).matrices}
+    assert not matrices & {id(parameter) for parameter in model.bottleneck.parameters()}
+    assert matrices

@@ -26,7 +26,7 @@ from ..trainer import Tick
 from ..widen import widen_tokenizer
 
 # Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
-EDGES = ("embed", "skip", "head", "refine", "moments", "_bias", "position")
+EDGES = ("embed", "skip", "head", "refine", "moments", "change", "_bias", "position")
 # Seeds of clips that no update ever sees: those of updates are 63-bit hashes.
 PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
 
