@@ -34,6 +34,8 @@ WORDS = [
 ]
 # Nothing for this long means that a stream is stuck.
 _STUCK_SECONDS = 60.0
+# A display's turn: how often a viewer looks at its clock.
+_TURN_SECONDS = 0.03
 # Growth of the server between the first and the last fifth of the time, MiB: rewind marks, caches of three
 # sessions and allocator slack are there from the first fifth on.
 _GROWTH_MB = 150.0
@@ -64,6 +66,8 @@ class Soaker:
         self.marks: deque[int] = deque(maxlen=20)
         self.takes: list[int] = []
         self.last = time.monotonic()
+        # what was said last, both ways, for when something goes wrong
+        self.trail: deque[str] = deque(maxlen=40)
 
     async def run(self, until: float) -> None:
         """Watch and steer; connections end and come back in between."""
@@ -93,20 +97,23 @@ class Soaker:
         try:
             while time.monotonic() < end:
                 try:
-                    data = await asyncio.wait_for(socket.recv(), 1.0)
+                    data = await asyncio.wait_for(socket.recv(), _TURN_SECONDS)
                 except TimeoutError:
                     data = None
                 now = time.monotonic()
+                before = int(self.head)
                 self._advance(now)
                 if isinstance(data, bytes):
                     self._frame(data)
                     self.tally.longest_wait = max(self.tally.longest_wait, now - heard)
                     heard = now
-                    await self._acknowledge(socket)
                 elif data is not None:
                     await self._message(socket, json.loads(data))
+                # as the protocol asks: for what arrives and for what is shown
+                if isinstance(data, bytes) or int(self.head) > before:
+                    await self._acknowledge(socket)
                 heard = heard if self.playing else now
-                assert now - heard < _STUCK_SECONDS, "the stream is stuck"
+                assert now - heard < _STUCK_SECONDS, f"the stream is stuck: {[*self.trail]}"
         finally:
             hands.cancel()
             await asyncio.gather(hands, return_exceptions=True)
@@ -131,6 +138,7 @@ class Soaker:
 
     async def _message(self, socket: ClientConnection, message: dict[str, Any]) -> None:
         kind = message["type"]
+        self._note(message)
         if kind == "state":
             self.playing = message["state"] == "playing"
             self.tally.failed += message["state"] == "failed"
@@ -159,8 +167,14 @@ class Soaker:
             if not self.epoch:
                 continue
             for row in self._gesture():
+                self._note(row)
                 await socket.send(json.dumps(row))
                 await asyncio.sleep(0.2)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        if message["type"] not in ("stats", "mark"):
+            small = {key: value for key, value in message.items() if isinstance(value, str | int | float)}
+            self.trail.append(f"{self.head:.1f} of {self.end}: {json.dumps(small)[:160]}")
 
     def _gesture(self) -> list[dict[str, Any]]:
         self.number += 1
