@@ -347,7 +347,8 @@ def window_tracks(
     chance = torch.where(background, _PIN_CHANCE, torch.where(has_drag, 0.7, 0.45))
     keep = torch.rand(size, count, generator=generator) < chance
     silent = torch.rand(size, 1, generator=generator) < config.no_motion
-    keep &= ~silent | has_drag.any(1, keepdim=True)
+    # who drags one thing mostly says nothing of the others
+    keep &= ~silent | has_drag
     # a drag that no track tells of could not be predicted
     first = has_drag & (has_drag.cumsum(1) == 1)
     keep |= first & ~(keep & has_drag).any(1, keepdim=True)

@@ -148,8 +148,11 @@ def test_a_drag_is_always_told() -> None:
     told = batch.tracks.state[:, 0] != UNSPECIFIED
     assert during.any()
     assert (told | ~during).all()
-    # without a drag in reach, no_motion = 1 means none
+    # without a drag in reach, no_motion = 1 means none, with one nothing but it
     assert (batch.tracks.state[~during.any(1)] == UNSPECIFIED).all()
+    assert (batch.tracks.state[:, 1:] == UNSPECIFIED).all()
+    other = window_batch(marked_clips(dragged=True), 400, WindowConfig(no_motion=0.0), generator())
+    assert (other.tracks.state[:, 1] != UNSPECIFIED).any()
 
 
 def test_hidden_points_are_occluded_not_unspecified() -> None:
