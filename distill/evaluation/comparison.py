@@ -64,7 +64,7 @@ def compare_tokenizers(
     sizes = {size: _truth(size, config, _SEED).plain(_SHORT) for size in _sizes(world.size)}
     _say("learning to read shapes and motions")
     instruments = Instruments(world)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path, tokenizer, digest in loaded:
         _say(f"tokenizer {path}")
         figures = tokenizer_figures(tokenizer, videos, others, instruments)
@@ -73,7 +73,7 @@ def compare_tokenizers(
             "psnr": figures["psnr_tokenizer"] - pca["psnr"],
             "psnr_moving": figures["psnr_moving"] - pca["psnr_moving"],
         }
-        row = {
+        row: dict[str, Any] = {
             "path": str(path),
             "digest": digest,
             "bottleneck": tokenizer.config.bottleneck,
