@@ -77,8 +77,8 @@ class Soaker:
                 async with httpx.AsyncClient() as client:
                     answer = await client.post(f"http://{self.base}/live/session", timeout=PATIENCE)
                 token = answer.json()["session"]
-                # a stranger again: nothing to steer before a stream of its own has begun
-                self.epoch = 0
+                # a stranger again: nothing to say before a stream of its own has begun
+                self.epoch, self.playing = 0, False
             try:
                 async with connect(f"ws://{self.base}/live/ws/{token}", open_timeout=PATIENCE) as socket:
                     leaving = await self._stay(socket, until)
@@ -110,7 +110,7 @@ class Soaker:
                 elif data is not None:
                     await self._message(socket, json.loads(data))
                 # as the protocol asks: for what arrives and for what is shown
-                if isinstance(data, bytes) or int(self.head) > before:
+                if self.epoch and (isinstance(data, bytes) or int(self.head) > before):
                     await self._acknowledge(socket)
                 heard = heard if self.playing else now
                 assert now - heard < _STUCK_SECONDS, f"the stream is stuck: {[*self.trail]}"
@@ -160,6 +160,7 @@ class Soaker:
             self.tally.applied += message["status"] == "applied"
         elif kind == "error" and message["code"] != "gone":
             self.tally.errors.append(message["text"])
+            sys.stdout.write(f"{message['text']}: {[*self.trail]}\n")
 
     async def _steer(self, socket: ClientConnection) -> None:
         while True:
