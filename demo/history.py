@@ -1,10 +1,11 @@
 """What a viewer can go back to: marks on the way of the stream, and the branches that were left.
 
-Both are bounded: marks thin out with age, and the oldest branch gives way.
+Both are bounded, in number and together in bytes: marks thin out with age, those of branches that were left
+go first, and the oldest branch gives way.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 MAX_MARKS = 24
@@ -112,9 +113,15 @@ class Marks:
 
 
 class Takes:
-    """The last few branches that were left."""
+    """The last few branches that were left.
 
-    def __init__(self) -> None:
+    Args:
+        budget: bytes that their snapshots may take together with those of the branch that plays; the newest
+            branch is kept in any case.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
         self._takes: list[Take] = []
         self._made = 0
 
@@ -130,6 +137,20 @@ class Takes:
         """Keep a branch; beyond four the oldest gives way."""
         self._takes = [*self._takes, take][-MAX_TAKES:]
 
+    def fit(self, playing: Iterable[Mark]) -> None:
+        """Let go of what exceeds the budget: marks of branches, oldest branch first, then branches.
+
+        Args:
+            playing: marks of the branch that plays; snapshots that branches share are counted once.
+        """
+        playing, takes = tuple(playing), list(self._takes)
+        for index, take in enumerate(takes):
+            if _bytes(playing, takes) > self.budget:
+                takes[index] = replace(take, marks=())
+        while len(takes) > 1 and _bytes(playing, takes) > self.budget:
+            del takes[0]
+        self._takes = takes
+
     def remove(self, number: int) -> Take | None:
         """Take a branch out, if it is still kept."""
         found = next((take for take in self._takes if take.id == number), None)
@@ -139,3 +160,11 @@ class Takes:
     def clear(self) -> None:
         """Forget all."""
         self._takes = []
+
+
+def _bytes(playing: Iterable[Mark], takes: Iterable[Take]) -> int:
+    """Bytes of all snapshots, each counted once."""
+    snapshots: list[Saved] = [mark.snapshot for mark in playing]
+    for take in takes:
+        snapshots += [take.snapshot, *(mark.snapshot for mark in take.marks)]
+    return sum(one.size_bytes() for one in {id(one): one for one in snapshots}.values())

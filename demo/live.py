@@ -95,7 +95,7 @@ class LiveSession:
         self.desk = MotionDesk(info.fps, info.width / info.height)
         self.recording = Recording(info.height, info.width, limits.recording_bytes)
         self.marks = Marks(round(_MARK_SECONDS * info.fps), limits.snapshot_bytes)
-        self.takes = Takes()
+        self.takes = Takes(limits.snapshot_bytes)
         self.answers = Answers(voice, info.fps)
         self.strip = self.answers.strip
         self.counters = Counters()
@@ -360,6 +360,7 @@ class LiveSession:
                 self.takes.add(left)
             self.recording.go_to(self.recording.lineage(), mark.frame)
             self.marks.cut(mark.frame)
+            self.takes.fit(self.marks)
             self.strip.cut(mark.frame)
             self._go_to(mark.frame, mark.picture)
 
@@ -375,6 +376,7 @@ class LiveSession:
             self.takes.add(left)
             self.recording.go_to(take.lineage)
             self.marks.put_back(take.marks)
+            self.takes.fit(self.marks)
             self.strip.put_back(take.strip)
             self._go_to(take.frame, take.picture)
 
@@ -442,6 +444,7 @@ class LiveSession:
         if self.marks.wants(self._made_end):
             before = {mark.id for mark in self.marks}
             mark = self.marks.add(self._made_end, stream.snapshot(), self._last_picture())
+            self.takes.fit(self.marks)
             gone = sorted(before - {mark.id for mark in self.marks})
             self.voice.say({"type": "mark", **mark.row(), "gone": gone})
 
