@@ -226,7 +226,7 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
     overrides += [f"clips.directory={tmp_path / 'cache'}", "clips.height=32", "clips.width=32"]
     command = [str(ROOT / "configs" / "distill" / "clips" / "tokenizer.yaml"), *overrides]
     assert main(command) == 0
-    _reset()
+    forget_processes()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert any(path.name == "state.pt" for path in before)
     shutil.move(folder / "a.mp4", tmp_path / "a.mp4")
@@ -238,7 +238,7 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
         spoil()
         capsys.readouterr()
         assert main([*command, "max_steps=3"]) == 2
-        _reset()
+        forget_processes()
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
@@ -247,10 +247,6 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
     (folder / "a.txt").write_text("a square moves")
     assert main([*command, "max_steps=3"]) == 0
     assert (tmp_path / "run" / "checkpoints" / "step-000000003").is_dir()
-
-
-def _reset() -> None:
-    forget_processes()
 
 
 @pytest.mark.parametrize("make", [teacher_run, init_run, self_forcing_run])

@@ -2,7 +2,6 @@
 
 import html
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from ..families.tiny import load_tokenizer
 from ..scenes import MOTIONS, SceneConfig, contact_sheet
 from .measures import Instruments
 from .report import STYLE, number, table
+from .runner import TRUTH_SEED, say
 from .streams import Video
 from .suites import FPS, EvaluationConfig
 from .tokenizer import decibels, reconstruct, tokenizer_figures
 from .truth import Truth
 
-_SEED = 1
 #: Frames of the clips of other sizes.
 _SHORT = 17
 _SHEET_CLIPS = 3
@@ -58,15 +57,15 @@ def compare_tokenizers(
     """
     world = SceneConfig()
     loaded = [(path, *_load(path, _sizes(world.size))) for path in directories]
-    truth, fitting = (_truth(world.size, config, seed) for seed in (_SEED, _SEED + 1))
+    truth, fitting = (_truth(world.size, config, seed) for seed in (TRUTH_SEED, TRUTH_SEED + 1))
     frames = 1 + round(config.seconds * FPS)
     videos, others = truth.plain(frames), fitting.plain(frames)
-    sizes = {size: _truth(size, config, _SEED).plain(_SHORT) for size in _sizes(world.size)}
-    _say("learning to read shapes and motions")
+    sizes = {size: _truth(size, config, TRUTH_SEED).plain(_SHORT) for size in _sizes(world.size)}
+    say("learning to read shapes and motions")
     instruments = Instruments(world)
     rows: list[dict[str, Any]] = []
     for path, tokenizer, digest in loaded:
-        _say(f"tokenizer {path}")
+        say(f"tokenizer {path}")
         figures = tokenizer_figures(tokenizer, videos, others, instruments)
         pca = figures["tokenizer"]["baselines"]["pca"]
         gains = {
@@ -168,8 +167,3 @@ def _at(row: dict[str, Any], keys: Sequence[str]) -> float:
     for key in keys:
         value = value[key]
     return float(value)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

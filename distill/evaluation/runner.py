@@ -31,7 +31,7 @@ from .suites import FPS, SWITCH_KINDS, EvaluationConfig, SuiteBuilder
 from .tokenizer import tokenizer_figures
 from .truth import Truth
 
-_TRUTH_SEED = 1
+TRUTH_SEED = 1
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Evaluator:
     def instruments(self) -> Instruments:
         """Made when first needed: after the streams, which are longer in the making."""
         if self._instruments is None:
-            _say("learning to read shapes and motions")
+            say("learning to read shapes and motions")
             self._instruments = Instruments(self.world)
         return self._instruments
 
@@ -103,7 +103,7 @@ class Evaluator:
         def progress(count: int) -> None:
             nonlocal done
             done += count
-            _say(f"{name}: {done} of {len(specs)} streams")
+            say(f"{name}: {done} of {len(specs)} streams")
 
         if not specs:
             return []
@@ -177,8 +177,8 @@ class Evaluator:
         return {"start": points[0]["accuracy"], "end": points[-1]["accuracy"], "points": points}
 
     def _truth(self, n: dict[str, int]) -> dict[str, Any]:
-        _say("measuring the truth")
-        truth = Truth(self.world.size, self.config.clips, self.suites.motions, _TRUTH_SEED)
+        say("measuring the truth")
+        truth = Truth(self.world.size, self.config.clips, self.suites.motions, TRUTH_SEED)
         plain = truth.plain(1 + round(self.config.seconds * FPS))
         rows = [
             self.instruments.attributes(view, view.video.spec.subjects[0])
@@ -194,7 +194,7 @@ class Evaluator:
             "release": mean([released(self.instruments, view) for view in dragged]),
             "switch": switch_figures(switches),
         }
-        fitting = Truth(self.world.size, self.config.clips, self.suites.motions, _TRUTH_SEED + 1)
+        fitting = Truth(self.world.size, self.config.clips, self.suites.motions, TRUTH_SEED + 1)
         frames = len(plain[0].frames)
         tokenizer = self.pipeline.tokenizer
         assert isinstance(tokenizer, VideoTokenizer), "the world is drawn for the tiny family"
@@ -243,6 +243,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line about how far things are."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
