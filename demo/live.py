@@ -376,7 +376,6 @@ class LiveSession:
             self.takes.add(left)
             self.recording.go_to(take.lineage)
             self.marks.put_back(take.marks)
-            self.takes.fit(self.marks)
             self.strip.put_back(take.strip)
             self._go_to(take.frame, take.picture)
 

@@ -36,9 +36,9 @@ class Room:
         self.worker = Worker(self.clock)
         self.viewers: list[Viewer] = []
 
-    def join(self, start: bool = True, **link: float) -> "Viewer":
+    def join(self, start: bool = True, limits: Limits | None = None, **link: float) -> "Viewer":
         """A new viewer whose stream has been started."""
-        viewer = Viewer(self, **link)
+        viewer = Viewer(self, limits or Limits(recording_bytes=2**24), **link)
         self.viewers.append(viewer)
         self.worker.add(viewer.session)
         if start:
@@ -68,16 +68,17 @@ class Viewer:
     """A page with a playing clock as the browser's, behind a link of a delay and a rate.
 
     Args:
+        limits: what the session may take.
         delay: seconds from server to viewer, and back.
         seconds_per_frame: the link's time for one frame.
     """
 
-    def __init__(self, room: Room, delay: float = 0.0, seconds_per_frame: float = 0.0) -> None:
+    def __init__(
+        self, room: Room, limits: Limits, delay: float = 0.0, seconds_per_frame: float = 0.0
+    ) -> None:
         self.room, self.delay, self.seconds_per_frame = room, delay, seconds_per_frame
         self.voice = Voice()
-        self.session = LiveSession(
-            room.engine, self.voice, room.clock, room.worker.poke, Limits(recording_bytes=2**24)
-        )
+        self.session = LiveSession(room.engine, self.voice, room.clock, room.worker.poke, limits)
         self.heard: list[dict[str, Any]] = []
         self.shown: list[tuple[float, OutFrame]] = []
         self.latencies: list[float] = []

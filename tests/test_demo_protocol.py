@@ -9,7 +9,9 @@ import pytest
 import demo.live
 import demo.pacing
 import demo.worker
-from demo.fake_engine import COLOURS
+from demo.fake_engine import COLOURS, FakeSaved
+from demo.history import Takes
+from demo.live import Limits
 from demo.messages import (
     FRAME_HEADER,
     MAX_MESSAGE_BYTES,
@@ -305,6 +307,33 @@ def test_history_is_bounded() -> None:
     assert marks[0] <= 0.3 * now
     gaps = [b - a for a, b in itertools.pairwise(marks)]
     assert sum(gaps[: len(gaps) // 2]) > sum(gaps[len(gaps) // 2 :])
+
+
+def test_going_back_and_forth_stays_within_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = FakeSaved({}).size_bytes()
+    budget = 8 * one
+
+    def check() -> None:
+        room = Room(seconds=0.01)
+        session = room.join(limits=Limits(budget, recording_bytes=2**24)).session
+
+        def within() -> None:
+            kept = [mark.snapshot for mark in session.marks]
+            for take in session.takes:
+                kept += [take.snapshot, *(mark.snapshot for mark in take.marks)]
+            # the newest branch is kept in any case
+            assert len({id(snapshot) for snapshot in kept}) * one <= budget + one
+
+        room.run(20, within)
+        for _ in range(4):
+            session.handle(Rewind([*session.marks][1].id))
+            room.run(0.05, within)
+            session.handle(Take([*session.takes][-1].id))
+            room.run(0.05, within)
+            room.run(20, within)
+        assert [*session.takes]
+
+    assert_needs(check, monkeypatch, Takes, "fit", lambda self, playing: None)
 
 
 def test_a_moment_that_is_gone_is_said_to_be() -> None:
