@@ -1,5 +1,5 @@
 """Evaluation: `python -m distill.evaluate --model tiny -o report/ [key=value]...`, or `--run` and curves, or
-`--tokenizer`s beside each other.
+`--tokenizer`s or finished `--report`s beside each other.
 """
 
 import argparse
@@ -34,6 +34,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="the export of a tokenizer stage, or a checkpoint directory: judge the tokenizer alone; give it "
         "several times to compare them",
     )
+    parser.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a finished report's folder, with a name for it: several of them in one table, and the same "
+        "prompts and seeds one below the other",
+    )
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="how much is streamed, such as prompts=16 drift=0"
@@ -64,7 +72,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError('evaluation: needs matplotlib for its curves: pip install "streamgen[train]"')
     if options.processes < 1:
         raise InputError(f"--processes: expected at least 1, found {options.processes}")
-    given = {"--model": options.model, "--run": options.run, "--tokenizer": options.tokenizer}
+    given = {
+        "--model": options.model,
+        "--run": options.run,
+        "--tokenizer": options.tokenizer,
+        "--report": options.report,
+    }
     if len(found := [name for name, value in given.items() if value]) > 1:
         raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
     out_dir = Path(options.out)
@@ -76,6 +89,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         page = _curves(options, Path(options.run), out_dir)
     elif options.tokenizer:
         page = _tokenizers(options, out_dir)
+    elif options.report:
+        page = _reports(options, out_dir)
     else:
         report = _report(options, options.model or "tiny", out_dir)
         page = out_dir / "index.html"
@@ -108,6 +123,15 @@ def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Path:
 
     config = build(EvaluationConfig, read_overrides(options.overrides))
     rows = compare_tokenizers([Path(path) for path in options.tokenizer], config, out_dir)
+    if options.json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+    return out_dir / "index.html"
+
+
+def _reports(options: argparse.Namespace, out_dir: Path) -> Path:
+    from .evaluation.beside import compare_reports
+
+    rows = compare_reports(options.report, out_dir)
     if options.json:
         sys.stdout.write(json.dumps(rows) + "\n")
     return out_dir / "index.html"

@@ -38,6 +38,19 @@ class FlowBatch:
         )
 
 
+@dataclass(frozen=True)
+class Past:
+    """The frames of windows as a stream has committed them: `x (B, T, C, h, w)` at noise levels `sigma (B,
+    T)`; and under which caption (`segment (B, T)`) and `motion (B, T, channels, h, w)`, where these are not
+    those of the windows.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    segment: Tensor | None = None
+    motion: Tensor | None = None
+
+
 class FlowNetwork(nn.Module):
     """DiT with its text and motion encoder, over whole sequences of latent frames under a chunk plan.
 
@@ -70,7 +83,7 @@ class FlowNetwork(nn.Module):
         text: TextContext,
         motion: Tensor,
         guidance: Tensor | None = None,
-        past: tuple[Tensor, Tensor] | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Velocity of `x (B, T, C, h, w)` at noise levels `sigma (B, T)`, float32.
 
@@ -78,23 +91,23 @@ class FlowNetwork(nn.Module):
             text: one segment per latent frame, from `text`.
             motion: `(B, T, channels, h, w)`.
             guidance: `(B, T, 2)` strengths, for a network that takes them.
-            past: the same frames as a stream has committed them, `(B, T, C, h, w)`, and their noise levels
-                `(B, T)`. Each chunk then sees itself and, of the chunks before it, only these (teacher
-                forcing); without, what lies before it in `x` (diffusion forcing).
+            past: the same frames as a stream has committed them. Each chunk then sees itself and, of the
+                chunks before it, only these (teacher forcing); without, what lies before it in `x`
+                (diffusion forcing).
         """
         frames = x.shape[1]
         if past is None:
             out: Tensor = self.dit(x, sigma * 1000, text, self._context(x, False), motion, guidance)
             return out.float()
-        twice = TextContext(
-            text.keys, text.values, None if text.segment is None else text.segment.repeat(1, 2)
-        )
+        assert text.segment is not None
+        segments = [text.segment if past.segment is None else past.segment, text.segment]
+        motions = [motion if past.motion is None else past.motion, motion]
         out = self.dit(
-            torch.cat([past[0], x], 1),
-            torch.cat([past[1], sigma], 1) * 1000,
-            twice,
+            torch.cat([past.x, x], 1),
+            torch.cat([past.sigma, sigma], 1) * 1000,
+            TextContext(text.keys, text.values, torch.cat(segments, 1)),
             self._context(x, True),
-            motion.repeat(1, 2, 1, 1, 1),
+            torch.cat(motions, 1),
             None if guidance is None else torch.cat([torch.zeros_like(guidance), guidance], 1),
         )
         return out[:, frames:].float()
@@ -144,11 +157,12 @@ def guided(
     x: Tensor,
     sigma: Tensor,
     condition: "Condition",
-    past: tuple[Tensor, Tensor] | None = None,
+    past: Past | None = None,
 ) -> Tensor:
     """Velocity of a network without a guidance input under joint guidance of each frame's own strengths.
 
-    Args and result are those of `FlowNetwork.velocity`; all branches go in one forward.
+    Args and result are those of `FlowNetwork.velocity`; all branches go in one forward. As in a stream they
+    share a past that was committed with text and motion.
     """
     text, motion = condition.text, condition.motion
     assert text.segment is not None
@@ -159,7 +173,16 @@ def guided(
         torch.cat([text.segment, nothing, text.segment]),
     )
     motions = torch.cat([motion, motion, torch.zeros_like(motion)])
-    triple = None if past is None else (past[0].repeat(3, 1, 1, 1, 1), past[1].repeat(3, 1))
+    triple = None
+    if past is not None:
+        segment = text.segment if past.segment is None else past.segment
+        told = motion if past.motion is None else past.motion
+        triple = Past(
+            past.x.repeat(3, 1, 1, 1, 1),
+            past.sigma.repeat(3, 1),
+            segment.repeat(3, 1),
+            told.repeat(3, 1, 1, 1, 1),
+        )
     out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions, None, triple)
     full, without_text, without_motion = out.chunk(3)
     w_t, w_m = (condition.strengths[..., i, None, None, None] for i in (0, 1))

@@ -37,20 +37,22 @@ class GuidanceRange:
         return low + (high - low) * torch.rand(batch, 2, generator=generator)
 
 
-def strengths_over(strengths: Tensor, state: Tensor, plan: ChunkPlan, start: int = 0) -> Tensor:
+def strengths_over(strengths: Tensor, state: Tensor, plan: ChunkPlan, places: Tensor | None = None) -> Tensor:
     """Strengths of each latent frame `(B, T, 2)`, as a stream has them: in chunks of which no track says
     anything motion is 0, and text at least 1.
 
     Args:
         strengths: `(B, 2)` as they are set.
-        state: `(B, N, P)` states of the tracks over the pixel frames of latent frames `start ...`, P = 4 T or
+        state: `(B, N, P)` states of the tracks over the pixel frames of T latent frames, P = 4 T or
             1 + 4 (T - 1).
         plan: chunks.
+        places: `(T,)` which latent frames of a stream these are; its first ones if not given.
     """
     said = (state != UNSPECIFIED).any(1)
     said = torch.nn.functional.pad(said, (-said.shape[1] % _TEMPORAL, 0))
     told = said.unflatten(1, (-1, _TEMPORAL)).any(2)
-    chunks = torch.tensor([plan.index_of(start + i) for i in range(told.shape[1])], device=told.device)
+    at = range(told.shape[1]) if places is None else places.tolist()
+    chunks = torch.tensor([plan.index_of(place) for place in at], device=told.device)
     told = (told[:, None] & (chunks[:, None] == chunks)).any(2)
     silent = torch.stack([strengths[:, 0].clamp(min=1.0), torch.zeros_like(strengths[:, 0])], 1)
     return torch.where(told[..., None], strengths[:, None], silent[:, None])

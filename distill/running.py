@@ -48,17 +48,18 @@ class Script:
         tracks = Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
         return Script(self.words.to(device), self.switch, tracks, self.strengths.to(device))
 
-    def segment(self, start: int, count: int) -> Tensor:
-        """Which caption each of `count` latent frames from `start` on reads, `(B, count)`."""
-        at = torch.arange(start, start + count, device=self.words.device)
+    def segment(self, places: Tensor) -> Tensor:
+        """Which caption each of the latent frames `places (T,)` reads, `(B, T)`."""
+        at = places.to(self.words.device)
         after = torch.zeros_like(at) if self.switch is None else (at >= self.switch).long()
-        return after.expand(len(self.words), count)
+        return after.expand(len(self.words), len(at))
 
-    def tracks_of(self, start: int, count: int) -> Tracks:
-        """Tracks over the `4 count` pixel frames of latent frames `start ...`; nothing is said of frames
-        before 0 and after the end.
+    def tracks_of(self, places: Tensor) -> Tracks:
+        """Tracks over the `4 T` pixel frames of the latent frames `places (T,)`; nothing is said of pixel
+        frames before 0 and after the end.
         """
-        pixel = torch.arange(_TEMPORAL * (start - 1) + 1, _TEMPORAL * (start + count - 1) + 1)
+        last = _TEMPORAL * places[:, None].cpu()
+        pixel = (last + torch.arange(1 - _TEMPORAL, 1)).flatten()
         total = self.tracks.state.shape[2]
         inside = ((pixel >= 0) & (pixel < total)).to(self.words.device)
         pixel = pixel.clamp(0, total - 1).to(self.words.device)
@@ -186,6 +187,13 @@ class RunningStreams:
             return None
         return torch.cat([chunk.latents for chunk in self.state.context[-count:]], 1)[:, -count:]
 
+    def sink(self, count: int) -> Tensor | None:
+        """The first `count` latent frames, while the context holds them; None for no frame."""
+        if count == 0:
+            return None
+        assert self.state.context[0].start == 0, "streams here are never cleared"
+        return torch.cat([chunk.latents for chunk in self.state.context], 1)[:, :count]
+
     def save(self) -> dict[str, Any]:
         """Everything, as tensors and plain values."""
         state = self.state
@@ -264,7 +272,8 @@ class _Steering:
             streams.switched = True
         rows, columns = streams.state.cache.shape.grid
         grid = (rows * student.dit.config.patch, columns * student.dit.config.patch)
-        tracks = script.tracks_of(start, length)
-        strengths = strengths_over(script.strengths, tracks.state, student.plan, start)
+        places = torch.arange(start, start + length)
+        tracks = script.tracks_of(places)
+        strengths = strengths_over(script.strengths, tracks.state, student.plan, places)
         text = self.texts[int(after)]
         return Conditioning(text, text, student.motion(tracks, grid), Guidance(1.0, 0.0), strengths)

@@ -101,5 +101,7 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build_stage(replace(forcing, rollout=replace(forcing.rollout, window_frames=6, fresh_frames=4)), CPU)
     with pytest.raises(ConfigError, match=r"window_frames - rollout\.fresh_frames: expected <= plan"):
         build_stage(replace(forcing, rollout=replace(forcing.rollout, fresh_frames=1)), CPU)
+    with pytest.raises(ConfigError, match="teacher: expected a causal model with chunks of 1 latent"):
+        build_stage(replace(forcing, scoring="chunks"), CPU)
     with pytest.raises(ConfigError, match="init: expected a checkpoint"):
         build_stage(replace(forcing, init=None), CPU)

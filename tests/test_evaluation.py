@@ -327,6 +327,44 @@ def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path
     assert "4 minutes, step 9" in (tmp_path / "curves" / "index.html").read_text()
 
 
+def test_reports_beside_each_other(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps and one of a checkpoint: the figures of both reports, the same prompts below each other."""
+    counts = [f"{suite}=0" for suite in ("unseen", "drags", "pairs", "drift", "long_drift")]
+    for steps in (2, 1):
+        arguments = [
+            "--model",
+            str(checkpoint),
+            "--set",
+            f"steps={steps}",
+            "-o",
+            str(tmp_path / f"of{steps}"),
+        ]
+        assert evaluate.main([*arguments, *counts, "prompts=2", "switches=4", "clips=8"]) == 0
+    given = ["--report", f"two steps={tmp_path / 'of2'}", "--report", str(tmp_path / "of1")]
+    capsys.readouterr()
+    assert evaluate.main([*given, "-o", str(tmp_path / "out"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["steps"]) for row in rows] == [("two steps", 2), ("of1", 1)]
+    for row, folder in zip(rows, ("of2", "of1"), strict=True):
+        report = json.loads((tmp_path / folder / "report.json").read_text())
+        assert row["shape"] == report["shape_accuracy"]
+        assert row["switch within 1 s"] == report["switch_soon"] <= report["switch_success"]
+        assert row["60 s: first 4 s"] is None
+    head, _, *lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert "switch within 1 s" in head
+    assert "60 s" not in head
+    assert [line.split("|")[1].strip() for line in lines] == ["two steps", "of1"]
+    for name in ("reports.png", "prompts.png", "switches.png"):
+        assert name in (tmp_path / "out" / "index.html").read_text()
+        assert (tmp_path / "out" / name).stat().st_size > 1000
+    stream = json.loads((tmp_path / "of1" / "report.json").read_text())["samples"]["prompts"][0]["stream"]
+    (tmp_path / "of1" / "streams" / stream).unlink()
+    assert evaluate.main([*given, "-o", str(tmp_path / "out")]) == 2
+    assert stream in capsys.readouterr().err
+
+
 def test_tokenizers_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped one against itself without its network, which is a linear PCA."""
     linear = tmp_path / "linear"
@@ -361,6 +399,8 @@ def test_tokenizers_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--tokenizer", "nothing"], "nothing"),
         (["--tokenizer", "nothing", "--model", "tiny"], "found --model and --tokenizer"),
         (["--run", "nothing"], "metrics.jsonl"),
+        (["--report", "a=nothing"], "--report a=nothing: expected a finished report's folder"),
+        (["--report", "nothing", "--model", "tiny"], "found --model and --report"),
         (["--run", "nothing", "--model", "tiny"], "found --model and --run"),
         (["promts=3"], "did you mean 'prompts'"),
         (["prompts=-1"], "prompts: expected 0 to"),

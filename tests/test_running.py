@@ -12,16 +12,18 @@ from torch import Tensor
 import distill.running
 from distill.flow import Condition, FlowNetwork, guided
 from distill.guidance import GuidanceRange, strengths_over
-from distill.running import RunningStreams, Script, ScriptConfig, draw_script, prompt_script
+from distill.running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
 from distill.stages.init import InitStage, _consistency, _regression, committed, condition_of
-from distill.stages.self_forcing import SelfForcingStage
+from distill.stages.self_forcing import RolloutConfig, SelfForcingStage
 from distill.trainer import Tick
 from models.context import ChunkPlan
+from models.kv_cache import KVCache
 from models.motion_encoder import Tracks
 from streamgen import StreamEvent, load_pipeline
 from streamgen.conditioning import Conditioning, Guidance, guided_velocity
 from streamgen.motion import TrackSet
-from streamgen.rollout import RolloutState, Sampling
+from streamgen.noise import SeededNoise
+from streamgen.rollout import LatentChunk, RolloutState, Sampling, recache
 from streamgen.scheduler import FlowMatchScheduler
 from tests.tiny_models import assert_needs, randomize, tiny_cache, tiny_dit
 from tests.tiny_stages import CPU, PLAN, WINDOWS, init_run, self_forcing_run
@@ -182,11 +184,68 @@ def test_windows_join_what_was_and_what_is_new(stage: SelfForcingStage) -> None:
     for step in range(6):
         with torch.no_grad():
             batch = stage.batch(Tick(step, 0, 0, 1, 1, 0.5))
-            window, streams, start = stage.roll(stage.student, batch, with_gradient=False)
+            window, streams, at = stage.roll(stage.student, batch, with_gradient=False)
         assert window.x.shape[1] == 5
         assert torch.equal(streams.recent(3), window.x[:, -3:])
-        places.append((start, int(window.fresh.sum())))
+        places.append((int(at[0]), int(window.fresh.sum())))
+        assert at.tolist() == [*range(int(at[0]), int(at[0]) + 5)]
     assert places == [(0, 5), (3, 3), (6, 3), (0, 5), (3, 3), (6, 3)]
+
+
+@pytest.mark.parametrize("switch", [None, 5])
+def test_chunks_are_scored_as_a_stream_of_the_teacher_would_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: int | None
+) -> None:
+    """With `scoring: chunks` the real score of a new chunk is the guided velocity of the causal teacher on a
+    cache of what the stream shows: its sink, its last frames, after a switch under the new words.
+    """
+    config = init_run(tmp_path)
+    rollout = RolloutConfig(
+        2, window_frames=PLAN.window_frames + 1, fresh_frames=1, max_frames=99, steps=2, context_noise=0.0
+    )
+    changes = {"teacher": config.teacher, "scoring": "chunks", "rollout": rollout}
+    stage = SelfForcingStage(self_forcing_run(tmp_path, **changes), CPU)
+    for number, network in enumerate((stage.student, stage.teacher)):
+        randomize(network, 5 + number)
+    stage.streams = None
+    batch = replace(stage.batch(Tick(0, 0, 0, 1, 1, 0.5)), limit=99)
+    batch = replace(batch, script=replace(batch.script, switch=switch))
+    generator = torch.Generator()
+    teacher, strengths = stage.teacher, batch.script.strengths
+
+    def check() -> None:
+        stage.streams = None
+        for _ in range(4):
+            window, streams, places = stage.roll(stage.student, batch, with_gradient=False)
+        first = len(places) - 1
+        assert places.tolist() == [0, 3, 4, 5, 6]
+        real = stage.scores(streams.script, places, window, generator).real
+        noisy = torch.randn(window.x.shape, generator=torch.Generator().manual_seed(3))
+        found = (noisy - real(noisy, torch.full((2,), 0.6)))[:, first:] / 0.6
+        motion = teacher.motion(streams.script.tracks_of(places), GRID)
+        text, _, nothing = (
+            teacher.dit.embed_text(teacher.text_encoder(streams.script.words[:, i]))
+            for i in (int(switch is not None), 0, 2)
+        )
+        state = RolloutState(_cache_of(stage))
+        state.context = [
+            LatentChunk(i, i, window.x[:, i : i + 1], motion[:, i : i + 1]) for i in range(first)
+        ]
+        recache(teacher.dit, state, text, SeededNoise(0, CPU))
+        state.cache.begin(1)
+        over = strengths_over(strengths, streams.script.tracks_of(places).state, PLAN, places)
+        for row in range(2):
+            told = Conditioning(text, nothing, motion[:, first:], Guidance(*over[row, first].tolist()))
+            expected = guided_velocity(teacher.dit, noisy[:, first:], 0.6, told, state.cache)
+            torch.testing.assert_close(found[row], expected[row], rtol=1e-4, atol=1e-5)
+
+    with torch.no_grad():
+        assert_needs(check, monkeypatch, SelfForcingStage, "_past", lambda self, window, generator: None)
+
+
+def _cache_of(stage: SelfForcingStage) -> KVCache:
+    """An empty cache of the teacher's sizes."""
+    return RolloutStudent.new_cache(stage.teacher, 2, GRID)  # type: ignore[arg-type]
 
 
 def test_tracks_of_a_stretch_are_those_of_the_whole(stage: SelfForcingStage) -> None:
@@ -194,7 +253,9 @@ def test_tracks_of_a_stretch_are_those_of_the_whole(stage: SelfForcingStage) -> 
     script = script_of(stage, None, True)
     whole = stage.student.motion(script.tracks, GRID)
     assert whole.shape[1] == 6
-    parts = [stage.student.motion(script.tracks_of(start, 2), GRID) for start in (0, 2, 4, 6)]
+    parts = [
+        stage.student.motion(script.tracks_of(torch.arange(start, start + 2)), GRID) for start in (0, 2, 4, 6)
+    ]
     torch.testing.assert_close(torch.cat(parts[:3], 1), whole)
     assert not parts[3].any()
 
@@ -214,7 +275,8 @@ def test_scripts_switch_in_their_share_and_at_chunks(stage: SelfForcingStage) ->
             assert not script.tracks.state.any()
             assert not any(torch.equal(*pair) for pair in script.words[:, :2])
         assert torch.equal(
-            script.segment(2, 4)[0], torch.tensor([int((script.switch or 99) <= t) for t in (2, 3, 4, 5)])
+            script.segment(torch.arange(2, 6))[0],
+            torch.tensor([int((script.switch or 99) <= t) for t in (2, 3, 4, 5)]),
         )
 
 
@@ -226,7 +288,7 @@ def test_strengths_are_those_of_a_stream() -> None:
     alone = strengths_over(strengths, state, ChunkPlan(1, 1, 1, 3))
     assert alone[0].tolist() == [[1, 0], [1, 0], [0.5, 2], [1, 0], [1, 0]]
     assert alone[1].tolist() == [[1, 0]] * 5
-    grouped = strengths_over(strengths, state[:, :, 1:], ChunkPlan(3, 1, 1, 3), start=1)
+    grouped = strengths_over(strengths, state[:, :, 1:], ChunkPlan(3, 1, 1, 3), torch.arange(1, 5))
     assert grouped[0].tolist() == [[0.5, 2]] * 3 + [[1, 0]]
 
 

@@ -16,7 +16,7 @@ from ..scenes import SceneConfig
 from .classifiers import MOTION_FRAMES, MotionReader, ShapeReader
 from .reading import MIN_AREA, FrameReader, Reading, torus_apart, torus_centres
 from .streams import Subject, Video
-from .suites import FPS, RELEASE_FRAMES, SWITCH_FRAMES
+from .suites import FPS, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
 
 ATTRIBUTES = ("color", "shape", "motion", "background")
 #: Colour and shape right in the same frame: what a pair of both is.
@@ -127,13 +127,14 @@ def undragged(instruments: Instruments, view: View) -> float:
 class SwitchResult:
     """What became of one switch.
 
-    `success` within `SWITCH_FRAMES`; `seconds` until then (nan for none, and for motions, which take their
-    time to be told apart); `psnr` of the background across the switch (nan where it is to change); `kept`:
-    background and position are as before.
+    `success` within `SWITCH_FRAMES`, `soon` within `SOON_FRAMES`; `seconds` until then (nan for none, and for
+    motions, which take their time to be told apart); `psnr` of the background across the switch (nan where it
+    is to change); `kept`: background and position are as before.
     """
 
     kind: str
     success: bool
+    soon: bool
     seconds: float
     psnr: float
     jump: float
@@ -146,9 +147,12 @@ def switch_result(instruments: Instruments, view: View, fps: int = FPS) -> Switc
     assert switch is not None
     event, after = video.event, switch.after
     if switch.kind == "motion":
-        start = event + SWITCH_FRAMES
-        track = reading.centre[start : start + MOTION_FRAMES, after.colour]
-        success, seconds = instruments.motion(track) == after.motion, float("nan")
+        track = reading.centre[event:, after.colour]
+        soon, success = (
+            instruments.motion(track[wait : wait + MOTION_FRAMES]) == after.motion
+            for wait in (SOON_FRAMES, SWITCH_FRAMES)
+        )
+        seconds = float("nan")
     else:
         right = {
             "colour": lambda: reading.colour() == after.colour,
@@ -156,11 +160,11 @@ def switch_result(instruments: Instruments, view: View, fps: int = FPS) -> Switc
             "shape": lambda: instruments.shape_run(view, after.shape, after.colour),
         }[switch.kind]()
         first = _first_lasting(right[event:])
-        success, seconds = first <= SWITCH_FRAMES, first / fps
+        soon, success, seconds = first <= SOON_FRAMES, first <= SWITCH_FRAMES, first / fps
     jump = _jump(view, switch.kind)
     psnr = float("nan") if switch.kind == "background" else background_psnr(view, event - 1, event)
     kept = jump <= KEPT_STEPS and not psnr < KEPT_PSNR
-    return SwitchResult(switch.kind, success, seconds if success else float("nan"), psnr, jump, kept)
+    return SwitchResult(switch.kind, success, soon, seconds if success else float("nan"), psnr, jump, kept)
 
 
 def background_psnr(view: View, first: int, second: int) -> float:

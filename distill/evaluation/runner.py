@@ -32,6 +32,10 @@ from .tokenizer import tokenizer_figures
 from .truth import Truth
 
 TRUTH_SEED = 1
+#: Videos of each suite that reports show.
+_SAMPLES = 16
+#: Stretches at either end of a long stream whose speeds are compared: 12 seconds.
+_ENDS = 3
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Evaluator:
         self.world = SceneConfig(size=self.pipeline.geometry.height)
         self._instruments: Instruments | None = None
         self.samples: dict[str, list[Video]] = {}
+        self.kept: dict[str, list[dict[str, Any]]] = {}
 
     @property
     def instruments(self) -> Instruments:
@@ -94,7 +99,7 @@ class Evaluator:
         truth = self._truth(n)
         report["control"] |= truth.pop("control")
         report |= truth
-        report["n"] = n
+        report |= {"n": n, "samples": self.kept}
         return Evaluation(_plain(report), self.samples)
 
     def _views(self, name: str, specs: Sequence[StreamSpec]) -> list[View]:
@@ -108,7 +113,11 @@ class Evaluator:
         if not specs:
             return []
         views = [self.instruments.view(video) for video in self.store.videos(specs, progress)]
-        self.samples[name] = [view.video for view in views[:16]]
+        self.samples[name] = [view.video for view in views[:_SAMPLES]]
+        self.kept[name] = [
+            {"prompt": spec.prompt, "seed": spec.seed, "stream": self.store.file(spec).name}
+            for spec in specs[:_SAMPLES]
+        ]
         return views
 
     def _prompts(self, n: dict[str, int]) -> dict[str, Any]:
@@ -172,9 +181,16 @@ class Evaluator:
         n["drift_long" if long else "drift"] = len(views)
         streams = [drift_points(self.instruments, view) for view in views]
         if not streams:
-            return {"start": math.nan, "end": math.nan, "points": []}
+            return {"start": math.nan, "end": math.nan, "speed_kept": math.nan, "points": []}
         points = [_mean_point(column) for column in zip(*streams, strict=True)]
-        return {"start": points[0]["accuracy"], "end": points[-1]["accuracy"], "points": points}
+        ends = (mean([point["speed"] for point in some]) for some in (points[:_ENDS], points[-_ENDS:]))
+        first, last = ends
+        return {
+            "start": points[0]["accuracy"],
+            "end": points[-1]["accuracy"],
+            "speed_kept": last / first if first else math.nan,
+            "points": points,
+        }
 
     def _truth(self, n: dict[str, int]) -> dict[str, Any]:
         say("measuring the truth")
@@ -215,6 +231,7 @@ def switch_figures(results: Sequence[SwitchResult]) -> dict[str, Any]:
     seconds = [r.seconds for r in results if not math.isnan(r.seconds)]
     return {
         "switch_success": mean([float(r.success) for r in results]),
+        "switch_soon": mean([float(r.soon) for r in results]),
         "switch_seconds": statistics.median(seconds) if seconds else math.nan,
         "switch_kept_psnr": mean([r.psnr for r in results if not math.isnan(r.psnr)]),
         "switch_kept": mean([float(r.kept) for r in results]),

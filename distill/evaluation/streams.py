@@ -166,12 +166,12 @@ class StreamStore:
 
     def videos(self, specs: Sequence[StreamSpec], progress: Callable[[int], None]) -> Iterator[Video]:
         """Videos in the order of `specs`; `progress` is told of every stream that is there."""
-        missing = [spec for spec in specs if not self._file(spec).exists()]
+        missing = [spec for spec in specs if not self.file(spec).exists()]
         progress(len(specs) - len(missing))
         if missing:
             self._render(missing, progress)
         for spec in specs:
-            kept = load_file(self._file(spec))
+            kept = load_file(self.file(spec))
             yield Video(spec, kept["frames"], int(kept["event"]), kept["path"])
 
     def _render(self, specs: Sequence[StreamSpec], progress: Callable[[int], None]) -> None:
@@ -181,7 +181,7 @@ class StreamStore:
         ) as pool:
             # long ones first, so that none is left alone at the end
             order = sorted(specs, key=lambda spec: -spec.frames)
-            waiting = [pool.submit(_work, spec, str(self._file(spec))) for spec in order]
+            waiting = [pool.submit(_work, spec, str(self.file(spec))) for spec in order]
             try:
                 for done in as_completed(waiting):
                     done.result()
@@ -190,7 +190,8 @@ class StreamStore:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _file(self, spec: StreamSpec) -> Path:
+    def file(self, spec: StreamSpec) -> Path:
+        """Where a stream is kept, or will be."""
         key = json.dumps([asdict(spec), self._digest, self._settings], sort_keys=True, default=str)
         return self._directory / f"{spec.suite}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 

@@ -18,8 +18,8 @@ FPS = 16
 SWITCH_KINDS = ("colour", "shape", "background", "motion")
 #: Frames of a stream before its switch or drag.
 BEFORE = 41
-#: A switch may take this long.
-SWITCH_FRAMES = 24
+#: A switch may take this long; one that took at most that was soon.
+SWITCH_FRAMES, SOON_FRAMES = 24, 16
 #: Frames of a drag, and frames after it until the object should go its own way again.
 DRAG_FRAMES = 33
 RELEASE_FRAMES = 8

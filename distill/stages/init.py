@@ -21,7 +21,7 @@ from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
 from ..config import require
 from ..families import NetworkSpec
-from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, focused, guided
+from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, Past, focused, guided
 from ..guidance import GuidanceRange, strengths_over
 from ..optim import ParameterGroups
 from ..trainer import Tick
@@ -84,7 +84,7 @@ class StudentBatch:
 
     windows: FlowBatch
     strengths: Tensor
-    past: tuple[Tensor, Tensor]
+    past: Past
     x: Tensor
     sigma: Tensor
     target: Tensor
@@ -105,9 +105,7 @@ class FewStepStudent(FlowNetwork):
         metrics: dict[str, Tensor | float] = {"mse": (mean_square.detach() * weight).sum() / total}
         return (huber * weight).sum() / total, metrics
 
-    def estimate(
-        self, windows: FlowBatch, strengths: Tensor, past: tuple[Tensor, Tensor], x: Tensor, sigma: Tensor
-    ) -> Tensor:
+    def estimate(self, windows: FlowBatch, strengths: Tensor, past: Past, x: Tensor, sigma: Tensor) -> Tensor:
         """Clean frames as the student sees them through noise, `(B, T, C, h, w)`."""
         condition = condition_of(self, windows, strengths)
         velocity = self.velocity(x, sigma, condition.text, condition.motion, condition.strengths, past)
@@ -204,7 +202,7 @@ def _consistency(
     stage: InitStage,
     batch: InitBatch,
     condition: Condition,
-    past: tuple[Tensor, Tensor],
+    past: Past,
     sigmas: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): the average's clean estimate one guided teacher step below."""
@@ -222,7 +220,7 @@ def _regression(
     stage: InitStage,
     batch: InitBatch,
     condition: Condition,
-    past: tuple[Tensor, Tensor],
+    past: Past,
     sigmas: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): a place on the teacher's way from noise, and its end."""
@@ -239,13 +237,13 @@ def _regression(
     return chosen, sigmas[visited], x
 
 
-def committed(windows: FlowBatch) -> tuple[Tensor, Tensor]:
+def committed(windows: FlowBatch) -> Past:
     """The frames of windows as a stream would have committed them: at the noise level that the windows have
-    for their clean prefix, or clean where they have none. Latents and levels `(B, T)`.
+    for their clean prefix, or clean where they have none.
     """
     prefix = windows.weight == 0
     level = torch.where(prefix, windows.sigma, 0.0).amax(1, keepdim=True).expand_as(windows.sigma)
-    return add_noise(windows.x0, torch.randn_like(windows.x0), level), level
+    return Past(add_noise(windows.x0, torch.randn_like(windows.x0), level), level)
 
 
 def condition_of(network: FlowNetwork, windows: FlowBatch, strengths: Tensor) -> Condition:

@@ -2,13 +2,14 @@
 
 Streams are rolled out as at inference, with sink, window, switches and recache, each chunk behind what the
 student itself has committed. A guided bidirectional teacher is the real score, a critic that learns the
-student's own distribution the fake one. Past `long_from` of the budget streams go on over many updates
-(streaming long tuning, LongLive, arXiv 2509.22622), so that the student meets its own drift.
+student's own distribution the fake one; with a causal teacher both score every chunk behind the stream's own
+past instead (`scoring: chunks`). Past `long_from` of the budget streams go on over many updates (streaming
+long tuning, LongLive, arXiv 2509.22622), so that the student meets its own drift.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,11 @@ from models.context import ChunkPlan
 from models.kv_cache import KVCache
 from models.motion_encoder import Tracks
 from streamgen.rollout import RolloutState, Sampling
-from streamgen.scheduler import FlowMatchScheduler, x0_from_velocity
+from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
 from ..config import require
 from ..families import DiffusionRun, NetworkSpec
-from ..flow import Condition, FlowMatching, FlowNetwork, guided
+from ..flow import Condition, FlowMatching, FlowNetwork, Past, guided
 from ..guidance import GuidanceRange, strengths_over
 from ..objectives import DistributionMatching, DMDConfig, Objective, Scores, Window
 from ..optim import ParameterGroups
@@ -79,11 +80,14 @@ class CriticConfig:
 @dataclass(frozen=True)
 class SelfForcingRun(DiffusionRun):
     """Config of the self_forcing stage: `init` is the student's start, `teacher` the real score and the
-    critic's start. Captions and tracks come from the clips; or captions alone from `prompts`, a file as
-    `streamgen render` takes it, and then no clips are needed.
+    critic's start. With `scoring` "windows" both see a window as a whole (the teacher is bidirectional); with
+    "chunks" they are causal as the student is, and score each chunk behind what the stream has committed:
+    its distribution given the past instead of the joint one. Captions and tracks come from the clips; or
+    captions alone from `prompts`, a file as `streamgen render` takes it, and then no clips are needed.
     """
 
     teacher: str = "runs/tiny/teacher/export"
+    scoring: Literal["windows", "chunks"] = "windows"
     prompts: str | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -101,12 +105,21 @@ class Critic(FlowNetwork):
     """The fake score: velocity of noisy windows of the student's streams, which it is trained on."""
 
     def forward(
-        self, x: Tensor, sigma: Tensor, words: Tensor, segment: Tensor, tracks: Tracks, strengths: Tensor
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        words: Tensor,
+        segment: Tensor,
+        tracks: Tracks,
+        strengths: Tensor,
+        past: Past | None,
     ) -> Tensor:
-        """Velocity of `x (B, T, C, h, w)` at one level `sigma (B,)` per window, under its conditioning."""
+        """Velocity of `x (B, T, C, h, w)` at one level `sigma (B,)` per window, under its conditioning;
+        `past` as in `FlowNetwork.velocity`.
+        """
         motion = self.motion(tracks, (x.shape[3], x.shape[4]))
         levels = sigma[:, None].expand(x.shape[:2])
-        return self.velocity(x, levels, self.text(words, segment), motion, strengths)
+        return self.velocity(x, levels, self.text(words, segment), motion, strengths, past)
 
 
 @dataclass(frozen=True)
@@ -132,12 +145,7 @@ class SelfForcingStage(DiffusionStage):
         _check_chunks(config)
         plan = self.family.plan_of(Path(config.teacher))
         if plan is not None:
-            require(
-                config.rollout.window_frames <= plan.chunk_frames,
-                "rollout.window_frames",
-                f"<= the teacher's {plan.chunk_frames} latent frames",
-                config.rollout.window_frames,
-            )
+            _check_teacher(config, plan)
         specs = self.specs(config)
         self.student: RolloutStudent = self.build(specs["student"])
         self.network = self.student
@@ -151,15 +159,15 @@ class SelfForcingStage(DiffusionStage):
 
     @classmethod
     def specs(cls, config: SelfForcingRun) -> dict[str, NetworkSpec[Any]]:
-        """The student that streams, and the two scores of whole windows: the guided teacher and the critic,
-        which starts from it.
+        """The student that streams, and the two scores: the guided teacher and the critic, which starts from
+        it.
         """
         frames = config.rollout.window_frames
-        whole = ChunkPlan(frames, frames, 0, 0)
+        plan = ChunkPlan(frames, frames, 0, 0) if config.scoring == "windows" else None
         return {
             "student": NetworkSpec(RolloutStudent, config.init, guidance=True),
-            "critic": NetworkSpec(Critic, config.teacher, guidance=True, plan=whole),
-            "teacher": NetworkSpec(FlowMatching, config.teacher, plan=whole, frozen=True),
+            "critic": NetworkSpec(Critic, config.teacher, guidance=True, plan=plan),
+            "teacher": NetworkSpec(FlowMatching, config.teacher, plan=plan, frozen=True),
         }
 
     def modules(self) -> dict[str, nn.Module]:
@@ -234,17 +242,18 @@ class SelfForcingStage(DiffusionStage):
         generator = torch.Generator().manual_seed(batch.objective_seed)
         network = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
         if network is self.student:
-            window, streams, start = self.roll(module, batch, with_gradient=True)
-            return self.objective.student_loss(window, self.scores(streams, start, window), generator)
+            window, streams, places = self.roll(module, batch, with_gradient=True)
+            scores = self.scores(streams.script, places, window, generator)
+            return self.objective.student_loss(window, scores, generator)
         with torch.no_grad():
-            window, streams, start = self.roll(self.student, batch, with_gradient=False)
-        told = self._told(streams.script, start, window.x.shape[1])
+            window, streams, places = self.roll(self.student, batch, with_gradient=False)
+        told = (*self._told(streams.script, places, window), self._past(window, generator))
         return self.objective.critic_loss(window, lambda x, sigma: module(x, sigma, *told), generator)
 
     def roll(
         self, student: nn.Module, batch: RolloutBatch, with_gradient: bool
-    ) -> tuple[Window, RunningStreams, int]:
-        """The streams' next window, the streams, and the latent frame at which the window begins."""
+    ) -> tuple[Window, RunningStreams, Tensor]:
+        """The streams' next window, the streams, and which of their latent frames it shows, `(T,)`."""
         options = self.config.rollout
         streams = self.streams
         if streams is None or streams.frames + options.fresh_frames > batch.limit:
@@ -264,23 +273,31 @@ class SelfForcingStage(DiffusionStage):
         fresh: Tensor = student(streams, wanted, sampling)
         self.streams = streams
         x = fresh if before is None else torch.cat([before, fresh], 1)
+        places = torch.arange(streams.frames - x.shape[1], streams.frames)
+        if self.config.scoring == "chunks":
+            # what a stream sees besides its window
+            sink = streams.sink(min(self.config.plan.sink_frames, int(places[0])))
+            if sink is not None:
+                x, places = torch.cat([sink, x], 1), torch.cat([torch.arange(sink.shape[1]), places])
         is_fresh = torch.arange(x.shape[1], device=x.device) >= x.shape[1] - fresh.shape[1]
-        return Window(x, is_fresh), streams, streams.frames - x.shape[1]
+        return Window(x, is_fresh), streams, places
 
-    def scores(self, streams: RunningStreams, start: int, window: Window) -> Scores:
+    def scores(self, script: Script, places: Tensor, window: Window, generator: torch.Generator) -> Scores:
         """The teacher under joint guidance and the critic, at the window's own captions and tracks."""
-        words, segment, tracks, strengths = self._told(streams.script, start, window.x.shape[1])
+        words, segment, tracks, strengths = self._told(script, places, window)
+        past = self._past(window, generator)
         teacher = self.teacher
         grid = (window.x.shape[3], window.x.shape[4])
         condition = Condition(teacher.text(words, segment), teacher.motion(tracks, grid), strengths)
 
         def real(x: Tensor, sigma: Tensor) -> Tensor:
             levels = sigma[:, None].expand(x.shape[:2])
-            return x0_from_velocity(x, guided(teacher, x, levels, condition), levels)
+            return x0_from_velocity(x, guided(teacher, x, levels, condition, past), levels)
 
         def fake(x: Tensor, sigma: Tensor) -> Tensor:
             levels = sigma[:, None].expand(x.shape[:2])
-            return x0_from_velocity(x, self.critic(x, sigma, words, segment, tracks, strengths), levels)
+            velocity = self.critic(x, sigma, words, segment, tracks, strengths, past)
+            return x0_from_velocity(x, velocity, levels)
 
         return Scores(real, fake)
 
@@ -289,13 +306,46 @@ class SelfForcingStage(DiffusionStage):
         self.preview(out_dir)
         return {}
 
-    def _told(self, script: Script, start: int, count: int) -> tuple[Tensor, Tensor, Tracks, Tensor]:
-        tracks = script.tracks_of(start, count)
-        strengths = strengths_over(script.strengths, tracks.state, self.student.plan, start)
-        return script.words, script.segment(start, count), tracks, strengths
+    def _told(self, script: Script, places: Tensor, window: Window) -> tuple[Tensor, Tensor, Tracks, Tensor]:
+        tracks = script.tracks_of(places)
+        strengths = strengths_over(script.strengths, tracks.state, self.student.plan, places)
+        segment = script.segment(places)
+        if self.config.scoring == "chunks":
+            # after a recache the past is read under the caption that the new chunks have
+            first = int(window.fresh.long().argmax())
+            segment = segment.clone()
+            segment[:, :first] = segment[:, first : first + 1]
+        return script.words, segment, tracks, strengths
+
+    def _past(self, window: Window, generator: torch.Generator) -> Past | None:
+        """The window as the stream has committed it, and at which noise level, where chunks are scored."""
+        if self.config.scoring == "windows":
+            return None
+        x = window.x.detach()
+        level = torch.full(x.shape[:2], self.config.rollout.context_noise, device=x.device)
+        return Past(add_noise(x, torch.randn(x.shape, generator=generator).to(x), level), level)
 
     def _new_cache(self, batch: int) -> KVCache:
         return self.student.new_cache(batch, self.family.grid, self.family.cache_dtype)
+
+
+def _check_teacher(config: SelfForcingRun, plan: ChunkPlan) -> None:
+    """The teacher has to be of the kind that `scoring` asks for; `plan` is its own."""
+    if config.scoring == "windows":
+        require(
+            config.rollout.window_frames <= plan.chunk_frames,
+            "rollout.window_frames",
+            f"<= the teacher's {plan.chunk_frames} latent frames",
+            config.rollout.window_frames,
+        )
+        return
+    require(
+        (plan.chunk_frames, plan.first_chunk_frames)
+        == (config.plan.chunk_frames, config.plan.first_chunk_frames),
+        "teacher",
+        f"a causal model with chunks of {config.plan.chunk_frames} latent frames, as scoring: chunks needs",
+        f"chunks of {plan.chunk_frames}",
+    )
 
 
 def _check_chunks(config: SelfForcingRun) -> None:
