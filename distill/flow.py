@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from models.causal_dit import CausalDiT, TextContext
 from models.context import AttentionContext, BidirectionalContext, ChunkPlan, MaskedContext, SequenceFrame
@@ -40,9 +41,9 @@ class FlowBatch:
 
 @dataclass(frozen=True)
 class Past:
-    """The frames of windows as a stream has committed them: `x (B, T, C, h, w)` at noise levels `sigma (B,
-    T)`; and under which caption (`segment (B, T)`) and `motion (B, T, channels, h, w)`, where these are not
-    those of the windows.
+    """The frames of windows as a stream has committed them, and perhaps P - T before these: `x (B, P, C, h,
+    w)` at noise levels `sigma (B, P)`, under captions `segment (B, P)` and with `motion (B, P, channels, h,
+    w)`; both may be left out where P is T and they are those of the windows.
     """
 
     x: Tensor
@@ -64,7 +65,7 @@ class FlowNetwork(nn.Module):
         super().__init__()
         self.dit, self.text_encoder, self.motion_encoder = dit, text_encoder, motion_encoder
         self.plan = plan
-        self._contexts: dict[tuple[int, int, int, bool, str], AttentionContext] = {}
+        self._contexts: dict[tuple[int, int, int, int, str], AttentionContext] = {}
 
     def text(self, words: Tensor, segment: Tensor) -> TextContext:
         """Keys and values of captions `words (B, S, L)`, read by latent frames as `segment (B, T)` says."""
@@ -91,14 +92,14 @@ class FlowNetwork(nn.Module):
             text: one segment per latent frame, from `text`.
             motion: `(B, T, channels, h, w)`.
             guidance: `(B, T, 2)` strengths, for a network that takes them.
-            past: the same frames as a stream has committed them. Each chunk then sees itself and, of the
-                chunks before it, only these (teacher forcing); without, what lies before it in `x`
-                (diffusion forcing).
+            past: the same frames as a stream has committed them, which may begin earlier. Each chunk then
+                sees itself and, of the chunks before it, only these (teacher forcing); without, what lies
+                before it in `x` (diffusion forcing).
         """
-        frames = x.shape[1]
         if past is None:
-            out: Tensor = self.dit(x, sigma * 1000, text, self._context(x, False), motion, guidance)
+            out: Tensor = self.dit(x, sigma * 1000, text, self._context(x), motion, guidance)
             return out.float()
+        seen = past.x.shape[1]
         assert text.segment is not None
         segments = [text.segment if past.segment is None else past.segment, text.segment]
         motions = [motion if past.motion is None else past.motion, motion]
@@ -106,26 +107,27 @@ class FlowNetwork(nn.Module):
             torch.cat([past.x, x], 1),
             torch.cat([past.sigma, sigma], 1) * 1000,
             TextContext(text.keys, text.values, torch.cat(segments, 1)),
-            self._context(x, True),
+            self._context(x, seen),
             torch.cat(motions, 1),
-            None if guidance is None else torch.cat([torch.zeros_like(guidance), guidance], 1),
+            None if guidance is None else pad(guidance, (0, 0, seen, 0)),
         )
-        return out[:, frames:].float()
+        return out[:, seen:].float()
 
-    def _context(self, latents: Tensor, forced: bool) -> AttentionContext:
+    def _context(self, latents: Tensor, seen: int = 0) -> AttentionContext:
+        """That of `latents` alone, or behind the last of `seen` committed frames."""
         grid, count = self.dit.token_grid(latents), latents.shape[1]
-        key = (count, *grid, forced, str(latents.device))
+        key = (count, *grid, seen, str(latents.device))
         if key not in self._contexts:
-            self._contexts[key] = self._new_context(count, grid, forced, latents.device)
+            self._contexts[key] = self._new_context(count, grid, seen, latents.device)
         return self._contexts[key]
 
     def _new_context(
-        self, count: int, grid: tuple[int, int], forced: bool, device: torch.device
+        self, count: int, grid: tuple[int, int], seen: int, device: torch.device
     ) -> AttentionContext:
         rope, plan = self.dit.rope, self.plan
-        if forced:
-            frames = [SequenceFrame(i, target=False) for i in range(count)]
-            frames += [SequenceFrame(i, context=False) for i in range(count)]
+        if seen:
+            frames = [SequenceFrame(i, target=False) for i in range(seen)]
+            frames += [SequenceFrame(i, context=False) for i in range(seen - count, seen)]
             return MaskedContext(rope, frames, plan, grid, device)
         if count <= plan.first_chunk_frames:
             return BidirectionalContext(rope, count, grid, device)

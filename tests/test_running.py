@@ -184,11 +184,12 @@ def test_windows_join_what_was_and_what_is_new(stage: SelfForcingStage) -> None:
     for step in range(6):
         with torch.no_grad():
             batch = stage.batch(Tick(step, 0, 0, 1, 1, 0.5))
-            window, streams, at = stage.roll(stage.student, batch, with_gradient=False)
+            rolled = stage.roll(stage.student, batch, with_gradient=False)
+        window, start = rolled.window, int(rolled.places[0])
         assert window.x.shape[1] == 5
-        assert torch.equal(streams.recent(3), window.x[:, -3:])
-        places.append((int(at[0]), int(window.fresh.sum())))
-        assert at.tolist() == [*range(int(at[0]), int(at[0]) + 5)]
+        assert torch.equal(stage.streams.recent(3), window.x[:, -3:])
+        assert rolled.places.tolist() == [*range(start, start + 5)]
+        places.append((start, int(window.fresh.sum())))
     assert places == [(0, 5), (3, 3), (6, 3), (0, 5), (3, 3), (6, 3)]
 
 
@@ -216,31 +217,30 @@ def test_chunks_are_scored_as_a_stream_of_the_teacher_would_go_on(
     def check() -> None:
         stage.streams = None
         for _ in range(4):
-            window, streams, places = stage.roll(stage.student, batch, with_gradient=False)
-        first = len(places) - 1
+            rolled = stage.roll(stage.student, batch, with_gradient=False)
+        places, first = rolled.places, len(rolled.places) - 1
         assert places.tolist() == [0, 3, 4, 5, 6]
-        real = stage.scores(streams.script, places, window, generator).real
-        noisy = torch.randn(window.x.shape, generator=torch.Generator().manual_seed(3))
-        found = (noisy - real(noisy, torch.full((2,), 0.6)))[:, first:] / 0.6
-        motion = teacher.motion(streams.script.tracks_of(places), GRID)
+        seen, tracks = rolled.seen, batch.script.tracks_of(places)
+        assert torch.equal(seen[:, first:], rolled.window.x)
+        noisy = torch.randn(rolled.window.x.shape, generator=torch.Generator().manual_seed(3))
+        found = (noisy - stage.scores(rolled, generator).real(noisy, torch.full((2,), 0.6))) / 0.6
+        motion = teacher.motion(tracks, GRID)
         text, _, nothing = (
-            teacher.dit.embed_text(teacher.text_encoder(streams.script.words[:, i]))
+            teacher.dit.embed_text(teacher.text_encoder(batch.script.words[:, i]))
             for i in (int(switch is not None), 0, 2)
         )
         state = RolloutState(_cache_of(stage))
-        state.context = [
-            LatentChunk(i, i, window.x[:, i : i + 1], motion[:, i : i + 1]) for i in range(first)
-        ]
+        state.context = [LatentChunk(i, i, seen[:, i : i + 1], motion[:, i : i + 1]) for i in range(first)]
         recache(teacher.dit, state, text, SeededNoise(0, CPU))
         state.cache.begin(1)
-        over = strengths_over(strengths, streams.script.tracks_of(places).state, PLAN, places)
+        over = strengths_over(strengths, tracks.state, PLAN, places)
         for row in range(2):
             told = Conditioning(text, nothing, motion[:, first:], Guidance(*over[row, first].tolist()))
-            expected = guided_velocity(teacher.dit, noisy[:, first:], 0.6, told, state.cache)
+            expected = guided_velocity(teacher.dit, noisy, 0.6, told, state.cache)
             torch.testing.assert_close(found[row], expected[row], rtol=1e-4, atol=1e-5)
 
     with torch.no_grad():
-        assert_needs(check, monkeypatch, SelfForcingStage, "_past", lambda self, window, generator: None)
+        assert_needs(check, monkeypatch, SelfForcingStage, "_committed", lambda self, rolled, generator: None)
 
 
 def _cache_of(stage: SelfForcingStage) -> KVCache:

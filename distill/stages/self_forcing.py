@@ -112,14 +112,16 @@ class Critic(FlowNetwork):
         segment: Tensor,
         tracks: Tracks,
         strengths: Tensor,
-        past: Past | None,
+        committed: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Velocity of `x (B, T, C, h, w)` at one level `sigma (B,)` per window, under its conditioning;
-        `past` as in `FlowNetwork.velocity`.
+        """Velocity of `x (B, T, C, h, w)` at one level `sigma (B,)` per window, under its conditioning, or
+        that of the P frames `committed`, `(B, P, C, h, w)` at levels `(B, P)`, whose last ones they are.
         """
         motion = self.motion(tracks, (x.shape[3], x.shape[4]))
-        levels = sigma[:, None].expand(x.shape[:2])
-        return self.velocity(x, levels, self.text(words, segment), motion, strengths, past)
+        levels, new = sigma[:, None].expand(x.shape[:2]), -x.shape[1]
+        past = None if committed is None else Past(*committed, segment, motion)
+        text = self.text(words, segment[:, new:])
+        return self.velocity(x, levels, text, motion[:, new:], strengths[:, new:], past)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,19 @@ class RolloutBatch:
     exit_step: int
     seed: int
     objective_seed: int
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A window of running streams. `seen (B, P, C, h, w)` is what they show up to its end, their sink and
+    last frames, where chunks are scored behind it; `places (P,)` are the latent frames of the streams that
+    it shows, or those of the window.
+    """
+
+    window: Window
+    script: Script
+    places: Tensor
+    seen: Tensor | None
 
 
 class SelfForcingStage(DiffusionStage):
@@ -242,18 +257,15 @@ class SelfForcingStage(DiffusionStage):
         generator = torch.Generator().manual_seed(batch.objective_seed)
         network = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
         if network is self.student:
-            window, streams, places = self.roll(module, batch, with_gradient=True)
-            scores = self.scores(streams.script, places, window, generator)
-            return self.objective.student_loss(window, scores, generator)
+            rolled = self.roll(module, batch, with_gradient=True)
+            return self.objective.student_loss(rolled.window, self.scores(rolled, generator), generator)
         with torch.no_grad():
-            window, streams, places = self.roll(self.student, batch, with_gradient=False)
-        told = (*self._told(streams.script, places, window), self._past(window, generator))
-        return self.objective.critic_loss(window, lambda x, sigma: module(x, sigma, *told), generator)
+            rolled = self.roll(self.student, batch, with_gradient=False)
+        told = (*self._told(rolled), self._committed(rolled, generator))
+        return self.objective.critic_loss(rolled.window, lambda x, sigma: module(x, sigma, *told), generator)
 
-    def roll(
-        self, student: nn.Module, batch: RolloutBatch, with_gradient: bool
-    ) -> tuple[Window, RunningStreams, Tensor]:
-        """The streams' next window, the streams, and which of their latent frames it shows, `(T,)`."""
+    def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
+        """Carry the streams on to their next window."""
         options = self.config.rollout
         streams = self.streams
         if streams is None or streams.frames + options.fresh_frames > batch.limit:
@@ -274,21 +286,24 @@ class SelfForcingStage(DiffusionStage):
         self.streams = streams
         x = fresh if before is None else torch.cat([before, fresh], 1)
         places = torch.arange(streams.frames - x.shape[1], streams.frames)
-        if self.config.scoring == "chunks":
-            # what a stream sees besides its window
-            sink = streams.sink(min(self.config.plan.sink_frames, int(places[0])))
-            if sink is not None:
-                x, places = torch.cat([sink, x], 1), torch.cat([torch.arange(sink.shape[1]), places])
-        is_fresh = torch.arange(x.shape[1], device=x.device) >= x.shape[1] - fresh.shape[1]
-        return Window(x, is_fresh), streams, places
+        if self.config.scoring == "windows":
+            is_fresh = torch.arange(x.shape[1], device=x.device) >= x.shape[1] - fresh.shape[1]
+            return Rolled(Window(x, is_fresh), streams.script, places, None)
+        sink = streams.sink(min(self.config.plan.sink_frames, int(places[0])))
+        if sink is not None:
+            x, places = torch.cat([sink, x], 1), torch.cat([torch.arange(sink.shape[1]), places])
+        every = torch.ones(fresh.shape[1], dtype=torch.bool, device=x.device)
+        return Rolled(Window(fresh, every), streams.script, places, x.detach())
 
-    def scores(self, script: Script, places: Tensor, window: Window, generator: torch.Generator) -> Scores:
+    def scores(self, rolled: Rolled, generator: torch.Generator) -> Scores:
         """The teacher under joint guidance and the critic, at the window's own captions and tracks."""
-        words, segment, tracks, strengths = self._told(script, places, window)
-        past = self._past(window, generator)
-        teacher = self.teacher
-        grid = (window.x.shape[3], window.x.shape[4])
-        condition = Condition(teacher.text(words, segment), teacher.motion(tracks, grid), strengths)
+        words, segment, tracks, strengths = self._told(rolled)
+        committed = self._committed(rolled, generator)
+        teacher, x = self.teacher, rolled.window.x
+        motion, new = teacher.motion(tracks, (x.shape[3], x.shape[4])), -x.shape[1]
+        past = None if committed is None else Past(*committed, segment, motion)
+        text = teacher.text(words, segment[:, new:])
+        condition = Condition(text, motion[:, new:], strengths[:, new:])
 
         def real(x: Tensor, sigma: Tensor) -> Tensor:
             levels = sigma[:, None].expand(x.shape[:2])
@@ -296,7 +311,7 @@ class SelfForcingStage(DiffusionStage):
 
         def fake(x: Tensor, sigma: Tensor) -> Tensor:
             levels = sigma[:, None].expand(x.shape[:2])
-            velocity = self.critic(x, sigma, words, segment, tracks, strengths, past)
+            velocity = self.critic(x, sigma, words, segment, tracks, strengths, committed)
             return x0_from_velocity(x, velocity, levels)
 
         return Scores(real, fake)
@@ -306,24 +321,25 @@ class SelfForcingStage(DiffusionStage):
         self.preview(out_dir)
         return {}
 
-    def _told(self, script: Script, places: Tensor, window: Window) -> tuple[Tensor, Tensor, Tracks, Tensor]:
+    def _told(self, rolled: Rolled) -> tuple[Tensor, Tensor, Tracks, Tensor]:
+        """Words, captions, tracks and strengths at the places."""
+        script, places = rolled.script, rolled.places
         tracks = script.tracks_of(places)
         strengths = strengths_over(script.strengths, tracks.state, self.student.plan, places)
         segment = script.segment(places)
-        if self.config.scoring == "chunks":
+        if rolled.seen is not None:
             # after a recache the past is read under the caption that the new chunks have
-            first = int(window.fresh.long().argmax())
-            segment = segment.clone()
-            segment[:, :first] = segment[:, first : first + 1]
+            first = len(places) - rolled.window.x.shape[1]
+            segment = torch.cat([segment[:, first : first + 1].expand(-1, first), segment[:, first:]], 1)
         return script.words, segment, tracks, strengths
 
-    def _past(self, window: Window, generator: torch.Generator) -> Past | None:
-        """The window as the stream has committed it, and at which noise level, where chunks are scored."""
-        if self.config.scoring == "windows":
+    def _committed(self, rolled: Rolled, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        """What is seen as the stream has committed it, and at which noise level, where chunks are scored."""
+        x = rolled.seen
+        if x is None:
             return None
-        x = window.x.detach()
         level = torch.full(x.shape[:2], self.config.rollout.context_noise, device=x.device)
-        return Past(add_noise(x, torch.randn(x.shape, generator=generator).to(x), level), level)
+        return add_noise(x, torch.randn(x.shape, generator=generator).to(x), level), level
 
     def _new_cache(self, batch: int) -> KVCache:
         return self.student.new_cache(batch, self.family.grid, self.family.cache_dtype)
@@ -345,6 +361,13 @@ def _check_teacher(config: SelfForcingRun, plan: ChunkPlan) -> None:
         "teacher",
         f"a causal model with chunks of {config.plan.chunk_frames} latent frames, as scoring: chunks needs",
         f"chunks of {plan.chunk_frames}",
+    )
+    require(
+        config.plan.first_chunk_frames == config.plan.chunk_frames
+        and config.plan.sink_frames % config.plan.chunk_frames == 0,
+        "plan",
+        "a sink of whole chunks, and a first chunk as long as the others, where scoring is chunks",
+        config.plan,
     )
 
 
