@@ -276,7 +276,7 @@ def test_self_forcing_needs_prompts_alone(
     Trainer(config, stage, make_accelerator(config)).run("none")
     assert isinstance(stage, SelfForcingStage)
     known = stage.family.vocabulary.encode("a red circle moves", 6).ids
-    scripts = [stage.script(torch.Generator().manual_seed(seed)) for seed in range(30)]
+    scripts = [stage.script(2, torch.Generator().manual_seed(seed)) for seed in range(30)]
     pairs = {(tuple(a), tuple(b)) for script in scripts for a, b, _ in script.words.tolist()}
     assert any(before == tuple(known.tolist()) for before, _ in pairs)
     assert {script.switch is None for script in scripts} == {True, False}

@@ -193,6 +193,33 @@ def test_windows_join_what_was_and_what_is_new(stage: SelfForcingStage) -> None:
     assert places == [(0, 5), (3, 3), (6, 3), (0, 5), (3, 3), (6, 3)]
 
 
+def test_first_chunks_alone_leave_running_streams_where_they_are(tmp_path: Path) -> None:
+    """A share of the updates sees other streams' first chunk, under both ways of scoring."""
+    config = init_run(tmp_path)
+    for changes in ({}, {"teacher": config.teacher, "scoring": "chunks"}):
+        made = self_forcing_run(tmp_path, **changes)
+        rollout = replace(made.rollout, first_share=0.5, first_batch=3)
+        stage = SelfForcingStage(replace(made, rollout=rollout), CPU)
+        kinds = []
+        for step in range(12):
+            batch, before = stage.batch(Tick(step, 0, 0, 1, 1, 0.5)), stage.streams
+            frames = None if before is None else before.frames
+            with torch.no_grad():
+                rolled = stage.roll(stage.student, batch, with_gradient=False)
+                real = stage.scores(rolled, torch.Generator()).real
+                assert (
+                    real(rolled.window.x, torch.full((len(rolled.window.x),), 0.5)).shape
+                    == rolled.window.x.shape
+                )
+            kinds.append(batch.first)
+            assert batch.first == (rolled.places.tolist() == [0])
+            assert len(rolled.window.x) == (3 if batch.first else 2)
+            if batch.first:
+                assert stage.streams is before
+                assert frames == (None if before is None else before.frames)
+        assert {*kinds} == {True, False}
+
+
 @pytest.mark.parametrize("switch", [None, 5])
 def test_chunks_are_scored_as_a_stream_of_the_teacher_would_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: int | None

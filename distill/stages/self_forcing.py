@@ -38,7 +38,9 @@ class RolloutConfig:
     `batch` streams per process; an update generates `fresh_frames` (a stream's first update `window_frames`)
     and scores the last `window_frames`. Streams end after `window_frames`, and past `long_from` of the budget
     after `max_frames`. The student takes up to `steps` steps at `shift`, re-noising in between, of which one
-    drawn per update is the last; chunks are committed at noise level `context_noise`.
+    drawn per update is the last; chunks are committed at noise level `context_noise`. A `first_share` of
+    the updates see the first chunk alone, of `first_batch` new streams: it is made of words only, all else
+    follows from it, and in windows it is one frame of many.
     """
 
     batch: int = 12
@@ -46,6 +48,8 @@ class RolloutConfig:
     fresh_frames: int = 6
     max_frames: int = 33
     long_from: float = 0.3
+    first_share: float = 0.0
+    first_batch: int = 48
     steps: int = 4
     shift: float = 3.0
     context_noise: float = 0.05
@@ -58,6 +62,8 @@ class RolloutConfig:
             (self.fresh_frames, self.window_frames, self.max_frames),
         )
         require(0 <= self.long_from <= 1, "rollout.long_from", "within [0, 1]", self.long_from)
+        require(0 <= self.first_share <= 1, "rollout.first_share", "within [0, 1]", self.first_share)
+        require(self.first_batch >= 1, "rollout.first_batch", ">= 1", self.first_batch)
         require(0 <= self.context_noise < 1, "rollout.context_noise", "within [0, 1)", self.context_noise)
         FlowMatchScheduler(self.steps, self.shift)
 
@@ -127,7 +133,8 @@ class Critic(FlowNetwork):
 @dataclass(frozen=True)
 class RolloutBatch:
     """What an update draws: a script for streams that begin with it, how many latent frames a stream may
-    have, the exit step, the streams' seed, and the seed of the objective's noise.
+    have, the exit step, the streams' seed, and the seed of the objective's noise; `first` where new streams
+    are to show their first chunk alone.
     """
 
     script: Script
@@ -135,6 +142,7 @@ class RolloutBatch:
     exit_step: int
     seed: int
     objective_seed: int
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ class SelfForcingStage(DiffusionStage):
         self.streams = RunningStreams.load(saved, cache)
 
     def batch(self, tick: Tick) -> RolloutBatch:
-        """A script and draws; the exit step is alike on all processes, so that they do the same work.
+        """A script and draws; exit step and kind are alike on all processes, so that they do the same work.
 
         Switches are, too, where processes gather each other's parameters: a recache is a forward of its own.
         """
@@ -227,23 +235,25 @@ class SelfForcingStage(DiffusionStage):
         generator = torch.Generator().manual_seed(tick.generator_seed("script"))
         timing = torch.Generator().manual_seed(tick.generator_seed("switch", shared=True))
         sharded = self.run.parallel == "fsdp2"
-        script = self.script(generator, timing if sharded else None).to(self.device)
         shared = torch.Generator().manual_seed(tick.generator_seed("exit", shared=True))
         exit_step = int(torch.randint(rollout.steps, (), generator=shared))
+        first = float(torch.rand((), generator=shared)) < rollout.first_share
+        size = rollout.first_batch if first else rollout.batch
+        script = self.script(size, generator, timing if sharded else None).to(self.device)
         limit = rollout.window_frames if tick.progress < rollout.long_from else rollout.max_frames
         return RolloutBatch(
-            script, limit, exit_step, tick.generator_seed("streams"), tick.generator_seed("objective")
+            script, limit, exit_step, tick.generator_seed("streams"), tick.generator_seed("objective"), first
         )
 
-    def script(self, generator: torch.Generator, shared: torch.Generator | None = None) -> Script:
-        """A script for new streams; its switch is drawn from `shared` where that is given."""
+    def script(self, size: int, generator: torch.Generator, shared: torch.Generator | None = None) -> Script:
+        """A script for `size` new streams; its switch is drawn from `shared` where that is given."""
         config = self.config
         if self.prompts is not None:
-            size, plan = config.rollout.batch, config.plan
+            plan = config.plan
             return prompt_script(self.prompts, size, plan, config.script, config.guidance, generator, shared)
         return draw_script(
             self.clips,
-            config.rollout.batch,
+            size,
             config.plan,
             config.script,
             config.windows,
@@ -265,15 +275,8 @@ class SelfForcingStage(DiffusionStage):
         return self.objective.critic_loss(rolled.window, lambda x, sigma: module(x, sigma, *told), generator)
 
     def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
-        """Carry the streams on to their next window."""
-        options = self.config.rollout
-        streams = self.streams
-        if streams is None or streams.frames + options.fresh_frames > batch.limit:
-            cache = self._new_cache(options.batch)
-            streams = RunningStreams(batch.script, RolloutState(cache), batch.seed)
-        # an update that fails must not leave half a window behind
-        self.streams = None
-        before = streams.recent(options.window_frames - options.fresh_frames)
+        """Carry the streams on to their next window, or begin others for their first chunk."""
+        options, streams = self.config.rollout, self.streams
         sampling = Sampling(
             FlowMatchScheduler(options.steps, options.shift).sigmas(),
             renoise=True,
@@ -281,9 +284,25 @@ class SelfForcingStage(DiffusionStage):
             exit_step=batch.exit_step,
             with_gradient=with_gradient,
         )
+        if batch.first:
+            streams = self._begin(batch)
+            return self._rolled(streams, None, student(streams, 1, sampling))
+        if streams is None or streams.frames + options.fresh_frames > batch.limit:
+            streams = self._begin(batch)
+        # an update that fails must not leave half a window behind
+        self.streams = None
+        before = streams.recent(options.window_frames - options.fresh_frames)
         wanted = options.window_frames if before is None else options.fresh_frames
-        fresh: Tensor = student(streams, wanted, sampling)
+        fresh = student(streams, wanted, sampling)
         self.streams = streams
+        return self._rolled(streams, before, fresh)
+
+    def _begin(self, batch: RolloutBatch) -> RunningStreams:
+        cache = self._new_cache(len(batch.script.words))
+        return RunningStreams(batch.script, RolloutState(cache), batch.seed)
+
+    def _rolled(self, streams: RunningStreams, before: Tensor | None, fresh: Tensor) -> Rolled:
+        """The window of frames from `before` and those that are new."""
         x = fresh if before is None else torch.cat([before, fresh], 1)
         places = torch.arange(streams.frames - x.shape[1], streams.frames)
         if self.config.scoring == "windows":
