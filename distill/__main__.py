@@ -3,7 +3,6 @@ folder instead of a config, all stages of its recipe.
 """
 
 import argparse
-import gc
 import os
 import sys
 import warnings
@@ -73,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     # Imported late, so that usage errors answer at once.
+    from .parallel import end_processes, make_accelerator
     from .stages import load_run
-    from .trainer import make_accelerator
 
     # Depthwise convolutions make channels-last gradients; copying those costs data parallelism little.
     warnings.filterwarnings("ignore", message="Grad strides do not match")
@@ -83,10 +82,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         return _run(options, config, accelerator)
     finally:
-        # Wrapped modules refer to the process group; one that is still referred to can abort at exit.
-        accelerator.free_memory()
-        gc.collect()
-        accelerator.end_training()
+        end_processes(accelerator)
 
 
 def _run(options: argparse.Namespace, config: "RunConfig", accelerator: "Accelerator") -> int:

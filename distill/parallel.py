@@ -1,5 +1,6 @@
 """Processes that train together: joining them, wrapping networks for them, and agreeing on what happens."""
 
+import gc
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if accelerator.num_processes != world:
         raise TrainingError(f"launched as one of {world} processes, but joined {accelerator.num_processes}")
     return accelerator
+
+
+def end_processes(accelerator: Accelerator) -> None:
+    """Leave the process group, after letting go of all that holds wrapped modules, such as a trainer: they
+    refer to the group, and a group that is still referred to can abort its process at exit.
+    """
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()
 
 
 class Parallel:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, RunConfig
 from distill.optim import ParameterGroups, split_parameters
-from distill.trainer import Tick, Trainer, make_accelerator
+from distill.parallel import end_processes, make_accelerator
+from distill.trainer import Tick, Trainer
 
 GLOBAL_BATCH = 8
 
@@ -130,5 +131,5 @@ def train(config: RunConfig, pull: float = 0.0, resume: str = "latest") -> Disti
     stage = DistillationStage(pull)
     accelerator = make_accelerator(config)
     Trainer(config, stage, accelerator).run(resume)
-    accelerator.end_training()
+    end_processes(accelerator)
     return stage

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.checkpoint import latest_checkpoint, load_checkpoint
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, RunConfig
 from distill.optim import ParameterGroups, split_parameters
-from distill.trainer import Tick, Trainer, make_accelerator
+from distill.parallel import end_processes, make_accelerator
+from distill.trainer import Tick, Trainer
 
 GLOBAL_BATCH = 8
 
@@ -120,11 +122,14 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
         assert same, key
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
+def train(target: Path) -> Accelerator:
+    """Train in this process, or as one of several."""
     trainer = toy_trainer(toy_config(target), ToyStage(noise=0.0))
-    world = trainer.accelerator.num_processes
     trainer.run("none")
     if trainer.accelerator.is_main_process:
-        (target / "world.txt").write_text(str(world))
-    trainer.accelerator.end_training()
+        (target / "world.txt").write_text(str(trainer.accelerator.num_processes))
+    return trainer.accelerator
+
+
+if __name__ == "__main__":
+    end_processes(train(Path(sys.argv[1])))
