@@ -87,9 +87,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, config: "RunConfig", accelerator: "Accelerator") -> int:
     from .dry_run import dry_run
+    from .precision import settled
     from .stages import build_stage
     from .trainer import Trainer
 
+    config = settled(config, accelerator.device)
     trainer = Trainer(config, build_stage(config, accelerator.device), accelerator)
     if not options.dry_run:
         return trainer.run(options.resume).exit_code

@@ -114,7 +114,8 @@ class RunConfig:
 
     `parallel` says what several processes do: `ddp` keeps whole networks on each, `fsdp2` spreads parameters,
     gradients, optimizers and averages over them. `activation_checkpointing` computes blocks again in the
-    backward pass instead of keeping what they computed.
+    backward pass instead of keeping what they computed. `precision: auto` is bf16 (autocast) where the device
+    computes in it, else fp32.
     """
 
     stage: str
@@ -123,7 +124,7 @@ class RunConfig:
     seed: int
     max_minutes: float | None = None
     schedule: Literal["steps", "time"] = "steps"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     threads: int | None = None
     gradient_accumulation: int = 1
     gradient_clip: float | None = 1.0

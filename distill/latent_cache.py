@@ -22,6 +22,7 @@ from models.video_tokenizer import VideoTokenizer
 from streamgen.geometry import LatentGeometry
 
 from .config import require
+from .precision import multiplies_bfloat16
 from .scenes import SceneBatch, SceneConfig, SceneGenerator
 
 _SHARD = 128
@@ -158,13 +159,13 @@ class LatentCache:
 
 
 @torch.no_grad()
-def encode_clips(tokenizer: VideoCodec, videos: Tensor, device: torch.device, at_once: int = 16) -> Tensor:
+def encode_clips(tokenizer: VideoCodec, videos: Tensor, device: torch.device, at_once: int = 4) -> Tensor:
     """Normalised latents, float16 `(N, T, C, h, w)` on the CPU, of clips uint8 `(N, F, H, W, 3)`."""
     latents = []
     for video in videos.split(at_once):
         pixels = video.to(device).movedim(-1, 2).float().div(127.5).sub(1.0)
-        # half the time on a CPU; the posterior mean itself stays float32
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        # half the time where it is not emulated; the posterior mean itself stays float32
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=multiplies_bfloat16(pixels.device)):
             mean = tokenizer.encode(pixels).mean.float()
         latents.append(tokenizer.normalize(mean, 0).half().cpu())
     return torch.cat(latents)

@@ -1,14 +1,16 @@
-"""Sample streams at fixed prompts and seeds, as contact sheets: what a person judges a run by."""
+"""Sample streams at fixed prompts and seeds, as contact sheets and clips: what a person judges a run by."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from streamgen import Pipeline, StreamEvent
 from streamgen.motion import TrackSet, drag
+from streamgen.video_write import VideoFileSink
 
 from .scenes import contact_sheet
 
@@ -59,27 +61,48 @@ def stream(
     return torch.cat(parts)[:frames]
 
 
+def show(videos: Sequence[Tensor], captions: Sequence[str], path: Path, fps: int, frames: int = 8) -> None:
+    """Write a contact sheet `path`, a PNG, and beside it an MP4 of the same name in which all videos play.
+
+    Args:
+        videos: uint8 `(T, H, W, 3)` of one size; shorter ones keep their last picture to the end.
+        captions: one per video, for the sheet; the clip has the videos in the same order, in rows.
+        path: of the sheet.
+        fps: frames per second.
+        frames: of each video on the sheet.
+    """
+    contact_sheet(videos, captions, path, frames)
+    columns = math.ceil(math.sqrt(len(videos)))
+    longest = max(len(video) for video in videos)
+    grid = torch.zeros(-(-len(videos) // columns) * columns, longest, *videos[0].shape[1:], dtype=torch.uint8)
+    for place, video in zip(grid, videos, strict=False):
+        place[: len(video)] = video
+        place[len(video) :] = video[-1]
+    picture = rearrange(grid, "(r c) t h w d -> t (r h) (c w) d", c=columns)
+    with VideoFileSink(path.with_suffix(".mp4"), picture.shape[1], picture.shape[2], fps) as sink:
+        sink.write(picture.numpy())
+
+
 def prompt_sheet(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
-    """Write `prompts.png`: streams of fixed prompts."""
+    """Show streams of fixed prompts as `prompts.png` and `prompts.mp4`."""
     frames = round(seconds * pipeline.geometry.fps)
     plain = [stream(pipeline, prompt, i, frames) for i, prompt in enumerate(PROMPTS)]
-    contact_sheet(_large(plain), list(PROMPTS), out_dir / "prompts.png")
+    show(_large(plain), PROMPTS, out_dir / "prompts.png", pipeline.geometry.fps)
 
 
 def sample_sheets(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
-    """Write `prompts.png`, `switches.png` and `drags.png`."""
+    """Show `prompts`, `switches` and `drags`."""
     prompt_sheet(pipeline, out_dir, seconds)
     frames = round(seconds * pipeline.geometry.fps)
     switched = [
         stream(pipeline, before, i, 2 * frames, (frames, StreamEvent(prompt=after)))
         for i, (before, after) in enumerate(SWITCHES)
     ]
-    contact_sheet(
-        _large(switched), [f"{a}  ->  {b}" for a, b in SWITCHES], out_dir / "switches.png", frames=12
-    )
+    fps = pipeline.geometry.fps
+    show(_large(switched), [f"{a}  ->  {b}" for a, b in SWITCHES], out_dir / "switches.png", fps, frames=12)
     dragged = [_dragged(pipeline, prompt, i, target, frames) for i, (prompt, target) in enumerate(DRAGS)]
     names = [f"{prompt}; dragged to {target}" for prompt, target in DRAGS]
-    contact_sheet(_large([_marked(v, t) for v, t in dragged]), names, out_dir / "drags.png", frames=12)
+    show(_large([_marked(v, t) for v, t in dragged]), names, out_dir / "drags.png", fps, frames=12)
 
 
 def _dragged(

@@ -341,7 +341,10 @@ def test_reports_beside_each_other(
             "-o",
             str(tmp_path / f"of{steps}"),
         ]
-        assert evaluate.main([*arguments, *counts, "prompts=2", "switches=4", "clips=8"]) == 0
+        controls = f"controls={str(steps == 2).lower()}"
+        assert evaluate.main([*arguments, *counts, "prompts=2", "switches=4", "clips=8", controls]) == 0
+        cleared = json.loads((tmp_path / f"of{steps}" / "report.json").read_text())["switch_clear"]
+        assert (cleared["switch_kept"] is None) == (steps == 1)
     given = ["--report", f"two steps={tmp_path / 'of2'}", "--report", str(tmp_path / "of1")]
     capsys.readouterr()
     assert evaluate.main([*given, "-o", str(tmp_path / "out"), "--json"]) == 0

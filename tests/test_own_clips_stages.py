@@ -103,7 +103,8 @@ def test_the_causal_stage_trains_on_a_folder(tmp_path: Path, clips: Path) -> Non
     kinds = {tuple(stage.batch(Tick(step, 0, 0, 1, 0, 0.5)).x0.shape) for step in range(20)}
     assert kinds == {(3, 1, 4, 4, 6), (2, 3, 4, 4, 6), (2, 5, 4, 4, 6)}
     Trainer(config, stage, make_accelerator(config)).run()
-    assert (tmp_path / "run" / "previews" / "step-000000002" / "captions.png").is_file()
+    for name in ("captions.png", "captions.mp4"):
+        assert (tmp_path / "run" / "previews" / "step-000000002" / name).is_file()
     words = (tmp_path / "run" / "export" / "vocabulary.txt").read_text().split()
     assert words == [*caption_vocabulary(), "zebra"]
     pipeline = load_pipeline(tmp_path / "run" / "export")

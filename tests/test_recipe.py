@@ -7,7 +7,7 @@ import pytest
 from distill.config import ConfigError
 from distill.recipe import read_recipe, run_recipe
 
-TINY = Path(__file__).resolve().parent.parent / "configs" / "distill" / "tiny"
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "distill"
 
 
 @pytest.fixture
@@ -75,13 +75,14 @@ def test_a_folder_without_a_recipe_is_refused(folder: Path) -> None:
         read_recipe(folder)
 
 
-def test_the_tiny_recipe_hands_its_results_on() -> None:
+@pytest.mark.parametrize("recipe", ["tiny", "clips"])
+def test_a_recipe_hands_its_results_on(recipe: str) -> None:
     """Every stage takes what an earlier one leaves."""
     from distill.stages import load_run
     from streamgen.structured import to_plain
 
     left: set[str] = set()
-    for stage, _ in read_recipe(TINY):
+    for stage, _ in read_recipe(RECIPES / recipe):
         config = to_plain(load_run(stage.config))
         taken = [config.get(key) for key in ("tokenizer", "init", "teacher")]
         assert {path for path in taken if path is not None} <= left

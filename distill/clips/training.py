@@ -12,8 +12,8 @@ from streamgen.pipeline import Pipeline
 
 from ..config import require
 from ..latent_cache import LatentClips
-from ..samples import prompt_sheet, sample_sheets, stream
-from ..scenes import caption_vocabulary, contact_sheet
+from ..samples import prompt_sheet, sample_sheets, show, stream
+from ..scenes import caption_vocabulary
 from .config import ClipFolderConfig
 from .folder import ClipFolder
 from .latents import LatentSource
@@ -119,8 +119,8 @@ def draws_own(share: float, number: int) -> bool:
 def preview_sheets(
     pipeline: Pipeline, folder: ClipFolder | None, out_dir: Path, streams: bool = True
 ) -> None:
-    """Write contact sheets: from the world's prompts, from own captions, or from both; `streams` says whether
-    the model makes streams that can be switched and dragged.
+    """Write contact sheets and clips: from the world's prompts, from own captions, or from both; `streams`
+    says whether the model makes streams that can be switched and dragged.
     """
     if folder is not None:
         caption_sheet(pipeline, folder.captions, out_dir)
@@ -134,7 +134,7 @@ def caption_sheet(pipeline: Pipeline, captions: Sequence[str], out_dir: Path, se
     chosen = distinct[:: max(1, len(distinct) // _SHEET_CLIPS)][:_SHEET_CLIPS]
     frames = max(1, round(seconds * pipeline.geometry.fps))
     videos = [stream(pipeline, caption, seed, frames) for seed, caption in enumerate(chosen)]
-    contact_sheet(videos, chosen, out_dir / "captions.png")
+    show(videos, chosen, out_dir / "captions.png", pipeline.geometry.fps)
 
 
 def without_objects(metrics: Mapping[str, float], config: ClipFolderConfig | None) -> dict[str, float]:

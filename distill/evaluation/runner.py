@@ -3,7 +3,7 @@
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,9 @@ class Evaluator:
         ]
         return views
 
+    def _controls(self, name: str, specs: Callable[[], Sequence[StreamSpec]]) -> list[View]:
+        return self._views(name, specs()) if self.config.controls else []
+
     def _prompts(self, n: dict[str, int]) -> dict[str, Any]:
         out: dict[str, Any] = {}
         views = self._views("prompts", self.suites.prompts())
@@ -148,9 +151,9 @@ class Evaluator:
 
     def _drags(self, n: dict[str, int]) -> dict[str, Any]:
         told = self._views("drags", self.suites.drags(told=True))
-        untold = self._views("drags without track", self.suites.drags(told=False))
+        untold = self._controls("drags without track", lambda: self.suites.drags(told=False))
         pairs = self._views("pairs", self.suites.pairs(told=True))
-        alone = self._views("pairs without track", self.suites.pairs(told=False))
+        alone = self._controls("pairs without track", lambda: self.suites.pairs(told=False))
         n |= {"drags": len(told), "pairs": len(pairs)}
         return {
             "track_error": mean([drag_error(view) for view in told]),
@@ -169,7 +172,7 @@ class Evaluator:
         ]
         cleared = [
             switch_result(self.instruments, view)
-            for view in self._views("switches with clear", self.suites.switches(clear=True))
+            for view in self._controls("switches with clear", lambda: self.suites.switches(clear=True))
         ]
         n["switches"] = len(results)
         figures = switch_figures(results)

@@ -38,6 +38,8 @@ class EvaluationConfig:
         switches: streams with a switch, each once more with the policy `clear`.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
         clips: clips of the world for the tokenizer and for the controls on the truth.
+        controls: false leaves out the drags without a track and the switches under `clear`, which tell what
+            the measures are worth: for reports that only differ in the weights.
         motions: names of the motions to ask for, such as those of an earlier world that a model was trained
             on; none given: all that the model has words for.
     """
@@ -54,6 +56,7 @@ class EvaluationConfig:
     long_drift: int = 2
     long_drift_seconds: float = 240.0
     clips: int = 128
+    controls: bool = True
     motions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
