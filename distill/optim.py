@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .config import OptimConfig
+from .muon import Muon
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def build_optimizers(config: OptimConfig, groups: ParameterGroups) -> dict[str, 
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if matrices and config.matrices == "muon":
         rate = config.muon_lr * groups.matrices_lr_scale
-        muon = torch.optim.Muon(
+        muon = Muon(
             matrices, lr=rate, momentum=config.muon_momentum, weight_decay=config.weight_decay, nesterov=True
         )
         optimizers["muon"] = muon

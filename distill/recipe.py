@@ -1,4 +1,6 @@
-"""A recipe: the stages of a folder of configs one after the other, each in a process of its own."""
+"""A recipe: the stages of a folder of configs one after the other, each in a process of its own, and a report
+on what the last one leaves.
+"""
 
 import subprocess
 import sys
@@ -27,17 +29,30 @@ class RecipeStage:
         return any((self.run_dir / "export").glob("*.safetensors"))
 
 
-def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[tuple[RecipeStage, list[str]]]:
-    """The stages of `folder/recipe.yaml` in order, each with its own of the `stage.key=value` overrides.
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order, each with its own overrides, and the folder of the report on the last one's export;
+    None for no report.
+    """
+
+    stages: list[tuple[RecipeStage, list[str]]]
+    report: Path | None
+
+
+def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read `folder/recipe.yaml`; each stage gets its own of the `stage.key=value` overrides.
 
     Raises:
         ConfigError: no recipe, a stage without a config, or an override of no stage.
     """
     if not (folder / RECIPE).is_file():
         raise ConfigError(f"recipe {folder}: expected a folder with {RECIPE}, or one config")
-    names = read_mapping(folder / RECIPE).get("stages")
+    recipe = read_mapping(folder / RECIPE)
+    names, report = recipe.get("stages"), recipe.get("report")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"recipe {folder / RECIPE}: expected `stages`, a list of names, found {names!r}")
+    if not isinstance(report, str | None):
+        raise ConfigError(f"recipe {folder / RECIPE}: expected `report`, a folder, found {report!r}")
     own: dict[str, list[str]] = {name: [] for name in names}
     for override in overrides:
         name, _, rest = override.partition(".")
@@ -53,39 +68,43 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[tuple[Recip
         if not isinstance(run_dir, str):
             raise ConfigError(f"config {config}: expected run_dir, found {run_dir!r}")
         stages.append((RecipeStage(name, config, Path(run_dir)), own[name]))
-    return stages
+    return Recipe(stages, None if report is None else Path(report))
 
 
 def run_recipe(
     folder: Path,
     overrides: Sequence[str],
     options: Sequence[str],
-    run: Callable[[list[str]], int] | None = None,
+    run: Callable[[str, list[str]], int] | None = None,
 ) -> int:
-    """Run every stage that is not done yet; the exit code of the first that fails, else 0.
+    """Run every stage that is not done yet, then the evaluation, which keeps finished streams itself; the
+    exit code of the first that fails, else 0.
 
     Args:
         folder: configs and `recipe.yaml`.
         overrides: `stage.key=value`.
         options: of the command line, passed on to every stage.
-        run: runs `python -m distill` with the given arguments and returns its exit code.
+        run: runs `python -m` a module with the given arguments and returns its exit code.
     """
     run = run or _run
-    stages = read_recipe(folder, overrides)
-    for number, (stage, own) in enumerate(stages, 1):
-        place = f"stage {number} of {len(stages)}, {stage.name}"
+    recipe = read_recipe(folder, overrides)
+    for number, (stage, own) in enumerate(recipe.stages, 1):
+        place = f"stage {number} of {len(recipe.stages)}, {stage.name}"
         if stage.is_done:
             sys.stderr.write(f"{place}: done ({stage.run_dir / 'export'})\n")
             continue
         sys.stderr.write(f"{place}: {stage.config}\n")
-        code = run([str(stage.config), *own, *options])
+        code = run("distill", [str(stage.config), *own, *options])
         if code:
             sys.stderr.write(f"{place}: ended with {code}; the same command goes on from there\n")
             return code
-    return 0
+    if recipe.report is None:
+        return 0
+    export = recipe.stages[-1][0].run_dir / "export"
+    return run("distill.evaluate", ["--model", str(export), "-o", str(recipe.report)])
 
 
-def _run(arguments: list[str]) -> int:
-    code = subprocess.call([sys.executable, "-m", "distill", *arguments])
+def _run(module: str, arguments: list[str]) -> int:
+    code = subprocess.call([sys.executable, "-m", module, *arguments])
     # a child that a signal ended has its negative number as its code
     return 128 - code if code < 0 else code

@@ -28,15 +28,17 @@ def test_stages_run_in_order_and_finished_ones_do_not(
 ) -> None:
     ran: list[list[str]] = []
 
-    def run(arguments: list[str]) -> int:
-        ran.append(arguments)
+    def run(module: str, arguments: list[str]) -> int:
+        ran.append([module, *arguments])
         return 0
 
     finish(folder, "one")
+    (folder / "recipe.yaml").write_text("stages: [one, two, three]\nreport: runs/report\n")
     assert run_recipe(folder, ["two.max_minutes=5", "two.optim.lr=1e-3"], ["--processes", "2"], run) == 0
     assert ran == [
-        [str(folder / "two.yaml"), "max_minutes=5", "optim.lr=1e-3", "--processes", "2"],
-        [str(folder / "three.yaml"), "--processes", "2"],
+        ["distill", str(folder / "two.yaml"), "max_minutes=5", "optim.lr=1e-3", "--processes", "2"],
+        ["distill", str(folder / "three.yaml"), "--processes", "2"],
+        ["distill.evaluate", "--model", str(folder / "runs" / "three" / "export"), "-o", "runs/report"],
     ]
     assert "one: done" in capsys.readouterr().err
 
@@ -44,7 +46,7 @@ def test_stages_run_in_order_and_finished_ones_do_not(
 def test_a_failing_stage_ends_the_recipe(folder: Path) -> None:
     ran: list[str] = []
 
-    def run(arguments: list[str]) -> int:
+    def run(module: str, arguments: list[str]) -> int:
         ran.append(arguments[0])
         return 143 if "two" in arguments[0] else 0
 
@@ -70,6 +72,9 @@ def test_a_folder_without_a_recipe_is_refused(folder: Path) -> None:
     (folder / "recipe.yaml").write_text("stages: one\n")
     with pytest.raises(ConfigError, match="a list of names"):
         read_recipe(folder)
+    (folder / "recipe.yaml").write_text("stages: [one]\nreport: [a]\n")
+    with pytest.raises(ConfigError, match="a folder"):
+        read_recipe(folder)
     (folder / "recipe.yaml").write_text("stages: [four]\n")
     with pytest.raises(ConfigError, match=r"four\.yaml"):
         read_recipe(folder)
@@ -82,7 +87,7 @@ def test_a_recipe_hands_its_results_on(recipe: str) -> None:
     from streamgen.structured import to_plain
 
     left: set[str] = set()
-    for stage, _ in read_recipe(RECIPES / recipe):
+    for stage, _ in read_recipe(RECIPES / recipe).stages:
         config = to_plain(load_run(stage.config))
         taken = [config.get(key) for key in ("tokenizer", "init", "teacher")]
         assert {path for path in taken if path is not None} <= left
