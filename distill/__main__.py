@@ -87,11 +87,13 @@ def _train(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, config: "RunConfig", accelerator: "Accelerator") -> int:
     from .dry_run import dry_run
+    from .memory import check_memory
     from .precision import settled
-    from .stages import build_stage
+    from .stages import build_stage, stage_class
     from .trainer import Trainer
 
     config = settled(config, accelerator.device)
+    check_memory(config, stage_class(config.stage), accelerator.num_processes, accelerator.device)
     trainer = Trainer(config, build_stage(config, accelerator.device), accelerator)
     if not options.dry_run:
         return trainer.run(options.resume).exit_code

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, device, and how much memory it took."""
+"""What a result was made with: versions, device, how much memory it took, and how much there is."""
 
 import platform
 import sys
@@ -60,6 +60,21 @@ def memory_mb(device: torch.device) -> float:
     return _peak_resident_mb()
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can be had on a device now; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    values = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    if "MemAvailable" not in values:
+        return None
+    free = int(values["MemAvailable"].split()[0]) * 1024
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, max(0, limit - used))
+
+
 def _peak_resident_mb() -> float:
     if sys.platform == "win32":
         return 0.0
@@ -68,3 +83,10 @@ def _peak_resident_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # kibibytes, but bytes on macOS
     return peak / (_MEGABYTE if sys.platform == "darwin" else 1024)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

@@ -1,7 +1,6 @@
 """How much memory a Wan-family stream takes, told before anything is allocated, and what would fit."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
 from ..errors import CheckpointError
+from ..machine import free_bytes
 from .config import WanConfig
 
 GIB = 2**30
@@ -110,21 +110,6 @@ def alternatives(config: WanConfig, setup: Setup) -> list[tuple[str, int]]:
     return out
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can be had on a device now; None where nobody says."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return None
-    values = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-    if "MemAvailable" not in values:
-        return None
-    free = int(values["MemAvailable"].split()[0]) * 1024
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else min(free, max(0, limit - used))
-
-
 def _codec(config: WanConfig, decoder: str) -> WanVAE | TinyDecoder:
     return WanVAE(config.vae) if decoder == "vae" else TinyDecoder(config.tiny_decoder)
 
@@ -183,10 +168,3 @@ def _numbers(module: nn.Module) -> int:
 
 def _gib(value: int) -> str:
     return f"{value / GIB:.1f}"
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
