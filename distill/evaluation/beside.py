@@ -116,10 +116,11 @@ def _known(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Shares as bars, a group for each figure."""
+    """Shares as bars, a group for each figure that all reports have."""
     from matplotlib.figure import Figure
 
     headings = [_COLUMNS[index][0] for index in _BARS]
+    headings = [name for name in headings if all(row[name] is not None for row in rows)] or headings
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / len(rows)

@@ -82,8 +82,16 @@ def write_curves(points: Sequence[tuple[KeptWeights, Mapping[str, Any]]], out_di
 
     minutes = [weights.minutes for weights, _ in points]
     rows: list[dict[str, Any]] = [{"minutes": w.minutes, "step": w.step} for w, _ in points]
-    figure = Figure(figsize=(15, 3), layout="constrained")
-    for axis, (title, figures, top) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+    measured = [
+        panel
+        for panel in _PANELS
+        if any(_at(report, keys) is not None for _, keys in panel[1] for _, report in points)
+    ]
+    figure = Figure(figsize=(3 * max(1, len(measured)), 3), layout="constrained")
+    axes = figure.subplots(1, max(1, len(measured)), squeeze=False)[0]
+    for row in rows:
+        row |= {"/".join(keys): None for _, figures, _ in _PANELS for _, keys in figures}
+    for axis, (title, figures, top) in zip(axes, measured, strict=False):
         for label, keys in figures:
             values = [_at(report, keys) for _, report in points]
             for row, value in zip(rows, values, strict=True):
