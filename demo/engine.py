@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from streamgen import Pipeline, Session, Snapshot, StreamEvent
+from streamgen.families import find_model
 from streamgen.machine import device_name
-from streamgen.pipeline import find_model
-from streamgen.timeline import Receipt
+from streamgen.stream.timeline import Receipt
 
 from .history import Saved
 

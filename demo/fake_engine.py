@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from streamgen import StreamEvent
-from streamgen.timeline import Pending, Receipt, Timeline
+from streamgen.stream.timeline import Pending, Receipt, Timeline
 
 from .engine import Generated, ModelInfo
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from streamgen.errors import InputError
-from streamgen.video_read import read_image
+from streamgen.video.read import read_image
 
 
 def main(order: str) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from streamgen.motion import TrackSet, camera, merge, path, pins
+from streamgen.motion.tracks import TrackSet, camera, merge, path, pins
 
 from .messages import Camera
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from streamgen.errors import InputError
-from streamgen.video_write import VideoFileSink
+from streamgen.video.write import VideoFileSink
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from streamgen.errors import InputError
-from streamgen.video_read import read_clip
+from streamgen.video.read import read_clip
 
 MAX_BYTES = 32 * 2**20
 DECODE_SECONDS = 20.0

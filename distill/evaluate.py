@@ -102,7 +102,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str, Any]:
     # Imported late, so that usage errors answer at once.
-    from streamgen.batch.job import parse_settings
+    from streamgen.render.job import parse_settings
 
     from .config import build, read_overrides
     from .evaluation.report import write_report

@@ -9,8 +9,8 @@ from torch.nn.functional import pad
 from models.causal_dit import CausalDiT, TextContext
 from models.context import AttentionContext, BidirectionalContext, ChunkPlan, MaskedContext, SequenceFrame
 from models.motion_encoder import MotionEncoder, Tracks
-from streamgen.conditioning import joint_guidance
-from streamgen.scheduler import add_noise, velocity_target
+from streamgen.engine.guidance import joint_guidance
+from streamgen.engine.scheduler import add_noise, velocity_target
 
 
 @dataclass(frozen=True)

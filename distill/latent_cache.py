@@ -19,7 +19,7 @@ from torch import Tensor
 from models.text_encoder import Vocabulary
 from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
-from streamgen.geometry import LatentGeometry
+from streamgen.engine.geometry import LatentGeometry
 
 from .config import require
 from .precision import multiplies_bfloat16

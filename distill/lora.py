@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamgen.digest import tensor_digest
+from streamgen.checkpoints.digest import tensor_digest
 
 from .config import ConfigError, LoraConfig
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from streamgen.scheduler import add_noise, velocity_target
+from streamgen.engine.scheduler import add_noise, velocity_target
 
 from .config import require
 

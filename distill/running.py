@@ -1,6 +1,6 @@
 """Streams that training rolls out: what they are told, where they are, and a student that carries them on.
 
-They go through `streamgen.rollout` with sink, window, events and recache as at inference.
+They go through `streamgen.stream.rollout` with sink, window, events and recache as at inference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from models.context import ChunkPlan
 from models.kv_cache import CacheShape, KVCache
 from models.motion_encoder import UNSPECIFIED, Tracks
 from models.text_encoder import PAD
-from streamgen.conditioning import Conditioning, Guidance
-from streamgen.noise import SeededNoise
-from streamgen.rollout import LatentChunk, RolloutState, Sampling, recache, rollout
+from streamgen.engine.guidance import Conditioning, Guidance
+from streamgen.engine.noise import SeededNoise
+from streamgen.stream.rollout import LatentChunk, RolloutState, Sampling, recache, rollout
 
 from .config import require
 from .flow import FlowNetwork

@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor
 
 from streamgen import Pipeline, StreamEvent
-from streamgen.motion import TrackSet, drag
-from streamgen.video_write import VideoFileSink
+from streamgen.motion.tracks import TrackSet, drag
+from streamgen.video.write import VideoFileSink
 
 from .scenes import contact_sheet
 

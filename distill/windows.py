@@ -340,7 +340,7 @@ def window_tracks(
     background, pinned = clips.background[rows], clips.pinned[rows]
     moving = clips.camera[rows[:, None], pixel]
     inside = ((points >= 0) & (points <= 1)).all(-1)
-    # points of the background while the camera carries them, as `streamgen.motion.camera` has them
+    # points of the background while the camera carries them, as `streamgen.motion.tracks.camera` has them
     carried = (background & ~pinned)[..., None] & moving[:, None] & inside
     told = dragged | carried
     has_drag = dragged.any(-1)

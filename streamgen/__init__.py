@@ -22,11 +22,12 @@ _guard_siblings()
 
 if TYPE_CHECKING:
     from .errors import CheckpointError, InputError, StreamgenError
-    from .motion import TrackSet
-    from .pipeline import Pipeline, load_pipeline, model_names
-    from .session import FrameChunk, Session
-    from .snapshot import Snapshot
-    from .timeline import Receipt, StreamEvent, Timeline
+    from .families import model_names
+    from .motion.tracks import TrackSet
+    from .pipeline import Pipeline, load_pipeline
+    from .stream.session import FrameChunk, Session
+    from .stream.snapshot import Snapshot
+    from .stream.timeline import Receipt, StreamEvent, Timeline
 
 __all__ = [
     "CheckpointError",
@@ -47,18 +48,18 @@ __all__ = [
 # Loaded when first asked for: most need torch, which takes seconds, and `streamgen --help` needs none.
 _MODULES = {
     "CheckpointError": "errors",
-    "FrameChunk": "session",
+    "FrameChunk": "stream.session",
     "InputError": "errors",
     "Pipeline": "pipeline",
-    "Receipt": "timeline",
-    "Session": "session",
-    "Snapshot": "snapshot",
-    "StreamEvent": "timeline",
+    "Receipt": "stream.timeline",
+    "Session": "stream.session",
+    "Snapshot": "stream.snapshot",
+    "StreamEvent": "stream.timeline",
     "StreamgenError": "errors",
-    "Timeline": "timeline",
-    "TrackSet": "motion",
+    "Timeline": "stream.timeline",
+    "TrackSet": "motion.tracks",
     "load_pipeline": "pipeline",
-    "model_names": "pipeline",
+    "model_names": "families",
 }
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .decoder import StreamingDecoder
+from .engine.decoder import StreamingDecoder
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
 from .pipeline import Pipeline
-from .session import FrameChunk, Session
-from .timeline import StreamEvent
+from .stream.session import FrameChunk, Session
+from .stream.timeline import StreamEvent
 
 # Words of the shipped model; to another one they are as good as any.
 _PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
@@ -153,8 +153,8 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     if not wanted:
         yield copies
         return
-    plain, device = session.decoder, session.pipeline.device
-    hook = session.pipeline.dit.register_forward_hook(lambda *_: synchronize(device))
+    plain, device = session.decoder, session.model.device
+    hook = session.model.dit.register_forward_hook(lambda *_: synchronize(device))
     session.decoder = _TimedDecoder(plain, copies)
     try:
         yield copies
@@ -164,7 +164,7 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
 
 
 def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _Stream:
-    stream, device = _Stream(), session.pipeline.device
+    stream, device = _Stream(), session.model.device
     synchronize(device)
     for index in range(chunks):
         started = time.perf_counter()

@@ -1,169 +1,30 @@
 """A loaded model that opens streams."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.causal_dit import CausalDiT, TextContext
-from models.context import ChunkPlan
-from models.motion_encoder import MotionEncoder
-from models.text_encoder import TextEncoder, Vocabulary, Words
-from models.video_codec import VideoCodec
-from models.video_tokenizer import VideoTokenizer
+from .engine.decoder import encode_frames
+from .engine.noise import NoiseSource
+from .errors import InputError
+from .families import load_parts
+from .motion.tracks import TrackSet
+from .stream.model import StreamModel
+from .stream.session import Opening, Session
+from .stream.snapshot import check_fits, load_snapshot_state, read_snapshot
+from .stream.timeline import Start, Timeline
+from .video.read import read_clip, read_image
+from .wan.options import WanOptions
 
-from .checkpoint import (
-    MODEL,
-    TOKENIZER,
-    VOCABULARY,
-    check_tokenizer,
-    load_into,
-    part_of,
-    read_config,
-    read_tensors,
-    read_vocabulary,
-)
-from .decoder import encode_frames
-from .digest import tensor_digest
-from .errors import CheckpointError, InputError
-from .geometry import LatentGeometry
-from .motion import TrackSet
-from .noise import NoiseSource
-from .prompts import PromptEncoder, WordPrompts
-from .session import Opening, Session
-from .settings import StreamSettings
-from .snapshot import check_fits, load_snapshot_state, read_snapshot
-from .suggest import unknown_key
-from .timeline import Start, StreamEvent, Timeline, check_prompt
-from .video_read import read_clip, read_image
-from .wan.config import config_file, wan_model_names
-
-if TYPE_CHECKING:
-    from .wan.load import WanOptions
-
-WEIGHTS = Path(__file__).parent / "weights"
-_CACHED_PROMPTS = 64
-# keys and values of one prompt take 95 MB at Wan size in bfloat16
-_CACHED_PROMPT_BYTES = 2**29
 _MAX_START_FRAMES = 1 + 16 * 60
 
 
-@dataclass(frozen=True)
-class Networks:
-    """The trained parts of a model, in evaluation mode on one device. A model without tracks has no motion
-    encoder; `text_encoder` is None where prompts are encoded elsewhere.
-    """
-
-    tokenizer: VideoCodec
-    dit: CausalDiT
-    text_encoder: TextEncoder | None
-    motion_encoder: MotionEncoder | None
-
-
-class StreamConfig(Protocol):
-    """What a pipeline reads of a model's config, whatever its family."""
-
-    @property
-    def plan(self) -> ChunkPlan:
-        """Chunks, sink and window that the model was trained with."""
-        ...
-
-    @property
-    def sampling(self) -> StreamSettings:
-        """The settings that a stream opens with."""
-        ...
-
-    def geometry(self) -> LatentGeometry:
-        """Picture and latent sizes."""
-        ...
-
-
-class Pipeline:
-    """Opens streams. Sessions share its weights and nothing else; made by `load_pipeline`.
-
-    Attributes:
-        name: how the model was asked for.
-        config: its `config.yaml`.
-        prompts: what encodes its prompts.
-        digest: fingerprint of the weights; snapshots and renders name it.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        config: StreamConfig,
-        networks: Networks,
-        prompts: PromptEncoder | Vocabulary,
-        digest: str,
-    ) -> None:
-        self.name, self.config, self.digest = name, config, digest
-        if isinstance(prompts, Vocabulary):
-            assert networks.text_encoder is not None
-            prompts = WordPrompts(networks.text_encoder, prompts)
-        self.prompts: PromptEncoder = prompts
-        self.tokenizer, self.dit = networks.tokenizer, networks.dit
-        self.text_encoder, self.motion_encoder = networks.text_encoder, networks.motion_encoder
-        self.geometry: LatentGeometry = config.geometry()
-        self.settings: StreamSettings = config.sampling
-        self._texts: OrderedDict[str, TextContext] = OrderedDict()
-        self._null_text: TextContext | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self.dit.head.head.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.dit.head.head.weight.dtype
-
-    @property
-    def plan(self) -> ChunkPlan:
-        """The chunk plan the model was trained with."""
-        return self.config.plan
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The words of a word-level model.
-
-        Raises:
-            InputError: the model reads any text.
-        """
-        if not isinstance(self.prompts, WordPrompts):
-            raise InputError(f"model {self.name}: has no vocabulary, it reads any text")
-        return self.prompts.vocabulary
-
-    @property
-    def null_text(self) -> TextContext:
-        """Cross-attention keys and values of no prompt, for guidance; made when first asked for."""
-        if self._null_text is None:
-            self._null_text = self._embed(self.prompts.null())
-        return self._null_text
-
-    def words(self, prompt: str) -> Words:
-        """A prompt as the model sees it: which words it does not know, how many did not fit."""
-        return self.prompts.words(prompt)
-
-    def text(self, prompt: str) -> TextContext:
-        """Cross-attention keys and values of a prompt; the last 64 prompts are kept.
-
-        Raises:
-            InputError: an empty or absurdly long prompt.
-        """
-        check_prompt(prompt)
-        # sessions of other threads use the same cache: what was found is held, and never looked up again
-        text = self._texts.pop(prompt, None)
-        if text is None:
-            text = self._embed(self.prompts.embed(prompt))
-        self._texts[prompt] = text
-        room = _CACHED_PROMPT_BYTES // max(1, text.size_bytes())
-        if len(self._texts) > max(2, min(_CACHED_PROMPTS, room)):
-            self._texts.popitem(last=False)
-        return text
+class Pipeline(StreamModel):
+    """Opens streams. Sessions share its weights and nothing else; made by `load_pipeline`."""
 
     def open(
         self,
@@ -188,10 +49,13 @@ class Pipeline:
 
         Raises:
             InputError: bad prompt, settings, image or clip, or tracks for a model that knows none.
+            CheckpointError: a window that does not fit into memory.
         """
         if motion is not None and not motion.is_empty and self.motion_encoder is None:
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
+        if self.parts.check_memory is not None:
+            self.parts.check_memory(merged.plan(self.plan))
         opening = self._opening(image, video)
         if opening.latents is not None and opening.chunk(0, self.plan.length(0)) is None:
             raise InputError(
@@ -244,10 +108,6 @@ class Pipeline:
                 raise InputError(f"timeline: event at frame {entry.frame}: {receipt.reason}")
         return session
 
-    @torch.no_grad()
-    def _embed(self, embedding: Tensor) -> TextContext:
-        return self.dit.embed_text(embedding.to(self.device, self.dtype))
-
     def start_pictures(
         self, image: str | Path | Tensor | None = None, video: str | Path | Tensor | None = None
     ) -> Tensor | None:
@@ -291,7 +151,7 @@ def load_pipeline(
     name: str | Path = "tiny",
     device: str = "auto",
     dtype: torch.dtype | None = None,
-    wan: "WanOptions | None" = None,
+    wan: WanOptions | None = None,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
@@ -305,72 +165,4 @@ def load_pipeline(
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
             device.
     """
-    directory = find_model(name)
-    chosen = _device(device)
-    if dtype is None:
-        dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
-    wan_config = config_file(name)
-    if wan_config is not None:
-        from .wan.load import load_wan_pipeline
-
-        return load_wan_pipeline(str(name), wan_config, chosen, dtype, wan)
-    if wan is not None:
-        raise InputError(f"model {name}: is not of the Wan family, it takes no weights or overrides")
-    config = read_config(directory)
-    tokenizer_tensors = read_tensors(directory / TOKENIZER)
-    check_tokenizer(tokenizer_tensors, config, str(directory / TOKENIZER))
-    tensors = read_tensors(directory / MODEL)
-    # built without memory for random values first: everything is overwritten
-    with torch.device(chosen):
-        tokenizer, dit = VideoTokenizer(config.tokenizer), CausalDiT(config.dit)
-        text, motion = TextEncoder(config.text_encoder), MotionEncoder(config.motion_encoder)
-    load_into(tokenizer, tokenizer_tensors, str(directory / TOKENIZER))
-    for part, module in (
-        ("dit", dit),
-        ("text_encoder", text),
-        ("motion_encoder", motion),
-    ):
-        load_into(module, part_of(tensors, part), f"{directory / MODEL} ({part})")
-        module.to(dtype).eval().requires_grad_(False)
-    tokenizer.eval().requires_grad_(False)
-    vocabulary = read_vocabulary(directory / VOCABULARY, config.text_encoder)
-    digest = tensor_digest({**tensors, **{f"tokenizer.{k}": v for k, v in tokenizer_tensors.items()}})
-    return Pipeline(str(name), config, Networks(tokenizer, dit, text, motion), vocabulary, digest)
-
-
-def model_names() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.yaml"))
-
-
-def find_model(name: str | Path) -> Path:
-    """The directory of a model by name or path; of a Wan-family name, its config file.
-
-    Raises:
-        CheckpointError: neither a known name nor a directory.
-    """
-    if str(name) in model_names():
-        return WEIGHTS / str(name)
-    if Path(name).is_dir():
-        return Path(name)
-    found = config_file(name)
-    if found is not None:
-        return found
-    known = [*model_names(), *wan_model_names()]
-    raise CheckpointError(f"{unknown_key(str(name), known, noun='model')}, and no such directory")
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        if chosen.type == "meta":
-            raise InputError(f"device {device}: holds no values, expected cpu or a GPU")
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
-    return chosen
-
-
-__all__ = ["Networks", "Pipeline", "StreamEvent", "find_model", "load_pipeline", "model_names"]
+    return Pipeline(load_parts(name, device, dtype, wan))

@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from streamgen.batch.folder import OutputFolder
-from streamgen.batch.items import RenderItem, items_of
-from streamgen.batch.job_file import parse_jobs
-from streamgen.batch.runner import ItemRunner, Outcome, Policy
-from streamgen.batch.schedule import run_items
-from streamgen.cli_progress import Reporter
+from streamgen.cli.progress import Reporter
 from streamgen.pipeline import Pipeline
+from streamgen.render.folder import OutputFolder
+from streamgen.render.items import RenderItem, items_of
+from streamgen.render.job_file import parse_jobs
+from streamgen.render.runner import ItemRunner, Outcome, Policy
+from streamgen.render.schedule import run_items
 
 
 def items(

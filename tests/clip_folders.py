@@ -11,7 +11,7 @@ import pytest
 import distill.clips.folder
 from distill.clips import ClipFolder, ClipFolderConfig
 from streamgen.errors import InputError
-from streamgen.video_write import VideoFileSink
+from streamgen.video.write import VideoFileSink
 
 FRAMES = 20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamgen.cli import run
+from streamgen.cli.app import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,10 +57,10 @@ def spawn(*arguments: object, cwd: Path, largest_file: int | None = None) -> sub
     """Start in a process of its own, in which no file may grow beyond `largest_file` bytes and permissions
     hold for everybody.
     """
-    command = ["-m", "streamgen.cli"]
+    command = ["-m", "streamgen.cli.app"]
     if largest_file is not None:
         limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))"
-        command = ["-c", f"import resource; from streamgen.cli import main; {limit}; main()"]
+        command = ["-c", f"import resource; from streamgen.cli.app import main; {limit}; main()"]
     plain = ["-c", _WITHOUT_ROOT_POWERS] if sys.platform == "linux" else []
     return subprocess.Popen(
         [sys.executable, *plain, *command, *map(str, arguments)],

@@ -5,7 +5,10 @@ every rule is also run on small sources that break it, so that a rule which stop
 """
 
 import ast
-from collections.abc import Callable, Iterator
+import functools
+import graphlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +24,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "distill": {"models", "streamgen"},
     "demo": {"streamgen"},
 }
-MAY_PRINT = ("streamgen/cli*.py", "distill/__main__.py", "distill/evaluate.py", "demo/*.py")
+MAY_PRINT = ("streamgen/cli/*.py", "distill/__main__.py", "distill/evaluate.py", "demo/*.py")
 MAX_FILE_LINES = 520
 MAX_FUNCTION_LINES = 70
 CONFIG_NAMES = {"cfg", "config", "conf", "args"}
@@ -37,8 +40,12 @@ class Source:
     path: PurePosixPath
     text: str
 
+    @functools.cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
     def offences(self, rule: Rule) -> list[str]:
-        return [f"{self.path}:{offence}" for offence in rule(self.path, ast.parse(self.text))]
+        return [f"{self.path}:{offence}" for offence in rule(self.path, self.tree)]
 
 
 def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -131,6 +138,92 @@ RULES: list[Rule] = [
 ]
 
 
+# The rooms of streamgen from the ground up: a file imports from its own room and from earlier ones.
+ROOMS = (
+    ("errors",),
+    ("suggest",),
+    ("structured", "machine"),
+    ("video",),
+    ("motion",),
+    ("engine",),
+    ("stream",),
+    ("checkpoints",),
+    ("tiny", "wan"),
+    ("families",),
+    ("pipeline",),
+    ("bench",),
+    ("render",),
+    ("cli",),
+)
+# The door: it names what is public, and loads it when asked.
+DOORS = ("__init__", "__main__")
+MAX_ROOM_FILES = 16
+
+
+def imports_of(source: Source) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every module of ours that a file imports, relative ones resolved."""
+    tree = source.tree
+    yield from imported_modules(tree)
+    package = source.path.parts[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join(
+                (*package[: len(package) - node.level + 1], *([node.module] if node.module else []))
+            )
+            yield node.lineno, base
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def room_of(module: str) -> int | None:
+    """The place in ROOMS of a module of streamgen; None for other modules and for the door."""
+    parts = module.split(".")
+    if parts[0] != "streamgen" or len(parts) == 1 or parts[1] in DOORS:
+        return None
+    return next((i for i, names in enumerate(ROOMS) if parts[1] in names), len(ROOMS))
+
+
+def room_offences(sources: Sequence[Source]) -> list[str]:
+    """Imports of streamgen that go up."""
+    found = []
+    for source in sources:
+        place = room_of(module_name(source.path))
+        for line, name in imports_of(source):
+            target = room_of(name)
+            if place is not None and target is not None and target > place:
+                found.append(f"{source.path}:{line}: imports {name}, which lies above it")
+            same = place == target and place is not None and name.split(".")[1] != source.path.parts[1]
+            if same and source.path.stem != name.split(".")[1]:
+                found.append(f"{source.path}:{line}: imports {name}, a neighbour on its own floor")
+    return found
+
+
+def module_name(path: PurePosixPath) -> str:
+    """The dotted name of a file."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(sources: Sequence[Source]) -> list[tuple[str, ...]]:
+    """Groups of files that import each other, imports inside functions and for type checkers counted."""
+    names = {module_name(source.path) for source in sources}
+    graph = {
+        module_name(source.path): {name for _, name in imports_of(source) if name in names}
+        - {module_name(source.path)}
+        for source in sources
+    }
+    # a package's door is not what its rooms import when they name each other
+    doors = {module_name(source.path) for source in sources if source.path.stem == "__init__"}
+    for name in graph:
+        graph[name] -= {door for door in doors if name.startswith(f"{door}.")}
+    sorter = graphlib.TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        return [tuple(error.args[1])]
+    return []
+
+
+@functools.cache
 def repository_sources() -> list[Source]:
     """All Python files of the packages and the tests."""
     return [
@@ -144,6 +237,40 @@ def repository_sources() -> list[Source]:
 def test_repository_keeps_the_rule(rule: Rule) -> None:
     offences = [offence for source in repository_sources() for offence in source.offences(rule)]
     assert not offences, "\n".join([str(rule.__doc__), *offences])
+
+
+def test_rooms_import_only_rooms_below_them() -> None:
+    assert room_offences(repository_sources()) == []
+
+
+def test_every_file_of_streamgen_has_a_room() -> None:
+    places = {source.path: room_of(module_name(source.path)) for source in repository_sources()}
+    assert [path for path, place in places.items() if place == len(ROOMS)] == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(repository_sources()) == []
+
+
+def test_rooms_stay_small() -> None:
+    counts = Counter(source.path.parent for source in repository_sources() if source.path.parts[0] != "tests")
+    crowded = {str(room): count for room, count in counts.items() if count > MAX_ROOM_FILES}
+    assert {room for room in crowded if room.startswith("streamgen")} == set(), crowded
+
+
+def test_room_and_circle_checks_catch_offenders() -> None:
+    low = Source(
+        PurePosixPath("streamgen/engine/noise.py"), "def f():\n    from ..stream.session import Session"
+    )
+    assert room_offences([low])
+    assert room_offences([Source(PurePosixPath("streamgen/tiny/a.py"), "from ..wan.config import WanConfig")])
+    assert room_offences([Source(PurePosixPath("streamgen/errors.py"), "from .suggest import shorten")])
+    assert not room_offences([Source(PurePosixPath("streamgen/stream/a.py"), "from ..engine.noise import N")])
+    first = Source(PurePosixPath("distill/a.py"), "if TYPE_CHECKING:\n    from .b import B")
+    second = Source(PurePosixPath("distill/b.py"), "def f():\n    from . import c")
+    third = Source(PurePosixPath("distill/c.py"), "import distill.a")
+    assert circles([first, second, third])
+    assert not circles([first, second])
 
 
 @pytest.mark.parametrize("package", ALLOWED_IMPORTS)
@@ -160,12 +287,12 @@ def test_no_package_escapes_the_rules() -> None:
 LONG_FUNCTION = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
 LONG_METHOD = "class A:\n    async def f():\n" + "        x = 1\n" * MAX_FUNCTION_LINES
 OFFENDERS: list[tuple[Rule, str, str]] = [
-    (import_direction, "models/a.py", "from streamgen.geometry import LatentGeometry"),
+    (import_direction, "models/a.py", "from streamgen.engine.geometry import LatentGeometry"),
     (import_direction, "models/a.py", "import torch, distill"),
-    (import_direction, "models/deep/a.py", "def f():\n    import streamgen.rollout as r"),
+    (import_direction, "models/deep/a.py", "def f():\n    import streamgen.stream.rollout as r"),
     (import_direction, "streamgen/a.py", "if TYPE_CHECKING:\n    from distill import losses"),
     (import_direction, "streamgen/a.py", "importlib.import_module('demo.server')"),
-    (import_direction, "streamgen/a.py", "from streamgen.geometry import LatentGeometry"),
+    (import_direction, "streamgen/a.py", "from streamgen.engine.geometry import LatentGeometry"),
     (import_direction, "distill/a.py", "import demo"),
     (import_direction, "demo/a.py", "from models import CausalDiT"),
     (file_length, "streamgen/a.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
@@ -183,7 +310,7 @@ OFFENDERS: list[tuple[Rule, str, str]] = [
 ]
 INNOCENT: list[tuple[Rule, str, str]] = [
     (import_direction, "models/a.py", "import torch\nfrom .rope import rotate"),
-    (import_direction, "distill/a.py", "from streamgen.rollout import rollout\nimport models"),
+    (import_direction, "distill/a.py", "from streamgen.stream.rollout import rollout\nimport models"),
     (import_direction, "tests/test_a.py", "import models, distill, demo"),
     (file_length, "streamgen/a.py", "x = 1\n" * MAX_FILE_LINES),
     (function_length, "streamgen/a.py", LONG_FUNCTION.removesuffix("    x = 1\n")),
@@ -191,8 +318,8 @@ INNOCENT: list[tuple[Rule, str, str]] = [
     (no_config_getattr, "models/a.py", "getattr(module, 'weight')"),
     (public_module_docstring, "streamgen/a.py", '"""What it does."""'),
     (public_module_docstring, "streamgen/_a.py", "x = 1"),
-    (no_print, "streamgen/cli.py", "print('x')"),
-    (no_print, "streamgen/cli_render.py", "print('x')"),
+    (no_print, "streamgen/cli/app.py", "print('x')"),
+    (no_print, "streamgen/cli/render.py", "print('x')"),
     (no_print, "demo/server.py", "print('x')"),
     (no_print, "streamgen/a.py", "console.print('x')"),
 ]

@@ -13,8 +13,8 @@ from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder, MotionEncoderConfig
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
-from streamgen.digest import tensor_digest
-from streamgen.settings import StreamSettings
+from streamgen.checkpoints.digest import tensor_digest
+from streamgen.stream.settings import StreamSettings
 from tests.tiny_models import randomize
 
 WORDS = ["a", "blue", "circle", "drifts", "red", "right", "sea", "star", "stays", "the", "over", "sand"]

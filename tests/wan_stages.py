@@ -17,8 +17,8 @@ from distill.stages.self_forcing import CriticConfig, RolloutConfig, SelfForcing
 from distill.stages.teacher import TeacherData, TeacherRun
 from distill.windows import WindowConfig
 from models.context import ChunkPlan
-from streamgen.motion import TrackSet
-from streamgen.motion_arrays import save_tracks
+from streamgen.motion.arrays import save_tracks
+from streamgen.motion.tracks import TrackSet
 from tests.clip_folders import metadata, small, with_reader
 from tests.tiny_wan import SMALL, write_published
 

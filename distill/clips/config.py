@@ -25,7 +25,7 @@ class ClipFolderConfig:
         max_seconds: of each clip that are read, from its start.
         images: single frames taken of each piece, at even distances.
         tracks: "files": those that the listing names; "auto": clips without a file are tracked as
-            `streamgen.motion_clip` does; "none": no tracks at all.
+            `streamgen.motion.from_clip` does; "none": no tracks at all.
         points: tracks kept of each piece.
         timeout: seconds after which reading one clip is given up.
         readers: clips of one process that are read ahead, each in a child process.

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from streamgen.errors import InputError, StreamgenError
-from streamgen.motion import OCCLUDED, UNSPECIFIED, VISIBLE, TrackSet
-from streamgen.motion_arrays import save_tracks
-from streamgen.video_write import VideoFileSink, reason_of
+from streamgen.motion.arrays import save_tracks
+from streamgen.motion.tracks import OCCLUDED, UNSPECIFIED, VISIBLE, TrackSet
+from streamgen.video.write import VideoFileSink, reason_of
 
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
 from .listing import METADATA

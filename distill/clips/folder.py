@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from streamgen.errors import InputError, OutputError
-from streamgen.video_read import read_clip
-from streamgen.video_write import reason_of
+from streamgen.video.read import read_clip
+from streamgen.video.write import reason_of
 
 from .config import ClipFolderConfig
 from .listing import ClipEntry, Problem, list_clips

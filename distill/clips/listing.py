@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from streamgen.errors import InputError
+from streamgen.stream.timeline import check_prompt
 from streamgen.suggest import shorten
-from streamgen.timeline import check_prompt
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),

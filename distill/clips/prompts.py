@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from models.text_encoder import UNKNOWN, Vocabulary
-from streamgen.batch.job import MAX_SECONDS
-from streamgen.batch.job_file import parse_jobs
 from streamgen.errors import InputError
+from streamgen.render.job import MAX_SECONDS
+from streamgen.render.job_file import parse_jobs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from streamgen.errors import InputError, OutputError
-from streamgen.video_write import reason_of
+from streamgen.video.write import reason_of
 
 Tensors = dict[str, Tensor]
 

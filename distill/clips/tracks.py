@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from streamgen.errors import InputError
-from streamgen.motion import UNSPECIFIED, VISIBLE, TrackSet
-from streamgen.motion_clip import ClipMotion, tracks_of_clip
-from streamgen.motion_file import load_motion
-from streamgen.motion_sources import files_of
+from streamgen.motion.file import load_motion
+from streamgen.motion.from_clip import ClipMotion, tracks_of_clip
+from streamgen.motion.sources import files_of
+from streamgen.motion.tracks import UNSPECIFIED, VISIBLE, TrackSet
 
 from .folder import ClipFolder, UsableClip, ahead
 from .listing import ClipEntry, Problem

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from streamgen import Pipeline, Session, StreamEvent, load_pipeline
-from streamgen.motion import TrackSet
+from streamgen.motion.tracks import TrackSet
 
 from ..scenes import SceneConfig
 from .reading import FrameReader, torus_step

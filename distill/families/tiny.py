@@ -16,21 +16,22 @@ from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder, MotionEncoderConfig
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
-from streamgen.checkpoint import (
+from streamgen.checkpoints.digest import tensor_digest
+from streamgen.checkpoints.directory import (
     MODEL,
     TOKENIZER,
     VOCABULARY,
-    CheckpointConfig,
     load_into,
     part_of,
-    read_config,
     read_tensors,
-    read_vocabulary,
 )
-from streamgen.digest import tensor_digest
-from streamgen.pipeline import Networks, Pipeline
-from streamgen.settings import StreamSettings
+from streamgen.engine.networks import Networks
+from streamgen.pipeline import Pipeline
+from streamgen.stream.model import ModelParts
+from streamgen.stream.settings import StreamSettings
 from streamgen.structured import to_plain
+from streamgen.tiny.config import TinyConfig, read_tiny_config, read_vocabulary
+from streamgen.tiny.text import WordPrompts
 
 from ..clips.latents import OwnLatents
 from ..clips.prompts import known_to, prompt_pairs, read_prompts
@@ -86,7 +87,7 @@ class TinyFamily(Family):
 
     def plan_of(self, directory: Path) -> ChunkPlan | None:
         """See `Family`."""
-        return read_config(directory).plan
+        return read_tiny_config(directory).plan
 
     def clips(self) -> LatentMix:
         """See `Family`; `main` are the own ones where there are some."""
@@ -109,9 +110,11 @@ class TinyFamily(Family):
 
     def pipeline(self, network: FlowNetwork) -> Pipeline:
         """See `Family`."""
-        networks = Networks(self.codec, network.dit, words_encoder(network), network.motion_encoder)
+        words = words_encoder(network)
+        networks = Networks(self.codec, network.dit, words, network.motion_encoder)
+        prompts = WordPrompts(words, self.vocabulary)
         checkpoint = checkpoint_config(self.run, network, self.codec, self.digest)
-        return Pipeline("in training", checkpoint, networks, self.vocabulary, "in training")
+        return Pipeline(ModelParts("in training", checkpoint, networks, prompts, "in training"))
 
     def preview(self, pipeline: Pipeline, out_dir: Path, streams: bool) -> None:
         """See `Family`."""
@@ -191,7 +194,7 @@ def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) 
     load_into(module.dit, dit, f"{where} (dit)")
     load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
     text = part_of(tensors, "text_encoder")
-    known = read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder)
+    known = read_vocabulary(directory / VOCABULARY, read_tiny_config(directory).text_encoder)
     encoder = words_encoder(module)
     fresh = encoder.embedding.weight.detach()
     if text[_WORDS].shape[1:] == fresh.shape[1:]:
@@ -220,7 +223,7 @@ def words_of(init: str | None) -> tuple[str, ...]:
     if init is None:
         return ()
     directory = Path(init)
-    return read_vocabulary(directory / VOCABULARY, read_config(directory).text_encoder).words
+    return read_vocabulary(directory / VOCABULARY, read_tiny_config(directory).text_encoder).words
 
 
 def tokenizer_config(directory: Path) -> VideoTokenizerConfig:
@@ -231,7 +234,7 @@ def tokenizer_config(directory: Path) -> VideoTokenizerConfig:
     """
     if (directory / "tokenizer.yaml").is_file():
         return build(VideoTokenizerConfig, read_mapping(directory / "tokenizer.yaml"))
-    return read_config(directory).tokenizer
+    return read_tiny_config(directory).tokenizer
 
 
 def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenizer, str]:
@@ -249,12 +252,12 @@ def load_tokenizer(directory: Path, device: torch.device) -> tuple[VideoTokenize
 
 def checkpoint_config(
     config: DiffusionRun, module: FlowNetwork, tokenizer: VideoTokenizer, digest: str
-) -> CheckpointConfig:
+) -> TinyConfig:
     """What a checkpoint of this run says of itself."""
     plan = module.plan
     height, width, fps = picture_size(config.clips, config.scenes.size)
     base = StreamSettings(sink_frames=plan.sink_frames, window_frames=plan.window_frames)
-    return CheckpointConfig(
+    return TinyConfig(
         format=1,
         family="tiny",
         height=height,
@@ -271,7 +274,7 @@ def checkpoint_config(
 
 
 def write_checkpoint(
-    checkpoint: CheckpointConfig,
+    checkpoint: TinyConfig,
     module: FlowNetwork,
     vocabulary: Vocabulary,
     tokenizer: Path,

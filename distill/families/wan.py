@@ -13,13 +13,15 @@ from models.causal_dit import CausalDiT
 from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder
 from models.wan_vae import WanVAE
-from streamgen.checkpoint import load_into
-from streamgen.pipeline import Networks, Pipeline
-from streamgen.settings import StreamSettings
+from streamgen.checkpoints.directory import load_into
+from streamgen.engine.networks import Networks
+from streamgen.pipeline import Pipeline
+from streamgen.stream.model import ModelParts
+from streamgen.stream.settings import StreamSettings
 from streamgen.wan.config import WanConfig, config_file, read_wan_config, wan_model_names
 from streamgen.wan.convert import write_model
 from streamgen.wan.load import load_vae, prompt_encoder
-from streamgen.wan.text import TextOptions
+from streamgen.wan.options import TextOptions
 from streamgen.wan.weights import WanTensors, gather
 
 from ..clips.folder import ClipFolder
@@ -109,7 +111,7 @@ class WanFamily(Family):
         """See `Family`."""
         networks = Networks(self.codec, network.dit, None, network.motion_encoder)
         model, prompts = self.model_for(network), self.captions.prompts
-        return Pipeline("in training", model, networks, prompts, "in training")
+        return Pipeline(ModelParts("in training", model, networks, prompts, "in training"))
 
     def preview(self, pipeline: Pipeline, out_dir: Path, streams: bool) -> None:
         """See `Family`: streams from captions, or from prompts where there are no clips."""

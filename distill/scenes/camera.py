@@ -5,7 +5,7 @@ episode of 16 to 48 frames and never a state: while it lasts, its field is added
 and carries the background along; afterwards the camera rests where it is and every object moves as its
 caption says. Captions do not tell of it, tracks do: the prompt tells the scene, motion tells the camera.
 Objects stay upright, since a square turned by 45 degrees is a diamond. Signs and the order of zoom, rotation
-and pan are those of ``streamgen.motion.camera``.
+and pan are those of ``streamgen.motion.tracks.camera``.
 
 The world has no edge, but a zoom has a centre, so its field cannot be continuous where the picture's left
 edge is its right edge. An object on that seam belongs to both sides and goes with neither: the part of the

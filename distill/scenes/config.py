@@ -19,7 +19,7 @@ class SceneConfig:
         motion_weights: relative frequency of motions by name, 1 for those that are not named: what takes long
             to be learned may be shown more often.
         tracks: point tracks per clip, more than the number of object slots; 16 cover the picture of a camera
-            move as ``streamgen.motion.camera`` does.
+            move as ``streamgen.motion.tracks.camera`` does.
         change_probability: share of clips in which something changes in the middle.
         double_change_probability: share of those in which two things change at once.
         change_margin: frames before and after the change, at least.

@@ -33,8 +33,8 @@ class SceneBatch:
         camera: bool (B, T), true while the camera moves: in such frames everything but what is dragged moves
             with it, all background points alone.
         camera_move: float32 (B, 4) ``pan`` right and down (frame sizes), ``zoom``, ``rotate`` (degrees) as
-            ``streamgen.motion.camera`` has them, of the whole move, even where the clip ends before it does;
-            (0, 0, 1, 0) where the camera rests.
+            ``streamgen.motion.tracks.camera`` has them, of the whole move, even where the clip ends before it
+            does; (0, 0, 1, 0) where the camera rests.
         centres: float32 (B, O, T, 2) normalised object centres, 0 for unused slots.
         radii: float32 (B, O, T) object radii in frame sizes, 0 for unused slots.
         labels: long tensors, -1 for unused slots: ``count`` (B,), ``shape`` ``colour`` ``size`` ``motion``

@@ -66,9 +66,9 @@ def lay_tracks(
     """Draws ``number`` tracks per clip: the first ones on objects, the others on the background.
 
     In clips with a camera move the background's points are free and lie about evenly over the picture: one in
-    each cell of a grid, as ``streamgen.motion.camera`` has it, each at a moment of the move drawn for itself,
-    and followed from there both ways, so that the picture has tracks everywhere until the move ends. Outside
-    the picture, points are not visible.
+    each cell of a grid, as ``streamgen.motion.tracks.camera`` has it, each at a moment of the move drawn for
+    itself, and followed from there both ways, so that the picture has tracks everywhere until the move ends.
+    Outside the picture, points are not visible.
     """
     moves = motion.plan.kinds.any(1)
     index = torch.arange(number)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
+from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
 from ..config import require
 from ..families import NetworkSpec

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from models.context import ChunkPlan
 from models.kv_cache import KVCache
 from models.motion_encoder import Tracks
-from streamgen.rollout import RolloutState, Sampling
-from streamgen.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
+from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
+from streamgen.stream.rollout import RolloutState, Sampling
 
 from ..config import require
 from ..families import DiffusionRun, NetworkSpec

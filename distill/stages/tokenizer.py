@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
-from streamgen.checkpoint import TOKENIZER, load_into, read_tensors
-from streamgen.digest import tensor_digest
+from streamgen.checkpoints.digest import tensor_digest
+from streamgen.checkpoints.directory import TOKENIZER, load_into, read_tensors
 
 from ..clips import ClipFolderConfig
 from ..clips.pixels import open_pixels

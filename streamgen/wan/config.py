@@ -11,10 +11,10 @@ from models.motion_encoder import MotionEncoderConfig
 from models.tiny_decoder import TinyDecoderConfig
 from models.wan_vae import WanVAEConfig
 
-from ..checkpoint import with_settings
+from ..checkpoints.directory import with_settings
+from ..engine.geometry import LatentGeometry
 from ..errors import CheckpointError, InputError
-from ..geometry import LatentGeometry
-from ..settings import StreamSettings
+from ..stream.settings import StreamSettings
 from ..structured import StructureError, build, read_yaml
 from ..suggest import shorten
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from models.state_dict import GENERATOR_SECTIONS, Kind, Tensors, to_diffusers
 
-from ..checkpoint import MODEL, TOKENIZER
+from ..checkpoints.directory import MODEL, TOKENIZER
+from ..checkpoints.foreign import KIND_NAMES, file_sha256, read_foreign
 from ..errors import CheckpointError, InputError
-from ..foreign import KIND_NAMES, file_sha256, read_foreign
 from ..machine import own_version
 from ..structured import to_plain
 from .config import CONFIG, WanConfig, config_file, read_wan_config, wan_model_names

@@ -22,8 +22,8 @@ from models.state_dict import (
 from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
+from ..checkpoints.foreign import KIND_NAMES, read_payload
 from ..errors import CheckpointError
-from ..foreign import KIND_NAMES, read_payload
 from .config import CONFIG, WanConfig, read_wan_config
 from .convert import CARD
 from .memory import GIB, Setup, memory_parts

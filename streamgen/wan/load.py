@@ -1,87 +1,34 @@
-"""From a Wan-family config and its weights to a pipeline that opens streams."""
+"""From a Wan-family config and its weights to the parts that a pipeline is assembled of."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.causal_dit import CausalDiT
+from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder
 from models.rope import RotaryEmbedding3D
 from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
-from ..digest import tensor_digest
+from ..checkpoints.digest import tensor_digest
+from ..engine.networks import Networks
 from ..errors import CheckpointError
-from ..motion import TrackSet
-from ..noise import NoiseSource
-from ..pipeline import Networks, Pipeline
-from ..session import Session
+from ..stream.model import ModelParts
 from .config import CONFIG, WanConfig, read_wan_config
 from .memory import Setup, check_memory
-from .text import HashedPrompts, TextOptions, UMT5Prompts
+from .options import TextOptions, WanOptions
+from .text import HashedPrompts, UMT5Prompts
 from .weights import WanTensors, assign, gather, random_tensors
 
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class WanOptions:
-    """How to load a model of this family.
-
-    Attributes:
-        weights: the directory of published or converted files; a converted model's own directory by default.
-        random_weights: run without any download, on weights that mean nothing.
-        overrides: changes of the config, dotted `key=value`.
-        text_encoder: a folder or hub name, over what the weights directory and the config say.
-        text: where the text encoder runs.
-        check_memory: refuse what does not fit before allocating it.
-    """
-
-    weights: Path | None = None
-    random_weights: bool = False
-    overrides: tuple[str, ...] = ()
-    text_encoder: str | None = None
-    text: TextOptions = field(default_factory=TextOptions)
-    check_memory: bool = True
-
-
-class WanPipeline(Pipeline):
-    """A pipeline of this family: its memory is checked again when a stream opens with another window."""
-
-    wan: WanConfig
-    setup: Setup
-
-    def open(
-        self,
-        prompt: str,
-        seed: int = 0,
-        motion: TrackSet | None = None,
-        image: str | Path | Tensor | None = None,
-        video: str | Path | Tensor | None = None,
-        settings: Mapping[str, Any] | None = None,
-        noise: NoiseSource | None = None,
-    ) -> Session:
-        """See `Pipeline.open`.
-
-        Raises:
-            CheckpointError: a window that does not fit into memory.
-        """
-        plan = self.settings.updated(settings or {}).plan(self.plan)
-        if plan.attention_frames > self.setup.plan.attention_frames:
-            # the weights are there already: what more a larger cache takes has to fit
-            before = replace(self.setup, text_dtype=None)
-            check_memory(self.wan, replace(before, plan=plan), self.device)
-        return super().open(prompt, seed, motion, image, video, settings, noise)
-
-
-def load_wan_pipeline(
+def load_wan(
     name: str, path: Path, device: torch.device, dtype: torch.dtype, options: WanOptions | None = None
-) -> WanPipeline:
+) -> ModelParts:
     """Load a model of this family.
 
     Args:
@@ -101,25 +48,33 @@ def load_wan_pipeline(
             f"model {name}: needs its published weights, --weights DIR (see docs/wan.md); "
             "--random-weights runs it without"
         )
-    codec_dtype = torch.float32 if device.type == "cpu" else dtype
-    same = torch.device(options.text.device).type == device.type
-    setup = Setup(
-        config.sampling.plan(config.plan),
-        dtype,
-        codec_dtype,
-        config.decoder,
-        device.type == "cpu",
-        options.text.dtype if same else None,
-    )
+    setup = setup_of(config, device, dtype, options.text)
     if options.check_memory:
         check_memory(config, setup, device)
     tensors = _tensors(config, None if options.random_weights else directory, dtype)
     digest = _digest(config, tensors, options)
-    networks = _networks(config, tensors, str(directory or name), device, (dtype, codec_dtype))
+    networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
-    pipeline = WanPipeline(name, config, networks, prompts, digest)
-    pipeline.wan, pipeline.setup = config, setup
-    return pipeline
+
+    def check_plan(plan: ChunkPlan) -> None:
+        if plan.attention_frames > setup.plan.attention_frames:
+            # the weights are there already: what more a larger cache takes has to fit
+            check_memory(config, replace(setup, plan=plan, text_dtype=None), device)
+
+    return ModelParts(name, config, networks, prompts, digest, check_plan)
+
+
+def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:
+    """What the memory of a stream with the own settings of a model depends on; `dtype` of its network."""
+    same = torch.device(text.device).type == device.type
+    return Setup(
+        config.sampling.plan(config.plan),
+        dtype,
+        torch.float32 if device.type == "cpu" else dtype,
+        config.decoder,
+        device.type == "cpu",
+        text.dtype if same else None,
+    )
 
 
 def build_codec(config: WanConfig) -> WanVAE | TinyDecoder:

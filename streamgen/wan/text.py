@@ -7,7 +7,6 @@ transformers is an optional dependency (extra `wan`) and imported on first use o
 import hashlib
 import html
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from torch import Tensor
 from models.state_dict import umt5_to_transformers
 from models.text_encoder import Words
 
+from ..checkpoints.foreign import expect_kind, read_foreign
 from ..errors import CheckpointError
-from ..foreign import expect_kind, read_foreign
 from .config import TextConfig
+from .options import TextOptions
 
 _KEPT = 256
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
@@ -43,6 +43,8 @@ class HashedPrompts:
     """Every word has a random embedding that is a function of the word alone; for models of random weights,
     where no download is wanted. It means nothing.
     """
+
+    vocabulary = None
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
@@ -73,23 +75,6 @@ class HashedPrompts:
         """There is nothing to free, see `UMT5Prompts.free`."""
 
 
-@dataclass(frozen=True)
-class TextOptions:
-    """Where the text encoder runs, and what becomes of it.
-
-    Attributes:
-        device: `cpu`, `cuda:1`, ...; embeddings are moved to the network's device.
-        dtype: of its weights.
-        keep: False frees it after each prompt that was not cached (it loads again for the next one).
-        cache: a folder for embeddings by prompt, which need no encoder at all the next time.
-    """
-
-    device: str = "cpu"
-    dtype: torch.dtype = torch.bfloat16
-    keep: bool = True
-    cache: Path | None = None
-
-
 class UMT5Prompts:
     """The UMT5 encoder of a local folder or the hub; loaded when the first prompt needs it.
 
@@ -98,6 +83,8 @@ class UMT5Prompts:
             `google/umt5-xxl`), or a name on the hub.
         config: the width and length that the network reads.
     """
+
+    vocabulary = None
 
     def __init__(self, source: str, config: TextConfig, options: TextOptions | None = None) -> None:
         self.source, self.config, self.options = source, config, options or TextOptions()

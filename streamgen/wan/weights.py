@@ -17,9 +17,9 @@ from models.state_dict import (
     widen_patch_embedding,
 )
 
-from ..checkpoint import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
+from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
+from ..checkpoints.foreign import expect_kind, file_sha256, read_foreign
 from ..errors import CheckpointError
-from ..foreign import expect_kind, file_sha256, read_foreign
 from .config import Sources, WanConfig
 
 TINY_DECODER = "tiny_decoder.safetensors"

@@ -1,0 +1,368 @@
+"""The `streamgen` command. Data goes to stdout, everything else to stderr.
+
+Exit codes: 0 all done, 1 some items failed, 2 bad usage or input, 130 interrupted. torch is imported only by
+what needs it.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..errors import InputError, Interrupted, StreamgenError
+from .motion import app as motion_app
+from .progress import Stop, say
+
+# typer brings click under its own name in newer versions and as a dependency in older ones
+_USAGE_ERROR: type[Exception] = next(
+    kind
+    for kind in typer.BadParameter.__mro__
+    if kind.__name__ == "ClickException" and issubclass(kind, Exception)
+)
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(motion_app, name="motion")
+
+_SOURCE = (
+    "A prompt; a jobs file (.txt, .jsonl, .csv, .yaml, or - for standard input); or a timeline or record."
+)
+_OUTPUT = "The video (.mp4); for a jobs file, a folder."
+_SECONDS = "Length: 8 by default; of a record its own, of a timeline 2 s beyond its last event."
+_SEED = "Default 0; in a jobs file, that of the first job."
+_AT = 'Change the prompt: "4:PROMPT" at second 4. Repeatable.'
+_MOTION = "Motion file from frame 0: drags, paths, pins, camera, tracks of a clip."
+_SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
+_SAVE = "Save the stream at the end of the clip."
+_CONTINUE = "Go on with a saved stream; times count from there, PROMPT is optional."
+_EXTEND = "With --continue-from: put the new frames behind those of this clip, in one video."
+_LIST = "Check all jobs, list what would be rendered, with an estimate of time; write nothing."
+_RETRY = "Try again what failed in an earlier run."
+_SHARD = "Only the I-th of N shares, e.g. 0/4, for job arrays."
+_ENGINE = "local, or ray: as tasks on a Ray cluster (extra `ray`)."
+_PREVIEW = "Also a small animation: gif or webp."
+_FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
+_THREADS = "CPU threads; frames are bit-exact for one number."
+_JOBS = "Jobs file"
+_STEER = "One clip"
+
+Source = Annotated[str | None, typer.Argument(help=_SOURCE)]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help=_OUTPUT)]
+Seconds = Annotated[float | None, typer.Option(help=_SECONDS)]
+Seed = Annotated[int | None, typer.Option(help=_SEED)]
+At = Annotated[list[str] | None, typer.Option("--at", help=_AT, rich_help_panel=_STEER)]
+Motion = Annotated[str | None, typer.Option(help=_MOTION, rich_help_panel=_STEER)]
+Image = Annotated[str | None, typer.Option(help="Start from this picture.", rich_help_panel=_STEER)]
+Video = Annotated[str | None, typer.Option(help="Start from this clip.", rich_help_panel=_STEER)]
+Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
+SaveState = Annotated[Path | None, typer.Option(help=_SAVE, rich_help_panel=_STEER)]
+ContinueFrom = Annotated[Path | None, typer.Option(help=_CONTINUE, rich_help_panel=_STEER)]
+Extend = Annotated[Path | None, typer.Option(help=_EXTEND, rich_help_panel=_STEER)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Render again what is there.", rich_help_panel=_JOBS)
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help=_RETRY, rich_help_panel=_JOBS)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help=_LIST, rich_help_panel=_JOBS)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N jobs.", rich_help_panel=_JOBS)]
+ShardOf = Annotated[str | None, typer.Option("--shard", help=_SHARD, rich_help_panel=_JOBS)]
+Engine = Annotated[str, typer.Option(help=_ENGINE, rich_help_panel=_JOBS)]
+JobFormat = Annotated[str | None, typer.Option("--format", help=_FORMAT, rich_help_panel=_JOBS)]
+Schema = Annotated[
+    bool, typer.Option("--schema", help="Print the JSON Schema of a job.", rich_help_panel=_JOBS)
+]
+Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file.")]
+Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
+Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+_WAN = "Models of the Wan family"
+Weights = Annotated[
+    Path | None, typer.Option(help="Folder of published or converted weights.", rich_help_panel=_WAN)
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
+]
+ModelSet = Annotated[
+    list[str] | None,
+    typer.Option("--model-set", help="Change its config: dit.layers=2. Repeatable.", rich_help_panel=_WAN),
+]
+TextEncoder = Annotated[
+    str | None, typer.Option(help="Folder or hub name of the text encoder.", rich_help_panel=_WAN)
+]
+TextDevice = Annotated[str | None, typer.Option(help="Device of the text encoder.", rich_help_panel=_WAN)]
+TextCache = Annotated[Path | None, typer.Option(help="Folder for encoded prompts.", rich_help_panel=_WAN)]
+FreeText = Annotated[
+    bool, typer.Option("--free-text", help="Free the text encoder after use.", rich_help_panel=_WAN)
+]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the network.", rich_help_panel=_WAN),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+AsEvents = Annotated[bool, typer.Option("--json", help="JSON events on stdout, one a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Whatever the input is, an error is one line on stderr."""
+    command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = int(command.main(given, prog_name="streamgen", standalone_mode=False) or 0)
+        if code == Interrupted.exit_code:
+            # newer versions of typer make an exit of a KeyboardInterrupt
+            say("interrupted")
+        return code
+    except Interrupted as error:
+        say(str(error))
+        return error.exit_code
+    except StreamgenError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except _USAGE_ERROR as error:
+        return _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return Interrupted.exit_code
+    except MemoryError:
+        say("error: out of memory")
+        return 2
+
+
+def _usage(error: Any) -> int:
+    message = error.format_message()
+    if not message.strip():
+        # a bare `streamgen` has printed its help
+        return 2
+    context = getattr(error, "ctx", None)
+    say(f"error: {message} (see {context.command_path if context else 'streamgen'} --help)")
+    return 2
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"streamgen {version('streamgen')}")
+        except PackageNotFoundError:
+            print("streamgen, from a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def streamgen(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Endless video from a prompt, in real time, steered while it plays."""
+
+
+@app.command()
+def render(
+    *,
+    source: Source = None,
+    output: Output = None,
+    seconds: Seconds = None,
+    seed: Seed = None,
+    model: Model = "tiny",
+    at: At = None,
+    motion: Motion = None,
+    image: Image = None,
+    video: Video = None,
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    save_state: SaveState = None,
+    continue_from: ContinueFrom = None,
+    extend: Extend = None,
+    png: Png = False,
+    preview: Preview = None,
+    job_format: JobFormat = None,
+    overwrite: Overwrite = False,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
+    limit: Limit = None,
+    shard: ShardOf = None,
+    engine: Engine = "local",
+    schema: Schema = False,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    model_set: ModelSet = None,
+    text_encoder: TextEncoder = None,
+    text_device: TextDevice = None,
+    text_cache: TextCache = None,
+    free_text: FreeText = False,
+    dtype: DType = None,
+    as_json: AsEvents = False,
+    quiet: Quiet = False,
+) -> None:
+    """Render a prompt, a file of jobs, or a recorded timeline to video.
+
+    Beside each video lies its record, <name>.json.
+
+    A jobs file goes on where it stopped, in any number of processes at once.
+    """
+    given = {name: value for name, value in locals().items() if name != "schema"}
+    if schema:
+        from ..render.schema import job_schema
+
+        print(json.dumps(job_schema(), indent=2, ensure_ascii=False))
+        return
+    from .options import RenderOptions
+    from .render import render_source
+
+    if output is None:
+        raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
+    given |= {"at": tuple(at or ()), "settings": tuple(settings or ()), "model_set": tuple(model_set or ())}
+    raise typer.Exit(render_source(RenderOptions(**given), Stop()))
+
+
+@app.command()
+def bench(
+    model: Model = "tiny",
+    device: Device = "auto",
+    chunks: Annotated[
+        int, typer.Option(min=20, max=10_000_000, help="Chunks to time; from 300 on also early against late.")
+    ] = 100,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; torch decides by default.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure rate and latencies of a model on this machine."""
+    import torch
+
+    from ..bench import run_bench
+    from ..pipeline import load_pipeline
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    result = run_bench(load_pipeline(model, device), chunks, (lambda text: None) if quiet else say)
+    _show(result, f"streamgen bench: {model}", as_json)
+
+
+@app.command()
+def models() -> None:
+    """List the models that come with the package."""
+    from ..families import find_model, model_names
+    from ..tiny.config import read_tiny_config
+    from ..wan.config import read_wan_config, wan_model_names
+
+    names = model_names()
+    if not names:
+        say("note: no models come with this installation; give --model a checkpoint directory")
+    for name in names:
+        config = read_tiny_config(find_model(name))
+        print(f"{name}\t{config.width}x{config.height}\t{config.fps} fps\t{find_model(name)}")
+    for name in wan_model_names():
+        wan = read_wan_config(find_model(name))
+        print(f"{name}\t{wan.width}x{wan.height}\t{wan.fps} fps\tneeds --weights, see docs/wan.md")
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A model name, a checkpoint directory, or a weights file.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in a checkpoint, and whether it fits its own config."""
+    from ..families import find_model, inspect_checkpoint
+
+    path = Path(checkpoint) if Path(checkpoint).is_file() else find_model(checkpoint)
+    report = inspect_checkpoint(path)
+    _show(report, str(path), as_json)
+    if report["problems"]:
+        count = len(report["problems"])
+        raise InputError(
+            f"{path}: {count} problem{'s' if count > 1 else ''}, it does not load: {report['problems'][0]}"
+        )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A folder of published weights, or one file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    model: Annotated[str | None, typer.Option(help="What it is to become: see `streamgen models`.")] = None,
+    to: Annotated[
+        Literal["streamgen", "wan", "diffusers"], typer.Option(help="The naming to write.")
+    ] = "streamgen",
+    model_set: ModelSet = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert published weights to our format, and back.
+
+    A LoRA that the model needs is merged. Beside the weights lies where they came from, with sha256.
+    """
+    import torch
+
+    from ..wan.convert import convert_weights
+
+    kind = None if dtype is None else getattr(torch, dtype)
+    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind)
+    _show(report, f"streamgen convert: {source}", as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A video.")],
+    second: Annotated[Path, typer.Argument(help="The other one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show where two renders differ, in their frames and in what they were made with.
+
+    Exit code 0: equal, 1: not.
+    """
+    from ..render.compare import compare_renders
+
+    result = compare_renders(first, second)
+    _show(result, f"{first} and {second}", as_json)
+    raise typer.Exit(0 if result["equal"] else 1)
+
+
+def _show(values: Mapping[str, Any], title: str, as_json: bool) -> None:
+    """A report on stdout, as one JSON object or as a table."""
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, value in _rows(values):
+        table.add_row(name, value)
+    # where there is no terminal, lines are as long as they need to be
+    Console(width=None if sys.stdout.isatty() else 400, markup=False, highlight=False).print(table)
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            rows += [(f"{name}.{key}", _text(inner)) for key, inner in value.items()]
+        else:
+            rows.append((name, _text(value)))
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) if value else "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The options of `streamgen render`, and what each of its uses does with them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..pipeline import Pipeline, load_pipeline
+from ..video.outputs import Outputs, PreviewKind
+
+SECONDS = 8.0
+WAN_OPTIONS = (
+    "weights",
+    "random_weights",
+    "model_set",
+    "text_encoder",
+    "text_device",
+    "text_cache",
+    "free_text",
+    "dtype",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """Arguments of `streamgen render`; None, False and () where they were not given."""
+
+    source: str | None
+    output: Path
+    seconds: float | None = None
+    seed: int | None = None
+    model: str = "tiny"
+    at: tuple[str, ...] = ()
+    motion: str | None = None
+    image: str | None = None
+    video: str | None = None
+    settings: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+    save_state: Path | None = None
+    continue_from: Path | None = None
+    extend: Path | None = None
+    png: bool = False
+    preview: PreviewKind | None = None
+    job_format: str | None = None
+    overwrite: bool = False
+    retry_failed: bool = False
+    dry_run: bool = False
+    limit: int | None = None
+    shard: str | None = None
+    engine: str = "local"
+    weights: Path | None = None
+    random_weights: bool = False
+    model_set: tuple[str, ...] = ()
+    text_encoder: str | None = None
+    text_device: str | None = None
+    text_cache: Path | None = None
+    free_text: bool = False
+    dtype: str | None = None
+    quiet: bool = False
+    as_json: bool = False
+
+    def outputs(self) -> Outputs:
+        """What to make besides videos."""
+        return Outputs(self.png, self.preview)
+
+
+def open_model(options: RenderOptions, device: str) -> Pipeline:
+    """The pipeline that the options name."""
+    given = vars(options)
+    if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
+        return load_pipeline(options.model, device)
+    import torch
+
+    from ..wan.options import TextOptions, WanOptions
+
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    text = TextOptions(options.text_device or "cpu", keep=not options.free_text, cache=options.text_cache)
+    wan = WanOptions(options.weights, options.random_weights, options.model_set, options.text_encoder, text)
+    return load_pipeline(options.model, device, dtype, wan)
+
+
+def refuse(options: RenderOptions, names: tuple[str, ...], why: str) -> None:
+    """Raise InputError for an option that was given where it has no meaning."""
+    given = vars(options)
+    for name in names:
+        value = given[name]
+        if value is not None and value is not False and value != ():
+            option = "--set" if name == "settings" else "--" + name.replace("_", "-")
+            raise InputError(f"{option}: not here, {why}")

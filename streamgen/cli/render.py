@@ -1,0 +1,127 @@
+"""`streamgen render`: which of its uses is meant, and those that make one clip."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..pipeline import Pipeline
+from ..render.clip import Hooks, check_output, record_notes, word_notes, write_clip
+from ..render.items import slug
+from ..render.job import RenderJob, job_from_command_line
+from ..render.job_file import STDIN, SUFFIXES
+from ..render.sources import Clip, open_continuation, open_job, open_timeline, read_timeline
+from ..stream.snapshot import read_snapshot
+from .options import SECONDS, RenderOptions, open_model, refuse
+from .progress import Reporter, Stop, reporter_for
+
+
+def render_source(options: RenderOptions, stop: Stop) -> int:
+    """Render what the options say; returns the exit code.
+
+    Raises:
+        StreamgenError: nothing could be rendered. Interrupted: Ctrl-C.
+    """
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    suffix = file_suffix(options.source)
+    if suffix in SUFFIXES or options.source == STDIN or options.job_format is not None:
+        from .batch import render_jobs
+
+        return render_jobs(options, stop)
+    refuse(options, ("overwrite", "retry_failed", "dry_run", "limit", "shard"), "only a jobs file takes it")
+    if options.engine != "local":
+        raise InputError("--engine: not here, only a jobs file takes it")
+    reporter = reporter_for(options.quiet, options.as_json)
+    if suffix == ".json":
+        return _render_timeline(options, reporter, stop)
+    if options.source is None and options.continue_from is None:
+        raise InputError("missing PROMPT: expected a prompt, a jobs file or a timeline")
+    return _render_prompt(options, reporter, stop)
+
+
+def file_suffix(source: str | None) -> str:
+    """The suffix of a source that names a file, existing or mistyped; "" for a prompt."""
+    if source is None or len(source) > 1000 or "\n" in source or "\0" in source:
+        return ""
+    suffix = Path(source).suffix.lower()
+    if suffix not in (*SUFFIXES, ".json"):
+        return ""
+    # "a sign that says read.txt" is a prompt unless there is such a file
+    return suffix if " " not in source or Path(source).exists() else ""
+
+
+def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> int:
+    saved = options.continue_from
+    if saved is not None:
+        refuse(options, ("seed", "image", "video"), "a saved stream has its own")
+        if not saved.is_file():
+            raise InputError(f"--continue-from {saved}: no such file")
+    else:
+        refuse(options, ("extend",), "only --continue-from takes it")
+    prompt = "the saved stream's own" if options.source is None else options.source
+    job = job_from_command_line(
+        prompt,
+        SECONDS if options.seconds is None else options.seconds,
+        options.seed or 0,
+        options.at,
+        options.motion,
+        options.image,
+        options.video,
+        options.settings,
+    )
+    path = options.output / f"{slug(job.label)}.mp4" if options.output.is_dir() else options.output
+    check_output(path)
+    _check_state(options.save_state)
+    pipeline = open_model(options, options.device)
+    if saved is None:
+        clip = open_job(pipeline, job, path)
+    else:
+        if options.source is None:
+            job = _with_own_prompt(pipeline, saved, job)
+        new_prompt = options.source is not None
+        clip = open_continuation(pipeline, saved, job, path, new_prompt, options.extend)
+    _make(clip, options, reporter, stop)
+    return 0
+
+
+def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> int:
+    own = ("seed", "at", "motion", "settings", "continue_from", "extend")
+    refuse(options, own, "a timeline has its own")
+    file = Path(str(options.source))
+    read_timeline(file)
+    check_output(options.output)
+    _check_state(options.save_state)
+    pipeline = open_model(options, options.device)
+    clip = open_timeline(pipeline, file, options.output, options.seconds, options.image, options.video)
+    _make(clip, options, reporter, stop)
+    return 0
+
+
+def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) -> None:
+    for note in word_notes(clip.session.model, clip.prompts):
+        reporter.note(note)
+    with stop.listening(), reporter.running():
+        reporter.begin({clip.path.name: clip.frames})
+        reporter.clip_started(clip.path.name, clip.frames)
+        hooks = Hooks(reporter.progress, stop)
+        record = write_clip(clip, hooks, options.save_state, options.outputs())
+    for note in record_notes(record):
+        reporter.note(note)
+    if record.get("replay", {}).get("equal"):
+        reporter.say(f"{clip.path.name}: its frames are those that were recorded, bit for bit")
+    reporter.finished(record)
+    reporter.result(clip.path)
+
+
+def _with_own_prompt(pipeline: Pipeline, saved: Path, job: RenderJob) -> RenderJob:
+    """The job with the prompt that a saved stream has now."""
+    snapshot, _ = read_snapshot(saved, pipeline.device)
+    first = replace(job.shots[0], prompt=str(snapshot.meta["prompt"]))
+    return replace(job, seed=int(snapshot.meta["seed"]), shots=(first, *job.shots[1:]))
+
+
+def _check_state(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError(f"--save-state {path}: expected a file name in a folder that exists")

@@ -1,0 +1,96 @@
+"""The families of models: from a name or a directory to what loads it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints.foreign import SUFFIXES
+from .checkpoints.inspect import inspect_file
+from .errors import CheckpointError, InputError
+from .stream.model import ModelParts
+from .suggest import unknown_key
+from .tiny.inspect import inspect_tiny
+from .tiny.load import load_tiny
+from .wan.config import config_file, wan_model_names
+from .wan.inspect import foreign_report, inspect_foreign, inspect_wan
+from .wan.load import load_wan
+from .wan.options import WanOptions
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def load_parts(
+    name: str | Path,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    wan: WanOptions | None = None,
+) -> ModelParts:
+    """The parts of a model by name or from a checkpoint directory; see `load_pipeline`."""
+    directory = find_model(name)
+    chosen = _device(device)
+    if dtype is None:
+        dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
+    wan_config = config_file(name)
+    if wan_config is not None:
+        return load_wan(str(name), wan_config, chosen, dtype, wan)
+    if wan is not None:
+        raise InputError(f"model {name}: is not of the Wan family, it takes no weights or overrides")
+    return load_tiny(str(name), directory, chosen, dtype)
+
+
+def inspect_checkpoint(path: Path) -> dict[str, Any]:
+    """A report of plain values; `problems` has a line for each thing that keeps the checkpoint from loading.
+
+    Args:
+        path: a checkpoint directory, or a weights file: ours, a published one, a LoRA, a saved stream.
+
+    Raises:
+        CheckpointError: nothing there, a config that cannot be read, or a file that is no safetensors.
+    """
+    wan = config_file(path)
+    if wan is not None or (path.is_file() and path.suffix == ".yaml"):
+        return inspect_wan(wan or path)
+    if path.is_dir():
+        return inspect_tiny(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file or directory")
+    if path.suffix == ".safetensors":
+        return foreign_report(path) or inspect_file(path)
+    # a saved stream may have any name
+    return inspect_foreign(path) if path.suffix in SUFFIXES else inspect_file(path)
+
+
+def model_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.yaml"))
+
+
+def find_model(name: str | Path) -> Path:
+    """The directory of a model by name or path; of a Wan-family name, its config file.
+
+    Raises:
+        CheckpointError: neither a known name nor a directory.
+    """
+    if str(name) in model_names():
+        return WEIGHTS / str(name)
+    if Path(name).is_dir():
+        return Path(name)
+    found = config_file(name)
+    if found is not None:
+        return found
+    known = [*model_names(), *wan_model_names()]
+    raise CheckpointError(f"{unknown_key(str(name), known, noun='model')}, and no such directory")
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise InputError(f"device {device}: holds no values, expected cpu or a GPU")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+    return chosen

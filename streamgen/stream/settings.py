@@ -1,0 +1,140 @@
+"""The dials of a stream: sampler, guidance and context. Defaults come from the checkpoint, `--set` and events
+override them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from models.context import ChunkPlan
+from models.kv_cache import RopeMode
+
+from ..engine.guidance import Guidance
+from ..engine.scheduler import FlowMatchScheduler
+from ..errors import InputError
+from ..suggest import shorten, unknown_key
+from .rollout import Sampling
+
+Sampler = Literal["euler", "renoise"]
+SinkDefault = Literal["refresh", "keep"]
+RecacheMode = Literal["chunks", "joint"]
+CommitNoise = Literal["drawn", "none"]
+
+# These shape the cache, so they are fixed when a stream opens.
+OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Settings of a stream.
+
+    Attributes:
+        steps: network evaluations per chunk, 1 to 1000.
+        shift: timestep shift of the noise levels.
+        sampler: `euler` (probability-flow ODE) or `renoise` (few-step students).
+        context_noise: noise level in [0, 1) at which finished chunks enter the cache.
+        text_guidance, motion_guidance: strengths of joint guidance, see `Guidance`.
+        sink_frames, window_frames: latent frames that stay in reach, see `ChunkPlan`. Fixed when the stream
+            opens.
+        rope: `relative` (endless) or `absolute` positions. Fixed when the stream opens.
+        recache_mode: how a recache rebuilds the cache: `chunks` (commit one after the other) or `joint`
+            (LongLive's one forward, see `models.joint_recache`). Fixed when the stream opens.
+        sink_policy: what a recache does with the sink where an event does not say: `refresh` or `keep`.
+        commit_noise: with context noise above 0, `drawn` gives committed chunks noise of that level, `none`
+            only its timestep, as the published inference code of Self Forcing does.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    steps: int = 4
+    shift: float = 3.0
+    sampler: Sampler = "euler"
+    context_noise: float = 0.0
+    text_guidance: float = 3.0
+    motion_guidance: float = 1.5
+    sink_frames: int = 1
+    window_frames: int = 8
+    rope: RopeMode = "relative"
+    recache_mode: RecacheMode = "chunks"
+    sink_policy: SinkDefault = "refresh"
+    commit_noise: CommitNoise = "drawn"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps must be in 1..1000, found {self.steps}")
+        if not 0 <= self.context_noise < 1:
+            raise ValueError(f"context_noise must be in [0, 1), found {self.context_noise}")
+        if self.sampler not in get_args(Sampler):
+            raise ValueError(f"sampler must be euler or renoise, found {self.sampler!r}")
+        for name, kind in (
+            ("rope", RopeMode),
+            ("recache_mode", RecacheMode),
+            ("sink_policy", SinkDefault),
+            ("commit_noise", CommitNoise),
+        ):
+            found, known = vars(self)[name], get_args(kind)
+            if found not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, found {found!r}")
+        if self.sink_frames > 1024 or self.window_frames > 1024:
+            raise ValueError(
+                f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and "
+                f"{self.window_frames}"
+            )
+        self.guidance()
+        FlowMatchScheduler(self.steps, self.shift)
+
+    def updated(self, changes: Mapping[str, Any], live: bool = False) -> "StreamSettings":
+        """With some values replaced.
+
+        Args:
+            changes: values by name, as parsed from a command line or a file.
+            live: refuse what can only be set when a stream opens.
+
+        Raises:
+            InputError: an unknown name (with the nearest known one), a value of another type or out of range.
+        """
+        known = {field.name: type(getattr(self, field.name)) for field in fields(self)}
+        values: dict[str, Any] = {}
+        for name, value in changes.items():
+            if name not in known:
+                raise InputError(f"setting {unknown_key(name, known)}")
+            if live and name in OPEN_ONLY and value != getattr(self, name):
+                raise InputError(
+                    f"setting {name}: fixed when the stream opens, cannot become {shorten(value)}"
+                )
+            kind = known[name]
+            if kind is float and type(value) is int:
+                value = float(value)
+            if type(value) is not kind:
+                raise InputError(f"setting {name}: expected {kind.__name__}, found {shorten(value)}")
+            values[name] = value
+        try:
+            return replace(self, **values)
+        except ValueError as error:
+            raise InputError(f"settings: {error}") from None
+
+    def guidance(self) -> Guidance:
+        """Strengths of joint guidance."""
+        return Guidance(self.text_guidance, self.motion_guidance)
+
+    def sampling(self) -> Sampling:
+        """What the rollout needs of these settings."""
+        sigmas = FlowMatchScheduler(self.steps, self.shift).sigmas()
+        drawn = self.commit_noise == "drawn"
+        return Sampling(sigmas, self.sampler == "renoise", self.context_noise, drawn)
+
+    def plan(self, base: ChunkPlan) -> ChunkPlan:
+        """The checkpoint's chunk plan with this stream's sink and window.
+
+        Raises:
+            InputError: sink or window would cut a chunk.
+        """
+        try:
+            return replace(base, sink_frames=self.sink_frames, window_frames=self.window_frames)
+        except ValueError as error:
+            raise InputError(f"settings: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""The tiny family: trained by this repository, shipped in it, real time on a CPU."""

@@ -1,0 +1,152 @@
+"""Reading an image or a clip as frames of a wanted size and rate.
+
+decord reads where it has wheels, PyAV elsewhere and wherever decord fails; both run in a child process that
+is killed when its time is up (`decode_worker`), so no file can hang or crash the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import InputError
+from . import decode_worker
+
+WORKER = Path(decode_worker.__file__)
+
+
+def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
+    """An image file as uint8 RGB (height, width, 3), scaled to cover and cropped at the centre.
+
+    Of an animation it is the first frame; transparency is laid over white; the camera's orientation is
+    respected.
+
+    Raises:
+        InputError: the file is missing or cannot be read as an image.
+    """
+    _check_size(height, width)
+    file = _existing(path)
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):
+                pixels = (np.asarray(image) / 257).round().astype(np.uint8)
+                image = Image.fromarray(pixels)
+            if "transparency" in image.info or "A" in image.getbands():
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            picture = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image (damaged, cut off or not an image)") from error
+    return np.array(decode_worker.cover(picture, height, width))
+
+
+def read_clip(
+    path: str | Path, fps: float, height: int, width: int, max_frames: int, timeout: float = 60.0
+) -> np.ndarray:
+    """The first frames of a clip, resampled to `fps` by timestamps.
+
+    Frame k is the one on screen k / fps seconds after the first. Frames are scaled to cover and cropped at
+    the centre; rotation metadata and non-square pixels are respected.
+
+    Args:
+        path: any video (or image) FFmpeg reads.
+        fps: frames per second of the result.
+        height: rows of the result.
+        width: columns of the result.
+        max_frames: frames to return at most; reading stops there.
+        timeout: seconds after which this call returns, whatever the decoder does.
+
+    Returns:
+        uint8 RGB (T, height, width, 3), 1 <= T <= max_frames.
+
+    Raises:
+        InputError: the file is missing, is not a video, has no video or no frames, ends before its own
+            table of frames does, or takes longer than `timeout`.
+    """
+    _check_size(height, width)
+    if not (math.isfinite(fps) and fps > 0 and max_frames > 0 and timeout > 0):
+        raise ValueError(f"expected fps, max_frames, timeout above 0, found {fps}, {max_frames}, {timeout}")
+    file = _existing(path)
+    request = decode_worker.Request(str(file.resolve()), float(fps), height, width, max_frames)
+    deadline = time.monotonic() + timeout
+    if importlib.util.find_spec("decord") is not None:
+        # Half of the time, so that PyAV can still have a go where decord hangs.
+        with contextlib.suppress(_DecoderDied, subprocess.TimeoutExpired):
+            return _in_child(path, request, "decord", timeout / 2)
+    try:
+        return _in_child(path, request, "pyav", deadline - time.monotonic())
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{path}: decoding took longer than {timeout:g} s") from None
+    except _DecoderDied as error:
+        raise InputError(f"{path}: cannot be decoded ({error})") from None
+
+
+class _DecoderDied(Exception):
+    """The child ended without frames and without a verdict on the clip."""
+
+
+def _in_child(path: str | Path, request: decode_worker.Request, backend: str, seconds: float) -> np.ndarray:
+    with tempfile.TemporaryDirectory(prefix="streamgen-", ignore_cleanup_errors=True) as folder:
+        order = json.dumps({"request": request._asdict(), "backend": backend, "folder": folder})
+        log = Path(folder, "log.txt")
+        with log.open("wb") as stderr:
+            # -P: the package's folder must not become the first place to import from.
+            child = subprocess.Popen(
+                [sys.executable, "-P", str(WORKER), order],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                # Ctrl-C in a terminal goes to the whole group: it is for the caller to say what it ends
+                start_new_session=True,
+            )
+            try:
+                code = child.wait(seconds)
+            finally:
+                _end(child)
+        if code == 0:
+            return np.load(Path(folder, "frames.npy"))
+        verdict = Path(folder, "error.txt")
+        if code == 3 and verdict.exists():
+            raise InputError(f"{path}: {verdict.read_text(encoding='utf-8')}")
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise _DecoderDied(lines[-1][:200] if lines and code > 0 else f"the decoder crashed with {code}")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.kill()
+        # A child stuck in the kernel dies later or never; this call must return all the same.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(1.0)
+
+
+def _existing(path: str | Path) -> Path:
+    file = Path(path)
+    try:
+        if not file.exists():
+            raise InputError(f"{path}: no such file")
+        if not file.is_file():
+            raise InputError(f"{path}: not a file")
+        with file.open("rb") as opened:
+            if not opened.read(1):
+                raise InputError(f"{path}: the file is empty")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({reason})") from error
+    return file
+
+
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise ValueError(f"expected height and width above 0, found {height} and {width}")

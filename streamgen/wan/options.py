@@ -1,0 +1,44 @@
+"""How to load a model of the Wan family: where its weights are, and where its text encoder runs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Where the text encoder runs, and what becomes of it.
+
+    Attributes:
+        device: `cpu`, `cuda:1`, ...; embeddings are moved to the network's device.
+        dtype: of its weights.
+        keep: False frees it after each prompt that was not cached (it loads again for the next one).
+        cache: a folder for embeddings by prompt, which need no encoder at all the next time.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.bfloat16
+    keep: bool = True
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class WanOptions:
+    """How to load a model of this family.
+
+    Attributes:
+        weights: the directory of published or converted files; a converted model's own directory by default.
+        random_weights: run without any download, on weights that mean nothing.
+        overrides: changes of the config, dotted `key=value`.
+        text_encoder: a folder or hub name, over what the weights directory and the config say.
+        text: where the text encoder runs.
+        check_memory: refuse what does not fit before allocating it.
+    """
+
+    weights: Path | None = None
+    random_weights: bool = False
+    overrides: tuple[str, ...] = ()
+    text_encoder: str | None = None
+    text: TextOptions = field(default_factory=TextOptions)
+    check_memory: bool = True

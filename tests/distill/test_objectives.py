@@ -1,0 +1,196 @@
+"""Distribution matching: its gradient against a closed form, and where it takes a student."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import distill.objectives
+from distill.config import ConfigError
+from distill.objectives import DistributionMatching, DMDConfig, Scores, Window
+from streamgen.engine.scheduler import add_noise
+from tests.tiny_models import assert_needs
+
+
+def gaussian_denoiser(mean: float, deviation: float) -> distill.objectives.Denoiser:
+    """The exact posterior mean of a Gaussian under `x_t = (1 - s) x + s noise`."""
+
+    def clean(x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.view(-1, *[1] * (x.dim() - 1))
+        a = 1 - s
+        gain = a * deviation**2 / (a**2 * deviation**2 + s**2)
+        return mean + gain * (x - a * mean)
+
+    return clean
+
+
+def window(batch: int = 64, fresh_from: int = 2) -> Window:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 5, 3, 4, 4, generator=generator) * 0.7 - 0.4
+    return Window(x.requires_grad_(), torch.arange(5) >= fresh_from)
+
+
+def test_the_gradient_is_that_of_two_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With exact scores of N(m, d^2) for both sides the gradient is known in every element."""
+    real, fake = gaussian_denoiser(0.5, 1.2), gaussian_denoiser(-0.4, 0.7)
+
+    def check() -> None:
+        piece = window()
+        config = DMDConfig(shift=2.0)
+        loss, _ = DistributionMatching(config).student_loss(
+            piece, Scores(real, fake), torch.Generator().manual_seed(3)
+        )
+        loss.backward()
+        # the same draws, by hand
+        generator = torch.Generator().manual_seed(3)
+        u = torch.rand(len(piece.x), generator=generator)
+        sigma = (2 * u / (1 + u)).clamp(config.lowest, config.highest)
+        noise = torch.randn(piece.x.shape, generator=generator)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        a = 1 - s
+        x = piece.x.detach()
+        noisy = a * x + s * noise
+
+        def clean(mean: float, deviation: float) -> Tensor:
+            return mean + a * deviation**2 / (a**2 * deviation**2 + s**2) * (noisy - a * mean)
+
+        scale = (x - clean(0.5, 1.2))[:, 2:].abs().mean((1, 2, 3, 4), keepdim=True)
+        expected = (clean(-0.4, 0.7) - clean(0.5, 1.2)) / scale / x[:, 2:].numel()
+        grad = piece.x.grad
+        assert grad is not None
+        assert torch.allclose(grad[:, 2:], expected[:, 2:], rtol=1e-4, atol=1e-9)
+        # frames that are only context pull nowhere
+        assert not grad[:, :2].any()
+
+    assert_needs(check, monkeypatch, distill.objectives, "add_noise", lambda x, noise, sigma: x)
+
+
+def test_equal_scores_pull_nowhere() -> None:
+    both = gaussian_denoiser(0.2, 0.9)
+    piece = window()
+    loss, metrics = DistributionMatching(DMDConfig()).student_loss(
+        piece, Scores(both, both), torch.Generator().manual_seed(0)
+    )
+    loss.backward()
+    assert float(metrics["apart"]) == 0
+    assert piece.x.grad is not None
+    assert float(piece.x.grad.abs().max()) < 1e-9
+
+
+def test_the_size_of_a_sample_does_not_change_its_pull() -> None:
+    """Normalised per sample: one ten times as far from the teacher is not pulled ten times as hard."""
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randn(1, 2, 3, 4, 4, generator=generator)
+    x = torch.cat([near, 10 * near]).requires_grad_()
+    far = Scores(lambda x_t, s: torch.zeros_like(x_t), lambda x_t, s: x.detach())
+    loss, _ = DistributionMatching(DMDConfig()).student_loss(
+        Window(x, torch.ones(2, dtype=torch.bool)), far, generator
+    )
+    loss.backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad[0], x.grad[1], rtol=1e-4)
+
+
+class Generator1D(nn.Module):
+    """Noise to a number, by a small network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        out: Tensor = noise + self.net(noise)
+        return out
+
+
+class Critic1D(nn.Module):
+    """Velocity of a noisy number at a level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        out: Tensor = self.net(torch.stack([x, sigma.expand_as(x)], -1))
+        return out[..., 0]
+
+
+MODES = (-2.0, 2.0)
+WIDTH = 0.4
+
+
+def two_modes(x: Tensor, sigma: Tensor) -> Tensor:
+    """Exact posterior mean of an even mixture of two Gaussians."""
+    s = sigma.view(-1, *[1] * (x.dim() - 1))
+    a = 1 - s
+    variance = a**2 * WIDTH**2 + s**2
+    logits = torch.stack([-((x - a * mode) ** 2) / (2 * variance) for mode in MODES])
+    means = torch.stack([mode + a * WIDTH**2 / variance * (x - a * mode) for mode in MODES])
+    return (logits.softmax(0) * means).sum(0)
+
+
+def train_toy(objective: DistributionMatching) -> Tensor:
+    """Samples of a one-step student after training with its critic."""
+    torch.manual_seed(0)
+    student, critic = Generator1D(), Critic1D()
+    slow = torch.optim.Adam(student.parameters(), 1e-3, betas=(0.0, 0.9))
+    quick = torch.optim.Adam(critic.parameters(), 4e-3, betas=(0.0, 0.9))
+    draws = torch.Generator().manual_seed(1)
+    fresh = torch.ones(1, dtype=torch.bool)
+
+    def roll() -> Tensor:
+        # 16 numbers a sample: the gradient is normalised by the mean distance of a sample
+        return student(torch.randn(512, 1, generator=draws)).view(32, 1, 1, 4, 4)
+
+    def fake(x: Tensor, sigma: Tensor) -> Tensor:
+        return x - sigma.view(-1, 1, 1, 1, 1) * velocity(x, sigma)
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return critic(x, sigma.view(-1, 1, 1, 1, 1))
+
+    for step in range(2400):
+        if step % 4 == 3:
+            loss, _ = objective.student_loss(Window(roll(), fresh), Scores(two_modes, fake), draws)
+            slow.zero_grad()
+            loss.backward()
+            slow.step()
+        else:
+            loss, _ = objective.critic_loss(Window(roll().detach(), fresh), velocity, draws)
+            quick.zero_grad()
+            loss.backward()
+            quick.step()
+    with torch.no_grad():
+        return student(torch.randn(4000, 1, generator=draws))[:, 0]
+
+
+def assert_two_modes(samples: Tensor) -> None:
+    left, right = samples[samples < 0], samples[samples >= 0]
+    assert 0.3 < len(left) / len(samples) < 0.7
+    for part, mode in ((left, MODES[0]), (right, MODES[1])):
+        assert abs(float(part.median()) - mode) < 0.35
+        low, high = part.quantile(torch.tensor([0.16, 0.84])).tolist()
+        assert WIDTH / 2 < (high - low) / 2 < 3 * WIDTH
+
+
+def test_a_student_finds_both_modes_of_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their width, which the fake score keeps: pulled by the teacher alone, samples fall to points."""
+
+    def check() -> None:
+        assert_two_modes(train_toy(DistributionMatching(DMDConfig(shift=1.0))))
+
+    def alone(
+        self: DistributionMatching, piece: Window, scores: Scores, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        with torch.no_grad():
+            sigma = torch.rand(len(piece.x), generator=draws).clamp(0.02, 0.98)
+            noise = torch.randn(piece.x.shape, generator=draws)
+            target = scores.real(add_noise(piece.x, noise, sigma[:, None]), sigma)
+        return 0.5 * (piece.x - target).square().mean(), {}
+
+    assert_needs(check, monkeypatch, DistributionMatching, "student_loss", alone)
+
+
+def test_levels_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match="lowest < highest"):
+        DMDConfig(lowest=0.9, highest=0.1)
+    with pytest.raises(ConfigError, match="shift"):
+        DMDConfig(shift=0.0)

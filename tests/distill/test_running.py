@@ -1,0 +1,400 @@
+"""Streams in training: told as in use, rolled out as in use, saved and carried on."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import distill.running
+from distill.flow import Condition, FlowNetwork, guided
+from distill.guidance import GuidanceRange, strengths_over
+from distill.running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
+from distill.stages.init import InitStage, _consistency, _regression, committed, condition_of
+from distill.stages.self_forcing import RolloutConfig, SelfForcingStage
+from distill.trainer import Tick
+from models.context import ChunkPlan
+from models.kv_cache import KVCache
+from models.motion_encoder import Tracks
+from streamgen import StreamEvent, load_pipeline
+from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity
+from streamgen.engine.noise import SeededNoise
+from streamgen.engine.scheduler import FlowMatchScheduler
+from streamgen.motion.tracks import TrackSet
+from streamgen.stream.rollout import LatentChunk, RolloutState, Sampling, recache
+from tests.tiny_models import assert_needs, randomize, tiny_cache, tiny_dit
+from tests.tiny_stages import CPU, PLAN, WINDOWS, init_run, self_forcing_run
+
+SIGMAS = FlowMatchScheduler(2, 3.0).sigmas()
+SAMPLING = Sampling(SIGMAS, renoise=True, context_sigma=0.05)
+GRID = (4, 4)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> SelfForcingStage:
+    """A self_forcing stage whose student has random weights everywhere."""
+    made = SelfForcingStage(self_forcing_run(tmp_path_factory.mktemp("stage")), CPU)
+    randomize(made.student, 7)
+    return made
+
+
+def script_of(stage: SelfForcingStage, switch: int | None, tracks: bool) -> Script:
+    """One stream: red circle, then blue star, perhaps along a track over the first 21 frames."""
+    length = stage.run.network.text_length
+    words = [stage.family.vocabulary.encode(text, length).ids for text in ("a red circle", "a blue star")]
+    time = torch.linspace(0.2, 0.8, 21)
+    points = torch.stack([time, 1 - time], -1)[None, None]
+    state = torch.full((1, 1, 21), int(tracks), dtype=torch.int8)
+    told = Tracks(points, state, torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long))
+    return Script(
+        torch.stack([*words, torch.zeros_like(words[0])])[None],
+        switch,
+        told,
+        torch.tensor([[2.0, 3.0]]),
+    )
+
+
+def rolled(stage: SelfForcingStage, script: Script, frames: int, sampling: Sampling = SAMPLING) -> Tensor:
+    state = RolloutState(stage.student.new_cache(len(script.words), GRID))
+    result: Tensor = stage.student(RunningStreams(script, state, 5), frames, sampling)
+    return result
+
+
+@pytest.mark.parametrize(("switch", "tracks"), [(None, False), (7, False), (7, True)])
+def test_training_rolls_out_what_a_session_streams(
+    stage: SelfForcingStage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    switch: int | None,
+    tracks: bool,
+) -> None:
+    """Same weights, words, tracks and draws: equal latents, across evictions, a switch with its recache, and
+    a track that ends; with the gradient of the exit step on as well.
+    """
+    script = script_of(stage, switch, tracks)
+    pipeline = load_pipeline(export_as_is(stage, tmp_path / "export"))
+    settings = {"steps": 2, "sampler": "renoise", "context_noise": 0.05, "text_guidance": 2.0}
+    motion = None
+    if tracks:
+        motion = TrackSet(
+            script.tracks.points[0].float(),
+            script.tracks.state[0],
+            script.tracks.pinned[0],
+            script.tracks.ids[0],
+        )
+    session = pipeline.open("a red circle", 5, motion, settings=settings | {"motion_guidance": 3.0})
+    if switch is not None:
+        session.submit(StreamEvent(prompt="a blue star"), pipeline.geometry.frame_range(switch, 1)[0])
+    seen: list[Tensor] = []
+    original = type(session.state).accept
+    monkeypatch.setattr(
+        type(session.state), "accept", lambda self, c: (seen.append(c.latents), original(self, c))[1]
+    )
+    list(islice(session, 12))
+    monkeypatch.undo()
+    expected = torch.cat(seen, 1)
+
+    def check() -> None:
+        for gradient in (False, True):
+            sampling = replace(SAMPLING, with_gradient=gradient, exit_step=len(SIGMAS) - 2)
+            found = rolled(stage, script, 12, sampling)
+            assert found.requires_grad is gradient
+            torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-5)
+
+    if switch is None:
+        check()
+    else:
+        assert_needs(check, monkeypatch, distill.running, "recache", lambda *_args: None)
+
+
+def export_as_is(stage: SelfForcingStage, directory: Path) -> Path:
+    """Write the student; weights are exported as bfloat16, so its own become that as well."""
+    with torch.no_grad():
+        for parameter in stage.student.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    directory.mkdir()
+    stage.export(directory)
+    return directory
+
+
+def test_only_the_exit_step_of_each_chunk_runs_with_gradient(
+    stage: SelfForcingStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, bool]] = []
+    original = stage.student.dit.forward
+
+    def counted(latents: Tensor, timesteps: Tensor, *rest: Any) -> Tensor:
+        calls.append((round(float(timesteps[0, 0])), torch.is_grad_enabled()))
+        return original(latents, timesteps, *rest)
+
+    monkeypatch.setattr(stage.student.dit, "forward", counted)
+    script = script_of(stage, None, False)
+    for exit_step in (0, 1):
+        calls.clear()
+        rolled(stage, script, 3, Sampling(SIGMAS, renoise=True, exit_step=exit_step, with_gradient=True))
+        steps = [(round(1000 * sigma), i == exit_step) for i, sigma in enumerate(SIGMAS[: exit_step + 1])]
+        assert calls == [*steps, (0, False)] * 3
+
+
+def test_mixed_precision_loses_no_gradient(stage: SelfForcingStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are first used without gradient, then with: autocast must not keep the first copies."""
+    script = script_of(stage, None, True)
+
+    stage.student.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = rolled(
+            stage,
+            script,
+            3,
+            Sampling(SIGMAS, renoise=True, context_sigma=0.05, exit_step=1, with_gradient=True),
+        )
+    latents.square().mean().backward()
+    missing = [n for n, p in stage.student.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not missing, missing
+
+
+def test_streams_go_on_after_saving(stage: SelfForcingStage) -> None:
+    script = script_of(stage, 6, True)
+    streams = RunningStreams(script, RolloutState(stage.student.new_cache(1, GRID)), 5)
+    with torch.no_grad():
+        whole = torch.cat([stage.student(streams, n, SAMPLING) for n in (5, 3, 3)], 1)
+        first = RunningStreams(script, RolloutState(stage.student.new_cache(1, GRID)), 5)
+        parts = [stage.student(first, 5, SAMPLING)]
+        again = RunningStreams.load(first.save(), stage.student.new_cache(1, GRID))
+        assert (again.frames, again.switched) == (5, False)
+        parts.append(stage.student(again, 3, SAMPLING))
+        last = RunningStreams.load(again.save(), stage.student.new_cache(1, GRID))
+        assert last.switched
+        parts.append(stage.student(last, 3, SAMPLING))
+    assert torch.equal(torch.cat(parts, 1), whole)
+    recent = last.recent(2)
+    assert recent is not None
+    assert torch.equal(recent, whole[:, -2:])
+
+
+def test_windows_join_what_was_and_what_is_new(stage: SelfForcingStage) -> None:
+    """A stream's first window is all new; later ones show three new frames behind two known ones, until the
+    limit begins a new stream.
+    """
+    stage.streams = None
+    places = []
+    for step in range(6):
+        with torch.no_grad():
+            batch = stage.batch(Tick(step, 0, 0, 1, 1, 0.5))
+            rolled = stage.roll(stage.student, batch, with_gradient=False)
+        window, start = rolled.window, int(rolled.places[0])
+        assert window.x.shape[1] == 5
+        assert torch.equal(stage.streams.recent(3), window.x[:, -3:])
+        assert rolled.places.tolist() == [*range(start, start + 5)]
+        places.append((start, int(window.fresh.sum())))
+    assert places == [(0, 5), (3, 3), (6, 3), (0, 5), (3, 3), (6, 3)]
+
+
+def test_first_chunks_alone_leave_running_streams_where_they_are(tmp_path: Path) -> None:
+    """A share of the updates sees other streams' first chunk, under both ways of scoring."""
+    config = init_run(tmp_path)
+    for changes in ({}, {"teacher": config.teacher, "scoring": "chunks"}):
+        made = self_forcing_run(tmp_path, **changes)
+        rollout = replace(made.rollout, first_share=0.5, first_batch=3)
+        stage = SelfForcingStage(replace(made, rollout=rollout), CPU)
+        kinds = []
+        for step in range(12):
+            batch, before = stage.batch(Tick(step, 0, 0, 1, 1, 0.5)), stage.streams
+            frames = None if before is None else before.frames
+            with torch.no_grad():
+                rolled = stage.roll(stage.student, batch, with_gradient=False)
+                real = stage.scores(rolled, torch.Generator()).real
+                assert (
+                    real(rolled.window.x, torch.full((len(rolled.window.x),), 0.5)).shape
+                    == rolled.window.x.shape
+                )
+            kinds.append(batch.first)
+            assert batch.first == (rolled.places.tolist() == [0])
+            assert len(rolled.window.x) == (3 if batch.first else 2)
+            if batch.first:
+                assert stage.streams is before
+                assert frames == (None if before is None else before.frames)
+        assert {*kinds} == {True, False}
+
+
+@pytest.mark.parametrize("switch", [None, 5])
+def test_chunks_are_scored_as_a_stream_of_the_teacher_would_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: int | None
+) -> None:
+    """With `scoring: chunks` the real score of a new chunk is the guided velocity of the causal teacher on a
+    cache of what the stream shows: its sink, its last frames, after a switch under the new words.
+    """
+    config = init_run(tmp_path)
+    rollout = RolloutConfig(
+        2, window_frames=PLAN.window_frames + 1, fresh_frames=1, max_frames=99, steps=2, context_noise=0.0
+    )
+    changes = {"teacher": config.teacher, "scoring": "chunks", "rollout": rollout}
+    stage = SelfForcingStage(self_forcing_run(tmp_path, **changes), CPU)
+    for number, network in enumerate((stage.student, stage.teacher)):
+        randomize(network, 5 + number)
+    stage.streams = None
+    batch = replace(stage.batch(Tick(0, 0, 0, 1, 1, 0.5)), limit=99)
+    batch = replace(batch, script=replace(batch.script, switch=switch))
+    generator = torch.Generator()
+    teacher, strengths = stage.teacher, batch.script.strengths
+
+    def check() -> None:
+        stage.streams = None
+        for _ in range(4):
+            rolled = stage.roll(stage.student, batch, with_gradient=False)
+        places, first = rolled.places, len(rolled.places) - 1
+        assert places.tolist() == [0, 3, 4, 5, 6]
+        seen, tracks = rolled.seen, batch.script.tracks_of(places)
+        assert torch.equal(seen[:, first:], rolled.window.x)
+        noisy = torch.randn(rolled.window.x.shape, generator=torch.Generator().manual_seed(3))
+        found = (noisy - stage.scores(rolled, generator).real(noisy, torch.full((2,), 0.6))) / 0.6
+        motion = teacher.motion(tracks, GRID)
+        text, _, nothing = (
+            teacher.dit.embed_text(teacher.text_encoder(batch.script.words[:, i]))
+            for i in (int(switch is not None), 0, 2)
+        )
+        state = RolloutState(_cache_of(stage))
+        state.context = [LatentChunk(i, i, seen[:, i : i + 1], motion[:, i : i + 1]) for i in range(first)]
+        recache(teacher.dit, state, text, SeededNoise(0, CPU))
+        state.cache.begin(1)
+        over = strengths_over(strengths, tracks.state, PLAN, places)
+        for row in range(2):
+            told = Conditioning(text, nothing, motion[:, first:], Guidance(*over[row, first].tolist()))
+            expected = guided_velocity(teacher.dit, noisy, 0.6, told, state.cache)
+            torch.testing.assert_close(found[row], expected[row], rtol=1e-4, atol=1e-5)
+
+    with torch.no_grad():
+        assert_needs(check, monkeypatch, SelfForcingStage, "_committed", lambda self, rolled, generator: None)
+
+
+def _cache_of(stage: SelfForcingStage) -> KVCache:
+    """An empty cache of the teacher's sizes."""
+    return RolloutStudent.new_cache(stage.teacher, 2, GRID)  # type: ignore[arg-type]
+
+
+def test_tracks_of_a_stretch_are_those_of_the_whole(stage: SelfForcingStage) -> None:
+    """Encoded stretch by stretch, motion is what it is in one piece; past its end there is none."""
+    script = script_of(stage, None, True)
+    whole = stage.student.motion(script.tracks, GRID)
+    assert whole.shape[1] == 6
+    parts = [
+        stage.student.motion(script.tracks_of(torch.arange(start, start + 2)), GRID) for start in (0, 2, 4, 6)
+    ]
+    torch.testing.assert_close(torch.cat(parts[:3], 1), whole)
+    assert not parts[3].any()
+
+
+def test_scripts_switch_in_their_share_and_at_chunks(stage: SelfForcingStage) -> None:
+    plan, generator = ChunkPlan(3, 1, 1, 6), torch.Generator().manual_seed(0)
+    config = ScriptConfig(switch_share=0.5, switch_from=3, switch_to=9)
+    scripts = [
+        draw_script(stage.clips, 3, plan, config, WINDOWS, GuidanceRange(), generator) for _ in range(200)
+    ]
+    switched = [script for script in scripts if script.switch is not None]
+    assert 70 < len(switched) < 130
+    assert {script.switch for script in switched} == {1, 4, 7}
+    for script in scripts:
+        assert bool((script.strengths.sum(1) >= 1).all())
+        if script.switch is not None:
+            assert not script.tracks.state.any()
+            assert not any(torch.equal(*pair) for pair in script.words[:, :2])
+        assert torch.equal(
+            script.segment(torch.arange(2, 6))[0],
+            torch.tensor([int((script.switch or 99) <= t) for t in (2, 3, 4, 5)]),
+        )
+
+
+def test_strengths_are_those_of_a_stream() -> None:
+    """Where no track says anything in a chunk there is no motion guidance, and text has at least 1."""
+    state = torch.zeros(2, 1, 17, dtype=torch.int8)
+    state[0, 0, 7] = 1
+    strengths = torch.tensor([[0.5, 2.0], [0.5, 2.0]])
+    alone = strengths_over(strengths, state, ChunkPlan(1, 1, 1, 3))
+    assert alone[0].tolist() == [[1, 0], [1, 0], [0.5, 2], [1, 0], [1, 0]]
+    assert alone[1].tolist() == [[1, 0]] * 5
+    grouped = strengths_over(strengths, state[:, :, 1:], ChunkPlan(3, 1, 1, 3), torch.arange(1, 5))
+    assert grouped[0].tolist() == [[0.5, 2]] * 3 + [[1, 0]]
+
+
+def test_prompts_alone_make_scripts() -> None:
+    prompts = [(torch.tensor([i, 0]), torch.tensor([i, 0])) for i in range(2, 12)]
+    generator = torch.Generator().manual_seed(0)
+    always = ScriptConfig(switch_share=1.0)
+    script = prompt_script(prompts, 64, PLAN, always, GuidanceRange(), generator)
+    assert script.words.shape == (64, 3, 2)
+    assert not script.words[:, 2].any()
+    changed = (script.words[:, 0] != script.words[:, 1]).any(1)
+    assert float(changed.float().mean()) > 0.7
+    assert not script.tracks.state.any()
+    assert script.switch is not None
+
+
+def test_guided_windows_equal_guided_streams() -> None:
+    """Joint guidance over whole windows and over a chunk of a stream are one formula."""
+    network = FlowNetwork(*networks(), ChunkPlan(1, 1, 1, 3))
+    dit = network.dit
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 4, 4, 6, generator=generator)
+    motion = torch.randn(2, 1, 3, 4, 6, generator=generator)
+    words = torch.randn(2, 2, 5, 8, generator=generator)
+    segment = torch.zeros(2, 1, dtype=torch.long)
+    strengths = torch.tensor([2.0, 3.0]).expand(2, 1, 2)
+    condition = Condition(dit.embed_text(words, segment), motion, strengths)
+    with torch.no_grad():
+        found = guided(network, x, torch.full((2, 1), 0.6), condition)
+        cache = tiny_cache(dit, network.plan, batch=2)
+        cache.begin(1)
+        told = Conditioning(
+            dit.embed_text(words[:, 0]), dit.embed_text(words[:, 1]), motion, Guidance(2.0, 3.0)
+        )
+        expected = guided_velocity(dit, x, 0.6, told, cache)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def networks() -> tuple[Any, Any, Any]:
+    """A random DiT, and no encoders."""
+    return tiny_dit(), torch.nn.Identity(), torch.nn.Identity()
+
+
+def test_init_targets_follow_the_teacher(tmp_path: Path) -> None:
+    """The consistency target of the lowest level is the teacher's own step; regression ends where a solver of
+    the guided teacher does, and only visits the student's levels.
+    """
+    stage = InitStage(init_run(tmp_path), CPU)
+    randomize(stage.student, 9)
+    batch = stage.batch(Tick(1, 0, 0, 1, 1, 0.5))
+    windows, strengths = batch.windows, batch.strengths
+    sigmas = torch.tensor(FlowMatchScheduler(4, 3.0).sigmas()[::-1])
+    with torch.no_grad():
+        past = committed(windows)
+        condition = condition_of(stage.teacher, windows, strengths)
+        lowest = replace(batch, levels=torch.ones_like(batch.levels))
+        x, level, target = _consistency(stage, lowest, condition, past, sigmas)
+        velocity = guided(stage.teacher, x, level, condition, past)
+        torch.testing.assert_close(target, x - sigmas[1] * velocity)
+        x, level, target = _regression(stage, batch, condition, past, sigmas)
+        assert set(level.flatten().tolist()) <= {float(sigmas[2]), float(sigmas[4])}
+        solved = windows.noise
+        for i in (4, 3, 2, 1):
+            here = sigmas[i].expand_as(windows.sigma)
+            solved = solved + (sigmas[i - 1] - sigmas[i]) * guided(
+                stage.teacher, solved, here, condition, past
+            )
+        torch.testing.assert_close(target, solved)
+
+
+def test_the_target_average_follows_once_an_update(tmp_path: Path) -> None:
+    stage = InitStage(init_run(tmp_path), CPU)
+    randomize(stage.student, 9)
+
+    def distance() -> float:
+        pairs = zip(stage.student.parameters(), stage.average.parameters(), strict=True)
+        return float(sum((a - b).detach().square().sum() for a, b in pairs))
+
+    before = distance()
+    for micro in (0, 1, 2):
+        stage.loss(stage.student, stage.batch(Tick(1, micro, 0, 1, 1, 0.5)))
+    assert distance() == pytest.approx(before * stage.options.target_decay**2, rel=1e-3)

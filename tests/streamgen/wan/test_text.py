@@ -1,0 +1,150 @@
+"""UMT5 prompts: equal to transformers with padding and mask, zero past the prompt, cached and freed; the
+published file of Wan2.1; what is missing or does not fit is one line.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import streamgen.wan.text
+from models.state_dict import umt5_to_transformers
+from streamgen.errors import CheckpointError
+from streamgen.wan.config import TextConfig
+from streamgen.wan.options import TextOptions
+from streamgen.wan.text import HashedPrompts, UMT5Prompts, clean_prompt
+from tests.tiny_models import assert_needs
+from tests.tiny_wan import tiny_tokenizer, tiny_umt5
+
+CONFIG = TextConfig(dim=16, length=12)
+FLOAT = TextOptions(dtype=torch.float32)
+PROMPT = "a red  boat\n sails"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As diffusers publishes it: text_encoder and tokenizer side by side."""
+    path = tmp_path_factory.mktemp("umt5")
+    tiny_umt5().save_pretrained(path / "text_encoder")
+    tiny_tokenizer().save_pretrained(path / "tokenizer")
+    return path
+
+
+def expected(prompt: str) -> Tensor:
+    """What the published pipelines do: pad to full length, mask, zero what lies past the prompt."""
+    tokens = tiny_tokenizer()(
+        prompt, padding="max_length", max_length=CONFIG.length, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        hidden = tiny_umt5()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    out: Tensor = hidden.last_hidden_state.clone()
+    out[0, int(tokens.attention_mask.sum()) :] = 0
+    return out
+
+
+def test_equals_transformers_with_padding_and_mask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = " ".join(["the red boat"] * 7)
+
+    def check() -> None:
+        prompts = UMT5Prompts(str(folder), CONFIG, FLOAT)
+        for prompt in (PROMPT, "", long):
+            found = prompts.embed(prompt)
+            assert found.shape == (1, 12, 16)
+            assert (found - expected(prompt)).abs().max() < 1e-5
+
+    repeated = lambda embedding, length: embedding[:1].expand(length, -1)[None]  # noqa: E731
+    assert_needs(check, monkeypatch, streamgen.wan.text, "zero_padded", repeated)
+    words = UMT5Prompts(str(folder), CONFIG, FLOAT).words(long)
+    assert (len(words.ids), words.dropped, words.unknown) == (12, 22 - 12, ())
+    assert int(words.ids[-1]) == 1
+
+
+def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A UMT5 encoder under the names of Wan2.1."""
+    pairs = (
+        ("layer.0.layer_norm.", "norm1."),
+        ("layer.0.SelfAttention.relative_attention_bias.", "pos_embedding.embedding."),
+        ("layer.0.SelfAttention.", "attn."),
+        ("layer.1.layer_norm.", "norm2."),
+        ("layer.1.DenseReluDense.wi_0.", "ffn.gate.0."),
+        ("layer.1.DenseReluDense.wi_1.", "ffn.fc1."),
+        ("layer.1.DenseReluDense.wo.", "ffn.fc2."),
+        ("encoder.final_layer_norm.", "norm."),
+        ("encoder.block.", "blocks."),
+        ("shared.", "token_embedding."),
+    )
+    out = {}
+    for name, value in state.items():
+        for theirs, ours in pairs:
+            name = name.replace(theirs, ours)
+        if not name.startswith("encoder.embed_tokens"):
+            out[name] = value
+    return out
+
+
+def test_published_file_of_wan(tmp_path: Path) -> None:
+    model = tiny_umt5()
+    tiny_tokenizer().save_pretrained(tmp_path / "google" / "umt5-xxl")
+    state = published_names(model.state_dict())
+    assert set(umt5_to_transformers(state)) == set(model.state_dict())
+    torch.save(state, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
+    found = UMT5Prompts(str(tmp_path), CONFIG, FLOAT).embed(PROMPT)
+    assert (found - expected(PROMPT)).abs().max() < 1e-5
+    del state["blocks.1.ffn.fc2.weight"]
+    torch.save(state, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
+    with pytest.raises(CheckpointError, match=r"does not fit \(.*wo\.weight"):
+        UMT5Prompts(str(tmp_path), CONFIG, FLOAT).embed(PROMPT)
+
+
+def test_cache_and_free(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = TextOptions(dtype=torch.float32, keep=False, cache=tmp_path)
+    prompts = UMT5Prompts(str(folder), CONFIG, options)
+    first = prompts.embed(PROMPT)
+    assert prompts._model is None
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    # the same prompt, spaced otherwise, in another process: no encoder is needed
+    monkeypatch.setattr(streamgen.wan.text, "_from_pretrained", lambda *_, **__: 1 / 0)
+    again = UMT5Prompts(str(folder), CONFIG, options)
+    assert torch.equal(again.embed("a red boat sails "), first)
+    next(iter(tmp_path.glob("*.safetensors"))).write_bytes(b"damaged")
+    with pytest.raises(ZeroDivisionError):
+        UMT5Prompts(str(folder), CONFIG, options).embed(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "message"),
+    [
+        (TextConfig(dim=8, length=12), None, "expected width 8 (dit.text_dim), found 16"),
+        (CONFIG, "/no/such/folder", "text encoder /no/such/folder: cannot be loaded"),
+    ],
+)
+def test_unfit_encoder_is_one_line(
+    config: TextConfig, source: str | None, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+        UMT5Prompts(source or str(folder), config, FLOAT).embed(PROMPT)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_transformers_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(CheckpointError, match=r"pip install 'streamgen\[wan\]'"):
+        UMT5Prompts(str(folder), CONFIG, FLOAT).embed(PROMPT)
+
+
+def test_hashed_prompts_are_functions_of_their_words() -> None:
+    prompts = HashedPrompts(CONFIG)
+    one, two = prompts.embed("a red boat"), prompts.embed("the red boat")
+    assert one.shape == (1, 12, 16)
+    assert torch.equal(one[0, 1:], two[0, 1:])
+    assert not torch.equal(one[0, 0], two[0, 0])
+    assert not one[0, 3:].any()
+    assert not prompts.null().any()
+
+
+def test_clean_prompt() -> None:
+    assert clean_prompt(" a\u00a0\u201cred\u201d &amp;amp; \n blue boat ") == 'a "red" & blue boat'
