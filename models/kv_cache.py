@@ -5,9 +5,9 @@ attends to is one contiguous range at every fill level and nothing is ever copie
 oldest slots are overwritten. Softmax does not depend on the order of keys, and positions are ranks in age
 order, never physical slots.
 
-Positions (see docs/decisions.md, 'Ranks'): attention sees position differences only. A window key is rotated
-once at its own cache time; only the sink's keys, kept unrotated, are rotated anew when the window has moved
-on, to lie directly before the window. Host integers are the truth about cursors.
+Positions (see docs/decisions/stream.md, 'Positions are ranks'): attention sees position differences only. A
+window key is rotated once at its own cache time; only the sink's keys, kept unrotated, are rotated anew when
+the window has moved on, to lie directly before the window. Host integers are the truth about cursors.
 """
 
 from dataclasses import dataclass
