@@ -164,7 +164,7 @@ def test_recomputing_over_a_stream_that_moved_on(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(found, gradients(recompute=False), rtol=1e-5, atol=1e-7)
 
     assert GRID
-    assert_needs(check, monkeypatch, activation, "held_cache", lambda cache, _: cache)
+    assert_needs(check, monkeypatch, activation, "held_view", lambda view, _: view)
 
 
 class FakeTracker(types.ModuleType):

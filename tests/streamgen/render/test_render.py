@@ -306,6 +306,6 @@ def test_half_precision_streams(checkpoint: Path) -> None:
     frames_of(session, 20)
     session.submit(StreamEvent(prompt="sand"))
     frames_of(session, 4)
-    assert session.state.cache.keys.dtype == torch.bfloat16
+    assert session.state.latents.ring.keys.dtype == torch.bfloat16
     twin = session.fork()
     assert np.array_equal(frames_of(session, 8), frames_of(twin, 8))
