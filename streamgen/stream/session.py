@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,7 +118,8 @@ class Session:
             return receipt.refuse(str(error))
         text = self.model.coming_text(event)
         live = at_frame is None
-        item = Pending(event, receipt, self.next_frame if at_frame is None else at_frame, live, text)
+        frame = self.next_frame if at_frame is None else at_frame
+        item = Pending(event, receipt, frame, live, text, self._coming_null(event))
         if text is not None and text.done() and text.exception() is None:
             receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
         self._queue.put(item, self.controls.settings)
@@ -235,6 +237,15 @@ class Session:
             self._queue.remove(moment.decision.taken)
         if self.log_file is not None:
             self.log_file.write(moment.state.log)
+
+    def _coming_null(self, event: StreamEvent) -> "Future[object] | None":
+        """The empty prompt, where new guidance strengths are the first to need it."""
+        try:
+            settings = self.controls.settings.updated(event.settings or {}, live=True)
+        except InputError:
+            # refused as what it is elsewhere
+            return None
+        return self.model.coming_null(settings)
 
     def _check(self, event: StreamEvent) -> None:
         """Raise InputError for an event that cannot be, whatever waits."""

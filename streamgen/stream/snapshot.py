@@ -82,9 +82,42 @@ def encode(
         owed: a chunk that was made and not handed over.
     """
     pending, receipts = waiting
-    latents, controls = state.latents, state.controls
+    tensors, meta = _encoded_latents(state)
+    for i, gesture in enumerate(state.controls.gestures):
+        tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
+    for i, item in enumerate(pending):
+        tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
+    if state.decoder is not None:
+        tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
+    if state.opening is not None:
+        tensors["opening"] = state.opening.clone()
+    if owed is not None:
+        tensors |= {"owed.frames": owed.frames.clone(), "owed.latents": owed.latents.clone()}
+    meta |= _identity(model, runner) | {
+        "written_by": f"streamgen {own_version()}",
+        "seed": state.log.header.seed,
+        "noise": state.noise.identity,
+        "prompt": state.controls.prompt,
+        "settings": state.controls.settings.to_json(),
+        "gestures": [
+            {"name": g.name, "start": g.start, "asked": list(g.asked)} for g in state.controls.gestures
+        ],
+        "latent_frames": None if state.decoder is None else state.decoder.latent_frames,
+        "receipts": receipts,
+        "owed": None if owed is None else [owed.start_frame, owed.index],
+        "pending": [{"number": p.receipt.number, "at_frame": p.at_frame, "live": p.live} for p in pending],
+        "log": {"events": len(state.log), "bytes": state.log.size, "digest": state.log.digest},
+        "header": state.log.header.to_json(),
+    }
+    return Snapshot(tensors, meta, state.log)
+
+
+def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values of the cache, the record, and the texts that both speak of."""
+    latents = state.latents
     chunks = list({id(chunk): chunk for chunk in (*latents.context, *latents.recent)}.values())
-    texts = list({id(text): text for text in (controls.text, *(c.text for c in chunks)) if text}.values())
+    said = (state.controls.text, *(chunk.text for chunk in chunks))
+    texts = list({id(text): text for text in said if text is not None}.values())
     places = {id(chunk): i for i, chunk in enumerate(chunks)}
     words = {id(text): i for i, text in enumerate(texts)}
     tensors = {f"cache.{name}": x for name, x in latents.ring.state(latents.cursor).items()}
@@ -95,28 +128,12 @@ def encode(
         tensors[f"record.{i}.latents"] = chunk.latents.clone()
         if chunk.motion is not None:
             tensors[f"record.{i}.motion"] = chunk.motion.clone()
-    for i, gesture in enumerate(controls.gestures):
-        tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
-    for i, item in enumerate(pending):
-        tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
-    if state.decoder is not None:
-        tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
-    if state.opening is not None:
-        tensors["opening"] = state.opening.clone()
-    if owed is not None:
-        tensors |= {"owed.frames": owed.frames.clone(), "owed.latents": owed.latents.clone()}
-    meta = _identity(model, runner) | {
-        "written_by": f"streamgen {own_version()}",
-        "seed": state.log.header.seed,
-        "noise": state.noise.identity,
-        "prompt": controls.prompt,
-        "text": words[id(controls.text)],
+    meta = {
+        "text": words[id(state.controls.text)],
         "texts": [
             {"prompt": t.prompt, "given": t.given, "unknown": list(t.unknown), "dropped": t.dropped}
             for t in texts
         ],
-        "settings": controls.settings.to_json(),
-        "gestures": [{"name": g.name, "start": g.start, "asked": list(g.asked)} for g in controls.gestures],
         "cursor": asdict(latents.cursor),
         "held": [latents.intact, latents.ring.sink_intact(latents.cursor)],
         "record": [
@@ -134,14 +151,8 @@ def encode(
         "chunk": latents.chunk,
         "scene": list(latents.scene),
         "due": latents.due,
-        "latent_frames": None if state.decoder is None else state.decoder.latent_frames,
-        "receipts": receipts,
-        "owed": None if owed is None else [owed.start_frame, owed.index],
-        "pending": [{"number": p.receipt.number, "at_frame": p.at_frame, "live": p.live} for p in pending],
-        "log": {"events": len(state.log), "bytes": state.log.size, "digest": state.log.digest},
-        "header": state.log.header.to_json(),
     }
-    return Snapshot(tensors, meta, state.log)
+    return tensors, meta
 
 
 def decode(
