@@ -238,6 +238,10 @@ class StreamModel:
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
         return CacheRing(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
 
+    def no_frames(self) -> Tensor:
+        """The pictures of a stream of latents: none, uint8 `(0, H, W, 3)`."""
+        return torch.empty(0, self.geometry.height, self.geometry.width, 3, dtype=torch.uint8)
+
     def _workers(self) -> ThreadPoolExecutor:
         """The one thread that encodes beside streams."""
         with self._encoding_starts:

@@ -39,6 +39,7 @@ FORMAT, VERSION = "streamgen-snapshot", 2
 # what read the versions of before; there is no reader for them here
 _READERS = {1: "streamgen 0.1"}
 _TRACKS = ("points", "state", "pinned", "ids")
+_TEXT = ("prompt", "given", "unknown", "dropped")
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,7 @@ def encode(
         "noise": state.noise.identity,
         "prompt": state.controls.prompt,
         "settings": state.controls.settings.to_json(),
-        "gestures": [
-            {"name": g.name, "start": g.start, "asked": list(g.asked)} for g in state.controls.gestures
-        ],
+        "gestures": [{n: vars(g)[n] for n in ("name", "start", "asked")} for g in state.controls.gestures],
         "latent_frames": None if state.decoder is None else state.decoder.latent_frames,
         "receipts": receipts,
         "owed": None if owed is None else [owed.start_frame, owed.index],
@@ -130,10 +129,7 @@ def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, A
             tensors[f"record.{i}.motion"] = chunk.motion.clone()
     meta = {
         "text": words[id(state.controls.text)],
-        "texts": [
-            {"prompt": t.prompt, "given": t.given, "unknown": list(t.unknown), "dropped": t.dropped}
-            for t in texts
-        ],
+        "texts": [{name: vars(text)[name] for name in _TEXT} for text in texts],
         "cursor": asdict(latents.cursor),
         "held": [latents.intact, latents.ring.sink_intact(latents.cursor)],
         "record": [
@@ -169,14 +165,7 @@ def decode(
     meta, tensors = snapshot.meta, snapshot.tensors
     check_fits(meta, model, runner)
     try:
-        texts = [
-            replace(
-                model.restored_text(row["prompt"], row["given"], tensors[f"text.{i}"]),
-                unknown=tuple(row["unknown"]),
-                dropped=row["dropped"],
-            )
-            for i, row in enumerate(meta["texts"])
-        ]
+        texts = [_text(row, tensors[f"text.{i}"], model) for i, row in enumerate(meta["texts"])]
         controls = Controls(
             texts[meta["text"]],
             model.settings.updated(meta["settings"]),
@@ -386,6 +375,11 @@ def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) 
             f"snapshot: noise: expected draws of {shorten(identity)}, found {shorten(given.identity)}"
         )
     return given
+
+
+def _text(row: dict[str, Any], embedding: Tensor, model: StreamModel) -> Text:
+    text = model.restored_text(str(row["prompt"]), str(row["given"]), embedding)
+    return replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
 
 
 def _gesture(i: int, row: dict[str, Any], tensors: dict[str, Tensor]) -> Gesture:
