@@ -5,6 +5,7 @@ Markers are described in pyproject.toml, what goes into which tier in CONTRIBUTI
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if WORKER or not config.pluginmanager.hasplugin("xdist"):
         return
     options = config.option
-    alone = options.usepdb or options.capture == "no" or any(name in options.markexpr for name in UNDIVIDED)
+    undivided = any(re.search(rf"(?<!not )\b{name}\b", options.markexpr) for name in UNDIVIDED)
+    alone = options.usepdb or options.capture == "no" or undivided
     if options.numprocesses is None and options.dist == "no" and not options.tx and not alone:
         options.numprocesses = WORKERS
     if options.numprocesses and options.dist == "no":

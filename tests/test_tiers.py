@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 TESTS = """
-import os, time
-from pathlib import Path
+import os, sys
 import pytest
 
-def test_plain(): assert "torch" not in __import__("sys").modules
+def test_plain():
+    # told before anything could import torch
+    assert "torch" not in sys.modules and os.environ["OMP_NUM_THREADS"] == os.environ["EXPECTED"]
 @pytest.mark.slow
 def test_slow(): pass
 @pytest.mark.soak
@@ -24,12 +26,6 @@ def test_soak(): pass
 @pytest.mark.slow
 @pytest.mark.soak
 def test_both(): pass
-"""
-
-THREADS = """
-import os, torch
-def test_one(): assert torch.get_num_threads() == int(os.environ["EXPECTED"])
-def test_two(): assert torch.get_num_threads() == int(os.environ["EXPECTED"])
 """
 
 # Plain tests overlap each other. A worker leaves a mark while it is in a test; timed tests look for others'.
@@ -76,56 +72,40 @@ def run(folder: Path, text: str, *arguments: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "passed", "left_out"),
-    [
-        ([], ["plain"], "left out: 2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
-        (["-m", "slow"], ["slow"], "left out: 2 soak (pytest -m soak)"),
-        (["-m", "soak"], ["soak"], "left out: 2 slow (pytest -m slow)"),
-        (["-m", "slow or soak"], ["slow", "soak", "both"], ""),
-        (["-m", "not slow"], ["plain"], "left out: 2 soak (pytest -m soak)"),
-        (["-n", "0"], ["plain"], "left out: 2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
-        (["-p", "no:xdist"], ["plain"], "left out: 2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_only_what_was_asked_for_runs_and_the_rest_is_named(
-    arguments: list[str], passed: list[str], left_out: str, tmp_path: Path
-) -> None:
-    out = run(tmp_path, TESTS, "-rA", *arguments)
-    assert re.findall(r"^PASSED .*::test_(\w+)", out, re.MULTILINE) == passed, out
-    assert re.findall(r"^left out: .*", out, re.MULTILINE) == [left_out] * bool(left_out), out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "workers"),
-    [
-        ([], 2),
-        (["-n", "1"], 1),
-        (["-n", "0"], 0),
-        (["-p", "no:xdist"], 0),
-        (["-s"], 0),
-        (["-m", "soak"], 0),
-        (["-m", "gpu"], 0),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_two_workers_unless_told_otherwise(arguments: list[str], workers: int, tmp_path: Path) -> None:
-    out = run(tmp_path, TESTS, *arguments)
+def check(folder: Path, arguments: str, workers: int, passed: str, left_out: str) -> None:
+    """Run TESTS where two threads are set from outside: a single process keeps to it, workers do not."""
+    threads = "1" if workers else "2"
+    out = run(folder, TESTS, "-rA", *shlex.split(arguments), OMP_NUM_THREADS="2", EXPECTED=threads)
     started = re.search(r"^(\d) workers? \[", out, re.MULTILINE)
     assert (int(started[1]) if started else 0) == workers, out
+    assert " ".join(sorted(re.findall(r"^PASSED .*::test_(\w+)", out, re.MULTILINE))) == passed, out
+    assert re.findall(r"^left out: (.*)", out, re.MULTILINE) == [left_out] * bool(left_out), out
 
 
+def test_two_workers_run_the_everyday_tests_and_the_rest_is_named(tmp_path: Path) -> None:
+    check(tmp_path, "", 2, "plain", "2 slow (pytest -m slow), 1 soak (pytest -m soak)")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "variables", "threads"),
-    [([], {"OMP_NUM_THREADS": "2"}, "1"), (["-n0"], {"OMP_NUM_THREADS": "2"}, "2"), (["-n0"], {}, "1")],
-    ids=["workers", "one process, told", "one process"],
+    ("arguments", "workers", "passed", "left_out"),
+    [
+        ("-n 1", 1, "plain", "2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
+        ("-n 0", 0, "plain", "2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
+        ("-p no:xdist", 0, "plain", "2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
+        ("-s", 0, "plain", "2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
+        ("-m slow", 2, "slow", "2 soak (pytest -m soak)"),
+        ("-m 'not slow'", 2, "plain", "2 soak (pytest -m soak)"),
+        ("-m 'not soak'", 2, "plain", "2 slow (pytest -m slow)"),
+        ("-m soak", 0, "soak", "2 slow (pytest -m slow)"),
+        ("-m 'slow or soak'", 0, "both slow soak", ""),
+        ("-m gpu", 0, "", "2 slow (pytest -m slow), 1 soak (pytest -m soak)"),
+    ],
 )
-def test_workers_have_one_thread_each(
-    arguments: list[str], variables: dict[str, str], threads: str, tmp_path: Path
+def test_what_is_asked_for_runs_and_where(
+    arguments: str, workers: int, passed: str, left_out: str, tmp_path: Path
 ) -> None:
-    out = run(tmp_path, THREADS, *arguments, EXPECTED=threads, **variables)
-    assert " 2 passed" in out, out
+    check(tmp_path, arguments, workers, passed, left_out)
 
 
 def test_timed_tests_run_alone(tmp_path: Path) -> None:
