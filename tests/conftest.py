@@ -92,7 +92,7 @@ class Turns:
 
 def shared_folder(config: pytest.Config, basetemp: Path) -> Path:
     """The folder that all workers of a run have in common; `basetemp` is this process's own."""
-    return basetemp.parent if hasattr(config, "workerinput") else basetemp
+    return basetemp.parent if "workerinput" in vars(config) else basetemp
 
 
 _turns = pytest.StashKey[Turns]()
@@ -102,7 +102,7 @@ _turns = pytest.StashKey[Turns]()
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Hold a turn from a test's set-up to the end of its tear-down."""
     config = item.config
-    worker = getattr(config, "workerinput", None)
+    worker = vars(config).get("workerinput")
     if worker is None:
         return (yield)
     if _turns not in config.stash:
@@ -115,7 +115,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tell the controlling process what was left out."""
-    output = getattr(session.config, "workeroutput", None)
+    output = vars(session.config).get("workeroutput")
     if output is not None:
         output["left_out"] = session.config.stash.get(left_out, {})
 

@@ -108,6 +108,7 @@ def test_what_is_asked_for_runs_and_where(
     check(tmp_path, arguments, workers, passed, left_out)
 
 
+@pytest.mark.slow
 def test_timed_tests_run_alone(tmp_path: Path) -> None:
     """And do not without their marker."""
     assert " 18 passed" in run(tmp_path, TIMED)

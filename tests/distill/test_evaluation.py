@@ -200,6 +200,7 @@ def test_a_report_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
         assert (tmp_path / "report" / name).stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -230,6 +231,7 @@ def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path
     assert "4 minutes, step 9" in (tmp_path / "curves" / "index.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_reports_beside_each_other(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -272,6 +274,7 @@ def test_reports_beside_each_other(
     assert stream in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_tokenizers_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped one against itself without its network, which is a linear PCA."""
