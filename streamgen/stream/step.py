@@ -115,7 +115,8 @@ def cache_action(state: StreamState, controls: Controls, wish: Merged) -> tuple[
         return ("clear" if action == "clear" else "keep"), sink
     if action == "keep" and not latents.intact:
         action, sink = "rebuild", "keep"
-    if action in ("recache", "rebuild") and not latents.ring.sink_intact(latents.cursor):
+    keeps = recache_of(controls.settings.recache_mode).keeps_sink(latents)
+    if action in ("recache", "rebuild") and keeps and not latents.ring.sink_intact(latents.cursor):
         sink = "refresh"
     return action, sink
 
