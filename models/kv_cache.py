@@ -6,7 +6,8 @@ moves the cursor. What a chunk attends to, itself included, is one contiguous ra
 level; when the ring has turned, the oldest window frames are overwritten. Softmax does not depend on the
 order of keys, and positions are ranks in age order, never physical slots.
 
-Positions (see docs/decisions/stream.md, 'Ranks'): attention sees position differences only. A window key is
+Positions (see docs/decisions/stream.md, 'Positions are ranks: places in the context, not
+times'): attention sees position differences only. A window key is
 rotated once at its own cache time; only the sink's keys, kept unrotated, are rotated anew when the window has
 moved on, to lie directly before the window, one layer at a time when it is read. Host integers are the truth
 about cursors.

@@ -81,6 +81,9 @@ class Pipeline(StreamModel):
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         chosen = self.runner(runner)
         latents, start = self._opening(image, video)
+        if self.needs_null(merged):
+            # now, so that no chunk waits for it
+            _ = self.null_text
         state = StreamState(
             LatentState(self.new_ring(merged)),
             Controls(self.event_text(event), merged, changed((), tracks, 0)),

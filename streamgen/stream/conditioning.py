@@ -33,7 +33,8 @@ def chunk_conditioning(model: StreamModel, controls: Controls, state: LatentStat
     motion = motion_latents(model, controls.gestures, state)
     guidance = controls.settings.guidance()
     text = controls.text.context
-    null_text = text if guidance.is_off(motion is not None) else model.null_text
+    unguided = model.dit.config.guidance or guidance.is_off(motion is not None)
+    null_text = text if unguided else model.null_text
     return Conditioning(text, null_text, motion, guidance)
 
 

@@ -128,10 +128,23 @@ class StreamModel:
     @property
     def null_text(self) -> TextContext:
         """Cross-attention keys and values of no prompt, for guidance; made when first asked for."""
-        with self._encoding:
-            if self._null_text is None:
-                self._null_text = self._embed(self.prompts.null())[1]
-            return self._null_text
+        if self._null_text is None:
+            with self._encoding:
+                if self._null_text is None:
+                    self._null_text = self._embed(self.prompts.null())[1]
+        return self._null_text
+
+    def needs_null(self, settings: StreamSettings) -> bool:
+        """Whether streams with these settings are guided against no prompt. A network that takes the
+        strengths as an input never is.
+        """
+        return not self.dit.config.guidance and not settings.guidance().is_off(False)
+
+    def coming_null(self, settings: StreamSettings) -> "Future[object] | None":
+        """The null text on its way, where settings need it and it is not there and takes its time."""
+        if self._null_text is not None or self.prompts.quick or not self.needs_null(settings):
+            return None
+        return self._workers().submit(lambda: self.null_text)
 
     def words(self, prompt: str) -> Words:
         """A prompt as the model sees it: which words it does not know, how many did not fit."""
@@ -204,10 +217,7 @@ class StreamModel:
             except Exception as error:
                 future.set_exception(error)
             return future
-        with self._encoding_starts:
-            if self._encoder is None:
-                self._encoder = ThreadPoolExecutor(1, "streamgen-text")
-        return self._encoder.submit(make)
+        return self._workers().submit(make)
 
     def event_text(self, event: StreamEvent) -> Text:
         """The text that an event brings."""
@@ -227,6 +237,17 @@ class StreamModel:
         config = self.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
         return CacheRing(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
+
+    def no_frames(self) -> Tensor:
+        """The pictures of a stream of latents: none, uint8 `(0, H, W, 3)`."""
+        return torch.empty(0, self.geometry.height, self.geometry.width, 3, dtype=torch.uint8)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """The one thread that encodes beside streams."""
+        with self._encoding_starts:
+            if self._encoder is None:
+                self._encoder = ThreadPoolExecutor(1, "streamgen-text")
+            return self._encoder
 
     def _kept(self, prompt: str) -> Text | None:
         # sessions of other threads use the same store: what was found is held, and never looked up again

@@ -23,6 +23,7 @@ class Pending:
         live: submitted for now: if its words are still being encoded it comes later; else its chunk waits for
             them.
         text: its words, encoded or being encoded; None where it changes none.
+        null: the empty prompt on its way, where the event's settings need it first.
     """
 
     event: StreamEvent
@@ -30,11 +31,18 @@ class Pending:
     at_frame: int = 0
     live: bool = False
     text: "Future[Text] | None" = None
+    null: "Future[object] | None" = None
 
     @property
     def ready(self) -> bool:
         """Whether nothing has to be waited for."""
-        return self.text is None or self.text.done()
+        return all(future is None or future.done() for future in (self.text, self.null))
+
+    def wait(self) -> None:
+        """Wait until it is ready."""
+        for future in (self.text, self.null):
+            if future is not None:
+                future.exception()
 
 
 class EventQueue:
@@ -85,8 +93,8 @@ class EventQueue:
             (i for i in self._items if i.at_frame <= frame), key=lambda i: (i.at_frame, i.receipt.number)
         )
         for item in items:
-            if item.text is not None and not item.live:
-                item.text.exception()
+            if not item.live:
+                item.wait()
         prompts = [
             n for n, item in enumerate(items) if item.text is not None and item.ready and not failed(item)
         ]

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..engine.geometry import LatentGeometry
 from ..engine.noise import NoiseSource
 from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
@@ -13,11 +12,10 @@ from .conditioning import Controls
 from .events import Receipt, StreamEvent
 from .log import LogFile
 from .model import StreamModel
-from .queue import EventQueue, Pending
-from .recache import recache_of
+from .queue import EventQueue
 from .snapshot import Restored, Snapshot, decode, encode, write_snapshot
 from .state import FrameChunk, StreamState
-from .step import Decision, conclude, decide, settled, step
+from .step import Decision, admitted, conclude, decide, settled, step
 from .timeline import Timeline
 
 
@@ -51,10 +49,9 @@ class Session:
     ) -> None:
         self.model = model
         self.runner: Runner = runner or PlainRunner(model.dit, model.codec)
+        self.geometry, self.seed = model.geometry, state.log.header.seed
         self.log_file = None if log is None else LogFile(log, state.log)
-        self._queue = EventQueue()
-        self._now = _Moment(state)
-        self._owed = False
+        self._queue, self._now, self._owed = EventQueue(), _Moment(state), False
         self._generating = threading.RLock()
 
     @property
@@ -68,19 +65,9 @@ class Session:
         return self.state.controls
 
     @property
-    def geometry(self) -> LatentGeometry:
-        """Picture and latent sizes."""
-        return self.model.geometry
-
-    @property
     def epoch(self) -> int:
         """How often the stream went to a snapshot."""
         return self.state.epoch
-
-    @property
-    def seed(self) -> int:
-        """What it was opened with."""
-        return self.state.log.header.seed
 
     @property
     def next_frame(self) -> int:
@@ -112,14 +99,9 @@ class Session:
         """
         receipt = self._queue.receipt(self.epoch)
         try:
-            self._check(event)
+            item = admitted(self.model, self.state, event, receipt, at_frame)
         except InputError as error:
             return receipt.refuse(str(error))
-        text = self.model.coming_text(event)
-        live = at_frame is None
-        item = Pending(event, receipt, self.next_frame if at_frame is None else at_frame, live, text)
-        if text is not None and text.done() and text.exception() is None:
-            receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
         self._queue.put(item, self.controls.settings)
         return receipt
 
@@ -208,18 +190,15 @@ class Session:
     def _next(self) -> _Moment:
         """The moment behind the next chunk."""
         timings: dict[str, float] = {}
-        measure = timings.__setitem__
         decision = decide(self.model, self.state, self._queue.due(self.next_frame))
-        state = settled(self.runner, self.state, decision, measure)
+        state = settled(self.runner, self.state, decision, timings.__setitem__)
         # the same stream with its last chunk committed, which stays if the rest fails
         self._now = replace(self._now, state=state)
-        made = step(self.model, self.runner, state, decision, measure)
-        receipts = tuple(item.receipt for item in decision.taken)
-        place = (self.next_frame, self.geometry.fps, state.latents.chunk, state.epoch)
-        return _Moment(made.state, FrameChunk(made.frames, *place, receipts, timings, made.latents), decision)
+        return _Moment(*step(self.model, self.runner, state, decision, timings), decision)
 
     def _go(self, restored: Restored) -> None:
         """Become what a snapshot says."""
+        self.seed = restored.state.log.header.seed
         self._now = _Moment(restored.state, restored.owed, brought=restored)
         self._owed = restored.owed is not None
         self._conclude(self._now)
@@ -235,16 +214,3 @@ class Session:
             self._queue.remove(moment.decision.taken)
         if self.log_file is not None:
             self.log_file.write(moment.state.log)
-
-    def _check(self, event: StreamEvent) -> None:
-        """Raise InputError for an event that cannot be, whatever waits."""
-        tracks = [
-            tracks for tracks in event.gesture_changes.values() if tracks is not None and not tracks.is_empty
-        ]
-        if tracks and self.model.motion_encoder is None:
-            raise InputError(f"motion: {self.model.name} was not trained with tracks")
-        if event.prompt_embeds is not None:
-            self.model.check_embeds(event.prompt_embeds)
-        sink = event.sink or (event.settings or {}).get("sink_policy")
-        if sink is not None:
-            recache_of(self.controls.settings.recache_mode).check(self.state.latents.ring.plan, sink)

@@ -39,6 +39,7 @@ FORMAT, VERSION = "streamgen-snapshot", 2
 # what read the versions of before; there is no reader for them here
 _READERS = {1: "streamgen 0.1"}
 _TRACKS = ("points", "state", "pinned", "ids")
+_TEXT = ("prompt", "given", "unknown", "dropped")
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,40 @@ def encode(
         owed: a chunk that was made and not handed over.
     """
     pending, receipts = waiting
-    latents, controls = state.latents, state.controls
+    tensors, meta = _encoded_latents(state)
+    for i, gesture in enumerate(state.controls.gestures):
+        tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
+    for i, item in enumerate(pending):
+        tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
+    if state.decoder is not None:
+        tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
+    if state.opening is not None:
+        tensors["opening"] = state.opening.clone()
+    if owed is not None:
+        tensors |= {"owed.frames": owed.frames.clone(), "owed.latents": owed.latents.clone()}
+    meta |= _identity(model, runner) | {
+        "written_by": f"streamgen {own_version()}",
+        "seed": state.log.header.seed,
+        "noise": state.noise.identity,
+        "prompt": state.controls.prompt,
+        "settings": state.controls.settings.to_json(),
+        "gestures": [{n: vars(g)[n] for n in ("name", "start", "asked")} for g in state.controls.gestures],
+        "latent_frames": None if state.decoder is None else state.decoder.latent_frames,
+        "receipts": receipts,
+        "owed": None if owed is None else [owed.start_frame, owed.index],
+        "pending": [{"number": p.receipt.number, "at_frame": p.at_frame, "live": p.live} for p in pending],
+        "log": {"events": len(state.log), "bytes": state.log.size, "digest": state.log.digest},
+        "header": state.log.header.to_json(),
+    }
+    return Snapshot(tensors, meta, state.log)
+
+
+def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values of the cache, the record, and the texts that both speak of."""
+    latents = state.latents
     chunks = list({id(chunk): chunk for chunk in (*latents.context, *latents.recent)}.values())
-    texts = list({id(text): text for text in (controls.text, *(c.text for c in chunks)) if text}.values())
+    said = (state.controls.text, *(chunk.text for chunk in chunks))
+    texts = list({id(text): text for text in said if text is not None}.values())
     places = {id(chunk): i for i, chunk in enumerate(chunks)}
     words = {id(text): i for i, text in enumerate(texts)}
     tensors = {f"cache.{name}": x for name, x in latents.ring.state(latents.cursor).items()}
@@ -95,28 +127,9 @@ def encode(
         tensors[f"record.{i}.latents"] = chunk.latents.clone()
         if chunk.motion is not None:
             tensors[f"record.{i}.motion"] = chunk.motion.clone()
-    for i, gesture in enumerate(controls.gestures):
-        tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
-    for i, item in enumerate(pending):
-        tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
-    if state.decoder is not None:
-        tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
-    if state.opening is not None:
-        tensors["opening"] = state.opening.clone()
-    if owed is not None:
-        tensors |= {"owed.frames": owed.frames.clone(), "owed.latents": owed.latents.clone()}
-    meta = _identity(model, runner) | {
-        "written_by": f"streamgen {own_version()}",
-        "seed": state.log.header.seed,
-        "noise": state.noise.identity,
-        "prompt": controls.prompt,
-        "text": words[id(controls.text)],
-        "texts": [
-            {"prompt": t.prompt, "given": t.given, "unknown": list(t.unknown), "dropped": t.dropped}
-            for t in texts
-        ],
-        "settings": controls.settings.to_json(),
-        "gestures": [{"name": g.name, "start": g.start, "asked": list(g.asked)} for g in controls.gestures],
+    meta = {
+        "text": words[id(state.controls.text)],
+        "texts": [{name: vars(text)[name] for name in _TEXT} for text in texts],
         "cursor": asdict(latents.cursor),
         "held": [latents.intact, latents.ring.sink_intact(latents.cursor)],
         "record": [
@@ -134,14 +147,8 @@ def encode(
         "chunk": latents.chunk,
         "scene": list(latents.scene),
         "due": latents.due,
-        "latent_frames": None if state.decoder is None else state.decoder.latent_frames,
-        "receipts": receipts,
-        "owed": None if owed is None else [owed.start_frame, owed.index],
-        "pending": [{"number": p.receipt.number, "at_frame": p.at_frame, "live": p.live} for p in pending],
-        "log": {"events": len(state.log), "bytes": state.log.size, "digest": state.log.digest},
-        "header": state.log.header.to_json(),
     }
-    return Snapshot(tensors, meta, state.log)
+    return tensors, meta
 
 
 def decode(
@@ -158,14 +165,7 @@ def decode(
     meta, tensors = snapshot.meta, snapshot.tensors
     check_fits(meta, model, runner)
     try:
-        texts = [
-            replace(
-                model.restored_text(row["prompt"], row["given"], tensors[f"text.{i}"]),
-                unknown=tuple(row["unknown"]),
-                dropped=row["dropped"],
-            )
-            for i, row in enumerate(meta["texts"])
-        ]
+        texts = [_text(row, tensors[f"text.{i}"], model) for i, row in enumerate(meta["texts"])]
         controls = Controls(
             texts[meta["text"]],
             model.settings.updated(meta["settings"]),
@@ -375,6 +375,11 @@ def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) 
             f"snapshot: noise: expected draws of {shorten(identity)}, found {shorten(given.identity)}"
         )
     return given
+
+
+def _text(row: dict[str, Any], embedding: Tensor, model: StreamModel) -> Text:
+    text = model.restored_text(str(row["prompt"]), str(row["given"]), embedding)
+    return replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
 
 
 def _gesture(i: int, row: dict[str, Any], tensors: dict[str, Tensor]) -> Gesture:

@@ -39,6 +39,14 @@ class StreamState:
         """First pixel frame of the next chunk."""
         return geometry.frames(self.latents.start)
 
+    def moved(
+        self, latents: LatentState, controls: Controls, decoder: DecoderState | None, log: EventLog
+    ) -> "StreamState":
+        """The state behind a chunk; an opening that is passed is let go of."""
+        passed = self.opening is None or latents.start >= self.opening.shape[1]
+        opening = None if passed else self.opening
+        return StreamState(latents, controls, decoder, log, self.noise, opening, self.epoch)
+
     def given(self) -> Tensor | None:
         """Latents of the next chunk where the opening covers it whole."""
         start, stop = self.latents.start, self.latents.start + self.latents.length

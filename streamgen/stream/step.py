@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ..engine.runner import Runner
 from ..errors import InputError
@@ -53,13 +52,32 @@ class Decision:
         return self.action in ("recache", "rebuild")
 
 
-@dataclass(frozen=True, eq=False)
-class Made:
-    """A chunk: the state behind it, its pictures uint8 `(T, H, W, 3)`, its latents `(1, T, C, h, w)`."""
+def admitted(
+    model: StreamModel, state: StreamState, event: StreamEvent, receipt: Receipt, at_frame: int | None
+) -> Pending:
+    """An event as it waits, its text on the way.
 
-    state: StreamState
-    frames: Tensor
-    latents: Tensor
+    Raises:
+        InputError: it cannot be, whatever else waits.
+    """
+    tracks = [tracks for tracks in event.gesture_changes.values() if tracks is not None]
+    if any(not each.is_empty for each in tracks) and model.motion_encoder is None:
+        raise InputError(f"motion: {model.name} was not trained with tracks")
+    if event.prompt_embeds is not None:
+        model.check_embeds(event.prompt_embeds)
+    now = state.controls.settings
+    sink = event.sink or (event.settings or {}).get("sink_policy")
+    if sink is not None:
+        recache_of(now.recache_mode).check(state.latents.ring.plan, sink)
+    text, frame = model.coming_text(event), state.next_frame(model.geometry) if at_frame is None else at_frame
+    if text is not None and text.done() and text.exception() is None:
+        receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
+    try:
+        null = model.coming_null(now.updated(event.settings or {}, live=True))
+    except InputError:
+        # what waits may make it possible: the queue decides
+        null = None
+    return Pending(event, receipt, frame, at_frame is None, text, null)
 
 
 def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> Decision:
@@ -115,16 +133,16 @@ def settled(runner: Runner, state: StreamState, decision: Decision, measure: Mea
 
 @torch.no_grad()
 def step(
-    model: StreamModel, runner: Runner, state: StreamState, decision: Decision, measure: Measure
-) -> Made:
-    """Make the next chunk of a settled state.
+    model: StreamModel, runner: Runner, state: StreamState, decision: Decision, timings: dict[str, float]
+) -> tuple[StreamState, FrameChunk]:
+    """Make the next chunk of a settled state: the state behind it, and the chunk. `timings` gets the parts.
 
     Raises:
         InputError: absolute positions have come to their end.
         NonFiniteError: the chunk came to NaN or infinity.
     """
-    began = time.perf_counter()
-    controls = decision.controls
+    began, frame = time.perf_counter(), state.next_frame(model.geometry)
+    controls, measure = decision.controls, timings.__setitem__
     latents = _prepared(runner, state, decision)
     if not latents.ring.fits(latents.cursor, latents.length):
         raise InputError(
@@ -134,24 +152,22 @@ def step(
     conditioning = chunk_conditioning(model, controls, latents)
     measure("event", time.perf_counter() - began)
     sampling = controls.settings.sampling()
-    after, chunk = advance(
+    after, made = advance(
         runner, latents, conditioning, controls.text, state.noise, sampling, state.given(), measure
     )
     began = time.perf_counter()
-    frames, decoder = (
-        torch.empty(0, model.geometry.height, model.geometry.width, 3, dtype=torch.uint8),
-        state.decoder,
-    )
+    frames, decoder = model.no_frames(), state.decoder
     if decoder is not None:
-        frames, decoder = runner.decode(chunk.latents, decoder)
+        frames, decoder = runner.decode(made.latents, decoder)
     measure("decode", time.perf_counter() - began)
     log = state.log
     if decision.event is not None:
         numbers = tuple(item.receipt.number for item, _ in decision.applied)
-        log = log.appended(chunk.index, state.next_frame(model.geometry), decision.event, numbers)
-    opening = state.opening if state.opening is not None and after.start < state.opening.shape[1] else None
-    made = replace(state, latents=after, controls=controls, decoder=decoder, log=log, opening=opening)
-    return Made(made, frames, chunk.latents)
+        log = log.appended(made.index, frame, decision.event, numbers)
+    receipts = tuple(item.receipt for item in decision.taken)
+    fps, epoch = model.geometry.fps, state.epoch
+    chunk = FrameChunk(frames, frame, fps, made.index, epoch, receipts, timings, made.latents)
+    return state.moved(after, controls, decoder, log), chunk
 
 
 def conclude(decision: Decision, chunk: FrameChunk) -> None:

@@ -229,8 +229,7 @@ POINTS = [
 @pytest.mark.parametrize("mode", ["chunks", "joint"])
 @pytest.mark.parametrize("name", list(EVENTS))
 def test_a_failure_in_a_part_leaves_the_stream_as_it_was(pipeline: Pipeline, mode: str, name: str) -> None:
-    """Twice at every point, as out of memory comes again; the event waits meanwhile, and then takes effect.
-    """
+    """Twice at every point, as out of memory comes again; the event waits, and then takes effect."""
     base, event = base_session(pipeline, mode), EVENTS[name]
     expected = steered(base, event, None)
     for target, function, after in POINTS:
