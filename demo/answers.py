@@ -107,7 +107,8 @@ class Answers:
                 self._tell(one, receipt, epoch)
 
     def _tell_waiting(self, asked: _Asked) -> None:
-        if asked.begun and asked.kind == "prompt" and not asked.told:
+        # settings wait too, where they need the empty prompt
+        if asked.begun and asked.kind in ("prompt", "settings") and not asked.told:
             asked.told = True
             self._say(asked.id, asked.kind, "accepted", waiting="being encoded")
 
