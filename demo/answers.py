@@ -1,6 +1,10 @@
-"""What became of everything a viewer asked for: accepted, applied at a frame, or refused with the reason."""
+"""What became of everything a viewer asked for: accepted, applied at a frame, refused with the reason, or
+withdrawn.
+"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from streamgen.stream.events import Receipt
 
@@ -9,18 +13,26 @@ from .strip import Strip
 from .voice import Voice
 
 MAX_PENDING = 64
-# Number of the receipts of gestures: they are in the tracks of a chunk, not in events of their own.
-_GESTURE = -1
+# Number of the receipt of gestures that change nothing in the stream: letting go where nothing is held.
+_NOTHING = -1
 
 
 @dataclass
 class _Asked:
-    """A change that waits for its chunk; `id` is the viewer's."""
+    """A change that waits for its chunk; `id` is the viewer's.
+
+    Attributes:
+        receipt: None for a gesture until the chunk begins with which it takes effect.
+        begun: a chunk has begun since; what waits for another one waits for its words.
+        told: the viewer knows that.
+    """
 
     id: int
     kind: str
     label: str
-    receipt: Receipt
+    receipt: Receipt | None
+    begun: bool = False
+    told: bool = False
 
 
 class Answers:
@@ -41,21 +53,22 @@ class Answers:
         """Whether no more can wait."""
         return len(self._asked) >= MAX_PENDING
 
-    def accepted(self, number: int, kind: str, label: str, receipt: Receipt, unknown: list[str]) -> None:
-        """A change waits for its chunk; `unknown` words of it mean nothing to the model."""
+    def submitted(self, number: int, kind: str, label: str, receipt: Receipt) -> None:
+        """A change waits for its chunk, or cannot be."""
+        if receipt.status == "refused":
+            self.refuse(number, kind, str(receipt.reason))
+            return
         self._asked.append(_Asked(number, kind, label, receipt))
-        row = {"type": "receipt", "id": number, "kind": kind, "status": "accepted"}
-        self.voice.say({**row, "unknown": unknown})
+        self._say(number, kind, "accepted", unknown=list(receipt.unknown), dropped=receipt.dropped)
 
     def gesture(self, kind: str, number: int = 0) -> None:
         """A gesture is in force from the next chunk on."""
         if not self.full:
-            self._asked.append(_Asked(number, kind, kind, Receipt(_GESTURE)))
+            self._asked.append(_Asked(number, kind, kind, None))
 
     def refuse(self, number: int, kind: str, reason: str) -> None:
         """A change cannot be."""
-        row = {"type": "receipt", "id": number, "kind": kind, "status": "refused"}
-        self.voice.say({**row, "reason": reason})
+        self._say(number, kind, "refused", reason=reason)
 
     def refuse_all(self, reason: str) -> None:
         """No change that waits will be."""
@@ -63,19 +76,55 @@ class Answers:
             self.refuse(asked.id, asked.kind, reason)
         self._asked.clear()
 
-    def settle(self, made: Generated, epoch: int) -> None:
-        """A chunk has been made: tell the fate of what it decided."""
-        waiting = []
+    def begin(self, gestures: Receipt | None) -> None:
+        """A chunk begins. `gestures` answers for what hands have done until now; None where that changes
+        nothing.
+        """
         for asked in self._asked:
-            receipt = asked.receipt
-            if receipt.number == _GESTURE:
+            asked.begun = True
+            if asked.receipt is None:
+                asked.receipt = gestures or Receipt(_NOTHING)
+
+    def settle(self, made: Generated, epoch: int, in_force: Callable[[Receipt], bool]) -> None:
+        """A chunk has been made: tell the fate of what it decided.
+
+        Args:
+            epoch: the viewer's.
+            in_force: whether a receipt is of the stream as it is now.
+        """
+        asked, self._asked = self._asked, []
+        for one in asked:
+            receipt = one.receipt
+            if receipt is not None and receipt.number == _NOTHING:
                 receipt.status, receipt.chunk, receipt.frame = "applied", made.index, made.start
                 receipt.seconds = made.start / self.fps
-            if receipt.status == "accepted":
-                waiting.append(asked)
-                continue
-            if receipt.status == "applied" and receipt.frame is not None:
-                self.strip.add(receipt.frame, asked.kind, asked.label)
-            row = {**receipt.to_json(), "type": "receipt", "id": asked.id, "kind": asked.kind}
-            self.voice.say({**row, "label": asked.label, "epoch": epoch})
-        self._asked = waiting
+            if receipt is None or receipt.status == "accepted":
+                self._asked.append(one)
+                self._tell_waiting(one)
+            elif receipt.status == "applied" and receipt.number != _NOTHING and not in_force(receipt):
+                self.refuse(one.id, one.kind, "the stream went back to before this took effect")
+            else:
+                self._tell(one, receipt, epoch)
+
+    def _tell_waiting(self, asked: _Asked) -> None:
+        # settings wait too, where they need the empty prompt
+        if asked.begun and asked.kind in ("prompt", "settings") and not asked.told:
+            asked.told = True
+            self._say(asked.id, asked.kind, "accepted", waiting="being encoded")
+
+    def _tell(self, asked: _Asked, receipt: Receipt, epoch: int) -> None:
+        if receipt.status == "applied" and receipt.frame is not None:
+            self.strip.add(receipt.frame, asked.kind, asked.label, receipt.superseded)
+        self.voice.say(
+            {
+                **receipt.to_json(),
+                "type": "receipt",
+                "id": asked.id,
+                "kind": asked.kind,
+                "label": asked.label,
+                "epoch": epoch,
+            }
+        )
+
+    def _say(self, number: int, kind: str, status: str, **more: Any) -> None:
+        self.voice.say({"type": "receipt", "id": number, "kind": kind, "status": status, **more})

@@ -75,6 +75,16 @@ class Stream(Protocol):
         ...
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """Words of the prompt now that mean nothing to the model."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """How many tokens of the prompt now did not fit."""
+        ...
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings now."""
         ...
@@ -92,12 +102,16 @@ class Stream(Protocol):
         """Ask for a change at the next chunk that has not begun."""
         ...
 
+    def in_force(self, receipt: Receipt) -> bool:
+        """Whether an event was applied in the stream as it is now."""
+        ...
+
     def snapshot(self) -> Saved:
         """All state as of now."""
         ...
 
     def restore(self, saved: Any) -> None:
-        """Go to a snapshot of this stream."""
+        """Go to a snapshot of this stream; no event waits then."""
         ...
 
     def timeline(self) -> dict[str, Any]:
@@ -121,10 +135,6 @@ class Engine(Protocol):
         Raises:
             StreamgenError: what was asked for cannot be.
         """
-        ...
-
-    def notes(self, prompt: str) -> list[str]:
-        """Words of a prompt that mean nothing to the model."""
         ...
 
 
@@ -157,9 +167,6 @@ class PipelineEngine:
         video = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
         return SessionStream(self.pipeline.open(prompt, seed, video=video, settings=settings))
 
-    def notes(self, prompt: str) -> list[str]:
-        return list(self.pipeline.words(prompt).unknown)
-
 
 class SessionStream:
     """A streamgen session as a `Stream`."""
@@ -181,6 +188,14 @@ class SessionStream:
         return self.session.controls.prompt
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        return self.session.controls.text.unknown
+
+    @property
+    def dropped(self) -> int:
+        return self.session.controls.text.dropped
+
+    @property
     def settings(self) -> dict[str, Any]:
         return self.session.controls.settings.to_json()
 
@@ -196,11 +211,17 @@ class SessionStream:
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         return self.session.submit(event, at_frame)
 
+    def in_force(self, receipt: Receipt) -> bool:
+        return self.session.in_force(receipt)
+
     def snapshot(self) -> Snapshot:
         return self.session.snapshot()
 
     def restore(self, saved: Snapshot) -> None:
         self.session.restore(saved)
+        # what waited at that moment was said to somebody who has seen what came of it
+        for receipt in self.session.pending:
+            self.session.withdraw(receipt)
 
     def timeline(self) -> dict[str, Any]:
         return self.session.timeline.to_json()

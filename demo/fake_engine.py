@@ -4,24 +4,29 @@ Its pictures are a moving texture in a colour that names the prompt, so that a v
 prompt they were made under; it takes as long per chunk as it is told to.
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from streamgen import StreamEvent
+from streamgen import InputError, StreamEvent
+from streamgen.motion.gestures import Gesture, changed, released
 from streamgen.stream.events import Receipt
-from streamgen.stream.queue import Pending
+from streamgen.stream.queue import EventQueue, Pending, failed, merged
+from streamgen.stream.settings import StreamSettings
 from streamgen.stream.timeline import Timeline
 
 from .engine import Generated, ModelInfo
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 220)}
 _GREY = (128, 128, 128)
+# Words of a prompt that fit.
+_LENGTH = 12
 
 
 def colour_of(prompt: str) -> tuple[int, int, int]:
@@ -55,6 +60,9 @@ class FakeEngine:
     Args:
         seconds: how long a chunk takes.
         wait: how that time passes; an injected clock is moved on here.
+
+    Attributes:
+        slow_words: whether prompts are encoded only when `encode` is called.
     """
 
     def __init__(
@@ -68,6 +76,8 @@ class FakeEngine:
         height, width = size
         self.seconds, self.wait = seconds, wait
         self.fail_next: Exception | None = None
+        self.slow_words = False
+        self._encoding: list[tuple[Future[Any], str]] = []
         self.opened: list[FakeStream] = []
         settings = {"steps": 4, "text_guidance": 3.0, "motion_guidance": 1.5}
         self._info = ModelInfo("fake", "none", width, height, fps, chunk_frames, settings, card="# fake")
@@ -84,13 +94,36 @@ class FakeEngine:
         self.opened.append(stream)
         return stream
 
-    def notes(self, prompt: str) -> list[str]:
-        return [word for word in prompt.split() if word.startswith("x")]
+    def words(self, prompt: str) -> "Future[Any]":
+        """What is unknown (words that begin with an x) and dropped of a prompt."""
+        future: Future[Any] = Future()
+        if self.slow_words:
+            self._encoding.append((future, prompt))
+        else:
+            future.set_result(_notes(prompt))
+        return future
+
+    def encode(self, error: Exception | None = None) -> None:
+        """Finish the prompts that are being encoded, or fail at it."""
+        for future, prompt in self._encoding:
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(_notes(prompt))
+        self._encoding.clear()
+
+
+def _notes(prompt: str) -> SimpleNamespace:
+    words = prompt.split()
+    unknown = tuple(word for word in words if word.startswith("x"))
+    return SimpleNamespace(unknown=unknown, dropped=max(0, len(words) - _LENGTH))
 
 
 @dataclass
 class FakeStream:
-    """A fake stream; `motions` has the tracks it was given, by the frame where they took effect."""
+    """A fake stream; `motions` has the changes of gestures it was given, by the frame where they took effect,
+    `gestures` what is in force.
+    """
 
     engine: FakeEngine
     prompt: str
@@ -98,11 +131,10 @@ class FakeStream:
     settings: dict[str, Any]
     next_frame: int = 0
     index: int = 0
-    motions: list[tuple[int, Any]] = field(default_factory=list)
-    _pending: list[Pending] = field(default_factory=list)
-    _receipts: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _log: Timeline | None = None
+    motions: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    gestures: tuple[Gesture, ...] = ()
+    applied: tuple[int, ...] = ()
+    _queue: EventQueue = field(default_factory=EventQueue)
 
     def __post_init__(self) -> None:
         self._log = Timeline(self.engine.info.fps, self.seed)
@@ -113,6 +145,14 @@ class FakeStream:
         return self.engine.info.chunk_frames if self.next_frame else 1
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        return tuple(_notes(self.prompt).unknown)
+
+    @property
+    def dropped(self) -> int:
+        return int(_notes(self.prompt).dropped)
+
+    @property
     def cache_fill(self) -> tuple[int, int]:
         return min(self.index, 9), 9
 
@@ -120,54 +160,67 @@ class FakeStream:
         if self.engine.fail_next is not None:
             error, self.engine.fail_next = self.engine.fail_next, None
             raise error
-        with self._lock:
-            due = [p for p in self._pending if p.at_frame <= self.next_frame]
-            self._pending = [p for p in self._pending if p not in due]
-        self.engine.wait(self.engine.seconds)
         start, count = self.next_frame, self.next_length
-        for item in due:
+        due = self._queue.due(start)
+        self.engine.wait(self.engine.seconds)
+        self.gestures = released(self.gestures, start)
+        for item, superseded in zip(due, merged(due)[1], strict=True):
+            item.receipt.superseded = superseded
             self._apply(item, start)
+        self._queue.remove(due)
         frames = np.stack([self._picture(start + i) for i in range(count)])
         self.next_frame, self.index = start + count, self.index + 1
         return Generated(frames, start, self.index - 1, tuple(p.receipt for p in due))
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
-        with self._lock:
-            receipt = Receipt(self._receipts)
-            self._receipts += 1
-            if event.settings and event.settings.get("steps") == 13:
-                receipt.status, receipt.reason = "refused", "setting steps: 13 is unlucky"
-            else:
-                self._pending.append(Pending(event, receipt, at_frame or 0))
-            return receipt
+        receipt = self._queue.receipt(0)
+        if event.settings and event.settings.get("steps") == 13:
+            return receipt.refuse("setting steps: 13 is unlucky")
+        text = None if event.prompt is None else self.engine.words(event.prompt)
+        if text is not None and text.done():
+            receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
+        self._queue.put(Pending(event, receipt, at_frame or 0, at_frame is None, text), StreamSettings())
+        return receipt
+
+    def in_force(self, receipt: Receipt) -> bool:
+        return receipt.status == "applied" and receipt.number in self.applied
 
     def snapshot(self) -> FakeSaved:
-        assert self._log is not None
-        values = {"prompt": self.prompt, "settings": dict(self.settings), "next_frame": self.next_frame}
-        return FakeSaved(values | {"index": self.index, "events": list(self._log.events)})
+        names = ("prompt", "next_frame", "index", "gestures", "applied")
+        values = {name: getattr(self, name) for name in names}
+        return FakeSaved(values | {"settings": dict(self.settings), "events": list(self._log.events)})
 
     def restore(self, saved: FakeSaved) -> None:
-        assert self._log is not None
         values = dict(saved.values)
         self._log.events = list(values.pop("events"))
         for name, value in values.items():
             setattr(self, name, value)
-        self._pending = []
+        self._queue.adopt([], self._queue.numbers)
 
     def timeline(self) -> dict[str, Any]:
-        assert self._log is not None
         return self._log.to_json()
 
     def _apply(self, item: Pending, frame: int) -> None:
-        assert self._log is not None
-        event = item.event
+        event, receipt = item.event, item.receipt
+        changes = event.gesture_changes
+        try:
+            if (reason := failed(item)) is not None:
+                raise InputError(reason)
+            before = () if event.lets_go_of_all else self.gestures
+            self.gestures = changed(before, changes, frame)
+        except InputError as error:
+            receipt.refuse(str(error))
+            return
+        if changes or event.lets_go_of_all:
+            self.motions.append((frame, changes))
         self.prompt = event.prompt if event.prompt is not None else self.prompt
         self.settings |= dict(event.settings or {})
-        if event.motion is not None:
-            self.motions.append((frame, event.motion))
         self._log.record(self.index, frame, event)
-        item.receipt.chunk, item.receipt.frame = self.index, frame
-        item.receipt.seconds, item.receipt.status = frame / self.engine.info.fps, "applied"
+        self.applied = (*self.applied, receipt.number)
+        if item.text is not None and item.text.done():
+            receipt.unknown, receipt.dropped = item.text.result().unknown, item.text.result().dropped
+        receipt.chunk, receipt.frame = self.index, frame
+        receipt.seconds, receipt.status = frame / self.engine.info.fps, "applied"
 
     def _picture(self, frame: int) -> np.ndarray:
         """Three quarters are the prompt's colour, one a texture that moves by two columns a frame."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from streamgen import StreamEvent, StreamgenError
+from streamgen.motion.tracks import TrackSet
 
 from . import pictures
 from .answers import Answers
@@ -92,7 +93,7 @@ class LiveSession:
         self.head = Playhead()
         self.times = GenerationTimes()
         self.outbox: Outbox[OutFrame] = Outbox(room=2 * info.chunk_frames + 1)
-        self.desk = MotionDesk(info.fps, info.width / info.height)
+        self.desk = self._new_desk()
         self.recording = Recording(info.height, info.width, limits.recording_bytes)
         self.marks = Marks(round(_MARK_SECONDS * info.fps), limits.snapshot_bytes)
         self.takes = Takes(limits.snapshot_bytes)
@@ -242,7 +243,10 @@ class LiveSession:
             self.desk.set_pins(message.points)
             self.answers.gesture("pins" if message.points else "release")
         elif isinstance(message, Camera):
-            self.desk.move_camera(message)
+            try:
+                self.desk.move_camera(message)
+            except ValueError as error:
+                raise BadMessage(str(error)) from None
             if not message.at_rest:
                 self.answers.gesture("camera")
         elif isinstance(message, Step):
@@ -260,31 +264,19 @@ class LiveSession:
             self._turn("playing")
 
     def _event(self, message: Event) -> None:
-        kind = "prompt" if message.prompt is not None else "settings"
-        if not self._fresh(message.epoch, message.id, kind):
+        number, kind = message.id, message.kind
+        if not self._fresh(message.epoch, number, kind):
             return
         if self.answers.full:
-            self.answers.refuse(message.id, kind, "too many changes wait already")
+            self.answers.refuse(number, kind, "too many changes wait already")
             return
-        try:
-            event = StreamEvent(
-                message.prompt,
-                None,
-                message.settings,
-                message.policy,  # type: ignore[arg-type]
-                message.sink,  # type: ignore[arg-type]
-            )
-        except StreamgenError as error:
-            self.answers.refuse(message.id, kind, str(error))
-            return
-        label = message.prompt or ", ".join(f"{k} {v:g}" for k, v in (message.settings or {}).items())
         assert self.stream is not None
-        receipt = self.stream.submit(event)
-        if receipt.status == "refused":
-            self.answers.refuse(message.id, kind, str(receipt.reason))
+        try:
+            receipt = self.stream.submit(message.stream_event())
+        except StreamgenError as error:
+            self.answers.refuse(number, kind, str(error))
             return
-        unknown = self.engine.notes(message.prompt) if message.prompt else []
-        self.answers.accepted(message.id, kind, label, receipt, unknown)
+        self.answers.submitted(number, kind, message.label, receipt)
 
     def _stroke(self, message: Stroke) -> None:
         if message.phase == "begin":
@@ -339,13 +331,8 @@ class LiveSession:
             self.marks.cut(-1)
             self.strip.clear()
             self.strip.add(0, "prompt", message.prompt)
-            self.desk = MotionDesk(self.engine.info.fps, self.engine.info.width / self.engine.info.height)
             self._go_to(0)
             self._turn("playing")
-        unknown = self.engine.notes(message.prompt)
-        if unknown:
-            row = {"type": "receipt", "id": 0, "kind": "prompt", "status": "accepted"}
-            self.voice.say({**row, "unknown": unknown})
 
     def _rewind(self, number: int) -> None:
         mark = self.marks.find(number)
@@ -400,8 +387,10 @@ class LiveSession:
         self.outbox.clear()
         self._seen.clear()
         self.answers.refuse_all("the stream went elsewhere before this took effect")
-        if frame:
-            self.desk.let_go()
+        self.desk = self._new_desk()
+        if frame and self.stream is not None:
+            # what the stream brought along from then is nobody's any more
+            self.stream.submit(StreamEvent(motion=TrackSet.empty(0)))
         if self.state == "failed":
             self.state = "playing"
         self.head = Playhead(float(frame), self.clock(), self._moving())
@@ -412,18 +401,20 @@ class LiveSession:
         began = self.clock()
         with self._lock:
             epoch = self.epoch
-            motion = self.desk.plan(stream.next_frame, stream.next_length)
-        if motion is not None:
-            stream.submit(StreamEvent(motion=motion))
+            changes = self.desk.plan(stream.next_frame, stream.next_length)
+            receipt = None if changes is None else stream.submit(StreamEvent(gestures=changes))
+            self.answers.begin(receipt)
+            if receipt is not None and receipt.status == "refused":
+                self.desk = self._new_desk()
         made = stream.step()
         with self._lock:
             if self.state == "ended" or epoch != self.epoch:
                 return
             self.times.add(self.clock() - began)
-            self._publish(made, self.clock() - began)
+            self._publish(stream, made, self.clock() - began)
         self._keep(stream, made)
 
-    def _publish(self, made: Generated, seconds: float) -> None:
+    def _publish(self, stream: Stream, made: Generated, seconds: float) -> None:
         count, now = len(made.frames), self.clock()
         # a viewer who ran out of frames has not gone beyond them
         self.head.settle(now, self._made_end, self._moving())
@@ -435,7 +426,7 @@ class LiveSession:
             frame = made.start + offset
             self.outbox.put(frame, OutFrame(self.epoch, frame, made.index, moment, picture))
             self._seen.append((frame, picture))
-        self.answers.settle(made, self.epoch)
+        self.answers.settle(made, self.epoch, stream.in_force)
         self.voice.wake()
 
     def _keep(self, stream: Stream, made: Generated) -> None:
@@ -453,6 +444,10 @@ class LiveSession:
                 self._turn("failed", reason)
 
     # -- telling -------------------------------------------------------------------------------------------
+
+    def _new_desk(self) -> MotionDesk:
+        info = self.engine.info
+        return MotionDesk(info.fps, info.width / info.height)
 
     def _moving(self) -> float:
         return self.rate if self.state == "playing" else 0.0
@@ -474,10 +469,12 @@ class LiveSession:
     def _say_place(self, frame: int, picture: str) -> None:
         """Everything a page needs to draw the session as it is; the lock is held."""
         assert self.stream is not None
+        stream = self.stream
         row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
-        now = {"prompt": self.stream.prompt, "settings": self.stream.settings, "strip": self.strip.rows()}
+        words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
+        now = {"settings": stream.settings, "strip": self.strip.rows()}
         kept = {"marks": [mark.row() for mark in self.marks], "takes": [take.row() for take in self.takes]}
-        self.voice.say(row | now | kept)
+        self.voice.say(row | words | now | kept)
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""

@@ -9,9 +9,12 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from streamgen import StreamEvent
+from streamgen.stream.events import CacheAction
 from streamgen.stream.prompts import MAX_PROMPT
+from streamgen.stream.recache import SinkPolicy
 
 MAX_MESSAGE_BYTES = 64 * 1024
 # Settings that a viewer may change, with type and range: narrower than the engine's, which is shared.
@@ -31,8 +34,7 @@ FRAME_HEADER = struct.Struct("<BBHIIIId")
 FRAME_VERSION = 1
 JPEG, PNG = 1, 2
 
-POLICIES = ("recache", "keep", "clear")
-SINKS = ("refresh", "keep")
+CACHE, SINKS = get_args(CacheAction), get_args(SinkPolicy)
 PHASES = ("begin", "move", "end")
 
 
@@ -52,14 +54,33 @@ class Start:
 
 @dataclass(frozen=True)
 class Event:
-    """Change prompt or settings at the next chunk; `id` comes back in the receipt."""
+    """Change prompt, settings or cache at the next chunk; `id` comes back in the receipt."""
 
     id: int
     epoch: int
     prompt: str | None = None
     settings: Mapping[str, Any] | None = None
-    policy: str = "recache"
-    sink: str = "refresh"
+    cache: CacheAction | None = None
+    sink: SinkPolicy | None = None
+
+    @property
+    def kind(self) -> str:
+        """What of it is told first."""
+        return "prompt" if self.prompt is not None else "settings" if self.settings else "cache"
+
+    @property
+    def label(self) -> str:
+        """What it says, for the strip."""
+        values = ", ".join(f"{name} {value:g}" for name, value in (self.settings or {}).items())
+        return self.prompt or values or str(self.cache)
+
+    def stream_event(self) -> StreamEvent:
+        """As the stream takes it.
+
+        Raises:
+            InputError: values that cannot be.
+        """
+        return StreamEvent(self.prompt, None, self.settings, self.cache, self.sink)
 
 
 @dataclass(frozen=True)
@@ -218,11 +239,14 @@ class _Fields:
             raise self.fail(name, f"text of 1 to {most} characters", value)
         return value
 
-    def choice(self, name: str, known: tuple[str, ...], default: str) -> str:
-        value = self.row.pop(name, default)
+    def choice(self, name: str, known: tuple[str, ...]) -> Any:
+        value = self.row.pop(name, None)
         if value not in known:
             raise self.fail(name, f"one of {', '.join(known)}", value)
-        return str(value)
+        return value
+
+    def option(self, name: str, known: tuple[str, ...]) -> Any:
+        return self.choice(name, known) if name in self.row else None
 
     def flag(self, name: str) -> bool:
         value = self.row.pop(name, False)
@@ -275,14 +299,17 @@ def _event(fields: _Fields) -> Event:
     number, epoch = fields.whole("id"), fields.whole("epoch")
     prompt = fields.text("prompt", MAX_PROMPT) if "prompt" in fields.row else None
     settings = fields.settings() or None
-    if prompt is None and settings is None:
-        raise BadMessage("event: expected a prompt or settings, found neither")
-    policy = fields.choice("policy", POLICIES, "recache")
-    return Event(number, epoch, prompt, settings, policy, fields.choice("sink", SINKS, "refresh"))
+    cache, policy = fields.option("cache", CACHE), fields.option("policy", CACHE)
+    if cache is not None and policy is not None and cache != policy:
+        raise BadMessage(f"event: cache {cache} and policy {policy} are the same field")
+    cache = cache or policy
+    if prompt is None and settings is None and cache is None:
+        raise BadMessage("event: expected a prompt, settings or a cache action, found none of them")
+    return Event(number, epoch, prompt, settings, cache, fields.option("sink", SINKS))
 
 
 def _stroke(fields: _Fields) -> Stroke:
-    phase = fields.choice("phase", PHASES, "")
+    phase = fields.choice("phase", PHASES)
     points = fields.points(3, 0 if phase == "end" else 1, MAX_STROKE_POINTS)
     return Stroke(*_place(fields), phase, tuple((t, x, y) for t, x, y in points))
 

@@ -1,8 +1,8 @@
-"""What a viewer's hands say, as tracks of the next chunk: live drags, drawn paths, pins and camera moves.
+"""What a viewer's hands say, as changes of the stream's gestures: live drags, drawn paths, pins and camera.
 
-Times of drawing become frames of video here. A live drag has no future, so its tracks reach to the end of the
-next chunk only: what was drawn since the last boundary is spread over the chunk's frames. All else is planned
-ahead and taken back when hands change.
+Times of drawing become frames of video here. Each thing a hand does is a gesture of its own, so none of them
+has to know of the others. A live drag has no future: it is moved with every chunk, and says what was drawn
+since the last boundary, spread over the chunk's frames.
 """
 
 import itertools
@@ -11,31 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from streamgen.motion.tracks import TrackSet, camera, merge, path, pins
+from streamgen.motion.tracks import TrackSet, camera, path, pins
 
 from .messages import Camera
 
 XY = tuple[float, float]
+Changes = dict[str, TrackSet | None]
 
 MAX_STROKES = 4
 MAX_PATHS = 8
 # Farthest a drag pulls per frame, in parts of the picture: faster tracks than the model knows break things.
 MAX_STEP = 0.05
-# Seconds that are planned ahead for pins, and for a camera move, which then begins anew.
+# Seconds that pins are planned ahead, and a camera move.
 _PIN_SECONDS = 10.0
 _CAMERA_SECONDS = 3.0
 # Seconds that a drag goes on after the hand let go, to bring the object where it was dropped.
 _FINISH_SECONDS = 1.0
-_FIRST_PATH_ID, _FIRST_PIN_ID, _FIRST_CAMERA_ID = 16, 64, 128
 
 
 @dataclass
 class _Stroke:
     """A live drag: where the object is now, and the points that it has still to go through."""
 
-    track: int
+    name: str
     at: XY
     ahead: list[XY] = field(default_factory=list)
     ended: bool = False
@@ -43,20 +42,8 @@ class _Stroke:
     frames_after_end: int = 0
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """Tracks that begin at a frame of the stream."""
-
-    tracks: TrackSet
-    start: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.tracks.num_frames
-
-
 class MotionDesk:
-    """Collects gestures and says which tracks the next chunk gets. Not thread-safe.
+    """Collects what hands do and says what it changes with the next chunk. Not thread-safe.
 
     Args:
         fps: frames per second of the stream.
@@ -66,27 +53,18 @@ class MotionDesk:
     def __init__(self, fps: float, aspect: float = 1.0) -> None:
         self.fps, self.aspect = fps, aspect
         self._strokes: dict[int, _Stroke] = {}
-        self._drawn: list[tuple[list[tuple[float, float, float]], int]] = []
-        self._paths: list[_Planned] = []
         self._pins: tuple[XY, ...] = ()
         self._moving: Camera | None = None
-        self._camera: _Planned | None = None
         self._made = 0
-        self._changed = False
-        self._until = 0
-        self._holding = False
-
-    @property
-    def busy(self) -> bool:
-        """Whether any gesture is in force."""
-        return bool(self._strokes or self._drawn or self._paths or self._pins or self._moving)
+        # what the next chunk changes, and the frame where each gesture in force is over
+        self._changes: Changes = {}
+        self._ends: dict[str, int] = {}
 
     def begin_stroke(self, number: int, at: XY, points: Sequence[XY]) -> bool:
         """A drag begins on the thing that is at `at` now. False when there are too many."""
         if number not in self._strokes and len(self._strokes) >= MAX_STROKES:
             return False
-        self._made += 1
-        self._strokes[number] = _Stroke(self._made % _FIRST_PATH_ID, at, list(points))
+        self._strokes[number] = _Stroke(self._name("drag"), at, list(points))
         return True
 
     def move_stroke(self, number: int, points: Sequence[XY], end: bool = False) -> bool:
@@ -106,23 +84,25 @@ class MotionDesk:
 
         False when too many are under way.
         """
-        if len(self._paths) + len(self._drawn) >= MAX_PATHS:
+        under_way = {**dict.fromkeys(self._ends, True), **self._changes}
+        if sum(bool(on) and name.startswith("path") for name, on in under_way.items()) >= MAX_PATHS:
             return False
-        self._made += 1
-        self._drawn.append((_path_knots(points, at, self.fps), _FIRST_PATH_ID + self._made % 48))
-        self._changed = True
+        self._changes[self._name("path")] = path(_path_knots(points, at, self.fps), self.fps)
         return True
 
     def set_pins(self, points: Sequence[XY]) -> None:
         """All points that hold still from now on."""
         self._pins = tuple(points)
-        self._changed = True
+        self._changes["pins"] = self._still() if points else None
 
     def move_camera(self, move: Camera) -> None:
-        """Begin or end a camera move."""
+        """Begin or end a camera move.
+
+        Raises:
+            ValueError: faster than tracks can tell.
+        """
+        self._changes["camera"] = None if move.at_rest else self._travel(move)
         self._moving = None if move.at_rest else move
-        self._camera = None
-        self._changed = True
 
     def end_strokes(self) -> None:
         """The hand is gone (a lost connection)."""
@@ -134,49 +114,34 @@ class MotionDesk:
     def clear(self) -> None:
         """Let go of everything."""
         self._strokes.clear()
-        self._drawn.clear()
-        self._paths.clear()
-        self._pins, self._moving, self._camera = (), None, None
-        self._changed = True
+        self._pins, self._moving = (), None
+        self._changes = dict.fromkeys(self._ends)
 
-    def let_go(self) -> None:
-        """As `clear`, and also end tracks that the stream itself brought along (after a rewind)."""
-        self.clear()
-        self._holding = True
-
-    def plan(self, start: int, frames: int) -> TrackSet | None:
-        """The motion to submit for the chunk of `frames` frames from frame `start` of the stream on.
+    def plan(self, start: int, frames: int) -> Changes | None:
+        """The changes to submit for the chunk of `frames` frames from frame `start` of the stream on.
 
         Returns:
-            Tracks from `start` on, an empty set to let go, or None when what was submitted still holds.
+            By gesture, tracks that begin at `start`, or None to let go; None where nothing changes.
         """
-        self._paths = [planned for planned in self._paths if planned.end > start]
-        if not (self._strokes or self._changed or (self._holding and start >= self._until)):
-            return None
-        self._changed = False
-        for knots, track in self._drawn:
-            made = path(knots, self.fps)
-            self._paths.append(_Planned(_named(made, track), start))
-        self._drawn.clear()
-        if self._moving is not None and (self._camera is None or self._camera.end <= start):
-            self._camera = _Planned(self._camera_move(self._moving), start)
-        live = [self._advance(number, frames) for number in list(self._strokes)]
-        parts = [_named(TrackSet.from_points(points[None]), track) for points, track in live]
-        planned = [*self._paths, *([self._camera] if self._camera is not None else [])]
-        ends = [item.end for item in planned]
-        if self._pins:
-            ends.append(start + round(_PIN_SECONDS * self.fps))
-        horizon = frames if live else max([min(ends) - start, frames]) if ends else frames
-        parts += [item.tracks.slice(start - item.start, start - item.start + horizon) for item in planned]
-        if self._pins:
-            parts.append(_named(pins(self._pins, horizon), _FIRST_PIN_ID))
-        held, self._holding, self._until = self._holding, bool(parts), start + horizon
-        if parts:
-            return merge(parts)
-        return TrackSet.empty(0) if held else None
+        self._ends = {name: end for name, end in self._ends.items() if end > start}
+        if self._pins and self._ends.get("pins", start) <= start + frames:
+            self._changes["pins"] = self._still()
+        if self._moving is not None and self._ends.get("camera", start) < start + frames:
+            self._changes["camera"] = self._travel(self._moving)
+        for number, stroke in list(self._strokes.items()):
+            self._changes[stroke.name] = self._advance(number, frames)
+        changes = {name: t for name, t in self._changes.items() if t is not None or name in self._ends}
+        self._changes = {}
+        for name, tracks in changes.items():
+            self._ends[name] = start if tracks is None else start + tracks.num_frames
+        return changes or None
 
-    def _advance(self, number: int, frames: int) -> tuple[Tensor, int]:
-        """Places `(frames, 2)` of a dragged thing in the next chunk, and its track's id."""
+    def _name(self, kind: str) -> str:
+        self._made += 1
+        return f"{kind} {self._made}"
+
+    def _advance(self, number: int, frames: int) -> TrackSet:
+        """The track of a dragged thing in the next chunk."""
         stroke = self._strokes[number]
         line = [stroke.at, *stroke.ahead]
         lengths = [math.dist(a, b) for a, b in itertools.pairwise(line)]
@@ -187,27 +152,25 @@ class MotionDesk:
         stroke.begun, stroke.at = True, places[-1]
         stroke.ahead = _rest(line, lengths, reach)
         stroke.frames_after_end += frames if stroke.ended else 0
-        done = not stroke.ahead or stroke.frames_after_end >= _FINISH_SECONDS * self.fps
-        if stroke.ended and done:
+        tracks = TrackSet.from_points(torch.tensor(places).clamp(0, 1)[None])
+        if stroke.ended and (not stroke.ahead or stroke.frames_after_end >= _FINISH_SECONDS * self.fps):
             del self._strokes[number]
-            self._changed = True
-        return torch.tensor(places).clamp(0, 1), stroke.track
+            return tracks
+        # in force, without a word, until it is moved: a gesture that is over would not keep its id
+        return tracks.slice(0, frames + 1)
 
-    def _camera_move(self, move: Camera) -> TrackSet:
+    def _still(self) -> TrackSet:
+        return pins(self._pins, round(_PIN_SECONDS * self.fps))
+
+    def _travel(self, move: Camera) -> TrackSet:
         seconds = _CAMERA_SECONDS
-        made = camera(
+        return camera(
             frames=round(seconds * self.fps),
             pan=(move.pan[0] * seconds, move.pan[1] * seconds),
             zoom=move.zoom**seconds,
             rotate=move.rotate * seconds,
             aspect=self.aspect,
         )
-        return _named(made, _FIRST_CAMERA_ID)
-
-
-def _named(tracks: TrackSet, first: int) -> TrackSet:
-    ids = torch.arange(first, first + tracks.num_tracks)
-    return TrackSet(tracks.points, tracks.state, tracks.pinned, ids)
 
 
 def _path_knots(

@@ -1,5 +1,6 @@
 """The strip under the video: every change at the frame where it took effect."""
 
+from collections.abc import Sequence
 from typing import Any
 
 MAX_ROWS = 400
@@ -11,9 +12,10 @@ class Strip:
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, frame: int, kind: str, label: str) -> None:
-        """A change took effect at a frame."""
-        self._rows = [*self._rows, {"frame": frame, "kind": kind, "label": label}][-MAX_ROWS:]
+    def add(self, frame: int, kind: str, label: str, superseded: Sequence[str] = ()) -> None:
+        """A change took effect at a frame, but for what a later one `superseded`."""
+        row = {"frame": frame, "kind": kind, "label": label, "superseded": list(superseded)}
+        self._rows = [*self._rows, row][-MAX_ROWS:]
 
     def cut(self, frame: int) -> None:
         """The stream went back: changes from this frame on have not happened."""

@@ -4,8 +4,11 @@ export class Prompts {
     this.live = live;
     this.queue = [];
     this.since = 0;
+    this.last = 0;
+    this.notes = this.kept = "";
     const { part, options } = live;
     part.prompt.value = options.examples[0];
+    part.sink.value = options.settings.sink_policy || "refresh";
     part.promptForm.addEventListener("submit", (event) => { event.preventDefault(); this.apply(part.prompt.value); });
     part.prompt.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.isComposing) return;
@@ -20,7 +23,7 @@ export class Prompts {
       button.addEventListener("click", () => { part.prompt.value = words; this.apply(words); });
       part.examples.append(button);
     }
-    live.on("place", (place) => { part.prompt.value = place.prompt; this.since = place.frame; });
+    live.on("place", (place) => this.place(place));
     live.on("receipt", (receipt) => this.receipt(receipt));
     live.on("shown", (frame) => this.due(frame.frame));
   }
@@ -30,13 +33,24 @@ export class Prompts {
     words = words.trim();
     if (!words) return;
     if (!["playing", "paused"].includes(live.state)) { live.transport.start(); return; }
-    const id = live.id();
-    const { policy, sink } = live.part;
-    const sent = live.send({
-      type: "event", id, epoch: live.epoch, prompt: words, policy: policy.value, sink: sink.value,
-    });
-    if (sent) live.status.asked(id);
+    const { cache, sink } = live.part;
+    if (!this.ask({ prompt: words, cache: cache.value, sink: sink.value })) return;
+    this.notes = "";
     this.say("Takes effect with the next chunk …");
+  }
+
+  // the past under the words that hold: read again, or forgotten
+  past(cache) {
+    if (["playing", "paused"].includes(this.live.state)) this.ask({ cache, sink: this.live.part.sink.value });
+  }
+
+  ask(change) {
+    const { live } = this;
+    const id = live.id();
+    if (!live.send({ type: "event", id, epoch: live.epoch, ...change })) return false;
+    live.status.asked(id);
+    if (change.prompt) this.last = id;
+    return true;
   }
 
   add() {
@@ -60,25 +74,48 @@ export class Prompts {
     this.draw();
   }
 
+  place(place) {
+    this.live.part.prompt.value = place.prompt;
+    this.since = place.frame;
+    this.note(place);
+    this.say(this.kept);
+    this.kept = "";
+  }
+
+  // what became of the words that were sent last; those before have their lines in the log
   receipt(receipt) {
     if (receipt.kind !== "prompt") return;
+    const applied = receipt.status === "applied";
+    if (applied && receipt.epoch !== this.live.epoch) return;
+    if (applied && !receipt.superseded.includes("prompt")) this.since = receipt.frame;
+    if (receipt.id !== this.last) return;
+    if ((receipt.status === "accepted" && !receipt.waiting) || applied) this.note(receipt);
+    this.kept = "";
     if (receipt.status === "accepted") {
-      const { words } = this.live.part;
-      if (receipt.unknown?.length) {
-        const list = receipt.unknown.slice(0, 8).map((word) => `“${word}”`).join(", ");
-        words.dataset.kind = "unknown";
-        this.unknown = `${list} ${receipt.unknown.length > 1 ? "mean" : "means"} nothing to this model; the model card lists its words.`;
-        this.say("");
-      } else { this.unknown = ""; words.dataset.kind = ""; }
-    } else if (receipt.status === "applied") {
-      this.since = receipt.frame;
-      this.say(`In effect from ${this.live.strip.time(receipt.frame)} (frame ${receipt.frame}).`);
-    } else this.say(`Not taken: ${receipt.reason}.`);
+      this.say(receipt.waiting ? `Waiting: ${receipt.waiting}. Takes effect with the first chunk after that …` : "Takes effect with the next chunk …");
+    } else if (applied && receipt.superseded.includes("prompt")) this.say("Replaced by newer words before it took effect.");
+    else if (applied) this.say(`In effect from ${this.live.strip.time(receipt.frame)} (frame ${receipt.frame}).`);
+    else {
+      this.kept = receipt.status === "withdrawn" ? "Taken back." : `Not taken: ${receipt.reason}.`;
+      this.notes = "";
+      this.say(this.kept);
+    }
+  }
+
+  // words without meaning, and the end that was cut off
+  note({ unknown = [], dropped = 0, note = "" }) {
+    const list = unknown.slice(0, 8).map((word) => `“${word}”`).join(", ");
+    this.notes = [
+      unknown.length && `${list} ${unknown.length > 1 ? "mean" : "means"} nothing to this model; the model card lists its words.`,
+      dropped && `The end was cut off: ${dropped} ${dropped > 1 ? "tokens" : "token"} more than the model reads.`,
+      note,
+    ].filter(Boolean).join(" ");
   }
 
   say(text) {
     const { words } = this.live.part;
-    words.textContent = [text, this.unknown].filter(Boolean).join(" ");
+    words.textContent = [text, this.notes].filter(Boolean).join(" ");
+    words.dataset.kind = this.notes ? "unknown" : "";
     words.hidden = !words.textContent;
   }
 

@@ -31,7 +31,8 @@ export class Settings {
     this.sharp();
     live.on("place", (place) => this.place(place.settings));
     live.on("receipt", (receipt) => {
-      if (receipt.kind === "settings" && receipt.status === "refused") live.transport.notice(`Not taken: ${receipt.reason}.`);
+      // words have a line of their own
+      if (receipt.kind !== "prompt" && receipt.status === "refused") live.transport.notice(`Not taken: ${receipt.reason}.`);
     });
   }
 

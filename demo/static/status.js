@@ -39,7 +39,7 @@ export class Status {
     const began = this.sent.get(receipt.id);
     if (began === undefined || receipt.status === "accepted") return;
     this.sent.delete(receipt.id);
-    if (receipt.status === "applied") this.due.push({ ...receipt, began });
+    if (receipt.status === "applied" && !receipt.superseded.length) this.due.push({ ...receipt, began });
   }
 
   shown(frame) {

@@ -1,5 +1,6 @@
 // The strip under the video: every change where it took effect, and the scrubber to moments one can go back to.
-const NAMES = { prompt: "words", settings: "settings", drag: "drag", path: "path", pins: "pins", camera: "camera", release: "let go" };
+const NAMES = { prompt: "words", settings: "settings", drag: "drag", path: "path", pins: "pins", camera: "camera", release: "let go", cache: "past" };
+const LABELS = { recache: "read again", clear: "forgotten" };
 
 export class Strip {
   constructor(live) {
@@ -50,7 +51,7 @@ export class Strip {
     const item = document.createElement("li");
     item.dataset.kind = row.kind;
     item.dataset.frame = row.frame;
-    const label = row.label && row.label !== row.kind ? `: ${row.label}` : "";
+    const label = row.label && row.label !== row.kind ? `: ${said(row)}` : "";
     const replaced = row.superseded?.length ? ` (${row.superseded.join(", ")} replaced by a later change)` : "";
     const time = document.createElement("time");
     time.textContent = this.time(row.frame);
@@ -81,7 +82,7 @@ export class Strip {
       const flag = document.createElement("span");
       flag.dataset.kind = row.kind;
       flag.style.left = place(row.frame);
-      flag.title = `${this.time(row.frame)} · frame ${row.frame} · ${NAMES[row.kind] || row.kind}: ${row.label}`;
+      flag.title = `${this.time(row.frame)} · frame ${row.frame} · ${NAMES[row.kind] || row.kind}: ${said(row)}`;
       return flag;
     }));
     part.scrub.min = from;
@@ -143,4 +144,8 @@ export class Strip {
       takes.append(button);
     }
   }
+}
+
+function said(row) {
+  return (row.kind === "cache" && LABELS[row.label]) || row.label;
 }

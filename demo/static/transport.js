@@ -68,6 +68,10 @@ export class Transport {
 
   queue() { this.live.prompts.add(); }
 
+  recache() { this.live.prompts.past("recache"); }
+
+  scene() { this.live.prompts.past("clear"); }
+
   rewind() { this.live.strip.go(); }
 
   cancel() { this.live.strip.cancel(); }
@@ -128,7 +132,7 @@ export class Transport {
     root.dataset.state = state.state;
     part.lightText.textContent = LIGHT[state.state] || state.state;
     part.play.textContent = state.state === "playing" ? "Pause" : "Go on";
-    for (const name of ["play", "clip", "timeline", "restart"]) part[name].disabled = !running;
+    for (const name of ["play", "clip", "timeline", "restart", "recache", "scene"]) part[name].disabled = !running;
     part.stepButton.disabled = state.state !== "paused";
     if (state.state === "ready") this.ready();
     else if (state.state === "failed") this.failed(state.text);
@@ -169,7 +173,7 @@ export class Transport {
     this.live.state = "lost";
     this.notice("");
     this.show("lost", `${text[0].toUpperCase()}${text.slice(1)}.`.replace("..", "."), true, "Connect again");
-    for (const name of ["play", "stepButton", "clip", "timeline", "restart"]) this.live.part[name].disabled = true;
+    for (const name of ["play", "stepButton", "clip", "timeline", "restart", "recache", "scene"]) this.live.part[name].disabled = true;
   }
 
   show(state, text, button, label = "▶ Start") {

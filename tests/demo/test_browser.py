@@ -259,6 +259,49 @@ def test_two_tabs_are_two_streams_and_a_closed_one_makes_room(context: BrowserCo
     wait_for_running(address, 0)
 
 
+def test_the_page_tells_what_became_of_words_and_of_the_past(context: BrowserContext, address: str) -> None:
+    page = open_page(context, address)
+    start(page, "a large red circle stays over the snow")
+    page.fill("[data-part=prompt]", "a large red xylophone stays over the snow")
+    page.press("[data-part=prompt]", "Enter")
+    line = page.locator("[data-part=words]")
+    page.wait_for_function(
+        "document.querySelector('[data-part=words]').textContent.includes('In effect from')"
+    )
+    assert "“xylophone” means nothing" in (line.text_content() or "")
+
+    for part, told in (("recache", "read again"), ("scene", "forgotten")):
+        page.click(f"[data-part={part}]")
+        page.wait_for_selector(f"[data-part=log] li[data-kind=cache]:has-text('{told}')")
+
+    # fates that the shipped model's quick words do not have
+    for receipt, told in (
+        ({"status": "accepted", "waiting": "being encoded"}, "Waiting: being encoded."),
+        ({"status": "applied", "superseded": ["prompt"], "frame": 9}, "Replaced by newer words"),
+        ({"status": "withdrawn"}, "Taken back."),
+        ({"status": "refused", "reason": "no room"}, "Not taken: no room."),
+        (
+            {"status": "applied", "superseded": [], "frame": 9, "dropped": 2},
+            "2 tokens more than the model reads",
+        ),
+    ):
+        page.evaluate(
+            """told => {
+              const live = window.streamgen;
+              live.prompts.last = 99;
+              live.emit("receipt", { id: 99, kind: "prompt", label: "x", epoch: live.epoch, ...told });
+            }""",
+            receipt,
+        )
+        assert told in (line.text_content() or "")
+    undone = {"id": 99, "kind": "prompt", "epoch": 0, "status": "applied", "superseded": [], "frame": 1}
+    page.evaluate("told => window.streamgen.emit('receipt', told)", undone)
+    assert "frame 1)" not in (line.text_content() or "")
+    page.click("[data-part=restart]")
+    page.wait_for_function("window.streamgen.epoch === 2")
+    page.wait_for_selector("[data-part=words]:has-text('xylophone')")
+
+
 def test_bad_messages_are_refused_and_the_stream_goes_on(context: BrowserContext, address: str) -> None:
     page = open_page(context, address)
     start(page, "a large red circle stays over the snow")

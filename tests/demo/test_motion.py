@@ -3,23 +3,24 @@
 import itertools
 import json
 import math
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
-import torch
 
 import demo.follow
 import demo.motion_desk
-from demo.engine import PipelineEngine
+import streamgen.stream.step
+from demo.engine import PipelineEngine, SessionStream
 from demo.follow import follow
 from demo.live import LiveSession
-from demo.messages import Camera, Event, Rewind, Simple, Start, Stroke
-from demo.motion_desk import MAX_STEP, MotionDesk
+from demo.messages import Camera, Event, Path, Pins, Rewind, Simple, Start, Stroke
+from demo.motion_desk import MAX_PATHS, MAX_STEP, Changes, MotionDesk
 from demo.recording import Recording, session_record, write_video
 from demo.voice import Voice
-from streamgen import InputError, Pipeline, load_pipeline
-from streamgen.motion.tracks import VISIBLE, TrackSet
+from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
+from streamgen.motion.gestures import Gesture, changed, released, tracks_between
+from streamgen.motion.tracks import UNSPECIFIED, VISIBLE, TrackSet
 from streamgen.render.clip import write_clip
 from streamgen.render.sources import open_timeline
 from streamgen.video.read import read_clip
@@ -35,10 +36,27 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return load_pipeline(write_checkpoint(tmp_path_factory.mktemp("demo")), device="cpu")
 
 
-def last_place(tracks: TrackSet | None) -> tuple[float, float]:
+def only(changes: Changes | None) -> TrackSet:
+    """The tracks of the one gesture that is changed."""
+    assert changes is not None
+    (tracks,) = changes.values()
     assert tracks is not None
-    x, y = tracks.points[0, -1].tolist()
-    return x, y
+    return tracks
+
+
+def places(tracks: TrackSet) -> list[tuple[float, float]]:
+    """Where the first track says that its thing is."""
+    said = tracks.points[0][tracks.state[0] != UNSPECIFIED]
+    return [(x, y) for x, y in said.tolist()]
+
+
+def in_force(gestures: tuple[Gesture, ...], changes: Changes | None, start: int) -> tuple[Gesture, ...]:
+    """The gestures of a stream from a frame on, as the runtime has them."""
+    return changed(released(gestures, start), changes or {}, start)
+
+
+def ids(gestures: tuple[Gesture, ...]) -> dict[str, list[int]]:
+    return {gesture.name: gesture.tracks.ids.tolist() for gesture in gestures}
 
 
 # -- drags
@@ -48,32 +66,25 @@ def test_a_drag_goes_through_what_was_drawn_and_lets_go_at_its_end() -> None:
     desk = MotionDesk(16)
     assert desk.plan(1, 4) is None
     desk.begin_stroke(5, (0.5, 0.5), [(0.5, 0.5), (0.55, 0.5)])
-    first = desk.plan(5, 4)
-    assert first is not None
-    assert first.num_frames == 4
-    assert first.points[0, 0].tolist() == [0.5, 0.5]
-    assert last_place(first) == pytest.approx((0.55, 0.5))
+    first = places(only(desk.plan(5, 4)))
+    assert len(first) == 4
+    assert first[0] == (0.5, 0.5)
+    assert first[-1] == pytest.approx((0.55, 0.5))
     desk.move_stroke(5, [(0.6, 0.5), (0.6, 0.6)])
-    second = desk.plan(9, 4)
-    assert second is not None
-    assert last_place(second) == pytest.approx((0.6, 0.6))
-    assert [bool((second.points[0, i] == torch.tensor([0.6, 0.5])).all()) for i in range(4)].count(True) <= 1
+    second = places(only(desk.plan(9, 4)))
+    assert second[-1] == pytest.approx((0.6, 0.6))
+    assert sum(at == pytest.approx((0.6, 0.5)) for at in second) <= 1
     desk.move_stroke(5, [], end=True)
-    assert desk.plan(13, 4) is not None
-    released = desk.plan(17, 4)
-    assert released is not None
-    assert released.is_empty
-    assert desk.plan(21, 4) is None
-    assert not desk.busy
+    last = only(desk.plan(13, 4))
+    assert last.num_frames == 4, "over with its chunk"
+    assert desk.plan(17, 4) is None
 
 
 def test_a_hand_that_holds_still_holds_the_thing_still() -> None:
     desk = MotionDesk(16)
     desk.begin_stroke(1, (0.3, 0.3), [(0.3, 0.3)])
     desk.plan(1, 4)
-    held = desk.plan(5, 4)
-    assert held is not None
-    assert torch.allclose(held.points[0], torch.full((4, 2), 0.3))
+    assert places(only(desk.plan(5, 4))) == [pytest.approx((0.3, 0.3))] * 4
 
 
 def test_no_drag_is_faster_than_things_can_be_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,15 +92,15 @@ def test_no_drag_is_faster_than_things_can_be_pulled(monkeypatch: pytest.MonkeyP
         desk = MotionDesk(16)
         desk.begin_stroke(1, (0.1, 0.1), [(0.9, 0.9)])
         desk.move_stroke(1, [], end=True)
-        places = [torch.tensor([0.1, 0.1])]
+        way = [(0.1, 0.1)]
         for start in range(1, 60, 4):
-            tracks = desk.plan(start, 4)
-            if tracks is None or tracks.is_empty:
+            changes = desk.plan(start, 4)
+            if changes is None:
                 break
-            places += list(tracks.points[0])
-        steps = [math.dist(a.tolist(), b.tolist()) for a, b in itertools.pairwise(places)]
+            way += places(only(changes))
+        steps = [math.dist(a, b) for a, b in itertools.pairwise(way)]
         assert max(steps) <= 1.4 * MAX_STEP
-        assert len(places) > 12
+        assert len(way) > 12
 
     assert_needs(check, monkeypatch, demo.motion_desk, "MAX_STEP", 10.0)
 
@@ -108,57 +119,140 @@ def test_a_path_keeps_its_drawn_timing_and_starts_on_the_thing() -> None:
     desk = MotionDesk(16)
     points = [(0.0, 0.4, 0.5), (1000.0, 0.5, 0.5), (1250.0, 0.7, 0.5)]
     assert desk.add_path(points, (0.42, 0.52))
-    tracks = desk.plan(9, 4)
-    assert tracks is not None
-    assert tracks.points[0, 0].tolist() == pytest.approx([0.42, 0.52])
-    assert tracks.points[0, 16].tolist() == pytest.approx([0.5, 0.5], abs=0.02)
-    assert last_place(tracks) == pytest.approx((0.7, 0.5), abs=1e-3)
+    tracks = only(desk.plan(9, 4))
+    way = places(tracks)
+    assert way[0] == pytest.approx((0.42, 0.52))
+    assert way[16] == pytest.approx((0.5, 0.5), abs=0.02)
+    assert way[-1] == pytest.approx((0.7, 0.5), abs=1e-3)
     assert tracks.num_frames == pytest.approx(21, abs=1)
-    assert desk.plan(13, 4) is None, "the plan holds until it ends"
-    released = desk.plan(9 + 24, 4)
-    assert released is not None
-    assert released.is_empty
+    assert all(desk.plan(start, 4) is None for start in range(13, 61, 4)), "it ends by itself"
 
 
-def test_pins_hold_and_are_renewed_and_live_beside_a_drag() -> None:
+def test_only_so_many_paths_at_once_and_those_let_go_of_make_room() -> None:
+    desk = MotionDesk(16)
+    drawn = [(0.0, 0.4, 0.5), (1000.0, 0.5, 0.5)]
+    assert all(desk.add_path(drawn, (0.4, 0.5)) for _ in range(MAX_PATHS // 2))
+    desk.plan(9, 4)
+    assert all(desk.add_path(drawn, (0.4, 0.5)) for _ in range(MAX_PATHS // 2))
+    assert not desk.add_path(drawn, (0.4, 0.5))
+    desk.clear()
+    assert desk.add_path(drawn, (0.4, 0.5))
+    changes = desk.plan(13, 4)
+    assert changes is not None
+    assert [tracks is None for tracks in changes.values()] == [True] * (MAX_PATHS // 2) + [False]
+
+
+def test_pins_hold_and_are_renewed_before_they_are_over() -> None:
     desk = MotionDesk(16)
     desk.set_pins([(0.2, 0.2), (0.8, 0.8)])
-    tracks = desk.plan(1, 4)
-    assert tracks is not None
-    assert tracks.pinned.tolist() == [True, True]
-    assert desk.plan(5, 4) is None
-    assert desk.plan(1 + tracks.num_frames, 4) is not None
-    desk.begin_stroke(1, (0.5, 0.5), [])
-    both = desk.plan(181, 4)
-    assert both is not None
-    assert sorted(both.pinned.tolist()) == [False, True, True]
-    desk.clear()
-    released = desk.plan(185, 4)
-    assert released is not None
-    assert released.is_empty
+    gestures: tuple[Gesture, ...] = ()
+    renewed = []
+    for start in range(1, 1 + 1600, 4):
+        changes = desk.plan(start, 4)
+        renewed += [start] * (changes is not None)
+        gestures = in_force(gestures, changes, start)
+        tracks = tracks_between(gestures, start, start + 4)
+        assert tracks is not None
+        assert tracks.pinned.tolist() == [True, True]
+        assert bool((tracks.state == VISIBLE).all())
+        assert tracks.ids.tolist() == [0, 1]
+    assert 10 <= len(renewed) <= 12
+    desk.set_pins([(0.5, 0.5)])
+    assert only(desk.plan(1601, 4)).num_tracks == 1
+    desk.set_pins([])
+    assert desk.plan(1605, 4) == {"pins": None}
+    assert desk.plan(1609, 4) is None
 
 
 def test_a_camera_move_is_a_field_over_the_picture_and_ends_with_the_key() -> None:
     desk = MotionDesk(16)
     desk.move_camera(Camera((0.2, 0.0), 1.0, 0.0))
-    tracks = desk.plan(1, 4)
-    assert tracks is not None
+    tracks = only(desk.plan(1, 4))
     assert tracks.num_tracks >= 16
     moved = tracks.points[:, 4] - tracks.points[:, 0]
     seen = (tracks.state[:, 0] == VISIBLE) & (tracks.state[:, 4] == VISIBLE)
     assert moved[seen, 0].max() < 0, "the camera goes right, the picture left"
+    later = [desk.plan(start, 4) for start in range(5, 5 + 48, 4)]
+    assert later[:-1] == [None] * 11
+    assert only(later[-1]).num_frames == tracks.num_frames, "held on, it begins anew"
     desk.move_camera(REST)
-    released = desk.plan(5, 4)
-    assert released is not None
-    assert released.is_empty
+    assert desk.plan(53, 4) == {"camera": None}
+    desk.move_camera(REST)
+    assert desk.plan(57, 4) is None, "nothing is let go of that is not in force"
 
 
-def test_after_a_rewind_tracks_of_the_stream_itself_end_too() -> None:
+def test_a_camera_move_that_would_end_within_a_chunk_begins_anew_with_it() -> None:
     desk = MotionDesk(16)
-    desk.let_go()
-    released = desk.plan(9, 4)
-    assert released is not None
-    assert released.is_empty
+    desk.move_camera(Camera((0.2, 0.0), 1.0, 0.0))
+    gestures = in_force((), desk.plan(1, 4), 1)
+    for start in range(5, 200, 10):
+        gestures = in_force(gestures, desk.plan(start, 10), start)
+        tracks = tracks_between(gestures, start, start + 10)
+        assert tracks is not None
+        assert bool((tracks.state == VISIBLE).any(0).all())
+
+
+# -- gestures beside each other
+
+
+def test_what_hands_do_is_changed_apart() -> None:
+    """Of pins, a path, two drags and a camera move, each chunk says only what changes."""
+    desk = MotionDesk(16)
+    desk.set_pins([(0.2, 0.2)])
+    desk.add_path([(0.0, 0.4, 0.5), (2000.0, 0.5, 0.5)], (0.4, 0.5))
+    assert set(desk.plan(1, 4) or {}) == {"pins", "path 1"}
+    desk.begin_stroke(1, (0.5, 0.5), [(0.6, 0.5)])
+    desk.begin_stroke(2, (0.7, 0.7), [(0.6, 0.7)])
+    assert set(desk.plan(5, 4) or {}) == {"drag 2", "drag 3"}, "neither pins nor path are said again"
+    desk.move_camera(Camera((0.2, 0.0), 1.0, 0.0))
+    desk.move_stroke(1, [], end=True)
+    assert set(desk.plan(9, 4) or {}) == {"drag 2", "drag 3", "camera"}
+    desk.set_pins([])
+    changes = desk.plan(13, 4)
+    assert changes is not None
+    assert set(changes) == {"pins", "drag 3"}
+    assert changes["pins"] is None
+    desk.clear()
+    assert desk.plan(17, 4) == dict.fromkeys(["path 1", "drag 3", "camera"])
+    assert desk.plan(21, 4) is None
+
+
+def test_ids_stay_those_they_were_while_others_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> None:
+        desk = MotionDesk(16)
+        desk.begin_stroke(1, (0.1, 0.1), [])
+        desk.begin_stroke(2, (0.5, 0.5), [])
+        gestures = in_force((), desk.plan(1, 4), 1)
+        second = ids(gestures)["drag 2"]
+        desk.move_stroke(1, [], end=True)
+        for start in range(5, 41, 4):
+            if start == 13:
+                desk.set_pins([(0.2, 0.2), (0.8, 0.8)])
+            desk.move_stroke(2, [(0.5, 0.5 + start / 200)])
+            gestures = in_force(gestures, desk.plan(start, 4), start)
+            assert ids(gestures)["drag 2"] == second
+            assert len({number for each in ids(gestures).values() for number in each}) == sum(
+                gesture.tracks.num_tracks for gesture in gestures
+            )
+        assert set(ids(gestures)) == {"drag 2", "pins"}
+
+    # without the frame in which a live drag is in force and says nothing
+    assert_needs(check, monkeypatch, TrackSet, "slice", lambda self, start, stop: self)
+
+
+def test_hours_of_drag_leave_no_more_than_the_live_gestures() -> None:
+    desk, most = MotionDesk(16), 0
+    gestures: tuple[Gesture, ...] = ()
+    desk.set_pins([(0.2, 0.2)])
+    for chunk in range(2 * 3600 * 16 // 4):
+        start = 1 + 4 * chunk
+        if chunk % 10 == 0:
+            desk.begin_stroke(chunk, (0.5, 0.5), [(0.6, 0.5)])
+        desk.move_stroke(chunk - chunk % 10, [(0.5 + chunk % 10 / 100, 0.5)], end=chunk % 10 == 8)
+        gestures = in_force(gestures, desk.plan(start, 4), start)
+        most = max(most, len(gestures))
+    assert most == 2
+    assert len(desk._ends) <= 2
 
 
 # -- what a stroke was drawn on
@@ -223,7 +317,7 @@ def steer(session: LiveSession) -> None:
 
 
 def test_the_record_of_a_session_renders_to_the_same_frames(
-    live: LiveSession, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    live: LiveSession, pipeline: Pipeline, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is recorded is what was shown on the branch that plays, bit for bit."""
     steer(live)
@@ -246,7 +340,7 @@ def test_the_record_of_a_session_renders_to_the_same_frames(
     assert_needs(check, monkeypatch, Recording, "read", shifted)
 
 
-def test_the_recorded_video_has_the_recorded_frames(live: LiveSession, tmp_path: Path) -> None:
+def test_the_recorded_video_has_the_recorded_frames(live: LiveSession, tmp_path: FilePath) -> None:
     steer(live)
     count = live.recording.frames - 3
     path = tmp_path / "clip.mp4"
@@ -280,9 +374,119 @@ def test_a_drag_reaches_the_model_as_tracks_of_its_chunk(live: LiveSession) -> N
     live.handle(Stroke(1, live.epoch, 9, "begin", ((0.0, 0.4, 0.4), (30.0, 0.5, 0.5))))
     play(live, 1)
     assert live.stream is not None
-    (event,) = [row for row in live.stream.timeline()["events"] if "motion" in row]
+    (event,) = [row for row in live.stream.timeline()["events"] if "gestures" in row]
     assert event["frame"] == 13 - 4
-    assert len(event["motion"]["tracks"][0]["points"]) == 4
+    points = event["gestures"]["drag 1"]["tracks"][0]["points"]
+    assert [point is not None for point in points] == [True] * 4 + [False]
     live.handle(Simple("clear"))
     play(live, 1)
-    assert live.stream.timeline()["events"][-1]["motion"] is None
+    assert live.stream.timeline()["events"][-1]["gestures"] == {"drag 1": None}
+
+
+def stream_of(session: LiveSession) -> SessionStream:
+    assert isinstance(session.stream, SessionStream)
+    return session.stream
+
+
+def held_by(session: LiveSession) -> tuple[Gesture, ...]:
+    """The gestures in force in a real stream."""
+    return stream_of(session).session.controls.gestures
+
+
+def test_a_drag_keeps_the_pins_and_letting_go_of_one_leaves_the_others(
+    live: LiveSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        live.handle(Start("a red circle", 0))
+        play(live, 3)
+        live.handle(Pins(((0.2, 0.2), (0.8, 0.8))))
+        live.handle(Path(1, live.epoch, 5, ((0.0, 0.5, 0.5), (3000.0, 0.6, 0.5))))
+        play(live, 2)
+        before = ids(held_by(live))
+        live.handle(Stroke(2, live.epoch, 9, "begin", ((0.0, 0.4, 0.4),)))
+        play(live, 3)
+        stream = stream_of(live)
+        tracks = tracks_between(held_by(live), stream.next_frame - 4, stream.next_frame)
+        assert tracks is not None
+        assert sorted(tracks.pinned.tolist()) == [False, False, True, True]
+        assert {name: ids(held_by(live))[name] for name in before} == before
+        live.handle(Stroke(2, live.epoch, 9, "end", ()))
+        live.handle(Pins(()))
+        play(live, 2)
+        assert set(ids(held_by(live))) == {"path 1"}
+
+    alone = lambda gestures, changes, frame: changed((), changes, frame)  # noqa: E731
+    assert_needs(check, monkeypatch, streamgen.stream.step, "changed", alone)
+
+
+def test_a_long_drag_leaves_no_more_than_the_live_gestures_in_the_state(live: LiveSession) -> None:
+    live.handle(Start("a red circle", 0))
+    play(live, 3)
+    live.handle(Pins(((0.2, 0.2),)))
+    for stroke in range(8):
+        live.handle(Stroke(stroke, live.epoch, 9, "begin", ((0.0, 0.4, 0.4), (30.0, 0.5, 0.5))))
+        for _ in range(4):
+            play(live, 1)
+            assert len(held_by(live)) <= 2
+        live.handle(Stroke(stroke, live.epoch, 9, "end", ()))
+        play(live, 1)
+    play(live, 1)
+    assert set(ids(held_by(live))) == {"pins"}
+
+
+def test_after_a_rewind_tracks_of_the_stream_itself_end_too(live: LiveSession) -> None:
+    live.handle(Start("a red circle", 0))
+    play(live, 3)
+    live.handle(Pins(((0.2, 0.2),)))
+    play(live, 12)
+    live.handle(Rewind(next(mark for mark in live.marks if mark.frame > 20).id))
+    play(live, 1)
+    assert set(ids(held_by(live))) == {"pins"}, "as the moment was"
+    live.handle(Path(1, live.epoch, 5, ((0.0, 0.5, 0.5), (3000.0, 0.6, 0.5))))
+    play(live, 1)
+    assert set(ids(held_by(live))) == {"path 1"}
+
+
+def test_what_waited_at_a_moment_does_not_come_again(live: LiveSession) -> None:
+    live.handle(Start("a red circle", 0))
+    play(live, 3)
+    stream = stream_of(live)
+    receipt = stream.submit(StreamEvent(prompt="a blue star"))
+    moment = stream.snapshot()
+    stream.step()
+    assert receipt.status == "applied"
+    assert stream.in_force(receipt)
+    stream.restore(moment)
+    assert not stream.in_force(receipt)
+    stream.step()
+    assert stream.prompt == "a red circle"
+
+
+def test_the_cache_is_touched_when_it_is_said_and_only_then(live: LiveSession) -> None:
+    live.handle(Start("a red circle", 0))
+    play(live, 3)
+    for number, event in enumerate(
+        [
+            Event(1, live.epoch, settings={"text_guidance": 2.5}),
+            Event(2, live.epoch, cache="recache"),
+            Event(3, live.epoch, "a red circle", cache="clear"),
+            Event(4, live.epoch, "a blue star"),
+        ]
+    ):
+        live.handle(event)
+        play(live, 1)
+        row = stream_of(live).timeline()["events"][number + 1]
+        assert row.get("cache") == [None, "recache", "clear", "recache"][number]
+
+
+def test_a_model_without_motion_says_so_once(live: LiveSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.handle(Start("a red circle", 0))
+    play(live, 3)
+    monkeypatch.setattr(stream_of(live).session.model, "motion_encoder", None)
+    live.voice.clear()
+    live.handle(Pins(((0.2, 0.2),)))
+    play(live, 3)
+    (told,) = [message for message in live.voice.take() if message["type"] == "receipt"]
+    assert (told["kind"], told["status"]) == ("pins", "refused")
+    assert "not trained with tracks" in told["reason"]
+    assert live.strip.rows()[-1]["kind"] == "prompt"

@@ -238,15 +238,6 @@ def test_a_change_that_waits_while_the_stream_goes_elsewhere_is_refused_with_not
     assert "elsewhere" in viewer.receipts("refused")[0]["reason"]
 
 
-def test_unknown_words_are_named() -> None:
-    room = Room()
-    viewer = room.join()
-    viewer.session.handle(Simple("awake")) if viewer.session.stream else room.run(1)
-    viewer.session.handle(prompt_event(viewer, "a red xylophone", 4))
-    room.run(0.5)
-    assert [r["unknown"] for r in viewer.receipts("accepted") if r["id"] == 4] == [["xylophone"]]
-
-
 # -- pause, rewind, branches
 
 
@@ -399,9 +390,11 @@ BAD = [
     ('{"type": "start", "prompt": "a", "seed": 1, "picture": "/etc/passwd"}', "picture"),
     ('{"type": "start", "prompt": "a", "seed": 1, "settings": {"steps": 1000}}', "steps"),
     ('{"type": "start", "prompt": "a", "seed": 1, "settings": {"window_frames": 900}}', "settings"),
-    ('{"type": "event", "id": 1, "epoch": 1}', "neither"),
+    ('{"type": "event", "id": 1, "epoch": 1}', "none of them"),
     ('{"type": "event", "id": 1, "epoch": 1, "settings": {"steps": 2.5}}', "whole"),
     ('{"type": "event", "id": 1, "epoch": 1, "prompt": "a", "policy": "forget"}', "policy"),
+    ('{"type": "event", "id": 1, "epoch": 1, "cache": "forget"}', "cache"),
+    ('{"type": "event", "id": 1, "epoch": 1, "cache": "keep", "policy": "clear"}', "same field"),
     ('{"type": "event", "id": 1, "epoch": 1, "settings": {"text_guidance": NaN}}', "JSON object"),
     ('{"type": "event", "id": 1, "epoch": 1, "settings": {"text_guidance": 1e999}}', "text_guidance"),
     ('{"type": "stroke", "id": 1, "epoch": 1, "frame": 0, "phase": "begin", "points": []}', "points"),
@@ -432,6 +425,9 @@ def test_good_messages_pass() -> None:
     )
     event = parse('{"type": "event", "id": 1, "epoch": 2, "prompt": "a", "policy": "clear", "sink": "keep"}')
     assert event == Event(1, 2, "a", None, "clear", "keep")
+    assert parse('{"type": "event", "id": 1, "epoch": 2, "cache": "recache"}') == Event(1, 2, cache="recache")
+    plain = parse('{"type": "event", "id": 1, "epoch": 2, "settings": {"steps": 2}}')
+    assert plain == Event(1, 2, None, {"steps": 2}), "settings alone say nothing of the past"
     stroke = parse('{"type": "stroke", "id": 1, "epoch": 1, "frame": 9, "phase": "end", "points": []}')
     assert stroke == Stroke(1, 1, 9, "end", ())
 
