@@ -157,19 +157,16 @@ def commit(
 def joined_text(chunks: tuple[LatentChunk, ...]) -> TextContext:
     """The words of consecutive chunks: a segment for each text, and which of them each latent frame reads."""
     texts: list[Text] = []
+    places: list[int] = []
     for chunk in chunks:
         assert chunk.text is not None
-        if all(chunk.text is not text for text in texts):
+        # by what they say: a restored text is another object with the same numbers
+        known = [i for i, text in enumerate(texts) if text.same(chunk.text)]
+        if not known:
             texts.append(chunk.text)
+        places += [known[0] if known else len(texts) - 1] * chunk.frames
     if len(texts) == 1:
         return texts[0].context
-    places = [
-        i
-        for chunk in chunks
-        for i, text in enumerate(texts)
-        if text is chunk.text
-        for _ in range(chunk.frames)
-    ]
     layers = range(len(texts[0].context.keys))
     batch, device = chunks[0].latents.shape[0], chunks[0].latents.device
     return TextContext(

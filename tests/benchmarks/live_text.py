@@ -1,8 +1,8 @@
 """Chunk times of the shipped model while prompts are being encoded slowly, against those without.
 
-`python -m tests.benchmarks.live_text [SECONDS]`: two streams in turns, block by block; in one of them a live prompt is
-always under way through an encoder that sleeps. Prints medians and 99th percentiles of the chunks that recache in
-neither, and their ratio.
+`python -m tests.benchmarks.live_text [SECONDS]`: two streams in turns, block by block; in one of them a live
+prompt is always under way through an encoder that sleeps. Prints medians and 99th percentiles of the chunks
+that recache in neither, and their ratio.
 """
 
 import json
