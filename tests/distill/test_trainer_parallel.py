@@ -42,7 +42,8 @@ def scores(run_dir: Path) -> list[float]:
     return [json.loads(row)["score"] for row in rows if '"preview"' in row]
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_equal_one(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"preview": PREVIEWS, "activation_checkpointing": kind == "fsdp2"}
     train(distillation_config(tmp_path / "one", **options))

@@ -46,6 +46,7 @@ def until(config_dir: Path, steps: int, **changes: Any) -> None:
         path.rename(path.with_name(f"gone-{path.name}"))
 
 
+@pytest.mark.slow
 def test_running_streams_go_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = iter("abcdefgh")
 

@@ -151,6 +151,7 @@ def test_claims_die_with_their_process_and_know_no_clock(tmp_path: Path) -> None
             assert mine
 
 
+@pytest.mark.slow
 def test_clock_jumps_change_nothing(tmp_path: Path, checkpoint: Path) -> None:
     """The clock of each process is off by years, and goes backwards from one to the next."""
     jobs, out = write_jobs(tmp_path, 3, 5), tmp_path / "out"

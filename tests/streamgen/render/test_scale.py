@@ -76,6 +76,7 @@ def check_folder_of(out: Path) -> dict[str, str]:
     return check_folder(out, 5)
 
 
+@pytest.mark.slow
 def test_shards_of_a_job_array(tmp_path: Path, checkpoint: Path) -> None:
     jobs, out = write_jobs(tmp_path, 5, 5), tmp_path / "out"
     workers = [Worker(jobs, out, checkpoint, ["--shard", f"{i}/2"]) for i in range(2)]
@@ -108,6 +109,7 @@ def render_workers(driver: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_ray_takes_up_what_a_killed_worker_left(tmp_path: Path, checkpoint: Path) -> None:
     """A worker is killed in mid-item: its item is tried again, and all else is as without Ray."""
     jobs, out, alone = write_jobs(tmp_path, 4, 161), tmp_path / "out", tmp_path / "alone"
