@@ -217,6 +217,16 @@ def test_what_hands_do_is_changed_apart() -> None:
     assert desk.plan(21, 4) is None
 
 
+def test_pins_do_not_interrupt_a_path() -> None:
+    desk = MotionDesk(16)
+    desk.add_path([(0.0, 0.4, 0.5), (2000.0, 0.5, 0.5)], (0.4, 0.5))
+    before = in_force((), desk.plan(1, 4), 1)
+    desk.set_pins([(0.2, 0.2)])
+    after = in_force(before, desk.plan(9, 4), 9)
+    assert [gesture.name for gesture in after] == ["path 1", "pins"]
+    assert after[0] is before[0]
+
+
 def test_ids_stay_those_they_were_while_others_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     def check() -> None:
         desk = MotionDesk(16)
