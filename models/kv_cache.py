@@ -125,7 +125,8 @@ class CacheRing:
 
     def sink_intact(self, cursor: CacheCursor) -> bool:
         """Whether the sink that the cursor points to, as far as it is filled, is there."""
-        return cursor.frames == 0 or self.sink_holds == cursor.sink_content
+        nothing = cursor.frames == 0 or self.plan.sink_frames == 0
+        return nothing or self.sink_holds == cursor.sink_content
 
     def emptied(self) -> CacheCursor:
         """A cursor of an empty cache. Nothing is overwritten until a chunk is begun behind it."""

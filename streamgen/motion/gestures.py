@@ -53,13 +53,15 @@ def changed(
         InputError: a name to let go of that is not in force; see `unknown_gesture`.
     """
     now = {gesture.name: gesture for gesture in gestures}
-    for name, tracks in changes.items():
+    begins = {name: tracks for name, tracks in changes.items() if tracks is not None and not tracks.is_empty}
+    for name in changes.keys() - begins.keys():
+        if name not in now and changes[name] is None:
+            raise InputError(unknown_gesture(name, list(now)))
+    now = {name: gesture for name, gesture in now.items() if name in begins or name not in changes}
+    # always in one order, since ids depend on it: a replay has the same changes in another one
+    for name in sorted(begins, key=lambda name: (name != MOTION, name)):
         before = now.pop(name, None)
-        if tracks is None or tracks.is_empty:
-            if before is None and tracks is None:
-                raise InputError(unknown_gesture(name, list(now)))
-            continue
-        now[name] = _begun(name, tracks, frame, before, list(now.values()))
+        now[name] = _begun(name, begins[name], frame, before, list(now.values()))
     return tuple(now.values())
 
 
@@ -68,6 +70,12 @@ def unknown_gesture(name: str, known: Sequence[str]) -> str:
     if not known:
         return f"gesture {name!r}: nothing is in force to let go of"
     return unknown_key(name, known, noun="gesture")
+
+
+def asked_tracks(gesture: Gesture) -> TrackSet:
+    """A gesture's tracks with the ids that were asked for."""
+    ids = torch.tensor(gesture.asked, dtype=torch.int64)
+    return TrackSet(gesture.tracks.points, gesture.tracks.state, gesture.tracks.pinned, ids)
 
 
 def released(gestures: Sequence[Gesture], frame: int) -> tuple[Gesture, ...]:

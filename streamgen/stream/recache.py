@@ -32,6 +32,10 @@ class Recache(Protocol):
         """Raise InputError where this way cannot serve the plan."""
         ...
 
+    def keeps_sink(self, state: LatentState) -> bool:
+        """Whether a rebuild that is asked to leaves the sink as it is."""
+        ...
+
     def keeps_due(self, state: LatentState, sink: SinkPolicy) -> bool:
         """Whether the chunk that is due has to be committed before, as a rebuild would leave it as it is."""
         ...
@@ -55,6 +59,10 @@ class ByChunk:
 
     def check(self, plan: ChunkPlan, sink: SinkPolicy) -> None:
         """See `Recache`; every plan is served."""
+
+    def keeps_sink(self, state: LatentState) -> bool:
+        """See `Recache`."""
+        return True
 
     def keeps_due(self, state: LatentState, sink: SinkPolicy) -> bool:
         """See `Recache`."""
@@ -94,6 +102,10 @@ class Joint:
                 "chunks"
             )
 
+    def keeps_sink(self, state: LatentState) -> bool:
+        """See `Recache`: a stream that attention spans as a whole is made anew as a whole, as published."""
+        return not state.whole
+
     def keeps_due(self, state: LatentState, sink: SinkPolicy) -> bool:
         """See `Recache`: what the span holds is made anew."""
         return False
@@ -108,7 +120,7 @@ class Joint:
         cursor = state.cursor.moved(state.recent[-1].frames if state.due else 0)
         span = last_chunks(state.recent, min(cursor.frames, plan.attention_frames))
         span = tuple(chunk if text is None else replace(chunk, text=text) for chunk in span)
-        keep = sink == "keep" and ring.sink_intact(state.cursor) and not state.whole
+        keep = sink == "keep" and ring.sink_intact(state.cursor) and self.keeps_sink(state)
         cursor = runner.rejoin(
             ring,
             cursor,
@@ -145,19 +157,16 @@ def commit(
 def joined_text(chunks: tuple[LatentChunk, ...]) -> TextContext:
     """The words of consecutive chunks: a segment for each text, and which of them each latent frame reads."""
     texts: list[Text] = []
+    places: list[int] = []
     for chunk in chunks:
         assert chunk.text is not None
-        if all(chunk.text is not text for text in texts):
+        # by what they say: a restored text is another object with the same numbers
+        known = [i for i, text in enumerate(texts) if text.same(chunk.text)]
+        if not known:
             texts.append(chunk.text)
+        places += [known[0] if known else len(texts) - 1] * chunk.frames
     if len(texts) == 1:
         return texts[0].context
-    places = [
-        i
-        for chunk in chunks
-        for i, text in enumerate(texts)
-        if text is chunk.text
-        for _ in range(chunk.frames)
-    ]
     layers = range(len(texts[0].context.keys))
     batch, device = chunks[0].latents.shape[0], chunks[0].latents.device
     return TextContext(

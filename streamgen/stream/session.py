@@ -21,9 +21,7 @@ from .timeline import Timeline
 
 @dataclass(frozen=True, eq=False)
 class _Moment:
-    """What a session is at one time: the state, the chunk that led there, what its events came to, and the
-    events that a restore has brought.
-    """
+    """A state, the chunk that led there, what its events came to, and what a restore has brought."""
 
     state: StreamState
     chunk: FrameChunk | None = None
@@ -89,13 +87,11 @@ class Session:
         return receipt.status == "applied" and self.state.log.has_receipt(receipt.number)
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
-        """Ask for a change: at the next chunk that has not begun, or at the first chunk that starts at
-        `at_frame` or later.
+        """Ask for a change at the next chunk that has not begun, or at the first from `at_frame` on.
 
         Returns at once, but for encoders that are quick. A prompt for now takes effect when it is encoded,
         and no chunk waits for it; one with `at_frame` is encoded ahead, and its chunk waits. A change that
-        cannot be is refused in the receipt; one that turns out not to fit the other settings of its chunk is
-        refused there.
+        cannot be, alone or with the others of its chunk, is refused in the receipt.
         """
         receipt = self._queue.receipt(self.epoch)
         try:
@@ -106,11 +102,7 @@ class Session:
         return receipt
 
     def withdraw(self, receipt: Receipt) -> None:
-        """Take back an event that waits.
-
-        Raises:
-            InputError: it does not wait any more, or is not of this stream.
-        """
+        """Take back an event that waits; InputError where it does not, or is not of this stream."""
         self._queue.withdraw(receipt)
 
     def __iter__(self) -> Iterator[FrameChunk]:
@@ -169,11 +161,7 @@ class Session:
         runner: Runner | None = None,
         noise: NoiseSource | None = None,
     ) -> "Session":
-        """A session that goes on where a snapshot was taken.
-
-        Raises:
-            InputError: as `restore`; CheckpointError: its cache does not fit into the memory.
-        """
+        """A session that goes on where a snapshot was taken; raises as `restore` and `Pipeline.open` do."""
         runner = runner or PlainRunner(model.dit, model.codec)
         restored = decode(snapshot, model, runner.name, noise)
         session = cls(model, restored.state, runner)
@@ -181,9 +169,7 @@ class Session:
         return session
 
     def save(self, path: str | Path) -> None:
-        """Write a snapshot to a file that `Pipeline.resume` opens, in this or another process; with the event
-        log inside, or its place where the stream has it in a file.
-        """
+        """Write a snapshot to a file that `Pipeline.resume` opens; its log inside, or the log file's name."""
         with self._generating:
             write_snapshot(self.snapshot(), Path(path), None if self.log_file is None else self.log_file.path)
 
@@ -204,9 +190,7 @@ class Session:
         self._conclude(self._now)
 
     def _conclude(self, moment: _Moment) -> None:
-        """Tell what a moment has come to: to receipts, to the queue, to the log on disk. Done again it
-        changes nothing, so that whoever comes next may finish what was cut short.
-        """
+        """Tell receipts, queue and log file what a moment has come to. May be cut short and done again."""
         if moment.brought is not None:
             self._queue.adopt(moment.brought.pending, moment.brought.receipts)
         if moment.decision is not None and moment.chunk is not None:

@@ -13,7 +13,7 @@ import torch
 
 from ..engine.runner import Runner
 from ..errors import InputError
-from ..motion.gestures import changed, released
+from ..motion.gestures import MOTION, Gesture, asked_tracks, changed, released
 from ..motion.tracks import TrackSet
 from .conditioning import Controls, chunk_conditioning
 from .events import CacheAction, Receipt, StreamEvent
@@ -83,25 +83,38 @@ def admitted(
 def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> Decision:
     """What the due events come to in a state."""
     now, frame = state.controls, state.next_frame(model.geometry)
-    gestures = released(now.gestures, frame)
+    in_force = released(now.gestures, frame)
+    fitting, refused = _fitting(due, now, in_force, frame)
+    wish, replaced = merged(fitting)
+    text = now.text if wish.words is None or wish.words.text is None else wish.words.text.result()
+    motion, changes = _gesture_changes(wish, in_force)
+    base = () if motion is not None and motion.is_empty else in_force
+    gestures = changed(base, ({} if motion is None else {MOTION: motion}) | changes, frame)
+    if len(state.log) == 0:
+        # as a replay opens, with all of them at once
+        gestures = changed((), {gesture.name: asked_tracks(gesture) for gesture in gestures}, frame)
+    controls = Controls(text, now.settings.updated(wish.settings or {}, live=True), gestures)
+    action, sink = cache_action(state, controls, wish)
+    event = _opening(controls) if len(state.log) == 0 else _realised(wish, (motion, changes), action, sink)
+    applied = tuple(zip(fitting, replaced, strict=True))
+    return Decision(controls, action, sink, event, applied, tuple(refused), tuple(due))
+
+
+def _fitting(
+    due: Sequence[Pending], now: Controls, gestures: tuple[Gesture, ...], frame: int
+) -> tuple[list[Pending], list[tuple[Receipt, str]]]:
+    """Of the due events those that can be, one after the other, and the others' receipts with the reason."""
     possible, refused = possible_events([item for item in due if not failed(item)], now.settings)
     refused += [(item.receipt, reason) for item in due if (reason := failed(item)) is not None]
     fitting: list[Pending] = []
     for item in possible:
+        base = () if item.event.lets_go_of_all else gestures
         try:
-            gestures = changed(
-                () if item.event.lets_go_of_all else gestures, item.event.gesture_changes, frame
-            )
+            gestures = changed(base, item.event.gesture_changes, frame)
             fitting.append(item)
         except InputError as error:
             refused.append((item.receipt, str(error)))
-    wish, replaced = merged(fitting)
-    text = now.text if wish.words is None or wish.words.text is None else wish.words.text.result()
-    controls = Controls(text, now.settings.updated(wish.settings or {}, live=True), gestures)
-    action, sink = cache_action(state, controls, wish)
-    event = _realised(state, controls, wish, action, sink)
-    applied = tuple(zip(fitting, replaced, strict=True))
-    return Decision(controls, action, sink, event, applied, tuple(refused), tuple(due))
+    return fitting, refused
 
 
 def cache_action(state: StreamState, controls: Controls, wish: Merged) -> tuple[CacheAction, SinkPolicy]:
@@ -115,7 +128,8 @@ def cache_action(state: StreamState, controls: Controls, wish: Merged) -> tuple[
         return ("clear" if action == "clear" else "keep"), sink
     if action == "keep" and not latents.intact:
         action, sink = "rebuild", "keep"
-    if action in ("recache", "rebuild") and not latents.ring.sink_intact(latents.cursor):
+    keeps = recache_of(controls.settings.recache_mode).keeps_sink(latents)
+    if action in ("recache", "rebuild") and keeps and not latents.ring.sink_intact(latents.cursor):
         sink = "refresh"
     return action, sink
 
@@ -197,21 +211,13 @@ def _prepared(runner: Runner, state: StreamState, decision: Decision) -> LatentS
 
 
 def _realised(
-    state: StreamState, controls: Controls, wish: Merged, action: CacheAction, sink: SinkPolicy
+    wish: Merged,
+    moves: tuple[TrackSet | None, dict[str, TrackSet | None]],
+    action: CacheAction,
+    sink: SinkPolicy,
 ) -> StreamEvent | None:
-    """The event that makes the same of the state again; the first one of a stream says everything."""
-    gestures: dict[str, TrackSet | None] = dict(wish.gestures or {})
-    if len(state.log) == 0:
-        return _opening(state, controls)
-    motion = gestures.pop("motion") if gestures.get("motion") is not None else None
-    if wish.releases and motion is not None:
-        gestures = dict.fromkeys((gesture.name for gesture in state.controls.gestures), None) | gestures
-    elif wish.releases:
-        motion = TrackSet.empty(0)
-    names = {gesture.name for gesture in state.controls.gestures} | {
-        name for name, tracks in gestures.items() if tracks is not None and not tracks.is_empty
-    }
-    gestures = {name: tracks for name, tracks in gestures.items() if name in names}
+    """The event that makes the same of the state again; None where nothing was asked for."""
+    motion, gestures = moves
     words = None if wish.words is None else wish.words.event
     changes = words is not None or bool(gestures) or motion is not None or bool(wish.settings)
     if not changes and action == "keep" and wish.cache is None:
@@ -228,19 +234,29 @@ def _realised(
     )
 
 
-def _opening(state: StreamState, controls: Controls) -> StreamEvent:
+def _gesture_changes(
+    wish: Merged, in_force: tuple[Gesture, ...]
+) -> tuple[TrackSet | None, dict[str, TrackSet | None]]:
+    """What the wish does to the gestures, as one event says it: its motion, and the changes by name."""
+    changes, names = dict(wish.gestures or {}), {gesture.name for gesture in in_force}
+    motion = changes.pop(MOTION) if changes.get(MOTION) is not None else None
+    if wish.releases and motion is not None:
+        changes = dict.fromkeys(names - {MOTION}, None) | changes
+    elif wish.releases:
+        motion, names = TrackSet.empty(0), set()
+    # what came and went within one boundary never was
+    names |= {name for name, tracks in changes.items() if tracks is not None and not tracks.is_empty}
+    return motion, {name: changes[name] for name in sorted(changes) if name in names}
+
+
+def _opening(controls: Controls) -> StreamEvent:
     """The first line of a log: everything that holds at frame 0."""
     gestures: dict[str, TrackSet | None] = {
-        gesture.name: replace_ids(gesture.tracks, gesture.asked) for gesture in controls.gestures
+        gesture.name: asked_tracks(gesture) for gesture in controls.gestures
     }
-    motion = gestures.pop("motion", None)
+    motion = gestures.pop(MOTION, None)
     text = controls.text
     embeds = text.embedding[0] if text.given and text.embedding is not None else None
     return StreamEvent(
         text.prompt, motion, controls.settings.to_json(), gestures=gestures or None, prompt_embeds=embeds
     )
-
-
-def replace_ids(tracks: TrackSet, ids: tuple[int, ...]) -> TrackSet:
-    """The same tracks with other ids."""
-    return TrackSet(tracks.points, tracks.state, tracks.pinned, torch.tensor(ids, dtype=torch.int64))
