@@ -117,9 +117,9 @@ def test_a_read_only_folder_is_one_clear_line(tmp_path: Path, checkpoint: Path) 
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from streamgen.batch.folder import OutputFolder
-    from streamgen.batch.items import items_of
-    from streamgen.batch.job_file import parse_jobs
+    from streamgen.render.folder import OutputFolder
+    from streamgen.render.items import items_of
+    from streamgen.render.job_file import parse_jobs
     (item,) = items_of(parse_jobs(sys.argv[1]))
     with OutputFolder(Path(sys.argv[2])).claim(item, "key") as mine:
         print(mine, flush=True)
@@ -161,7 +161,7 @@ def test_clock_jumps_change_nothing(tmp_path: Path, checkpoint: Path) -> None:
                 def now(cls, tz=None):
                     return cls.fromtimestamp(plain() + {offset}, tz)
             datetime.datetime = Shifted
-            from streamgen.cli import main
+            from streamgen.cli.app import main
             main()
         """
         arguments = ["render", jobs, "-o", out, "--model", checkpoint, "--threads", 1, "-q", "--limit", limit]
