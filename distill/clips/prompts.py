@@ -15,8 +15,8 @@ from torch import Tensor
 
 from models.text_encoder import UNKNOWN, Vocabulary
 from streamgen.errors import InputError
-from streamgen.render.job import MAX_SECONDS
 from streamgen.render.job_file import parse_jobs
+from streamgen.render.shots import MAX_SECONDS
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ _SECONDS = "Length: 8 by default; of a record its own, of a timeline 2 s beyond 
 _SEED = "Default 0; in a jobs file, that of the first job."
 _AT = 'Change the prompt: "4:PROMPT" at second 4. Repeatable.'
 _MOTION = "Motion file from frame 0: drags, paths, pins, camera, tracks of a clip."
+_GESTURE = (
+    "A named motion as NAME=FILE, besides --motion; NAME= lets go of one of a saved stream. Repeatable."
+)
+_CACHE = "What changes of the prompt do with the past: recache (default), keep or clear."
 _SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
 _SAVE = "Save the stream at the end of the clip."
 _CONTINUE = "Go on with a saved stream; times count from there, PROMPT is optional."
@@ -54,6 +58,8 @@ Seconds = Annotated[float | None, typer.Option(help=_SECONDS)]
 Seed = Annotated[int | None, typer.Option(help=_SEED)]
 At = Annotated[list[str] | None, typer.Option("--at", help=_AT, rich_help_panel=_STEER)]
 Motion = Annotated[str | None, typer.Option(help=_MOTION, rich_help_panel=_STEER)]
+Gestures = Annotated[list[str] | None, typer.Option("--gesture", help=_GESTURE, rich_help_panel=_STEER)]
+Cache = Annotated[str | None, typer.Option(help=_CACHE, rich_help_panel=_STEER)]
 Image = Annotated[str | None, typer.Option(help="Start from this picture.", rich_help_panel=_STEER)]
 Video = Annotated[str | None, typer.Option(help="Start from this clip.", rich_help_panel=_STEER)]
 Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
@@ -176,6 +182,8 @@ def render(
     model: Model = "tiny",
     at: At = None,
     motion: Motion = None,
+    gestures: Gestures = None,
+    cache: Cache = None,
     image: Image = None,
     video: Video = None,
     settings: Settings = None,
@@ -222,7 +230,8 @@ def render(
 
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    given |= {"at": tuple(at or ()), "settings": tuple(settings or ()), "model_set": tuple(model_set or ())}
+    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
+    given |= {name: tuple(values or ()) for name, values in lists.items()}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from ..errors import InputError, OutputError, StreamgenError
 from ..families import find_model
-from ..render.estimate import estimate_seconds
 from ..render.folder import PAGE, OutputFolder
 from ..render.items import RenderItem, Shard, items_of
 from ..render.job import parse_settings
@@ -16,6 +15,7 @@ from ..render.runner import ItemRunner, Policy
 from ..render.schedule import Rank, Summary, run_items
 from ..render.sources import check_job
 from ..tiny.config import read_tiny_config
+from .estimate import estimate_seconds
 from .options import SECONDS, WAN_OPTIONS, RenderOptions, open_model, refuse
 from .progress import Reporter, Stop, duration, reporter_for, say
 
@@ -28,7 +28,7 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
     Raises:
         StreamgenError: nothing could be rendered. Interrupted: a signal came.
     """
-    single = ("at", "motion", "image", "video", "save_state", "continue_from", "extend")
+    single = ("at", "motion", "gestures", "cache", "image", "video", "save_state", "continue_from", "extend")
     refuse(options, single, "a jobs file has its own")
     if options.engine not in ENGINES:
         raise InputError(f"--engine: expected one of {', '.join(ENGINES)}, found {options.engine!r}")
@@ -112,13 +112,13 @@ def _dry_run(options: RenderOptions, items: list[RenderItem]) -> int:
     todo: list[RenderItem] = []
     frames = 0
     for item in items:
-        state, error = _state(runner, item)
+        state, error, notes = _state(runner, item)
         states[state] = states.get(state, 0) + 1
         length = _frames(pipeline.geometry.fps, item)
         if state == "render":
             todo.append(item)
             frames += length
-        _list(options, item, state, length, error)
+        _list(options, item, (state, error, notes), length)
     seconds = estimate_seconds(pipeline, todo)
     if options.as_json:
         print(
@@ -131,30 +131,33 @@ def _dry_run(options: RenderOptions, items: list[RenderItem]) -> int:
     return 1 if states.get("invalid") or states.get("failed") else 0
 
 
-def _state(runner: ItemRunner, item: RenderItem) -> tuple[str, str]:
+def _state(runner: ItemRunner, item: RenderItem) -> tuple[str, str, tuple[str, ...]]:
+    """What would become of an item, why it cannot be rendered, and what is worth saying of it."""
     try:
         known = runner.status(item)
         if known is not None and known.entry is not None:
-            return ("done", "") if known.status == "there" else ("failed", known.entry.error or "")
-        check_job(runner.pipeline, item.job)
+            return ("done", "", ()) if known.status == "there" else ("failed", known.entry.error or "", ())
+        return "render", "", check_job(runner.pipeline, item.job)
     except StreamgenError as error:
-        return "invalid", str(error)
-    return "render", ""
+        return "invalid", str(error), ()
 
 
-def _list(options: RenderOptions, item: RenderItem, state: str, frames: int, error: str) -> None:
-    job = item.job
+def _list(
+    options: RenderOptions, item: RenderItem, told: tuple[str, str, tuple[str, ...]], frames: int
+) -> None:
+    job, (state, error, notes) = item.job, told
     if options.as_json:
         row: dict[str, Any] = {"event": "item", "status": state, "name": item.name, "line": job.line}
-        row |= {"frames": frames, "seed": job.seed, "job": job.to_json()} | (
-            {"error": error} if error else {}
-        )
+        row |= {"frames": frames, "seed": job.seed, "job": job.to_json()}
+        row |= ({"error": error} if error else {}) | ({"notes": list(notes)} if notes else {})
         print(json.dumps(row, ensure_ascii=False))
         return
     path = options.output / f"{item.name}.mp4"
     print(f"{state}\t{path}\t{frames}\t{job.seed}\t{job.shots[0].prompt}")
     if error:
         say(f"error: line {job.line}: {item.name}: {error}")
+    for note in notes:
+        say(f"note: line {job.line}: {item.name}: {note}")
 
 
 def _frames(fps: float, item: RenderItem) -> int:

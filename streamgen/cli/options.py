@@ -19,6 +19,9 @@ WAN_OPTIONS = (
     "dtype",
 )
 
+# names that are not those of their options
+_OPTIONS = {"settings": "--set", "gestures": "--gesture"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOptions:
@@ -31,6 +34,8 @@ class RenderOptions:
     model: str = "tiny"
     at: tuple[str, ...] = ()
     motion: str | None = None
+    gestures: tuple[str, ...] = ()
+    cache: str | None = None
     image: str | None = None
     video: str | None = None
     settings: tuple[str, ...] = ()
@@ -85,5 +90,5 @@ def refuse(options: RenderOptions, names: tuple[str, ...], why: str) -> None:
     for name in names:
         value = given[name]
         if value is not None and value is not False and value != ():
-            option = "--set" if name == "settings" else "--" + name.replace("_", "-")
+            option = _OPTIONS.get(name) or "--" + name.replace("_", "-")
             raise InputError(f"{option}: not here, {why}")

@@ -8,7 +8,8 @@ from ..render.clip import Hooks, check_output, record_notes, word_notes, write_c
 from ..render.items import slug
 from ..render.job import RenderJob, job_from_command_line
 from ..render.job_file import STDIN, SUFFIXES
-from ..render.sources import Clip, open_continuation, open_job, open_timeline, read_timeline
+from ..render.records import read_timeline
+from ..render.sources import Clip, open_continuation, open_job, open_timeline
 from ..stream.snapshot import read_meta
 from .options import SECONDS, RenderOptions, open_model, refuse
 from .progress import Reporter, Stop, reporter_for
@@ -69,6 +70,9 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
         options.image,
         options.video,
         options.settings,
+        gestures=options.gestures,
+        cache=options.cache,
+        continues=saved is not None,
     )
     path = options.output / f"{slug(job.label)}.mp4" if options.output.is_dir() else options.output
     check_output(path)
@@ -86,7 +90,7 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
 
 
 def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> int:
-    own = ("seed", "at", "motion", "settings", "continue_from", "extend")
+    own = ("seed", "at", "motion", "gestures", "cache", "settings", "continue_from", "extend")
     refuse(options, own, "a timeline has its own")
     file = Path(str(options.source))
     read_timeline(file)
@@ -99,7 +103,7 @@ def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> 
 
 
 def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) -> None:
-    for note in word_notes(clip.session.model, clip.prompts):
+    for note in (*clip.notes, *word_notes(clip.session.model, clip.prompts)):
         reporter.note(note)
     with stop.listening(), reporter.running():
         reporter.begin({clip.path.name: clip.frames})

@@ -229,6 +229,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "first_frame": clip.first_frame + clip.frames - frames,
         "timeline": session.timeline.to_json(),
         "receipts": [tally.receipts[number].to_json() for number in sorted(tally.receipts)],
+        "notes": list(clip.notes),
         "unknown_words": {prompt: list(found.unknown) for prompt, found in words.items() if found.unknown},
         "dropped_words": {prompt: found.dropped for prompt, found in words.items() if found.dropped},
         "timings": {

@@ -17,6 +17,8 @@ from .records import parts_of, read_record, sidecar_path
 
 # What two runs of one job never have in common, or what follows from the frames.
 _ALWAYS_DIFFERENT = {"video", "timings", "peak_memory_mb", "origin", "replay", "file", "sha256", "parts"}
+# What follows from the rest, and is not in records of older versions.
+_ALWAYS_DIFFERENT |= {"notes"}
 _MOST_RANGES = 20
 
 

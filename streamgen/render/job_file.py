@@ -1,8 +1,8 @@
 """Job files: .txt, .jsonl, .csv and .yaml, or standard input, read into jobs.
 
 Text has a prompt a line, # starts a comment line. CSV columns are named like a job's keys, `at` holds further
-prompts as in "4:PROMPT | 6:PROMPT", and `set.KEY` a setting. YAML is a list of jobs or a document for each.
-Paths in a file are relative to the file.
+prompts as in "4:PROMPT | 6:PROMPT", `set.KEY` a setting and `gestures.NAME` a motion file. YAML is a list of
+jobs or a document for each. Paths in a file are relative to the file.
 """
 
 import csv
@@ -18,11 +18,15 @@ import yaml
 
 from ..errors import InputError
 from ..suggest import shorten, unknown_key
-from .job import JOB_KEYS, JobDefaults, RenderJob, job_from_row, number, setting_value, timed_prompt
+from .job import JOB_KEYS, JobDefaults, RenderJob, job_from_row, setting_value
+from .shots import number, timed_prompt
 
 STDIN = "-"
 SUFFIXES = (".txt", ".jsonl", ".csv", ".yaml", ".yml")
 FORMATS = ("txt", "jsonl", "csv", "yaml")
+
+# keys of a job that hold pairs: columns of their own each
+_NESTED = ("set", "gestures")
 
 Rows = Iterator[tuple[int, Any]]
 
@@ -140,10 +144,11 @@ def _csv(text: str, name: str) -> Rows:
     rows = csv.reader(io.StringIO(text), strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
-        columns = [key for key in JOB_KEYS if key not in ("shots", "set")] + ["at"]
+        columns = [key for key in JOB_KEYS if key not in ("shots", *_NESTED)] + ["at"]
         for key in header:
-            if key not in columns and not key.startswith("set."):
-                raise InputError(f"{name}: line 1: {unknown_key(key, [*columns, 'set.KEY'])}")
+            if key not in columns and not key.startswith(tuple(f"{group}." for group in _NESTED)):
+                known = [*columns, "set.KEY", "gestures.NAME"]
+                raise InputError(f"{name}: line 1: {unknown_key(key, known)}")
         if len(set(header)) != len(header):
             raise InputError(f"{name}: line 1: a column is given twice")
         for cells in rows:
@@ -162,10 +167,13 @@ def _csv(text: str, name: str) -> Rows:
 
 
 def _csv_row(cells: dict[str, str]) -> dict[str, Any]:
-    row: dict[str, Any] = {key: value for key, value in cells.items() if not key.startswith("set.")}
-    settings = {key[4:]: setting_value(value, key) for key, value in cells.items() if key.startswith("set.")}
-    if settings:
-        row["set"] = settings
+    row: dict[str, Any] = {}
+    for key, value in cells.items():
+        group, dot, inner = key.partition(".")
+        if dot:
+            row.setdefault(group, {})[inner] = setting_value(value, key) if group == "set" else value
+        else:
+            row[key] = value
     if "seconds" in row:
         row["seconds"] = number(row["seconds"], "seconds")
     for key in ("seed", "frames", "samples"):

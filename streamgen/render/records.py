@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..stream.timeline import Timeline
 from ..video.outputs import Part
 
 FORMAT = "streamgen-render"
@@ -55,3 +56,30 @@ def parts_of(record: Mapping[str, Any]) -> tuple[Part, ...]:
             return ()
         parts.append(Part(row["frames"], row["sha256"]))
     return tuple(parts) if sum(part.frames for part in parts) == record.get("frames") else ()
+
+
+def read_timeline(file: Path) -> tuple[Timeline, dict[str, Any]]:
+    """A timeline from its own file or from a render's record, and of the record at least `job` and `frames`
+    (empty and 0 where there is none).
+
+    Raises:
+        InputError: not readable, or neither of them.
+    """
+    content = read_json(file)
+    record: dict[str, Any] = {}
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        record = dict(content)
+        if content.get("first_frame"):
+            raise InputError(
+                f"{file}: is the record of a clip that continues another one; "
+                "render that one's record with more seconds"
+            )
+        content = content.get("timeline")
+    if not isinstance(record.get("job"), dict):
+        record["job"] = {}
+    if not isinstance(record.get("frames"), int) or isinstance(record["frames"], bool):
+        record["frames"] = 0
+    try:
+        return Timeline.from_json(content), record
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None

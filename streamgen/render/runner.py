@@ -126,7 +126,8 @@ class ItemRunner:
         if entry is None:
             raise InputError(f"{video}: its record is incomplete")
         self.folder.manifest.append(entry)
-        notes = (*word_notes(self.pipeline, clip.prompts), *record_notes(record))
+        own = (f"{item.name}: {note}" for note in clip.notes)
+        notes = (*own, *word_notes(self.pipeline, clip.prompts), *record_notes(record))
         return Outcome("made", entry, notes)
 
     def _key(self, item: RenderItem) -> tuple[str, StreamgenError | None]:

@@ -2,31 +2,45 @@
 
 from typing import Any
 
-from .job import MAX_FRAMES, MAX_PROMPT, MAX_SAMPLES, MAX_SECONDS, MAX_SEED, POLICIES
+from .job import MAX_FRAMES, MAX_SAMPLES, MAX_SEED
+from .shots import CACHE_ACTIONS, MAX_GESTURES, MAX_NAME, MAX_PROMPT, MAX_SECONDS
 
 _PROMPT = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "description": "What to show."}
 _MOTION = {
     "description": "A motion file, or the object in one: drags, paths, pins, camera, tracks, arrays, clip.",
     "type": ["string", "object"],
 }
-_POLICY = {
-    "enum": list(POLICIES),
-    "description": "What a new prompt does with the past: keep the looks and follow the new words "
-    "(recache, the default), leave the cache as it is (keep), or forget it (clear).",
+_CACHE = {
+    "enum": list(CACHE_ACTIONS),
+    "description": "What becomes of the past, with a new prompt or without: keep the looks and follow the "
+    "words (recache, the default of a new prompt), leave it as it is (keep), or forget it (clear).",
+}
+_GESTURES = {
+    "description": "Named motions to add, or to move where the name is in force; null lets go of one.",
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": MAX_GESTURES,
+    "propertyNames": {"minLength": 1, "maxLength": MAX_NAME},
+    "additionalProperties": {"anyOf": [_MOTION, {"type": "null"}]},
+}
+_CHANGES: dict[str, Any] = {
+    "prompt": _PROMPT,
+    "motion": _MOTION,
+    "gestures": _GESTURES,
+    "cache": _CACHE,
+    "policy": {**_CACHE, "description": "Another name of cache."},
 }
 _SHOT = {
     "type": "object",
     "additionalProperties": False,
-    "anyOf": [{"required": ["prompt"]}, {"required": ["motion"]}],
+    "anyOf": [{"required": [name]} for name in _CHANGES],
     "properties": {
         "at": {
             "type": "number",
             "minimum": 0,
             "description": "Seconds from the start; the first shot is at 0 and may leave it out.",
         },
-        "prompt": _PROMPT,
-        "motion": _MOTION,
-        "policy": _POLICY,
+        **_CHANGES,
     },
 }
 
@@ -65,9 +79,7 @@ def job_schema() -> dict[str, Any]:
         "image": {"type": "string", "description": "A picture to start from."},
         "video": {"type": "string", "description": "A clip to start from."},
         "set": {"type": "object", "description": "Settings by name, see `streamgen inspect MODEL`."},
-        "prompt": _PROMPT,
-        "motion": _MOTION,
-        "policy": _POLICY,
+        **_CHANGES,
         "shots": {"type": "array", "minItems": 1, "items": _SHOT},
     }
     return {

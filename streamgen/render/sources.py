@@ -8,15 +8,18 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from models.context import ChunkPlan
 from models.kv_cache import MAX_POSITIONS, RopeMode
 
 from ..errors import InputError
 from ..motion.file import load_motion
+from ..motion.gestures import MOTION, Gesture, changed, released
+from ..motion.reach import beyond
 from ..motion.sources import files_of
 from ..motion.tracks import TrackSet
 from ..pipeline import Pipeline
@@ -25,11 +28,12 @@ from ..stream.model import StreamModel
 from ..stream.recache import recache_of
 from ..stream.session import Session
 from ..stream.snapshot import read_meta
-from ..stream.timeline import Timeline
+from ..stream.state import StreamState
 from ..suggest import shorten
 from ..video.outputs import Part
-from .job import MAX_SECONDS, RenderJob, Shot
-from .records import FORMAT, parts_of, read_json, read_record, sidecar_path
+from .job import RenderJob
+from .records import parts_of, read_record, read_timeline, sidecar_path
+from .shots import MAX_SECONDS, Motion, Shot
 
 _TAIL_SECONDS = 2.0
 # A file that has not changed is hashed once, however many jobs name it.
@@ -53,6 +57,7 @@ class Clip:
         origin: where it was asked for (job file, line), as plain values for the record.
         replays: the record or timeline this is made again from, and the digests its frames should have.
         head: a finished clip of ours, ending where this begins, that its frames are put behind.
+        notes: what of its motion the clip does not show.
     """
 
     session: Session
@@ -67,6 +72,7 @@ class Clip:
     origin: Mapping[str, Any] = field(default_factory=dict)
     replays: "Replayed | None" = None
     head: "Head | None" = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,22 +106,31 @@ def open_job(pipeline: Pipeline, job: RenderJob, path: Path, copy: int = 0) -> C
     frames = job.length(fps)
     _check_size(pipeline, job)
     key = job_key(pipeline, job, copy)
-    motions = [_load(pipeline, shot, frames) for shot in job.shots]
-    opening, *later = job.shots
-    session = pipeline.open(str(opening.prompt), job.seed, motions[0], job.image, job.video, job.set)
+    opening, *later = changes = _changes(pipeline, job, frames)
+    _check_releases(pipeline, pipeline.settings.updated(job.set).plan(pipeline.plan), changes)
+    session = pipeline.open(
+        opening.shot.prompt,
+        job.seed,
+        opening.motion,
+        job.image,
+        job.video,
+        job.set,
+        gestures=opening.gestures,
+    )
     if job_key(pipeline, job, copy) != key:
         raise InputError("a file of this job changed while it was read")
     _check_positions(session, frames)
-    receipts = [
-        _submit(session, _event(shot, motion), _frame_of(shot.at_seconds, fps))
-        for shot, motion in zip(later, motions[1:], strict=True)
-    ]
+    receipts = tuple(_submit(session, change.event(), change.frame) for change in later)
     prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
-    return Clip(session, path, 0, frames, job.to_json(), key, prompts, tuple(receipts), began)
+    notes = _reach_notes(changes, frames, fps)
+    return Clip(session, path, 0, frames, job.to_json(), key, prompts, receipts, began, notes=notes)
 
 
-def check_job(pipeline: Pipeline, job: RenderJob) -> None:
+def check_job(pipeline: Pipeline, job: RenderJob) -> tuple[str, ...]:
     """All of `open_job`'s checks without its work on the model.
+
+    Returns:
+        the clip's `notes`.
 
     Raises:
         InputError: as `open_job`.
@@ -123,13 +138,15 @@ def check_job(pipeline: Pipeline, job: RenderJob) -> None:
     frames = job.length(pipeline.geometry.fps)
     _check_size(pipeline, job)
     settings = pipeline.settings.updated(job.set)
-    recache_of(settings.recache_mode).check(settings.plan(pipeline.plan), settings.sink_policy)
-    for shot in job.shots:
-        _load(pipeline, shot, frames)
+    plan = settings.plan(pipeline.plan)
+    recache_of(settings.recache_mode).check(plan, settings.sink_policy)
+    changes = _changes(pipeline, job, frames)
+    _check_releases(pipeline, plan, changes)
     job_key(pipeline, job)
     if job.image is not None or job.video is not None:
         pipeline.start_pictures(job.image, job.video)
     _check_length(pipeline, settings.rope, MAX_POSITIONS, frames)
+    return _reach_notes(changes, frames, pipeline.geometry.fps)
 
 
 def open_continuation(
@@ -155,23 +172,26 @@ def open_continuation(
     began = time.perf_counter()
     fps = pipeline.geometry.fps
     frames = job.length(fps)
-    motions = [_load(pipeline, shot, frames) for shot in job.shots]
     session = pipeline.resume(state)
     first = _continues_at(session, state)
     head = None if extend is None else _head(extend, pipeline, first)
     _check_positions(session, first + frames)
-    opening = job.shots[0]
+    shots = job.shots if new_prompt else (replace(job.shots[0], prompt=None), *job.shots[1:])
+    changes = _changes(pipeline, replace(job, shots=shots), frames, first)
+    if not session.pending:
+        # what the stream still waits for may begin gestures, too
+        _check_releases(pipeline, session.state.latents.ring.plan, changes, session.state)
     receipts = []
-    if new_prompt or motions[0] is not None or job.set:
-        prompt = opening.prompt if new_prompt else None
-        event = StreamEvent(prompt, motions[0], job.set or None, **_policy(opening))
-        receipts.append(_submit(session, event, first))
-    for shot, motion in zip(job.shots[1:], motions[1:], strict=True):
-        receipts.append(_submit(session, _event(shot, motion), first + _frame_of(shot.at_seconds, fps)))
+    if not changes[0].is_empty or job.set:
+        receipts.append(_submit(session, changes[0].event(job.set), first))
+    receipts += [_submit(session, change.event(), change.frame) for change in changes[1:]]
     key = _digest({"job": job_key(pipeline, job), "state": file_digest(str(state)), "new_prompt": new_prompt})
     values = job.to_json() | {"continue_from": str(state)}
     prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
-    return Clip(session, path, first, frames, values, key, prompts, tuple(receipts), began, head=head)
+    notes = _reach_notes(changes, first + frames, fps)
+    return Clip(
+        session, path, first, frames, values, key, prompts, tuple(receipts), began, head=head, notes=notes
+    )
 
 
 def open_timeline(
@@ -209,7 +229,16 @@ def open_timeline(
     key = _digest({"weights": pipeline.digest, "frames": frames, "files": digests})
     parts = parts_of(record) if record.get("frames") == frames else ()
     replays = Replayed(str(file), parts)
-    return Clip(session, path, 0, frames, values, key, tuple(prompts), (), began, replays=replays)
+    changes = [
+        _Change(str(i), entry.frame, Shot(entry.frame / fps), entry.event.motion, entry.event.gestures)
+        for i, entry in enumerate(timeline.events)
+    ]
+    # a recorded event was asked for up to a chunk before it took effect
+    slack = pipeline.geometry.temporal * pipeline.plan.chunk_frames
+    notes = _reach_notes(changes, frames, fps, slack)
+    return Clip(
+        session, path, 0, frames, values, key, tuple(prompts), (), began, replays=replays, notes=notes
+    )
 
 
 def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
@@ -229,8 +258,9 @@ def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
             values[name] = file_digest(values[name])
     for shot in values["shots"]:
         if "motion" in shot:
-            named = [file_digest(str(file)) for file in files_of(shot["motion"])]
-            shot["motion"] = named if isinstance(shot["motion"], str) else [shot["motion"], *named]
+            shot["motion"] = _motion_digests(shot["motion"])
+        if "gestures" in shot:
+            shot["gestures"] = {name: _motion_digests(motion) for name, motion in shot["gestures"].items()}
     geometry = pipeline.geometry
     size = [geometry.width, geometry.height, geometry.fps]
     content = {"job": values, "settings": settings, "size": size, "weights": pipeline.digest}
@@ -249,33 +279,6 @@ def frame_count(seconds: float, fps: float) -> int:
     if frames < 1:
         raise InputError(f"--seconds: expected at least one frame (1/{fps:g} s), found {seconds:g}")
     return frames
-
-
-def read_timeline(file: Path) -> tuple[Timeline, dict[str, Any]]:
-    """A timeline from its own file or from a render's record, and of the record at least `job` and `frames`
-    (empty and 0 where there is none).
-
-    Raises:
-        InputError: not readable, or neither of them.
-    """
-    content = read_json(file)
-    record: dict[str, Any] = {}
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        record = dict(content)
-        if content.get("first_frame"):
-            raise InputError(
-                f"{file}: is the record of a clip that continues another one; "
-                "render that one's record with more seconds"
-            )
-        content = content.get("timeline")
-    if not isinstance(record.get("job"), dict):
-        record["job"] = {}
-    if not isinstance(record.get("frames"), int) or isinstance(record["frames"], bool):
-        record["frames"] = 0
-    try:
-        return Timeline.from_json(content), record
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
 
 
 def file_digest(path: str) -> str:
@@ -305,12 +308,119 @@ def _check_size(pipeline: Pipeline, job: RenderJob) -> None:
         raise InputError(f"size: {pipeline.name} makes {made[0]}x{made[1]} only, found {found}")
 
 
-def _load(pipeline: Pipeline, shot: Shot, frames: int) -> TrackSet | None:
-    if shot.motion is None:
-        return None
+@dataclass(frozen=True)
+class _Change:
+    """What a shot changes: its place in messages, the frame of the stream from which on it is due, and its
+    motions as tracks.
+    """
+
+    place: str
+    frame: int
+    shot: Shot
+    motion: TrackSet | None = None
+    gestures: Mapping[str, TrackSet | None] | None = None
+
+    @property
+    def tracks(self) -> dict[str, TrackSet | None]:
+        """Tracks by gesture, the plain motion as one of them."""
+        return ({} if self.motion is None else {MOTION: self.motion}) | dict(self.gestures or {})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.tracks and self.shot.prompt is None and self.shot.cache is None
+
+    def event(self, settings: Mapping[str, Any] | None = None) -> StreamEvent:
+        """As a stream takes it."""
+        cache: Any = self.shot.cache
+        return StreamEvent(self.shot.prompt, self.motion, settings or None, cache, gestures=self.gestures)
+
+
+def _changes(pipeline: Pipeline, job: RenderJob, frames: int, first: int = 0) -> list[_Change]:
+    """What a job's shots change in a clip of so many frames that begins at frame `first` of its stream.
+
+    Raises:
+        InputError: a motion that cannot be read.
+    """
     geometry = pipeline.geometry
-    left = frames - min(frames - 1, _frame_of(shot.at_seconds, geometry.fps))
-    return load_motion(shot.motion, geometry.fps, left, geometry.width / geometry.height)
+
+    def load(motion: Motion | None, left: int) -> TrackSet | None:
+        if motion is None:
+            return None
+        return load_motion(motion, geometry.fps, left, geometry.width / geometry.height)
+
+    changes = []
+    for index, shot in enumerate(job.shots):
+        frame = _frame_of(shot.at_seconds, geometry.fps)
+        left = frames - min(frames - 1, frame)
+        named = None if shot.gestures is None else {n: load(x, left) for n, x in shot.gestures.items()}
+        changes.append(_Change(f"shots[{index}]", first + frame, shot, load(shot.motion, left), named))
+    return changes
+
+
+def _check_releases(
+    model: StreamModel, plan: ChunkPlan, changes: Sequence[_Change], state: StreamState | None = None
+) -> None:
+    """Raise InputError where a gesture is let go of that is not in force at that chunk.
+
+    Args:
+        state: where the stream is; None at its beginning.
+    """
+    geometry = model.geometry
+    gestures: tuple[Gesture, ...] = () if state is None else state.controls.gestures
+    scene, earliest = (0, 0) if state is None else (state.latents.scene[1], state.next_frame(geometry))
+    last, clears = 0, False
+    for change in changes:
+        wanted = geometry.latent_frames(max(change.frame, earliest))
+        start = _chunk_start(plan, scene, wanted)
+        if start > last and clears:
+            # a scene of its own began: chunks count from there
+            scene, clears = last, False
+            start = _chunk_start(plan, scene, wanted)
+        last, frame = start, geometry.frames(start)
+        try:
+            gestures = changed(released(gestures, frame), change.tracks, frame)
+        except InputError as error:
+            raise InputError(f"{change.place}.gestures: {error}") from None
+        if change.shot.prompt is not None or change.shot.cache is not None:
+            clears = change.shot.cache == "clear"
+
+
+def _chunk_start(plan: ChunkPlan, scene: int, latent_frame: int) -> int:
+    """The first latent frame of the first chunk that does not begin before one, in a scene that begins at
+    latent frame `scene`.
+    """
+    offset = latent_frame - scene
+    if offset <= 0:
+        return scene
+    return scene + plan.start(1 + max(0, -(-(offset - plan.first_chunk_frames) // plan.chunk_frames)))
+
+
+def _reach_notes(changes: Sequence[_Change], end: int, fps: float, slack: int = 0) -> tuple[str, ...]:
+    """What of the motions lies behind the clip's end; of one that a later one replaces, nothing."""
+    notes: list[str] = []
+    replaced: set[str] = set()
+    for change in reversed([change for change in changes if change.frame < end]):
+        for name, tracks in reversed(change.tracks.items()):
+            if tracks is None or tracks.is_empty or name in replaced:
+                continue
+            late = beyond(tracks, change.frame, end, fps, slack if change.frame else 0)
+            if late is not None:
+                what = "motion" if name == MOTION else f"gesture {shorten(name)}"
+                notes.append(f"{what} of {change.shot.at_seconds:g} s: {late}")
+        replaced |= set(change.tracks)
+        if change.motion is not None and change.motion.is_empty:
+            # plain motion without points lets go of all that began before
+            break
+    return tuple(reversed(notes))
+
+
+def _motion_digests(motion: Motion | None) -> Any:
+    """A motion by the contents of its files; one that is no file, beside them."""
+    if motion is None:
+        return None
+    named = [file_digest(str(file)) for file in files_of(motion)]
+    return named if isinstance(motion, str) else [motion, *named]
 
 
 def _head(path: Path, pipeline: Pipeline, end: int) -> Head:
@@ -328,14 +438,6 @@ def _head(path: Path, pipeline: Pipeline, end: int) -> Head:
     if last != end or not parts_of(record):
         raise InputError(f"--extend {path}: ends at frame {last}, the saved stream goes on at {end}")
     return Head(path, record)
-
-
-def _event(shot: Shot, motion: TrackSet | None) -> StreamEvent:
-    return StreamEvent(shot.prompt, motion, **_policy(shot))
-
-
-def _policy(shot: Shot) -> dict[str, Any]:
-    return {} if shot.policy is None else {"policy": shot.policy}
 
 
 def _submit(session: Session, event: StreamEvent, at_frame: int) -> Receipt:

@@ -236,10 +236,10 @@ def test_a_fault_in_one_job_leaves_the_others(
 ) -> None:
     plain = pipeline.open
 
-    def faulty(prompt: str, *arguments: Any) -> Any:
+    def faulty(prompt: str, *arguments: Any, **named: Any) -> Any:
         if prompt == "sea":
             raise ZeroDivisionError("a fault\nof two lines")
-        return plain(prompt, *arguments)
+        return plain(prompt, *arguments, **named)
 
     monkeypatch.setattr(pipeline, "open", faulty)
     out = tmp_path / "out"

@@ -83,7 +83,7 @@ def test_compare_command(tmp_path: Path, checkpoint: Path, capsys: pytest.Captur
     assert (other.code, result["equal"], result["raw_frames_equal"]) == (1, False, False)
     assert result["records"]["seed"] == [0, 1]
     assert result["records"]["timeline.seed"] == [0, 1]
-    assert set(result["records"]) <= {"seed", "key", "job.seed", "timeline.seed"}
+    assert set(result["records"]) <= {"seed", "key", "job.seed", "timeline.seed", "timeline.noise"}
     table = call(capsys, "compare", first, second)
     assert "first_difference" in table.stdout
 

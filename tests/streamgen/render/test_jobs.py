@@ -11,9 +11,10 @@ import pytest
 
 from streamgen.errors import InputError
 from streamgen.render.items import Shard, items_of, slug
-from streamgen.render.job import JOB_KEYS, SHOT_KEYS, Shot, job_from_command_line, parse_settings
+from streamgen.render.job import JOB_KEYS, job_from_command_line, parse_settings
 from streamgen.render.job_file import parse_jobs
 from streamgen.render.schema import job_schema
+from streamgen.render.shots import SHOT_KEYS, Shot
 
 
 def parse(tmp_path: Path, name: str, text: str) -> list[Any]:
@@ -112,7 +113,7 @@ def shots(*times: Any) -> str:
         (row(sead=3), "unknown key 'sead' .did you mean 'seed'"),
         (row(shots=[]), "shots: expected a list"),
         (row(shots=[{"at": 1, "promt": "x"}]), r"shots\[0\]: unknown key 'promt' .did you mean 'prompt'"),
-        (row(shots=[{"at": 1}]), r"shots\[0\].prompt: a shot needs a prompt or a motion"),
+        (row(shots=[{"at": 1}]), r"shots\[0\].prompt: a shot needs a prompt, a motion, gestures or"),
         (row(shots=[{"at": 1, "policy": "keep", "prompt": ""}]), r"shots\[0\].prompt: is empty"),
         (
             row(shots=[{"at": 1, "policy": "kep", "prompt": "x"}]),

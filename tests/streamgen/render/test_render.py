@@ -281,7 +281,8 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path, capsys: pytest.Captu
     model = load_pipeline(write_checkpoint(tmp_path / "model", plan=ChunkPlan(2, 1, 1, 2)))
     clip = open_job(model, job_from_command_line(PROMPT, 4.0, 0), tmp_path / "a.mp4")
     made: list[weakref.ref[torch.Tensor]] = []
-    plain, alive = clip.session.decoder.decode, []
+    runner, alive = clip.session.runner, []
+    plain = runner.decode
 
     def decode(*arguments: Any) -> Any:
         frames, state = plain(*arguments)
@@ -292,7 +293,7 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path, capsys: pytest.Captu
         gc.collect()
         alive.append(sum(reference() is not None for reference in made))
 
-    clip.session.decoder.decode = decode  # type: ignore[method-assign]
+    runner.decode = decode  # type: ignore[method-assign]
     write_clip(clip, Hooks(progress=count))
     assert len(made) == 9
     assert max(alive) <= 1

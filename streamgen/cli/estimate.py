@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..pipeline import Pipeline
-from .items import RenderItem
+from ..render.items import RenderItem
 
 _WARM_CHUNKS = 2
 _CHUNKS = 4

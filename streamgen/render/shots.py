@@ -1,0 +1,275 @@
+"""Shots: what changes at one time of a job, and the checks of values that they share with the job."""
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..motion.sources import with_folder
+from ..suggest import shorten, unknown_key
+
+MAX_PROMPT = 2000
+MAX_SECONDS = 24 * 3600.0
+CACHE_ACTIONS = ("recache", "keep", "clear")
+# as `stream.events` has them, which loads torch
+MAX_GESTURES, MAX_NAME = 256, 64
+CHANGES = ("prompt", "motion", "gestures", "cache", "policy")
+SHOT_KEYS = ("at", *CHANGES)
+
+# Values in one motion object or set of settings: a drag is a dozen, a drawn track of a minute a few thousand.
+_MAX_VALUES = 4_000_000
+
+Motion = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What changes at one time of a job; None leaves a thing as it is.
+
+    Attributes:
+        at_seconds: media time, 0 <= at_seconds < the job's seconds.
+        prompt: 1 to 2000 characters.
+        motion: a motion file, or the object in it (see `motion.file.load_motion`), whose time 0 is this shot.
+        cache: "recache", "keep" or "clear": what becomes of the past, also where the words stay.
+        gestures: named motions, each as `motion` is, to add or to move; None lets go of that one.
+    """
+
+    at_seconds: float
+    prompt: str | None = None
+    motion: Motion | None = None
+    cache: str | None = None
+    gestures: Mapping[str, Motion | None] | None = None
+
+
+def parse_shots(row: Mapping[str, Any], seconds: float | None, folder: Path) -> tuple[Shot, ...]:
+    """The shots of a job's row, in order; those at one time are one.
+
+    Args:
+        seconds: length of the job; None where it is not known yet.
+        folder: what paths are relative to.
+
+    Raises:
+        InputError: names the field, what was expected and what was found.
+    """
+    rows = row.get("shots")
+    if rows is not None and (not isinstance(rows, list) or not rows):
+        raise InputError(f"shots: expected a list, found {shorten(rows)}")
+    parsed: list[tuple[str, Shot]] = []
+    if any(row.get(key) is not None for key in CHANGES):
+        first = {"at": 0.0} | {key: row.get(key) for key in CHANGES}
+        parsed.append(("", _shot(first, seconds, folder, "")))
+    for index, item in enumerate(rows or []):
+        where = f"shots[{index}]."
+        if isinstance(item, Mapping) and "at" not in item:
+            if index or parsed:
+                raise InputError(f"{where}at: missing, expected seconds")
+            item = {"at": 0.0, **item}
+        parsed.append((where, _shot(item, seconds, folder, where)))
+    if not parsed:
+        raise InputError("prompt: missing")
+    if parsed[0][1].at_seconds != 0:
+        raise InputError(f"{parsed[0][0]}at: the first shot must be at 0, found {parsed[0][1].at_seconds:g}")
+    shots: list[Shot] = []
+    for where, shot in parsed:
+        if shots and shot.at_seconds < shots[-1].at_seconds:
+            times = f"{shot.at_seconds:g} comes after {shots[-1].at_seconds:g}"
+            raise InputError(f"{where}at: times must be in order, {times}")
+        if shots and shot.at_seconds == shots[-1].at_seconds:
+            shots[-1] = _together(shots[-1], shot, where)
+        else:
+            shots.append(shot)
+    if shots[0].prompt is None:
+        raise InputError("prompt: the first shot has none")
+    return tuple(shots)
+
+
+def _together(first: Shot, second: Shot, where: str) -> Shot:
+    at, gestures = first.at_seconds, dict(first.gestures or {})
+    if first.prompt is not None and second.prompt is not None:
+        raise InputError(f"{where}prompt: there are two prompts at {at:g} s")
+    if first.motion is not None and second.motion is not None:
+        raise InputError(f"{where}motion: there are two motions at {at:g} s")
+    if None not in (first.cache, second.cache) and first.cache != second.cache:
+        raise InputError(f"{where}cache: there are {first.cache} and {second.cache} at {at:g} s")
+    for name, motion in (second.gestures or {}).items():
+        if name in gestures:
+            raise InputError(f"{where}gestures: there are two of {shorten(name)} at {at:g} s")
+        gestures[name] = motion
+    motion, cache = first.motion or second.motion, first.cache or second.cache
+    return _one_motion(Shot(at, first.prompt or second.prompt, motion, cache, gestures or None), where)
+
+
+def _shot(row: Any, seconds: float | None, folder: Path, where: str) -> Shot:
+    check_keys(row, SHOT_KEYS, where.rstrip(".") or "a job")
+    at = number(row["at"], f"{where}at")
+    end = MAX_SECONDS if seconds is None else seconds
+    if at < 0 or at >= end:
+        raise InputError(f"{where}at: expected from 0 to before the end ({end:g} s), found {at:g}")
+    prompt = None if row.get("prompt") is None else prompt_text(row["prompt"], f"{where}prompt")
+    motion = _motion(row.get("motion"), folder, f"{where}motion")
+    gestures = _gestures(row.get("gestures"), folder, f"{where}gestures")
+    shot = Shot(at, prompt, motion, cache_action(row, where), gestures)
+    if all(value is None for value in (prompt, motion, gestures, shot.cache)):
+        raise InputError(f"{where}prompt: a shot needs a prompt, a motion, gestures or a cache action")
+    return _one_motion(shot, where)
+
+
+def cache_action(row: Mapping[str, Any], where: str) -> str | None:
+    """What becomes of the past, under either of its names.
+
+    Raises:
+        InputError: another action, or two.
+    """
+    for name in ("cache", "policy"):
+        value = row.get(name)
+        if value is not None and value not in CACHE_ACTIONS:
+            expected = ", ".join(CACHE_ACTIONS)
+            raise InputError(f"{where}{name}: expected one of {expected}, found {shorten(value)}")
+    cache, policy = row.get("cache"), row.get("policy")
+    if None not in (cache, policy) and cache != policy:
+        raise InputError(f"{where}cache: {cache} and policy {policy} are two values of one field")
+    return cache or policy
+
+
+def _motion(value: Any, folder: Path, where: str) -> Motion | None:
+    if not isinstance(value, Mapping):
+        return existing_path(value, folder, where)
+    check_plain(value, where)
+    return with_folder(value, folder)
+
+
+def _gestures(value: Any, folder: Path, where: str) -> dict[str, Motion | None] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not value:
+        raise InputError(f"{where}: expected name: motion (or null) pairs, found {shorten(value)}")
+    if len(value) > MAX_GESTURES:
+        raise InputError(f"{where}: expected at most {MAX_GESTURES}, found {len(value)}")
+    for name in value:
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+            found = shorten(name)
+            raise InputError(
+                f"{where}: expected names of 1 to {MAX_NAME} printable characters, found {found}"
+            )
+    return {name: _motion(motion, folder, f"{where}[{shorten(name)}]") for name, motion in value.items()}
+
+
+def _one_motion(shot: Shot, where: str) -> Shot:
+    # the gesture "motion" is what a plain motion is
+    if shot.motion is not None and "motion" in (shot.gestures or {}):
+        raise InputError(f"{where}gestures: 'motion' is the shot's own motion, which is given, too")
+    return shot
+
+
+def check_releases(shots: Sequence[Shot]) -> None:
+    """Raise InputError where a gesture is let go of that no shot before has begun. One that is over by then
+    is found when the job is opened.
+    """
+    known: set[str] = set()
+    for index, shot in enumerate(shots):
+        where = f"shots[{index}].gestures" if index else "gestures"
+        for name, motion in (shot.gestures or {}).items():
+            if motion is None and not known:
+                raise InputError(f"{where}: gesture {shorten(name)}: nothing is in force to let go of")
+            if motion is None and name not in known:
+                raise InputError(f"{where}: {unknown_key(name, sorted(known), noun='gesture')}")
+        changes = {"motion": shot.motion} if shot.motion is not None else {}
+        for name, motion in (changes | dict(shot.gestures or {})).items():
+            (known.discard if motion is None else known.add)(name)
+
+
+def timed_prompt(text: str, where: str) -> dict[str, Any]:
+    """The shot in "4:PROMPT" or "4s:PROMPT".
+
+    Raises:
+        InputError: another form.
+    """
+    time, colon, prompt = text.partition(":")
+    if not colon:
+        raise InputError(f'{where}: expected "SECONDS:PROMPT", found {shorten(text)}')
+    return {"at": number(time.strip().removesuffix("s"), where), "prompt": prompt_text(prompt, where)}
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number of seconds.
+
+    Raises:
+        InputError: none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InputError(f"{where}: expected a number of seconds, found {shorten(value)}")
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        raise InputError(f"{where}: expected a number of seconds, found {shorten(value)}") from None
+    if not math.isfinite(seconds):
+        raise InputError(f"{where}: expected a finite number of seconds, found {seconds}")
+    return seconds
+
+
+def check_keys(row: Any, known: Sequence[str], where: str) -> None:
+    """Raise InputError for what is no mapping or has a key that is not known."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: expected key: value pairs, found {shorten(row)}")
+    for key in row:
+        if key not in known:
+            raise InputError(f"{where}: {unknown_key(key, known)}")
+
+
+def prompt_text(value: Any, where: str) -> str:
+    """A prompt with its white space collapsed.
+
+    Raises:
+        InputError: no text, none in it, too much of it, or control characters.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{where}: expected text, found {shorten(value)}")
+    prompt = " ".join(value.split())
+    if not prompt:
+        raise InputError(f"{where}: is empty")
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"{where}: has {len(prompt)} characters, at most {MAX_PROMPT} are allowed")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in prompt):
+        raise InputError(f"{where}: holds control characters: {shorten(prompt)}")
+    return prompt
+
+
+def existing_path(value: Any, folder: Path, where: str) -> str | None:
+    """The path of a file that is there; None for None.
+
+    Raises:
+        InputError: no such file.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise InputError(f"{where}: expected a path, found {shorten(value)}")
+    path = folder / value
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):
+        found = False
+    if not found:
+        raise InputError(f"{where}: no such file: {shorten(str(path), 300)[1:-1]}")
+    return str(path)
+
+
+def check_plain(values: Any, where: str) -> None:
+    """Refuse what JSON cannot hold (YAML has dates and sets), and YAML aliases that unfold without end."""
+    left, stack = _MAX_VALUES, [values]
+    while stack:
+        value = stack.pop()
+        left -= 1
+        if left < 0:
+            raise InputError(f"{where}: holds more than {_MAX_VALUES} values")
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise InputError(f"{where}: expected keys of text, found {shorten(next(iter(value)))}")
+            stack.extend(value.values())
+        elif isinstance(value, list | tuple):
+            stack.extend(value)
+        elif value is not None and not isinstance(value, str | int | float):
+            raise InputError(f"{where}: expected text, numbers or lists, found {shorten(value)}")
