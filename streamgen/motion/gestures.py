@@ -44,9 +44,11 @@ class Gesture:
 def changed(
     gestures: Sequence[Gesture], changes: Mapping[str, TrackSet | None], frame: int
 ) -> tuple[Gesture, ...]:
-    """The gestures in force once some are added, moved (those whose name is there already) or let go of.
+    """The gestures in force once some are added, moved (those whose name is there already) or let go of;
+    those that are over at `frame` and were not moved are gone.
 
     Args:
+        gestures: those of the chunk before: one that ends just here may be moved on and keeps its ids.
         changes: tracks that begin at `frame`; None, or tracks without points, lets go.
 
     Raises:
@@ -61,8 +63,8 @@ def changed(
     # always in one order, since ids depend on it: a replay has the same changes in another one
     for name in sorted(begins, key=lambda name: (name != MOTION, name)):
         before = now.pop(name, None)
-        now[name] = _begun(name, begins[name], frame, before, list(now.values()))
-    return tuple(now.values())
+        now[name] = _begun(name, begins[name], frame, before, released(list(now.values()), frame))
+    return released(list(now.values()), frame)
 
 
 def unknown_gesture(name: str, known: Sequence[str]) -> str:

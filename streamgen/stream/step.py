@@ -13,7 +13,7 @@ import torch
 
 from ..engine.runner import Runner
 from ..errors import InputError
-from ..motion.gestures import MOTION, Gesture, asked_tracks, changed, released
+from ..motion.gestures import MOTION, Gesture, asked_tracks, changed
 from ..motion.tracks import TrackSet
 from .conditioning import Controls, chunk_conditioning
 from .events import CacheAction, Receipt, StreamEvent
@@ -83,12 +83,11 @@ def admitted(
 def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> Decision:
     """What the due events come to in a state."""
     now, frame = state.controls, state.next_frame(model.geometry)
-    in_force = released(now.gestures, frame)
-    fitting, refused = _fitting(due, now, in_force, frame)
+    fitting, refused = _fitting(due, now, frame)
     wish, replaced = merged(fitting)
     text = now.text if wish.words is None or wish.words.text is None else wish.words.text.result()
-    motion, changes = _gesture_changes(wish, in_force)
-    base = () if motion is not None and motion.is_empty else in_force
+    motion, changes = _gesture_changes(wish, now.gestures)
+    base = () if motion is not None and motion.is_empty else now.gestures
     gestures = changed(base, ({} if motion is None else {MOTION: motion}) | changes, frame)
     if len(state.log) == 0:
         # as a replay opens, with all of them at once
@@ -101,12 +100,13 @@ def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> De
 
 
 def _fitting(
-    due: Sequence[Pending], now: Controls, gestures: tuple[Gesture, ...], frame: int
+    due: Sequence[Pending], now: Controls, frame: int
 ) -> tuple[list[Pending], list[tuple[Receipt, str]]]:
     """Of the due events those that can be, one after the other, and the others' receipts with the reason."""
     possible, refused = possible_events([item for item in due if not failed(item)], now.settings)
     refused += [(item.receipt, reason) for item in due if (reason := failed(item)) is not None]
     fitting: list[Pending] = []
+    gestures = now.gestures
     for item in possible:
         base = () if item.event.lets_go_of_all else gestures
         try:

@@ -55,7 +55,7 @@ def test_plain_motion_is_one_gesture_and_an_empty_one_lets_go_of_all(pipeline: P
 
 def test_a_moved_gesture_keeps_its_ids_while_others_come_and_go() -> None:
     """Two hands whose tracks have one id: the second gets another, and keeps it after the first is gone."""
-    one, two = drag((0.1, 0.1), (0.2, 0.2), 4), drag((0.7, 0.7), (0.8, 0.8), 4)
+    one, two = drag((0.1, 0.1), (0.2, 0.2), 9), drag((0.7, 0.7), (0.8, 0.8), 9)
     now = changed((), {"one": one}, 0)
     now = changed(now, {"two": two}, 0)
     given = {gesture.name: gesture.tracks.ids.tolist() for gesture in now}
@@ -64,6 +64,15 @@ def test_a_moved_gesture_keeps_its_ids_while_others_come_and_go() -> None:
     now = changed(now, {"two": two}, 4)
     assert now[0].tracks.ids.tolist() == given["two"]
     assert (now[0].start, now[0].asked) == (4, (0,))
+
+
+def test_a_gesture_moved_at_the_frame_where_it_ends_keeps_its_ids() -> None:
+    """A live drag: tracks of one chunk each, moved on chunk by chunk beside another one."""
+    now = changed((), {"a": drag((0, 0), (1, 1), 4), "b": drag((1, 1), (0, 0), 4)}, 0)
+    for frame in (4, 8):
+        now = changed(now, {"b": drag((1, 1), (0, 0), 4)}, frame)
+        assert [(gesture.name, gesture.tracks.ids.tolist()) for gesture in now] == [("b", [1])]
+    assert changed(now, {"c": drag((0, 0), (1, 1), 4)}, 12)[0].tracks.ids.tolist() == [0]
 
 
 def test_names_that_are_not_in_force_cannot_be_let_go_of(pipeline: Pipeline) -> None:
