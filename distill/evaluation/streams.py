@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamgen import Pipeline, Session, StreamEvent, load_pipeline
+from streamgen import Pipeline, Receipt, Session, StreamEvent, load_pipeline
 from streamgen.motion.tracks import TrackSet
 
 from ..scenes import SceneConfig
@@ -102,25 +102,24 @@ def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: 
     session = pipeline.open(spec.prompt, spec.seed, settings=dict(settings))
     parts: list[Tensor] = []
     event, path = spec.frames, torch.zeros(0, 2)
-    waiting = True
+    waiting, receipt = True, None
     while (seen := sum(len(part) for part in parts)) < spec.frames:
         if waiting and spec.switch is not None and seen >= spec.switch.start:
-            session.submit(StreamEvent(prompt=spec.switch.prompt, policy=spec.switch.policy))
+            receipt = session.submit(StreamEvent(prompt=spec.switch.prompt, policy=spec.switch.policy))
             event, waiting = seen, False
         if waiting and spec.drag is not None and seen >= spec.drag.start:
             path = _plan_drag(torch.cat(parts), reader, spec)
-            _start_drag(session, path, spec.drag.told)
+            receipt = _start_drag(session, path) if spec.drag.told else None
             event, waiting = seen, False
-        chunk = next(session)
-        for receipt in chunk.receipts:
-            event = receipt.frame if receipt.frame is not None else event
-        parts.append(chunk.frames)
+        parts.append(next(session).frames)
+    # its own receipt: other events of the stream take effect elsewhere
+    if receipt is not None and receipt.frame is not None:
+        event = receipt.frame
     return Video(spec, torch.cat(parts)[: spec.frames].cpu(), event, path)
 
 
-def _start_drag(session: Session, path: Tensor, told: bool) -> None:
-    if told:
-        session.submit(StreamEvent(motion=TrackSet.from_points(path[None])))
+def _start_drag(session: Session, path: Tensor) -> Receipt:
+    return session.submit(StreamEvent(motion=TrackSet.from_points(path[None])))
 
 
 def _plan_drag(frames: Tensor, reader: FrameReader, spec: StreamSpec) -> Tensor:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from distill.evaluation.truth import Truth
 from distill.families.tiny import load_tokenizer
 from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, SceneConfig, caption_vocabulary
 from models.text_encoder import Vocabulary
-from streamgen import load_pipeline
+from streamgen import StreamEvent, load_pipeline
 from streamgen.errors import InputError
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -255,6 +256,35 @@ def test_streams_do_not_depend_on_the_processes(checkpoint: Path, tmp_path: Path
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(kept.frames, direct.frames)
+
+
+class EventfulPipeline:
+    """A pipeline whose streams get an event of settings behind every chunk, as from someone at sliders."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.pipeline = load_pipeline(checkpoint)
+
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        session = self.pipeline.open(*arguments, **options)
+        step = type(session).__next__
+
+        class Eventful(type(session)):  # type: ignore[misc]
+            def __next__(self) -> Any:
+                chunk = step(self)
+                self.submit(StreamEvent(settings={"steps": 1}))
+                return chunk
+
+        session.__class__ = Eventful
+        return session
+
+
+def test_the_frame_of_a_switch_is_that_of_its_own_receipt(checkpoint: Path) -> None:
+    """Other events' receipts used to count as well: one of settings behind a switch moved the frame
+    from which the switch was judged to the end of the stream, and no switch succeeded.
+    """
+    spec = SuiteBuilder(EvaluationConfig(), world_vocabulary()).switches(clear=False)[0]
+    video = streams.render(EventfulPipeline(checkpoint), FrameReader(SceneConfig(size=32)), spec, {})  # type: ignore[arg-type]
+    assert 41 <= video.event <= 46
 
 
 def test_a_report_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
