@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from streamgen.stream.timeline import Receipt
+from streamgen.stream.events import Receipt
 
 from .engine import Generated
 from .strip import Strip

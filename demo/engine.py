@@ -15,7 +15,7 @@ import torch
 from streamgen import Pipeline, Session, Snapshot, StreamEvent
 from streamgen.families import find_model
 from streamgen.machine import device_name
-from streamgen.stream.timeline import Receipt
+from streamgen.stream.events import Receipt
 
 from .history import Saved
 
@@ -88,7 +88,7 @@ class Stream(Protocol):
         """Make the next chunk."""
         ...
 
-    def submit(self, event: StreamEvent, at_frame: int = 0) -> Receipt:
+    def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         """Ask for a change at the next chunk that has not begun."""
         ...
 
@@ -173,8 +173,8 @@ class SessionStream:
 
     @property
     def next_length(self) -> int:
-        state = self.session.state
-        return self.session.geometry.frames(state.start + state.length) - self.session.next_frame
+        latents = self.session.state.latents
+        return self.session.geometry.frames(latents.start + latents.length) - self.session.next_frame
 
     @property
     def prompt(self) -> str:
@@ -186,14 +186,14 @@ class SessionStream:
 
     @property
     def cache_fill(self) -> tuple[int, int]:
-        cache = self.session.state.cache
-        return cache.context_frames, cache.plan.context_frames
+        latents = self.session.state.latents
+        return latents.ring.context_frames(latents.cursor), latents.ring.plan.context_frames
 
     def step(self) -> Generated:
         chunk = next(self.session)
         return Generated(chunk.frames.cpu().numpy(), chunk.start_frame, chunk.index, chunk.receipts)
 
-    def submit(self, event: StreamEvent, at_frame: int = 0) -> Receipt:
+    def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         return self.session.submit(event, at_frame)
 
     def snapshot(self) -> Snapshot:

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from streamgen import StreamEvent
-from streamgen.stream.timeline import Pending, Receipt, Timeline
+from streamgen.stream.events import Receipt
+from streamgen.stream.queue import Pending
+from streamgen.stream.timeline import Timeline
 
 from .engine import Generated, ModelInfo
 
@@ -129,14 +131,14 @@ class FakeStream:
         self.next_frame, self.index = start + count, self.index + 1
         return Generated(frames, start, self.index - 1, tuple(p.receipt for p in due))
 
-    def submit(self, event: StreamEvent, at_frame: int = 0) -> Receipt:
+    def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         with self._lock:
             receipt = Receipt(self._receipts)
             self._receipts += 1
             if event.settings and event.settings.get("steps") == 13:
                 receipt.status, receipt.reason = "refused", "setting steps: 13 is unlucky"
             else:
-                self._pending.append(Pending(event, receipt, at_frame))
+                self._pending.append(Pending(event, receipt, at_frame or 0))
             return receipt
 
     def snapshot(self) -> FakeSaved:

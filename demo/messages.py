@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamgen.stream.timeline import MAX_PROMPT
+from streamgen.stream.prompts import MAX_PROMPT
 
 MAX_MESSAGE_BYTES = 64 * 1024
 # Settings that a viewer may change, with type and range: narrower than the engine's, which is shared.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.kv_cache import KVCache
+from models.kv_cache import CacheView
 
 
 def checkpoint_blocks(module: nn.Module) -> int:
@@ -41,20 +41,23 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(*arguments, **named)
         bound = signature.bind(*arguments, **named)
         context = bound.arguments.get("context")
-        if isinstance(context, KVCache):
-            bound.arguments["context"] = held_cache(context, bound.arguments["layer"])
+        if isinstance(context, CacheView):
+            bound.arguments["context"] = held_view(context, bound.arguments["layer"])
         return checkpoint(forward, *bound.args, use_reentrant=False, **bound.kwargs)
 
     return call
 
 
-def held_cache(cache: KVCache, layer: int) -> KVCache:
+def held_view(view: CacheView, layer: int) -> CacheView:
     """What `layer` reads of a cache now, for a forward with gradient that is repeated later.
 
     By then the stream has committed chunks and moved on: repeated over the cache itself, the forward would
     read other keys, and the gradient would be silently wrong. Only the one layer is copied.
     """
-    held = copy.copy(cache)
-    held.keys = cache.keys[layer].clone().expand_as(cache.keys)
-    held.values = cache.values[layer].clone().expand_as(cache.values)
+    view.rotate_sink(layer)
+    held, ring = copy.copy(view), copy.copy(view.ring)
+    ring.keys = view.ring.keys[layer].clone().expand_as(view.ring.keys)
+    ring.values = view.ring.values[layer].clone().expand_as(view.ring.values)
+    ring.rotated = [*view.ring.rotated]
+    held.ring = ring
     return held

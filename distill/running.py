@@ -3,8 +3,8 @@
 They go through `streamgen.stream.rollout` with sink, window, events and recache as at inference.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,17 @@ from torch import Tensor
 
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
-from models.kv_cache import CacheShape, KVCache
+from models.kv_cache import CacheCursor, CacheRing, CacheShape
 from models.motion_encoder import UNSPECIFIED, Tracks
 from models.text_encoder import PAD
 from streamgen.engine.guidance import Conditioning, Guidance
 from streamgen.engine.noise import SeededNoise
-from streamgen.stream.rollout import LatentChunk, RolloutState, Sampling, recache, rollout
+from streamgen.engine.runner import PlainRunner
+from streamgen.engine.sampler import Sampling
+from streamgen.stream.latents import LatentChunk, LatentState
+from streamgen.stream.prompts import Text
+from streamgen.stream.recache import ByChunk
+from streamgen.stream.rollout import rollout
 
 from .config import require
 from .flow import FlowNetwork
@@ -172,7 +177,7 @@ class RunningStreams:
     """
 
     script: Script
-    state: RolloutState
+    state: LatentState
     seed: int
     switched: bool = False
 
@@ -202,32 +207,34 @@ class RunningStreams:
             "switch": self.script.switch,
             "tracks": dict(vars(self.script.tracks)),
             "strengths": self.script.strengths,
-            "cache": state.cache.state(),
-            "context": [[c.index, c.start, c.latents, c.motion] for c in state.context],
+            "cache": state.ring.state(state.cursor),
+            "cursor": asdict(state.cursor),
+            "context": [[c.index, c.start, c.latents, c.motion, None, c.sigma] for c in state.context],
             "chunk": state.chunk,
             "seed": self.seed,
             "switched": self.switched,
         }
 
     @staticmethod
-    def load(saved: dict[str, Any], cache: KVCache) -> "RunningStreams":
+    def load(saved: dict[str, Any], ring: CacheRing) -> "RunningStreams":
         """Streams that `save` described, on a cache of the same sizes."""
-        cache.load_state(saved["cache"])
-        context = [LatentChunk(*chunk) for chunk in saved["context"]]
+        cursor = CacheCursor(**saved["cursor"])
+        ring.load_state(cursor, saved["cache"])
+        context = tuple(LatentChunk(*chunk) for chunk in saved["context"])
         script = Script(saved["words"], saved["switch"], Tracks(**saved["tracks"]), saved["strengths"])
-        state = RolloutState(cache, context, saved["chunk"])
+        state = LatentState(ring, cursor, context, chunk=saved["chunk"])
         return RunningStreams(script, state, saved["seed"], saved["switched"])
 
 
 class RolloutStudent(FlowNetwork):
     """The student as a generator: its forward carries streams on, which is what data parallelism wraps."""
 
-    def new_cache(self, batch: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> KVCache:
+    def new_cache(self, batch: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> CacheRing:
         """An empty cache for `batch` streams of latents `grid` high and wide."""
         config, weight = self.dit.config, self.dit.head.head.weight
         tokens = (grid[0] // config.patch, grid[1] // config.patch)
         shape = CacheShape(config.layers, config.heads, config.head_dim, tokens, batch)
-        return KVCache(shape, self.plan, self.dit.rope, weight.device, dtype)
+        return CacheRing(shape, self.plan, self.dit.rope, weight.device, dtype)
 
     def forward(self, streams: RunningStreams, frames: int, sampling: Sampling) -> Tensor:
         """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`.
@@ -237,10 +244,11 @@ class RolloutStudent(FlowNetwork):
         """
         device = streams.script.words.device
         noise = SeededNoise(streams.seed, device)
-        steer = _Steering(self, streams, noise, sampling.context_sigma)
+        runner = PlainRunner(self.dit)
+        steer = _Steering(self, streams, noise, runner)
         made: list[Tensor] = []
-        chunks: Iterator[LatentChunk] = rollout(self.dit, streams.state, steer.conditioning, noise, sampling)
-        for chunk in chunks:
+        for state, chunk in rollout(runner, streams.state, steer.direct, noise, sampling):
+            streams.state = state
             made.append(chunk.latents)
             if sum(part.shape[1] for part in made) >= frames:
                 return torch.cat(made, 1)
@@ -254,7 +262,7 @@ class _Steering:
     student: RolloutStudent
     streams: RunningStreams
     noise: SeededNoise
-    context_sigma: float
+    runner: PlainRunner
     texts: list[TextContext] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -262,18 +270,23 @@ class _Steering:
         encode = self.student.text_encoder
         self.texts = [self.student.dit.embed_text(encode(words[:, i])) for i in (0, 1)]
 
-    def conditioning(self, chunk: int) -> Conditioning:
-        """What the chunk is told; at the switch the cache is rebuilt under the new caption first."""
+    def words(self, after: bool) -> Text:
+        """What chunks are committed under: a stream outlives the update, its gradients must not."""
+        return Text("after" if after else "before", self.texts[int(after)].detached())
+
+    def direct(self, state: LatentState) -> tuple[LatentState, Conditioning, Text]:
+        """What the next chunk is told; at the switch the cache is rebuilt under the new caption first."""
         streams, script, student = self.streams, self.streams.script, self.student
-        start, length = streams.state.start, streams.state.length
+        start, length = state.start, state.length
         after = script.switch is not None and start >= script.switch
         if after and not streams.switched:
-            recache(student.dit, streams.state, self.texts[1], self.noise, self.context_sigma)
+            state = ByChunk().rebuild(self.runner, state, self.noise, "refresh", self.words(True))
             streams.switched = True
-        rows, columns = streams.state.cache.shape.grid
+        rows, columns = state.ring.shape.grid
         grid = (rows * student.dit.config.patch, columns * student.dit.config.patch)
         places = torch.arange(start, start + length)
         tracks = script.tracks_of(places)
         strengths = strengths_over(script.strengths, tracks.state, student.plan, places)
         text = self.texts[int(after)]
-        return Conditioning(text, text, student.motion(tracks, grid), Guidance(1.0, 0.0), strengths)
+        told = Conditioning(text, text, student.motion(tracks, grid), Guidance(1.0, 0.0), strengths)
+        return state, told, self.words(after)

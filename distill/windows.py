@@ -1,7 +1,7 @@
 """From encoded clips to training windows: which latent frames, captions, tracks and noise levels a sample
 gets.
 
-Kinds of window (see docs/decisions.md, 'What the causal model trains on'): the start of a clip under
+Kinds of window (see docs/decisions/training.md, 'Three kinds of window'): the start of a clip under
 diffusion forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks
 like once the window has left its sink) with a clean prefix; and turnings, the few latent frames after a
 change or after the start of a drag or camera move.

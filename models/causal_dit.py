@@ -73,6 +73,11 @@ class TextContext:
         """Bytes of all keys and values."""
         return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
 
+    def detached(self) -> "TextContext":
+        """Without gradient."""
+        keys, values = (tuple(x.detach() for x in part) for part in (self.keys, self.values))
+        return TextContext(keys, values, self.segment)
+
 
 class CausalDiT(nn.Module):
     """Predicts the flow-matching velocity `noise - x0` of every latent frame."""

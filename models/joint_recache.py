@@ -8,19 +8,22 @@ frames, whose own are dropped. Replaced: the first recached frames become the si
 back to the start of the stream, the published code makes the sink anew in either case: the caller decides.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from .attention import attend
-from .kv_cache import KVCache
+from .kv_cache import CacheCursor, CacheRing
 from .rope import rotate
 
 
 class JointRecache:
-    """The `AttentionContext` of that one forward; writes the cache's sink and window as it goes.
+    """The `AttentionContext` of that one forward; writes the ring's sink and window as it goes.
 
     Args:
-        cache: what is rebuilt; its clock stays.
+        ring: what is rebuilt; what it held is given up from here on.
+        cursor: its clock, the given frames included, which stays.
         frames: the number of latent frames given, the last ones committed.
         keep_sink: leave the sink's keys as they are.
 
@@ -28,44 +31,47 @@ class JointRecache:
         ValueError: more frames than were committed or than a chunk may attend to.
     """
 
-    def __init__(self, cache: KVCache, frames: int, keep_sink: bool) -> None:
-        most = min(cache.frames, cache.plan.attention_frames)
+    def __init__(self, ring: CacheRing, cursor: CacheCursor, frames: int, keep_sink: bool) -> None:
+        most = min(cursor.frames, ring.plan.attention_frames)
         if not 1 <= frames <= most:
             raise ValueError(f"joint recache: expected 1 to {most} latent frames, found {frames}")
-        self.cache, self.frames = cache, frames
-        self.start = cache.frames - frames
-        self.sink = cache.plan.sink_frames if keep_sink else 0
-        times = torch.arange(self.start, cache.frames, device=cache.device)
-        self.tables = cache.rope.tables(times, *cache.shape.grid)
+        self.ring, self.cursor, self.frames = ring, cursor, frames
+        self.start = cursor.frames - frames
+        self.sink = ring.plan.sink_frames if keep_sink else 0
+        times = torch.arange(self.start, cursor.frames, device=ring.device)
+        self.tables = ring.rope.tables(times, *ring.shape.grid)
         # with ranks the sink lies before the rest of the span, in the place of the frames it stands in for
-        self.sink_start = self.start if cache.rope_mode == "relative" else cache._sink_start
-        self.sink_tables = cache.sink_tables(self.sink_start)
+        sink_start = self.start if ring.rope_mode == "relative" else cursor.sink_start
+        self.sink_tables = ring.sink_tables(sink_start, self.sink) if self.sink else None
+        self.content = ring.begin_rebuild(keep_sink)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `AttentionContext`; `(B, L, H, D)` of all frames of the span."""
-        cache, n = self.cache, self.cache.shape.tokens
+        ring, n = self.ring, self.ring.shape.tokens
         rotated, keys, values = rotate(k, self.tables), None, v
-        if self.sink:
+        if self.sink_tables is not None:
             held = self.sink * n
-            at = cache.plan.chunk_frames * n
-            sink = rotate(cache.sink_keys[layer], self.sink_tables)
+            sink = rotate(ring.sink_keys[layer], self.sink_tables)
             keys = torch.cat([sink, rotated[:, held:]], 1)
-            values = torch.cat([cache.values[layer, :, at : at + held], v[:, held:]], 1)
+            values = torch.cat([ring.values[layer, :, :held], v[:, held:]], 1)
         out = attend(rotate(q, self.tables), rotated if keys is None else keys, values)
         self._write(layer, rotated, k, v)
         return out
 
-    def finish(self) -> None:
-        """Say where the sink lies now; call it after the forward."""
-        if not self.sink and self.cache.plan.sink_frames:
-            self.cache.sink_moved(self.start)
+    def finish(self) -> CacheCursor:
+        """The cursor of the rebuilt cache; call it after the forward."""
+        cursor = replace(self.cursor, content=self.content)
+        if not self.sink:
+            cursor = replace(cursor, sink_content=self.content, sink_start=self.start)
+        self.ring.end_rebuild(cursor)
+        return cursor
 
     def _write(self, layer: int, rotated: Tensor, k: Tensor, v: Tensor) -> None:
-        cache, n = self.cache, self.cache.shape.tokens
-        window = cache.frames - cache.plan.window_frames
+        ring, n = self.ring, self.ring.shape.tokens
+        window = self.cursor.frames - ring.plan.window_frames
         for i in range(self.sink, self.frames):
             # the first frames of the span become the sink, whatever their time
-            frame = i if i < cache.plan.sink_frames else self.start + i
-            if i < cache.plan.sink_frames or frame >= window:
+            frame = i if i < ring.plan.sink_frames else self.start + i
+            if i < ring.plan.sink_frames or frame >= window:
                 part = slice(i * n, (i + 1) * n)
-                cache.rewrite(layer, frame, rotated[:, part], k[:, part], v[:, part])
+                ring.rewrite(layer, frame, rotated[:, part], k[:, part], v[:, part])

@@ -1,16 +1,24 @@
-"""The KV cache of a stream: sink, ring of window slots, and the provisional slots of the chunk in work.
+"""The KV cache of a stream: a ring of tensors, and an immutable cursor that says what of it counts.
 
-Slot order is [provisional chunk | sink | ring]; a chunk is written at the end of its slots, so that what it
-attends to is one contiguous range at every fill level and nothing is ever copied on eviction: the ring's
-oldest slots are overwritten. Softmax does not depend on the order of keys, and positions are ranks in age
-order, never physical slots.
+Slot order is [sink | ring]; the ring has places for the window and for one chunk in work. A chunk is written
+where it will stay, into places that the cursor does not point to, so committing it copies nothing: it only
+moves the cursor. What a chunk attends to, itself included, is one contiguous range of slots at every fill
+level; when the ring has turned, the oldest window frames are overwritten. Softmax does not depend on the
+order of keys, and positions are ranks in age order, never physical slots.
 
-Positions (see docs/decisions.md, 'Ranks'): attention sees position differences only. A window key is rotated
-once at its own cache time; only the sink's keys, kept unrotated, are rotated anew when the window has moved
-on, to lie directly before the window. Host integers are the truth about cursors.
+Positions (see docs/decisions/stream.md, 'Positions are ranks: places in the context, not
+times'): attention sees position differences only. A window key is
+rotated once at its own cache time; only the sink's keys, kept unrotated, are rotated anew when the window has
+moved on, to lie directly before the window, one layer at a time when it is read. Host integers are the truth
+about cursors.
+
+A rebuild of the cache under other words does overwrite what the old cursor points to. So that nothing is
+mistaken afterwards, a ring knows which rebuild its content comes from (`holds`), and so does a cursor
+(`content`): where the two differ the content was lost on the way, and has to be rebuilt from the stream's
+record before it is read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,6 +29,8 @@ from .context import ChunkPlan
 from .rope import RotaryEmbedding3D, RotaryTables, rotate
 
 RopeMode = Literal["relative", "absolute"]
+# latent frames that weights of absolute positions know: Wan's table
+MAX_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,39 @@ class CacheShape:
         """Tokens per latent frame."""
         return self.grid[0] * self.grid[1]
 
+    def cache_bytes(self, plan: ChunkPlan, dtype: torch.dtype) -> int:
+        """Bytes of a `CacheRing` of this shape."""
+        frame = self.layers * self.batch * self.tokens * self.heads * self.head_dim * dtype.itemsize
+        return frame * (2 * plan.attention_frames + plan.sink_frames)
 
-class KVCache:
+
+@dataclass(frozen=True)
+class CacheCursor:
+    """What of a ring counts.
+
+    Attributes:
+        frames: latent frames committed since the cache was last emptied: the clock of its keys.
+        sink_start: time of the sink's first frame with absolute positions: 0 until a joint recache replaces
+            it.
+        content, sink_content: which rebuild the keys, and those of the sink, come from.
+    """
+
+    frames: int = 0
+    sink_start: int = 0
+    content: int = 0
+    sink_content: int = 0
+
+    def moved(self, frames: int) -> "CacheCursor":
+        """The cursor once a chunk of so many latent frames is committed; the oldest ones give way."""
+        return replace(self, frames=self.frames + frames)
+
+
+class CacheRing:
     """Keys and values of a stream's context, allocated once.
 
-    Use: `begin(n)`, any number of network forwards (each overwrites the provisional slots), one last forward
-    of the finished chunk, then `commit()`. Until `commit` returns, the context is as before: an exception in
-    between costs nothing.
+    Use: `view(cursor, n)` is what a chunk of n latent frames after the cursor attends to; any number of
+    network forwards over it, the last one of the finished chunk; then `cursor.moved(n)`. Until then the
+    context is as it was.
 
     Args:
         shape: sizes of the network and its token grid.
@@ -63,187 +99,247 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         rope_mode: RopeMode = "relative",
-        max_positions: int = 1024,
+        max_positions: int = MAX_POSITIONS,
     ) -> None:
         self.shape, self.plan, self.rope = shape, plan, rope
         self.device, self.dtype = device, dtype
         self.rope_mode, self.max_positions = rope_mode, max_positions
-        n = shape.tokens
-        head = (shape.layers, shape.batch)
-        tail = (shape.heads, shape.head_dim)
-        self.keys = torch.zeros(*head, plan.attention_frames * n, *tail, device=device, dtype=dtype)
+        head, tail = (shape.layers, shape.batch), (shape.heads, shape.head_dim)
+        self.keys = torch.zeros(
+            *head, plan.attention_frames * shape.tokens, *tail, device=device, dtype=dtype
+        )
         self.values = torch.zeros_like(self.keys)
-        self.sink_keys = torch.zeros(*head, plan.sink_frames * n, *tail, device=device, dtype=dtype)
-        self.frames = 0
-        self._begun = 0
-        self._sink_shift = 0
-        # the time of the sink's first frame with absolute positions: 0 until a joint recache replaces it
-        self._sink_start = 0
-        self._tables: RotaryTables | None = None
+        self.sink_keys = torch.zeros(
+            *head, plan.sink_frames * shape.tokens, *tail, device=device, dtype=dtype
+        )
+        self.holds: int | None = 0
+        self.sink_holds: int | None = 0
+        self._rebuilding: int | None = None
+        self._contents = 0
+        # by how much each layer's sink is rotated; None where that is not known
+        self.rotated: list[int | None] = [0] * shape.layers
 
-    def reset(self, keep_sink: bool = False) -> None:
-        """Forget everything, or everything but the sink; nothing is freed or allocated."""
-        self.frames = min(self.frames, self.plan.sink_frames) if keep_sink else 0
-        self._begun = self._sink_start = 0
-        # whatever position the sink was rotated to, `begin` rotates it again
-        self._sink_shift = -1 if self.frames else 0
+    def intact(self, cursor: CacheCursor) -> bool:
+        """Whether what the cursor points to is there."""
+        return cursor.frames == 0 or self.holds == cursor.content
 
-    @property
-    def context_frames(self) -> int:
-        """Latent frames in the context now: filled sink and window slots."""
-        return min(self.frames, self.plan.context_frames)
+    def sink_intact(self, cursor: CacheCursor) -> bool:
+        """Whether the sink that the cursor points to, as far as it is filled, is there."""
+        return cursor.frames == 0 or self.sink_holds == cursor.sink_content
 
-    def fits(self, frames: int) -> bool:
+    def emptied(self) -> CacheCursor:
+        """A cursor of an empty cache. Nothing is overwritten until a chunk is begun behind it."""
+        self._contents += 1
+        return CacheCursor(content=self._contents, sink_content=self._contents)
+
+    def begin_rebuild(self, keep_sink: bool) -> int:
+        """Give up what the ring holds, but for the sink where it is kept; returns the number of the new
+        content.
+        """
+        self.holds = None
+        if not keep_sink:
+            self.sink_holds = None
+        self._contents += 1
+        self._rebuilding = self._contents
+        return self._contents
+
+    def end_rebuild(self, cursor: CacheCursor) -> None:
+        """Say that all that the new cursor points to has been written."""
+        self._rebuilding = None
+        self.sink_holds, self.holds = cursor.sink_content, cursor.content
+
+    def context_frames(self, cursor: CacheCursor) -> int:
+        """Latent frames in the context: filled sink and window slots."""
+        return min(cursor.frames, self.plan.context_frames)
+
+    def fits(self, cursor: CacheCursor, frames: int) -> bool:
         """Whether there are positions for `frames` more latent frames; relative ones never end."""
-        return self.rope_mode == "relative" or self.frames + frames <= self.max_positions
+        return self.rope_mode == "relative" or cursor.frames + frames <= self.max_positions
 
-    def begin(self, frames: int) -> None:
-        """Prepare positions for a chunk of `frames` latent frames that follows what is committed.
+    def view(self, cursor: CacheCursor, frames: int) -> "CacheView":
+        """What a chunk of `frames` latent frames after `cursor` attends to.
 
         Raises:
-            ValueError: more frames than a chunk has, or (absolute positions) the end of the position table.
+            ValueError: more frames than a chunk has, (absolute positions) the end of the position table, or a
+                cursor whose content is lost.
         """
         if not 1 <= frames <= self.plan.chunk_frames:
             raise ValueError(f"a chunk has 1 to {self.plan.chunk_frames} latent frames, asked for {frames}")
-        if not self.fits(frames):
+        if not self.fits(cursor, frames):
             raise ValueError(
                 f"absolute positions end at latent frame {self.max_positions}, asked for "
-                f"{self.frames + frames}; "
-                "open the stream with relative positions for longer ones"
+                f"{cursor.frames + frames}; open the stream with relative positions for longer ones"
             )
-        times = torch.arange(self.frames, self.frames + frames, device=self.device)
-        self._tables = self.rope.tables(times, *self.shape.grid)
-        self._begun = frames
-        self._rotate_sink()
+        if self._rebuilding != cursor.content:
+            if not self.intact(cursor):
+                raise ValueError("the cache does not hold what this cursor points to: rebuild it first")
+            if cursor.frames == 0:
+                # the first chunk lies where another content may be: from here on that is lost
+                self._rebuilding = None
+                self.sink_holds, self.holds = cursor.sink_content, cursor.content
+        return CacheView(self, cursor, frames)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the chunk's tokens over sink, window and themselves (see `AttentionContext`).
-
-        Without gradient and at the cache's own batch size, keys and values go to the provisional slots. With
-        gradient, or for a multiple of the batch (guidance branches over one shared context, one whole batch
-        after the other), they stay live and are concatenated to the detached context.
-        """
-        if self._tables is None or not self._begun:
-            raise RuntimeError("KVCache.attend before KVCache.begin")
-        q, rotated = rotate(q, self._tables), rotate(k, self._tables)
-        n = self.shape.tokens
-        split = self.plan.chunk_frames * n
-        end = split + self.context_frames * n
-        live = torch.is_grad_enabled() and (k.requires_grad or v.requires_grad or q.requires_grad)
-        if live or k.shape[0] != self.shape.batch:
-            # branches lie one after the other, each the size of the cache's batch
-            branches = (k.shape[0] // self.shape.batch, -1, -1, -1, -1)
-            past_k = self.keys[layer, None, :, split:end].expand(branches).flatten(0, 1)
-            past_v = self.values[layer, None, :, split:end].expand(branches).flatten(0, 1)
-            return attend(q, torch.cat([rotated, past_k], 1), torch.cat([v, past_v], 1))
-        start = split - self._begun * n
-        self.keys[layer, :, start:split] = rotated
-        self.values[layer, :, start:split] = v
-        sink = min(self.frames + self._begun, self.plan.sink_frames) - self.frames
-        if sink > 0:
-            self.sink_keys[layer, :, self.frames * n : (self.frames + sink) * n] = k[:, : sink * n]
-        return attend(q, self.keys[layer, :, start:end], self.values[layer, :, start:end])
-
-    def commit(self) -> None:
-        """Make the last in-place forward's chunk part of the context (the oldest window frames give way)."""
-        if not self._begun:
-            raise RuntimeError("KVCache.commit before KVCache.begin")
-        first = self.plan.chunk_frames - self._begun
-        for i in range(self._begun):
-            slot = self._slot(self.frames + i)
-            if slot is not None:
-                self._frame(self.keys, slot).copy_(self._frame(self.keys, first + i))
-                self._frame(self.values, slot).copy_(self._frame(self.values, first + i))
-        self.frames += self._begun
-        self._begun = 0
-
-    def state(self) -> dict[str, Tensor]:
+    def state(self, cursor: CacheCursor) -> dict[str, Tensor]:
         """The context in age order (sink, then window from old to new), as copies; bounded in size."""
-        slots = [s for f in self._held() if (s := self._slot(f)) is not None]
+        slots = [self.slot(frame) for frame in self._held(cursor)]
         pick = lambda x: torch.cat([self._frame(x, s) for s in slots], 2) if slots else x[:, :, :0].clone()  # noqa: E731
-        sink = min(self.frames, self.plan.sink_frames) * self.shape.tokens
+        sink = min(cursor.frames, self.plan.sink_frames) * self.shape.tokens
         return {
             "keys": pick(self.keys),
             "values": pick(self.values),
             "sink_keys": self.sink_keys[:, :, :sink].clone(),
-            "cursor": torch.tensor([self.frames, self._sink_shift, self._sink_start]),
         }
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, cursor: CacheCursor, state: dict[str, Tensor]) -> None:
         """Take over a state of `state()`. Frames go to the slots they came from: what follows is bit-exact.
 
         Raises:
             ValueError: the state is of a cache with other sizes.
         """
-        # states saved before there were joint recaches have no third number
-        frames, shift, start = (*state["cursor"].tolist(), 0)[:3]
         n = self.shape.tokens
-        held = min(frames, self.plan.context_frames) * n
-        sink = min(frames, self.plan.sink_frames) * n
+        held = self.context_frames(cursor) * n
+        sink = min(cursor.frames, self.plan.sink_frames) * n
         for name, length in (("keys", held), ("values", held), ("sink_keys", sink)):
             expected = (*self.keys.shape[:2], length, *self.keys.shape[3:])
             if tuple(state[name].shape) != expected:
                 raise ValueError(
                     f"cache state: expected {name} of shape {expected}, found {tuple(state[name].shape)}"
                 )
-        self.frames, self._sink_shift, self._sink_start, self._begun = frames, shift, start, 0
-        slots = [s for f in self._held() if (s := self._slot(f)) is not None]
+        self.holds = self.sink_holds = None
+        slots = [self.slot(frame) for frame in self._held(cursor)]
         for i, slot in enumerate(slots):
             self._frame(self.keys, slot).copy_(state["keys"][:, :, i * n : (i + 1) * n])
             self._frame(self.values, slot).copy_(state["values"][:, :, i * n : (i + 1) * n])
         self.sink_keys[:, :, :sink] = state["sink_keys"]
+        self.rotated = [None] * self.shape.layers
+        self._contents = max(self._contents, cursor.content)
+        self.end_rebuild(cursor)
 
     def allocated_bytes(self) -> int:
         """Bytes held, constant for the life of the cache."""
         return sum(x.numel() * x.element_size() for x in (self.keys, self.values, self.sink_keys))
 
-    def _held(self) -> list[int]:
-        """Cache times of the frames in the context, oldest first."""
-        sink = min(self.frames, self.plan.sink_frames)
-        return [*range(sink), *range(max(sink, self.frames - self.plan.window_frames), self.frames)]
+    def slot(self, frame: int) -> int:
+        """Physical frame slot of a frame by its cache time."""
+        sink = self.plan.sink_frames
+        if frame < sink:
+            return frame
+        return sink + (frame - sink) % (self.plan.window_frames + self.plan.chunk_frames)
 
-    def _slot(self, frame: int) -> int | None:
-        """Physical frame slot of a committed frame; None if there is neither a sink nor a window place for
-        it.
+    def sink_shift(self, cursor: CacheCursor) -> int:
+        """The time at which the sink's first frame lies for a chunk after the cursor."""
+        return self.plan.sink_shift(cursor.frames) if self.rope_mode == "relative" else cursor.sink_start
+
+    def sink_tables(self, start: int, frames: int) -> RotaryTables:
+        """Rotation of the sink's first `frames` frames where the first one lies at time `start`."""
+        times = torch.arange(start, start + frames, device=self.device)
+        return self.rope.tables(times, *self.shape.grid)
+
+    def rotate_sink(self, layer: int, shift: int, held: int, tables: RotaryTables | None) -> None:
+        """Let the `held` frames that one layer's sink has lie at time `shift`. `tables` are those of that
+        time; None where nothing is held.
         """
+        if self.rotated[layer] == shift:
+            return
+        # cut short in between, the layer's rotation is not known
+        self.rotated[layer] = None
+        if tables is not None:
+            end = held * self.shape.tokens
+            self.keys[layer, :, :end] = rotate(self.sink_keys[layer, :, :end], tables)
+        self.rotated[layer] = shift
+
+    def rewrite(self, layer: int, frame: int, rotated: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put one committed frame's keys and values of one layer, `(B, N, H, D)`, in the place of what is
+        there.
+        """
+        slot, n = self.slot(frame), self.shape.tokens
+        self.keys[layer, :, slot * n : (slot + 1) * n] = rotated
+        self.values[layer, :, slot * n : (slot + 1) * n] = value
         if frame < self.plan.sink_frames:
-            return self.plan.chunk_frames + frame
-        if self.plan.window_frames == 0:
-            return None
-        ring = (frame - self.plan.sink_frames) % self.plan.window_frames
-        return self.plan.chunk_frames + self.plan.sink_frames + ring
+            self.sink_keys[layer, :, frame * n : (frame + 1) * n] = key
+            self.rotated[layer] = None
+
+    def _held(self, cursor: CacheCursor) -> list[int]:
+        """Cache times of the frames in the context, oldest first."""
+        sink = min(cursor.frames, self.plan.sink_frames)
+        return [*range(sink), *range(max(sink, cursor.frames - self.plan.window_frames), cursor.frames)]
 
     def _frame(self, buffer: Tensor, slot: int) -> Tensor:
         n = self.shape.tokens
         return buffer[:, :, slot * n : (slot + 1) * n]
 
-    def _rotate_sink(self) -> None:
-        relative = self.rope_mode == "relative"
-        shift = self.plan.sink_shift(self.frames) if relative else self._sink_start
-        if shift == self._sink_shift or self.plan.sink_frames == 0:
-            return
-        n, at = self.shape.tokens, self.plan.chunk_frames * self.shape.tokens
-        end = at + self.plan.sink_frames * n
-        self.keys[:, :, at:end] = rotate(self.sink_keys, self.sink_tables(shift))
-        self._sink_shift = shift
 
-    def sink_tables(self, start: int) -> RotaryTables:
-        """Rotation of the sink's keys where its first frame lies at time `start`."""
-        times = torch.arange(start, start + self.plan.sink_frames, device=self.device)
-        return self.rope.tables(times, *self.shape.grid)
+class CacheView:
+    """The `AttentionContext` of one chunk over a ring: made once a chunk, good for all of its forwards."""
 
-    def rewrite(self, layer: int, frame: int, rotated: Tensor, key: Tensor, value: Tensor) -> None:
-        """Put one committed frame's keys and values of one layer, `(B, N, H, D)`, in the place of what is
-        there; nothing where neither sink nor window has a place for it.
+    def __init__(self, ring: CacheRing, cursor: CacheCursor, frames: int) -> None:
+        self.ring, self.cursor, self.frames = ring, cursor, frames
+        plan, n = ring.plan, ring.shape.tokens
+        times = torch.arange(cursor.frames, cursor.frames + frames, device=ring.device)
+        self.tables = ring.rope.tables(times, *ring.shape.grid)
+        self.shift = ring.sink_shift(cursor)
+        self.sink_held = min(cursor.frames, plan.sink_frames)
+        self.sink_tables = ring.sink_tables(self.shift, self.sink_held) if self.sink_held else None
+        # tokens in reach, the chunk's own included, and where in there its frames lie
+        self.end = min(cursor.frames + frames, plan.attention_frames) * n
+        slots = [ring.slot(frame) for frame in range(cursor.frames, cursor.frames + frames)]
+        self.places = _runs(slots, n)
+        # of the chunk's frames, those that belong to the sink: theirs are kept unrotated, too
+        self.sink_new = max(0, min(cursor.frames + frames, plan.sink_frames) - cursor.frames)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the chunk's tokens over sink, window and themselves (see `AttentionContext`).
+
+        Without gradient and at the cache's own batch size, keys and values go to the chunk's own slots. With
+        gradient, or for a multiple of the batch (guidance branches over one shared context, one whole batch
+        after the other), they stay live and are concatenated to the detached context.
         """
-        slot, n = self._slot(frame), self.shape.tokens
-        if slot is None:
-            return
-        self.keys[layer, :, slot * n : (slot + 1) * n] = rotated
-        self.values[layer, :, slot * n : (slot + 1) * n] = value
-        if frame < self.plan.sink_frames:
-            self.sink_keys[layer, :, frame * n : (frame + 1) * n] = key
+        ring = self.ring
+        q, rotated = rotate(q, self.tables), rotate(k, self.tables)
+        self.rotate_sink(layer)
+        live = torch.is_grad_enabled() and (k.requires_grad or v.requires_grad or q.requires_grad)
+        if live or k.shape[0] != ring.shape.batch:
+            # branches lie one after the other, each the size of the cache's batch
+            branches = k.shape[0] // ring.shape.batch
+            past_k, past_v = (
+                _repeated([x[layer, :, part] for part in self.past()], branches)
+                for x in (ring.keys, ring.values)
+            )
+            return attend(q, torch.cat([*past_k, rotated], 1), torch.cat([*past_v, v], 1))
+        n = ring.shape.tokens
+        for tokens, place in self.places:
+            ring.keys[layer, :, place] = rotated[:, tokens]
+            ring.values[layer, :, place] = v[:, tokens]
+        if self.sink_new:
+            first = self.cursor.frames * n
+            ring.sink_keys[layer, :, first : first + self.sink_new * n] = k[:, : self.sink_new * n]
+        return attend(q, ring.keys[layer, :, : self.end], ring.values[layer, :, : self.end])
 
-    def sink_moved(self, start: int) -> None:
-        """Say that the sink now holds frames from time `start` on, rotated there."""
-        self._sink_start = self._sink_shift = start
+    def past(self) -> list[slice]:
+        """Where the context lies: all that is in reach but the chunk itself."""
+        out, at = [], 0
+        for _, place in sorted(self.places, key=lambda run: run[1].start):
+            out.append(slice(at, place.start))
+            at = place.stop
+        return [part for part in (*out, slice(at, self.end)) if part.start < part.stop]
+
+    def rotate_sink(self, layer: int) -> None:
+        """Let one layer's sink lie where this chunk sees it."""
+        self.ring.rotate_sink(layer, self.shift, self.sink_held, self.sink_tables)
+
+
+def _runs(slots: list[int], n: int) -> list[tuple[slice, slice]]:
+    """Pairs of a chunk's token range and the range of the cache it goes to, `n` tokens a frame: one, or two
+    where the ring turns within the chunk.
+    """
+    out, first = [], 0
+    for i in range(1, len(slots) + 1):
+        if i == len(slots) or slots[i] != slots[i - 1] + 1:
+            place = slice(slots[first] * n, (slots[i - 1] + 1) * n)
+            out.append((slice(first * n, i * n), place))
+            first = i
+    return out
+
+
+def _repeated(parts: list[Tensor], times: int) -> list[Tensor]:
+    return parts if times == 1 else [x[None].expand(times, *x.shape).flatten(0, 1) for x in parts]

@@ -21,18 +21,21 @@ def _guard_siblings() -> None:
 _guard_siblings()
 
 if TYPE_CHECKING:
-    from .errors import CheckpointError, InputError, StreamgenError
+    from .errors import CheckpointError, InputError, NonFiniteError, StreamgenError
     from .families import model_names
     from .motion.tracks import TrackSet
     from .pipeline import Pipeline, load_pipeline
-    from .stream.session import FrameChunk, Session
+    from .stream.events import Receipt, StreamEvent
+    from .stream.session import Session
     from .stream.snapshot import Snapshot
-    from .stream.timeline import Receipt, StreamEvent, Timeline
+    from .stream.state import FrameChunk
+    from .stream.timeline import Timeline
 
 __all__ = [
     "CheckpointError",
     "FrameChunk",
     "InputError",
+    "NonFiniteError",
     "Pipeline",
     "Receipt",
     "Session",
@@ -48,13 +51,14 @@ __all__ = [
 # Loaded when first asked for: most need torch, which takes seconds, and `streamgen --help` needs none.
 _MODULES = {
     "CheckpointError": "errors",
-    "FrameChunk": "stream.session",
+    "FrameChunk": "stream.state",
     "InputError": "errors",
+    "NonFiniteError": "errors",
     "Pipeline": "pipeline",
-    "Receipt": "stream.timeline",
+    "Receipt": "stream.events",
     "Session": "stream.session",
     "Snapshot": "stream.snapshot",
-    "StreamEvent": "stream.timeline",
+    "StreamEvent": "stream.events",
     "StreamgenError": "errors",
     "Timeline": "stream.timeline",
     "TrackSet": "motion.tracks",

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.video_codec import VideoCodec
+
 from .engine.decoder import StreamingDecoder
+from .engine.runner import PlainRunner
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
 from .pipeline import Pipeline
-from .stream.session import FrameChunk, Session
-from .stream.timeline import StreamEvent
+from .stream.events import StreamEvent
+from .stream.session import Session
+from .stream.state import FrameChunk
 
 # Words of the shipped model; to another one they are as good as any.
 _PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
@@ -81,7 +85,7 @@ def run_bench(
         "recache_ms": round(statistics.median(recaches) * 1000, 3),
         "chunk_ms": {
             "denoise": _spread([row["denoise"] for row in parts]),
-            "commit": _spread([row["commit"] for row in parts]),
+            "commit": _spread([row["commit"] for row in parts if "commit" in row]),
             "decode": _spread([row["decode"] - copy for row, copy in zip(parts, copied, strict=True)]),
             "copy": _spread(copied),
             "total": _spread(steady),
@@ -97,7 +101,7 @@ def run_bench(
 def count_parameters(pipeline: Pipeline) -> dict[str, int]:
     """Parameters per part."""
     parts = {
-        "tokenizer": pipeline.tokenizer,
+        "tokenizer": pipeline.codec,
         "dit": pipeline.dit,
         "text_encoder": pipeline.text_encoder,
         "motion_encoder": pipeline.motion_encoder,
@@ -134,8 +138,8 @@ class _Stream:
 class _TimedDecoder(StreamingDecoder):
     """Decodes, and tells the seconds from the decoded picture to uint8 on the host apart."""
 
-    def __init__(self, inner: StreamingDecoder, copies: list[float]) -> None:
-        super().__init__(inner.tokenizer)
+    def __init__(self, codec: VideoCodec, copies: list[float]) -> None:
+        super().__init__(codec)
         self.copies = copies
 
     def to_host(self, video: Tensor) -> Tensor:
@@ -153,13 +157,15 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     if not wanted:
         yield copies
         return
-    plain, device = session.decoder, session.model.device
-    hook = session.model.dit.register_forward_hook(lambda *_: synchronize(device))
-    session.decoder = _TimedDecoder(plain, copies)
+    plain, model = session.runner, session.model
+    hook = model.dit.register_forward_hook(lambda *_: synchronize(model.device))
+    timed = PlainRunner(model.dit, model.codec)
+    timed.decoder = _TimedDecoder(model.tokenizer, copies)
+    session.runner = timed
     try:
         yield copies
     finally:
-        session.decoder = plain
+        session.runner = plain
         hook.remove()
 
 

@@ -23,3 +23,7 @@ class Interrupted(StreamgenError):
     """The user stopped the work; its text says what was kept."""
 
     exit_code = 130
+
+
+class NonFiniteError(StreamgenError):
+    """A chunk came to NaN or infinity; the stream is as it was before it."""

@@ -8,14 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engine.decoder import encode_frames
-from .engine.noise import NoiseSource
+from .engine.decoder import DecoderState, encode_frames
+from .engine.noise import NoiseSource, SeededNoise, seed_identity
+from .engine.runner import PlainRunner, Runner, check_runner
 from .errors import InputError
 from .families import load_parts
+from .motion.gestures import changed
 from .motion.tracks import TrackSet
+from .stream.conditioning import Controls
+from .stream.events import StreamEvent
+from .stream.latents import LatentState
+from .stream.log import EventLog, LogHeader
 from .stream.model import StreamModel
-from .stream.session import Opening, Session
-from .stream.snapshot import check_fits, load_snapshot_state, read_snapshot
+from .stream.recache import recache_of
+from .stream.session import Session
+from .stream.snapshot import read_snapshot
+from .stream.state import StreamState
 from .stream.timeline import Start, Timeline
 from .video.read import read_clip, read_image
 from .wan.options import WanOptions
@@ -26,15 +34,21 @@ _MAX_START_FRAMES = 1 + 16 * 60
 class Pipeline(StreamModel):
     """Opens streams. Sessions share its weights and nothing else; made by `load_pipeline`."""
 
-    def open(
+    def open(  # noqa: PLR0913  all that a stream can begin with, by name
         self,
-        prompt: str,
+        prompt: str | None = None,
         seed: int = 0,
         motion: TrackSet | None = None,
         image: str | Path | Tensor | None = None,
         video: str | Path | Tensor | None = None,
         settings: Mapping[str, Any] | None = None,
         noise: NoiseSource | None = None,
+        *,
+        gestures: Mapping[str, TrackSet | None] | None = None,
+        prompt_embeds: Tensor | None = None,
+        runner: str | Runner = "auto",
+        decode: bool = True,
+        log: str | Path | None = None,
     ) -> Session:
         """Begin a stream.
 
@@ -46,58 +60,101 @@ class Pipeline(StreamModel):
                 3)`. Of a clip, the frames that fill whole chunks are kept.
             settings: `StreamSettings` by name, over the checkpoint's.
             noise: where all draws come from instead of the seed, recorded ones for instance.
+            gestures: named tracks from frame 0 on, besides `motion`.
+            prompt_embeds: embeddings `(L, dim)` in place of those of the prompt's words.
+            runner: what computes chunks: a name of `RUNNERS`, or one of your own.
+            decode: False gives a stream of latents, which needs no picture decoder.
+            log: a file that the event log is appended to as the stream goes on.
 
         Raises:
             InputError: bad prompt, settings, image or clip, or tracks for a model that knows none.
-            CheckpointError: a window that does not fit into memory.
+            CheckpointError: a cache that does not fit into memory.
         """
-        if motion is not None and not motion.is_empty and self.motion_encoder is None:
+        event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds)
+        if not event.changes_text:
+            raise InputError("prompt: expected some words or prompt_embeds, found none")
+        tracks = {name: tracks for name, tracks in event.gesture_changes.items() if tracks is not None}
+        if any(not each.is_empty for each in tracks.values()) and self.motion_encoder is None:
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
-        if self.parts.check_memory is not None:
-            self.parts.check_memory(merged.plan(self.plan))
-        opening = self._opening(image, video)
-        if opening.latents is not None and opening.chunk(0, self.plan.length(0)) is None:
-            raise InputError(
-                f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "
-                f"chunk of this model, found {self.geometry.frames(opening.latents.shape[1])}"
-            )
-        session = Session(self, prompt, merged, seed, opening, noise)
-        if motion is not None and not motion.is_empty:
-            session.controls.motion = motion
-        return session
+        recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
+        draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
+        chosen = self.runner(runner)
+        latents, start = self._opening(image, video)
+        if self.needs_null(merged):
+            # now, so that no chunk waits for it
+            _ = self.null_text
+        state = StreamState(
+            LatentState(self.new_ring(merged)),
+            Controls(self.event_text(event), merged, changed((), tracks, 0)),
+            DecoderState.initial(self.tokenizer) if decode else None,
+            EventLog(LogHeader(self.geometry.fps, seed, draws.identity, start)),
+            draws,
+            latents,
+        )
+        return Session(self, state, chosen, None if log is None else Path(log))
 
-    def resume(self, path: str | Path) -> Session:
-        """Go on with a stream that `Session.save` wrote.
+    def runner(self, runner: str | Runner) -> Runner:
+        """A runner by name, or the one that is given.
 
         Raises:
-            InputError: missing or damaged file, or one of another model.
+            InputError: an unknown name.
         """
-        snapshot, _ = read_snapshot(Path(path), self.device)
-        check_fits(snapshot.meta, self)
-        session = Session(self, snapshot.meta["prompt"], self.settings, snapshot.meta["seed"])
-        load_snapshot_state(session, snapshot)
-        return session
+        if not isinstance(runner, str):
+            return runner
+        check_runner(runner)
+        return PlainRunner(self.dit, self.codec)
+
+    def resume(
+        self,
+        path: str | Path,
+        noise: NoiseSource | None = None,
+        *,
+        runner: str | Runner = "auto",
+        log: str | Path | None = None,
+    ) -> Session:
+        """Go on with a stream that `Session.save` wrote.
+
+        Args:
+            noise: the stream's source of draws, where it was not its seed.
+            log: the stream's event log, where it lies neither in the file nor where it was.
+
+        Raises:
+            InputError: missing or damaged file or log, or one of another model, source of draws or version.
+        """
+        snapshot = read_snapshot(Path(path), self.device, None if log is None else Path(log))
+        return Session.of(self, snapshot, self.runner(runner), noise)
 
     def replay(
         self,
         timeline: Timeline,
         image: str | Path | Tensor | None = None,
         video: str | Path | Tensor | None = None,
+        noise: NoiseSource | None = None,
+        *,
+        runner: str | Runner = "auto",
+        decode: bool = True,
     ) -> Session:
         """A session that goes through a recorded timeline again; pictures are bit-exact on the same device
         and threads. A timeline does not hold pictures: `image` or `video` is what the stream started from.
 
+        Args:
+            noise: the stream's source of draws, where it was not its seed.
+
         Raises:
-            InputError: a timeline without an opening event, or other pictures than the stream started from.
+            InputError: a timeline without an opening event, or other pictures or draws than the stream's.
         """
-        if not timeline.events or timeline.events[0].event.prompt is None:
+        if not timeline.events or not timeline.events[0].event.changes_text:
             raise InputError("timeline: expected an opening event with a prompt, found none")
+        found_noise = seed_identity(timeline.seed) if noise is None else checked_source(noise).identity
+        if timeline.noise != found_noise:
+            raise InputError(f"timeline: noise: expected draws of {timeline.noise!r}, found {found_noise!r}")
         opening = timeline.events[0].event
         session = self.open(
-            str(opening.prompt), timeline.seed, opening.motion, image, video, opening.settings
-        )
-        expected, found = timeline.start, session.timeline.start
+            opening.prompt, timeline.seed, opening.motion, image, video, opening.settings, noise,
+            gestures=opening.gestures, prompt_embeds=opening.prompt_embeds, runner=runner, decode=decode,
+        )  # fmt: skip
+        expected, found = timeline.start, session.state.log.header.start
         if expected != found:
             raise InputError(
                 f"timeline: image or video: expected {expected or 'none'}, found {found or 'none'}"
@@ -140,11 +197,33 @@ class Pipeline(StreamModel):
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
         return frames[: 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal]
 
-    def _opening(self, image: str | Path | Tensor | None, video: str | Path | Tensor | None) -> Opening:
+    def _opening(
+        self, image: str | Path | Tensor | None, video: str | Path | Tensor | None
+    ) -> tuple[Tensor | None, Start | None]:
+        """Latents `(1, T, C, h, w)` of what a stream starts from, and its fingerprint."""
         frames = self.start_pictures(image, video)
         if frames is None:
-            return Opening()
-        return Opening(encode_frames(self.tokenizer, frames).to(self.dtype), Start.of(frames))
+            return None, None
+        latents = encode_frames(self.tokenizer, frames).to(self.dtype)
+        if latents.shape[1] < self.plan.length(0):
+            raise InputError(
+                f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "
+                f"chunk of this model, found {self.geometry.frames(latents.shape[1])}"
+            )
+        return latents, Start.of(frames)
+
+
+def checked_source(noise: NoiseSource) -> NoiseSource:
+    """A caller's source of draws, which has to have a name.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not hasattr(noise, "identity") or not isinstance(noise.identity, str) or not noise.identity:
+        raise InputError(
+            "noise: expected a source with an identity, a text that snapshots and timelines name"
+        )
+    return noise
 
 
 def load_pipeline(

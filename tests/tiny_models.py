@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import ChunkPlan
-from models.kv_cache import CacheShape, KVCache, RopeMode
+from models.kv_cache import CacheCursor, CacheRing, CacheShape, CacheView, RopeMode
 
 GRID = (2, 3)
 
@@ -45,9 +45,37 @@ def tiny_dit(motion_channels: int = 3, **sizes: int) -> CausalDiT:
     return dit
 
 
-def tiny_cache(dit: CausalDiT, plan: ChunkPlan, batch: int = 1, rope_mode: RopeMode = "relative") -> KVCache:
+def tiny_ring(dit: CausalDiT, plan: ChunkPlan, batch: int = 1, rope_mode: RopeMode = "relative") -> CacheRing:
     shape = CacheShape(dit.config.layers, dit.config.heads, dit.config.head_dim, GRID, batch)
-    return KVCache(shape, plan, dit.rope, torch.device("cpu"), dit.head.head.weight.dtype, rope_mode)
+    return CacheRing(shape, plan, dit.rope, torch.device("cpu"), dit.head.head.weight.dtype, rope_mode)
+
+
+class DrivenCache:
+    """A ring with the cursor of a stream that commits every chunk it begins; itself an `AttentionContext`."""
+
+    def __init__(self, ring: CacheRing) -> None:
+        self.ring, self.cursor = ring, CacheCursor()
+        self.view: CacheView | None = None
+
+    def begin(self, frames: int) -> None:
+        self.view = self.ring.view(self.cursor, frames)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self.view is not None
+        return self.view.attend(layer, q, k, v)
+
+    def commit(self) -> None:
+        assert self.view is not None
+        self.cursor = self.cursor.moved(self.view.frames)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.ring.state(self.cursor)
+
+
+def tiny_cache(
+    dit: CausalDiT, plan: ChunkPlan, batch: int = 1, rope_mode: RopeMode = "relative"
+) -> DrivenCache:
+    return DrivenCache(tiny_ring(dit, plan, batch, rope_mode))
 
 
 def tiny_latents(frames: int, seed: int = 0, batch: int = 1, channels: int = 4) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from streamgen.errors import InputError
-from streamgen.stream.timeline import check_prompt
+from streamgen.stream.prompts import check_prompt
 from streamgen.suggest import shorten
 
 VIDEO_SUFFIXES = (

@@ -94,6 +94,7 @@ def _open_worker(work: Work) -> None:
     # Ctrl-C reaches the whole group: a worker just ends, and the main process says what became of the run
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
+    _worker.clear()
     _worker.update(work=work)
 
 

@@ -13,7 +13,16 @@ from ..scenes.attributes import CHANGE_KINDS
 from ..scenes.vocabulary import held_out_indices
 from .classifiers import MOTION_FRAMES
 from .streams import StreamSpec, Subject, Switch, Video
-from .suites import FPS, PAIR_KINDS, RELEASE_FRAMES, SWITCH_FRAMES, EvaluationConfig, canonical, pair_words
+from .suites import (
+    FPS,
+    PAIR_KINDS,
+    RELEASE_FRAMES,
+    SWITCH_FRAMES,
+    SWITCH_KINDS,
+    EvaluationConfig,
+    canonical,
+    pair_words,
+)
 
 #: Frames drawn at once, at most, and clips of them.
 _FRAMES_AT_ONCE, _BATCH = 4096, 32
@@ -92,7 +101,8 @@ class Truth:
     def _draw(self, world: SceneConfig, frames: int, suite: TruthSuite, make: _Maker) -> list[Video]:
         generator, batch = SceneGenerator(world), 0
         size = max(1, min(_BATCH, _FRAMES_AT_ONCE // frames))
-        kinds = PAIR_KINDS if suite.suite == "pairs" else ("",)
+        # as often as in the streams, where these go in turn
+        kinds = {"pairs": PAIR_KINDS, "switches": SWITCH_KINDS}.get(suite.suite, ("",))
         found: dict[str, list[Video]] = {kind: [] for kind in kinds}
         wanted = {kind: len(range(place, suite.count, len(kinds))) for place, kind in enumerate(kinds)}
         while any(len(found[kind]) < wanted[kind] for kind in kinds):
@@ -101,7 +111,7 @@ class Truth:
                 video = make(scene, clip, batch * size + clip)
                 if video is None or not self._knows(video):
                     continue
-                some = found[video.spec.kind if suite.suite == "pairs" else ""]
+                some = found[video.spec.kind if video.spec.kind in found else ""]
                 if len(some) < suite.count:
                     spec = replace(video.spec, suite=suite.suite, variant=suite.variant)
                     some.append(replace(video, spec=spec))

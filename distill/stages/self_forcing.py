@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from models.context import ChunkPlan
-from models.kv_cache import KVCache
+from models.kv_cache import CacheRing
 from models.motion_encoder import Tracks
+from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
-from streamgen.stream.rollout import RolloutState, Sampling
+from streamgen.stream.latents import LatentState
 
 from ..config import require
 from ..families import DiffusionRun, NetworkSpec
@@ -298,8 +299,8 @@ class SelfForcingStage(DiffusionStage):
         return self._rolled(streams, before, fresh)
 
     def _begin(self, batch: RolloutBatch) -> RunningStreams:
-        cache = self._new_cache(len(batch.script.words))
-        return RunningStreams(batch.script, RolloutState(cache), batch.seed)
+        ring = self._new_cache(len(batch.script.words))
+        return RunningStreams(batch.script, LatentState(ring), batch.seed)
 
     def _rolled(self, streams: RunningStreams, before: Tensor | None, fresh: Tensor) -> Rolled:
         """The window of frames from `before` and those that are new."""
@@ -360,7 +361,7 @@ class SelfForcingStage(DiffusionStage):
         level = torch.full(x.shape[:2], self.config.rollout.context_noise, device=x.device)
         return add_noise(x, torch.randn(x.shape, generator=generator).to(x), level), level
 
-    def _new_cache(self, batch: int) -> KVCache:
+    def _new_cache(self, batch: int) -> CacheRing:
         return self.student.new_cache(batch, self.family.grid, self.family.cache_dtype)
 
 

@@ -4,13 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..pipeline import Pipeline
 from ..render.clip import Hooks, check_output, record_notes, word_notes, write_clip
 from ..render.items import slug
 from ..render.job import RenderJob, job_from_command_line
 from ..render.job_file import STDIN, SUFFIXES
 from ..render.sources import Clip, open_continuation, open_job, open_timeline, read_timeline
-from ..stream.snapshot import read_snapshot
+from ..stream.snapshot import read_meta
 from .options import SECONDS, RenderOptions, open_model, refuse
 from .progress import Reporter, Stop, reporter_for
 
@@ -79,7 +78,7 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
         clip = open_job(pipeline, job, path)
     else:
         if options.source is None:
-            job = _with_own_prompt(pipeline, saved, job)
+            job = _with_own_prompt(saved, job)
         new_prompt = options.source is not None
         clip = open_continuation(pipeline, saved, job, path, new_prompt, options.extend)
     _make(clip, options, reporter, stop)
@@ -115,11 +114,11 @@ def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) ->
     reporter.result(clip.path)
 
 
-def _with_own_prompt(pipeline: Pipeline, saved: Path, job: RenderJob) -> RenderJob:
+def _with_own_prompt(saved: Path, job: RenderJob) -> RenderJob:
     """The job with the prompt that a saved stream has now."""
-    snapshot, _ = read_snapshot(saved, pipeline.device)
-    first = replace(job.shots[0], prompt=str(snapshot.meta["prompt"]))
-    return replace(job, seed=int(snapshot.meta["seed"]), shots=(first, *job.shots[1:]))
+    meta = read_meta(saved)
+    first = replace(job.shots[0], prompt=str(meta["prompt"]))
+    return replace(job, seed=int(meta["seed"]), shots=(first, *job.shots[1:]))
 
 
 def _check_state(path: Path | None) -> None:

@@ -19,6 +19,12 @@ class DecoderState:
     tokenizer: StreamState
     latent_frames: int = 0
 
+    @classmethod
+    def initial(cls, codec: VideoCodec) -> "DecoderState":
+        """The state before the first latent frame, batch 1."""
+        weight = codec.latent_mean
+        return cls(codec.initial_state(1, weight.device, weight.dtype))
+
 
 class StreamingDecoder:
     """Decodes a stream chunk by chunk with the numbers of one whole decode; work and state per push are
@@ -35,8 +41,7 @@ class StreamingDecoder:
 
     def initial_state(self) -> DecoderState:
         """The state before the first latent frame, batch 1."""
-        weight = self.tokenizer.latent_mean
-        return DecoderState(self.tokenizer.initial_state(1, weight.device, weight.dtype))
+        return DecoderState.initial(self.tokenizer)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

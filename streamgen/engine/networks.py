@@ -11,10 +11,11 @@ from models.video_codec import VideoCodec
 @dataclass(frozen=True)
 class Networks:
     """The trained parts of a model, in evaluation mode on one device. A model without tracks has no motion
-    encoder; `text_encoder` is None where prompts are encoded elsewhere.
+    encoder; `text_encoder` is None where prompts are encoded elsewhere; `tokenizer` is None where streams are
+    of latents alone.
     """
 
-    tokenizer: VideoCodec
+    tokenizer: VideoCodec | None
     dit: CausalDiT
     text_encoder: TextEncoder | None
     motion_encoder: MotionEncoder | None

@@ -10,7 +10,14 @@ from torch import Tensor
 class NoiseSource(Protocol):
     """Standard normal draws for chunk i. Another source (a reference's draws, a motion prior) can take its
     place.
+
+    `identity` names it in snapshots and timelines: a stream goes on with draws of the same identity alone.
     """
+
+    @property
+    def identity(self) -> str:
+        """A name that no source with other draws has."""
+        ...
 
     def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
         """What denoising of the chunk starts from."""
@@ -34,6 +41,11 @@ class SeededNoise:
     def __init__(self, seed: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.seed, self.device, self.dtype = seed, device, dtype
 
+    @property
+    def identity(self) -> str:
+        """See `NoiseSource`."""
+        return seed_identity(self.seed)
+
     def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource`."""
         return self._draw(f"initial|{chunk}", shape)
@@ -48,5 +60,12 @@ class SeededNoise:
 
     def _draw(self, place: str, shape: tuple[int, ...]) -> Tensor:
         digest = hashlib.blake2b(f"{self.seed}|{place}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-        return torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
+        # not from torch's defaults, which a caller may have changed
+        made = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+        return made.to(self.device, self.dtype)
+
+
+def seed_identity(seed: int) -> str:
+    """The identity of the draws of a seed."""
+    return f"seed {seed}"

@@ -1,6 +1,7 @@
 """From noise to one clean chunk: free functions over a velocity field."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -9,6 +10,26 @@ from torch import Tensor
 from .scheduler import add_noise, x0_from_velocity
 
 Velocity = Callable[[Tensor, float], Tensor]
+# told what a step has made: its number, the tensor's name, the tensor
+Watch = Callable[[int, str, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a chunk is solved.
+
+    `sigmas` falling from 1 to 0; `renoise` consistency-style steps instead of Euler; `context_sigma` noise
+    level at which finished chunks are committed, `commit_noise` whether they get noise of that level or (as
+    in the published inference code of Self Forcing) only its timestep; `exit_step` and `with_gradient` are
+    for Self Forcing (see `denoise_chunk`).
+    """
+
+    sigmas: tuple[float, ...]
+    renoise: bool = False
+    context_sigma: float = 0.0
+    commit_noise: bool = True
+    exit_step: int | None = None
+    with_gradient: bool = False
 
 
 def denoise_chunk(
@@ -18,6 +39,7 @@ def denoise_chunk(
     renoise: Callable[[int], Tensor] | None = None,
     exit_step: int | None = None,
     with_gradient: bool = False,
+    watch: Watch = lambda step, name, x: None,
 ) -> Tensor:
     """Solve one chunk from noise to data.
 
@@ -29,6 +51,7 @@ def denoise_chunk(
             arXiv 2506.08009). None: Euler steps of the probability-flow ODE.
         exit_step: stop after this step (0-based) and return its clean estimate; None runs all.
         with_gradient: let the exit step, and only it, carry gradient.
+        watch: told the velocity and the clean estimate of each step.
 
     Returns:
         clean latents of the shape of `noise`.
@@ -45,6 +68,8 @@ def denoise_chunk(
         with torch.set_grad_enabled(with_gradient and i == last):
             v = velocity(x, sigma)
             clean = x0_from_velocity(x, v, sigma)
+        watch(i, "velocity", v)
+        watch(i, "latents", clean)
         if i == last:
             return clean
         x = x + (following - sigma) * v if renoise is None else add_noise(clean, renoise(i), following)

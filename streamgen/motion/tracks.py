@@ -122,6 +122,10 @@ class TrackSet:
             state[:, first - start : last - start] = self.state[:, first:last]
         return TrackSet(points, state, self.pinned, self.ids)
 
+    def select(self, chosen: Tensor) -> TrackSet:
+        """The tracks that `chosen` (N,) bool says, all frames and ids kept."""
+        return TrackSet(self.points[chosen], self.state[chosen], self.pinned[chosen], self.ids[chosen])
+
     def expect_frames(self, frames: int) -> TrackSet:
         """This set, if it covers exactly `frames` frames.
 

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 
 from ..errors import Interrupted, OutputError
 from ..machine import device_name, peak_memory_mb, versions
+from ..stream.events import Receipt
 from ..stream.model import StreamModel
 from ..stream.snapshot import Snapshot, write_snapshot
-from ..stream.timeline import Receipt
 from ..suggest import shorten
 from ..video.outputs import FrameTap, Outputs, Part, PartDigests, taps_for
 from ..video.write import VideoFileSink, reason_of
@@ -90,7 +90,7 @@ def write_clip(
     finally:
         _sweep(part, taps)
     if save_state is not None and state is not None:
-        write_snapshot(state, clip.session.timeline, save_state)
+        write_snapshot(state, save_state)
     return record
 
 
@@ -191,7 +191,7 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
         return None
     # a chunk that was cropped is made again by the continuation, which leaves out the frames that are here
     state = session.snapshot() if before is None or session.next_frame <= end else before
-    return Snapshot(state.tensors, state.meta | {"rendered_frames": end})
+    return replace(state, meta=state.meta | {"rendered_frames": end})
 
 
 def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally) -> dict[str, Any]:

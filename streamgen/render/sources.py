@@ -13,15 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from models.kv_cache import MAX_POSITIONS, RopeMode
 
 from ..errors import InputError
 from ..motion.file import load_motion
 from ..motion.sources import files_of
 from ..motion.tracks import TrackSet
 from ..pipeline import Pipeline
+from ..stream.events import Receipt, StreamEvent
+from ..stream.model import StreamModel
+from ..stream.recache import recache_of
 from ..stream.session import Session
-from ..stream.timeline import Receipt, StreamEvent, Timeline
+from ..stream.snapshot import read_meta
+from ..stream.timeline import Timeline
 from ..suggest import shorten
 from ..video.outputs import Part
 from .job import MAX_SECONDS, RenderJob, Shot
@@ -119,14 +123,13 @@ def check_job(pipeline: Pipeline, job: RenderJob) -> None:
     frames = job.length(pipeline.geometry.fps)
     _check_size(pipeline, job)
     settings = pipeline.settings.updated(job.set)
-    settings.plan(pipeline.plan)
+    recache_of(settings.recache_mode).check(settings.plan(pipeline.plan), settings.sink_policy)
     for shot in job.shots:
         _load(pipeline, shot, frames)
     job_key(pipeline, job)
     if job.image is not None or job.video is not None:
         pipeline.start_pictures(job.image, job.video)
-    if settings.rope == "absolute":
-        _check_positions(pipeline.open(str(job.shots[0].prompt), settings=job.set), frames)
+    _check_length(pipeline, settings.rope, MAX_POSITIONS, frames)
 
 
 def open_continuation(
@@ -348,16 +351,20 @@ def _frame_of(seconds: float, fps: float) -> int:
 
 
 def _check_positions(session: Session, frames: int) -> None:
-    cache = session.state.cache
-    if cache.rope_mode == "absolute" and session.geometry.latent_frames(frames) > cache.max_positions:
-        longest = session.geometry.frames(cache.max_positions) / session.geometry.fps
+    ring = session.state.latents.ring
+    _check_length(session.model, ring.rope_mode, ring.max_positions, frames)
+
+
+def _check_length(model: StreamModel, rope: RopeMode, positions: int, frames: int) -> None:
+    """Raise InputError where a stream of so many frames has no positions for its end."""
+    if rope == "absolute" and model.geometry.latent_frames(frames) > positions:
+        longest = model.geometry.frames(positions) / model.geometry.fps
         raise InputError(f"--seconds: with rope=absolute a stream ends after {longest:g} s, asked for more")
 
 
 def _continues_at(session: Session, state: Path) -> int:
     """The frame after the clip that a state was saved with; without a clip, the next frame of the stream."""
-    with safe_open(state, "pt") as file:
-        meta = json.loads(file.metadata()["snapshot"])
+    meta = read_meta(state)
     found, earliest = meta.get("rendered_frames", session.next_frame), session.next_frame
     latest = earliest + session.geometry.temporal * session.model.plan.chunk_frames
     if not isinstance(found, int) or not earliest <= found <= latest:

@@ -10,14 +10,13 @@ from models.context import ChunkPlan
 from models.kv_cache import RopeMode
 
 from ..engine.guidance import Guidance
+from ..engine.sampler import Sampling
 from ..engine.scheduler import FlowMatchScheduler
 from ..errors import InputError
 from ..suggest import shorten, unknown_key
-from .rollout import Sampling
+from .recache import RecacheMode, SinkPolicy
 
 Sampler = Literal["euler", "renoise"]
-SinkDefault = Literal["refresh", "keep"]
-RecacheMode = Literal["chunks", "joint"]
 CommitNoise = Literal["drawn", "none"]
 
 # These shape the cache, so they are fixed when a stream opens.
@@ -57,7 +56,7 @@ class StreamSettings:
     window_frames: int = 8
     rope: RopeMode = "relative"
     recache_mode: RecacheMode = "chunks"
-    sink_policy: SinkDefault = "refresh"
+    sink_policy: SinkPolicy = "refresh"
     commit_noise: CommitNoise = "drawn"
 
     def __post_init__(self) -> None:
@@ -70,7 +69,7 @@ class StreamSettings:
         for name, kind in (
             ("rope", RopeMode),
             ("recache_mode", RecacheMode),
-            ("sink_policy", SinkDefault),
+            ("sink_policy", SinkPolicy),
             ("commit_noise", CommitNoise),
         ):
             found, known = vars(self)[name], get_args(kind)

@@ -1,235 +1,402 @@
 """Everything a stream is, as tensors and plain values: for rewind, branch, and to go on in another process.
 
-Bounded in size: cache in age order, decoder state, the context's latents and motion, cursors, pending events,
-and the offset into the timeline. Restoring is bit-exact on one device, dtype and thread count.
+A codec between `StreamState` and tensors. Bounded in size: cache in age order, decoder state, the record of
+the context, cursors, the gestures in force and the events that wait. What was applied lies in the event log,
+which a snapshot names by its length and digest. Restoring is bit-exact on one device, dtype and thread count.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.kv_cache import CacheCursor
+
 from ..engine.decoder import DecoderState
-from ..engine.noise import SeededNoise
+from ..engine.noise import NoiseSource, SeededNoise, seed_identity
 from ..errors import InputError
+from ..machine import own_version
+from ..motion.gestures import Gesture
 from ..motion.tracks import TrackSet
+from ..suggest import shorten
+from .conditioning import Controls
+from .events import Receipt
+from .latents import LatentChunk, LatentState
+from .log import EventLog, LogHeader, decode_event, encode_event, read_log
 from .model import StreamModel
-from .rollout import LatentChunk
-from .timeline import Pending, Receipt, StreamEvent, Timeline
+from .prompts import Text
+from .queue import Pending
+from .state import FrameChunk, StreamState
 
-if TYPE_CHECKING:
-    from .session import Session
-
-FORMAT = "streamgen-snapshot-1"
+FORMAT, VERSION = "streamgen-snapshot", 2
+# what read the versions of before; there is no reader for them here
+_READERS = {1: "streamgen 0.1"}
+_TRACKS = ("points", "state", "pinned", "ids")
+_TEXT = ("prompt", "given", "unknown", "dropped")
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A moment of a session. `tensors` by name, on the session's device; `meta` plain values that fit in
-    JSON; `timeline` the session's timeline, of which the first `meta["events"]` events belong to this moment
-    (it is append-only, so sharing it costs nothing).
+    JSON; `log` what was applied until then (sharing it costs nothing).
     """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
-    timeline: Timeline | None = None
+    log: EventLog
 
     def size_bytes(self) -> int:
         """Bytes of all tensors; does not grow with the length of the stream."""
         return sum(x.numel() * x.element_size() for x in self.tensors.values())
 
 
-def take_snapshot(session: "Session") -> Snapshot:
-    """The present state of a session; the caller holds its locks."""
-    state, controls = session.state, session.controls
-    tensors = {f"cache.{name}": value for name, value in state.cache.state().items()}
-    tensors |= {f"decoder.{name}": x.clone() for name, x in session.decoder_state.tokenizer.tensors().items()}
-    for i, chunk in enumerate(state.context):
-        tensors[f"context.{i}.latents"] = chunk.latents.clone()
-        if chunk.motion is not None:
-            tensors[f"context.{i}.motion"] = chunk.motion.clone()
-    recent = state.recent if controls.settings.recache_mode == "joint" else []
-    for i, chunk in enumerate(recent):
-        tensors[f"recent.{i}.latents"] = chunk.latents.clone()
-        if chunk.motion is not None:
-            tensors[f"recent.{i}.motion"] = chunk.motion.clone()
-    tensors |= _track_tensors("controls", controls.motion)
-    for i, item in enumerate(session._pending):
-        tensors |= _track_tensors(f"pending.{i}", item.event.motion)
-    if session.opening.latents is not None and state.start < session.opening.latents.shape[1]:
-        tensors["opening"] = session.opening.latents.clone()
-    meta = {
-        "format": FORMAT,
-        "model": session.model.digest,
-        "dtype": str(session.model.dtype),
-        "chunks": _chunks(session.model),
-        "seed": session.seed,
-        "prompt": controls.prompt,
-        "settings": controls.settings.to_json(),
-        "motion_start": controls.motion_start,
-        "chunk": state.chunk,
-        "scene": list(state.scene),
-        "stale": state.stale,
-        "context": [[chunk.index, chunk.start] for chunk in state.context],
-        "recent": [[chunk.index, chunk.start] for chunk in recent],
-        "latent_frames": session.decoder_state.latent_frames,
-        "receipts": session._receipts,
-        "events": len(session.timeline.events),
-        "pending": [
-            {"at_frame": p.at_frame, "number": p.receipt.number, "event": _without_motion(p.event)}
-            for p in session._pending
-        ],
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """What a snapshot holds: the state, the events that wait, how many receipts were given, and a chunk that
+    was made and not handed over.
+    """
+
+    state: StreamState
+    pending: list[Pending]
+    receipts: int
+    owed: FrameChunk | None
+
+
+def encode(
+    model: StreamModel,
+    runner: str,
+    state: StreamState,
+    waiting: tuple[Sequence[Pending], int],
+    owed: FrameChunk | None = None,
+) -> Snapshot:
+    """A state as a snapshot.
+
+    Args:
+        waiting: the events that wait, and how many receipts were given.
+        owed: a chunk that was made and not handed over.
+    """
+    pending, receipts = waiting
+    tensors, meta = _encoded_latents(state)
+    for i, gesture in enumerate(state.controls.gestures):
+        tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
+    for i, item in enumerate(pending):
+        tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
+    if state.decoder is not None:
+        tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
+    if state.opening is not None:
+        tensors["opening"] = state.opening.clone()
+    if owed is not None:
+        tensors |= {"owed.frames": owed.frames.clone(), "owed.latents": owed.latents.clone()}
+    meta |= _identity(model, runner) | {
+        "written_by": f"streamgen {own_version()}",
+        "seed": state.log.header.seed,
+        "noise": state.noise.identity,
+        "prompt": state.controls.prompt,
+        "settings": state.controls.settings.to_json(),
+        "gestures": [{n: vars(g)[n] for n in ("name", "start", "asked")} for g in state.controls.gestures],
+        "latent_frames": None if state.decoder is None else state.decoder.latent_frames,
+        "receipts": receipts,
+        "owed": None if owed is None else [owed.start_frame, owed.index],
+        "pending": [{"number": p.receipt.number, "at_frame": p.at_frame, "live": p.live} for p in pending],
+        "log": {"events": len(state.log), "bytes": state.log.size, "digest": state.log.digest},
+        "header": state.log.header.to_json(),
     }
-    return Snapshot(tensors, meta, session.timeline)
+    return Snapshot(tensors, meta, state.log)
 
 
-def load_snapshot_state(session: "Session", snapshot: Snapshot) -> None:
-    """Put a session into the state of a snapshot; the session is unchanged if the snapshot does not fit.
+def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values of the cache, the record, and the texts that both speak of."""
+    latents = state.latents
+    chunks = list({id(chunk): chunk for chunk in (*latents.context, *latents.recent)}.values())
+    said = (state.controls.text, *(chunk.text for chunk in chunks))
+    texts = list({id(text): text for text in said if text is not None}.values())
+    places = {id(chunk): i for i, chunk in enumerate(chunks)}
+    words = {id(text): i for i, text in enumerate(texts)}
+    tensors = {f"cache.{name}": x for name, x in latents.ring.state(latents.cursor).items()}
+    for i, text in enumerate(texts):
+        assert text.embedding is not None, "texts of streams keep what they are made from"
+        tensors[f"text.{i}"] = text.embedding.clone()
+    for i, chunk in enumerate(chunks):
+        tensors[f"record.{i}.latents"] = chunk.latents.clone()
+        if chunk.motion is not None:
+            tensors[f"record.{i}.motion"] = chunk.motion.clone()
+    meta = {
+        "text": words[id(state.controls.text)],
+        "texts": [{name: vars(text)[name] for name in _TEXT} for text in texts],
+        "cursor": asdict(latents.cursor),
+        "held": [latents.intact, latents.ring.sink_intact(latents.cursor)],
+        "record": [
+            {
+                "index": c.index,
+                "start": c.start,
+                "sigma": c.sigma,
+                "drawn": c.drawn,
+                "text": words[id(c.text)],
+            }
+            for c in chunks
+        ],
+        "context": [places[id(chunk)] for chunk in latents.context],
+        "recent": [places[id(chunk)] for chunk in latents.recent],
+        "chunk": latents.chunk,
+        "scene": list(latents.scene),
+        "due": latents.due,
+    }
+    return tensors, meta
 
-    Receipts of events that wait in the session stay good for those that wait in the snapshot too; the others
-    are refused.
+
+def decode(
+    snapshot: Snapshot, model: StreamModel, runner: str, noise: NoiseSource | None, epoch: int = 0
+) -> Restored:
+    """The state and the waiting events of a snapshot, on a cache of their own.
+
+    Args:
+        noise: the stream's source of draws where it is not its seed's.
 
     Raises:
-        InputError: another model, dtype or context size.
+        InputError: another model, size, dtype, runner or source of draws, or damaged.
     """
     meta, tensors = snapshot.meta, snapshot.tensors
-    check_fits(meta, session.model)
+    check_fits(meta, model, runner)
     try:
-        settings = session.controls.settings.updated(meta["settings"])
-        cache = session._new_cache(settings)
-        scene = (int(meta["scene"][0]), int(meta["scene"][1]))
-        state = type(session.state)(cache, chunk=meta["chunk"], stale=meta["stale"], scene=scene)
-        cache.load_state(
-            {name: tensors[f"cache.{name}"] for name in ("keys", "values", "sink_keys", "cursor")}
+        texts = [_text(row, tensors[f"text.{i}"], model) for i, row in enumerate(meta["texts"])]
+        controls = Controls(
+            texts[meta["text"]],
+            model.settings.updated(meta["settings"]),
+            tuple(_gesture(i, row, tensors) for i, row in enumerate(meta["gestures"])),
         )
-        decoder = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
-        decoder_state = DecoderState(
-            session.model.tokenizer.state_from_tensors(decoder), meta["latent_frames"]
-        )
-        for place, chunks in (("context", state.context), ("recent", state.recent)):
-            for i, (index, start) in enumerate(meta.get(place, [])):
-                motion = tensors.get(f"{place}.{i}.motion")
-                latents = tensors[f"{place}.{i}.latents"].clone()
-                chunks.append(LatentChunk(index, start, latents, _clone(motion)))
-        controls = type(session.controls)(
-            meta["prompt"],
-            settings,
-            session.model.text(meta["prompt"]),
-            _tracks("controls", tensors),
-            meta["motion_start"],
-        )
-        pending = [_pending(i, row, tensors) for i, row in enumerate(meta["pending"])]
-        source = snapshot.timeline or session.timeline
-        timeline = Timeline(source.fps, meta["seed"], source.events[: meta["events"]], source.start)
-        receipts = max(session._receipts, meta["receipts"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        latents = _latents(model, controls, meta, tensors, texts)
+        decoder = None
+        if model.codec is not None and meta["latent_frames"] is not None:
+            held = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
+            decoder = DecoderState(model.codec.state_from_tensors(held), meta["latent_frames"])
+        pending = [_pending(i, row, tensors, model, epoch) for i, row in enumerate(meta["pending"])]
+        draws = _noise(meta, model, noise)
+        owed = None
+        if meta["owed"] is not None:
+            place = (int(meta["owed"][0]), model.geometry.fps, int(meta["owed"][1]), epoch)
+            owed = FrameChunk(tensors["owed.frames"].cpu(), *place, (), {}, tensors["owed.latents"])
+        opening, receipts = tensors.get("opening"), int(meta["receipts"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"snapshot: does not fit this stream ({error})") from None
-    _settle(session._pending, pending)
-    session.state, session.decoder_state, session.controls = state, decoder_state, controls
-    session.seed = meta["seed"]
-    seeded = SeededNoise(meta["seed"], session.model.device, session.model.dtype)
-    session.noise = session.given_noise or seeded
-    session.opening = type(session.opening)(tensors.get("opening"), timeline.start)
-    session._pending, session._receipts = pending, receipts
-    session.timeline = timeline
+    state = StreamState(latents, controls, decoder, snapshot.log, draws, opening, epoch)
+    return Restored(state, pending, receipts, owed)
 
 
-def _settle(waiting: list[Pending], restored: list[Pending]) -> None:
-    """Hand the receipts that people hold over to the same events of a snapshot; refuse those it lacks."""
-    for old in waiting:
-        number, event = old.receipt.number, old.event.to_json()
-        same = [p for p in restored if p.receipt.number == number and p.event.to_json() == event]
-        if same:
-            same[0].receipt = old.receipt
-        else:
-            old.receipt.reason = "the stream went back to a moment before this event was submitted"
-            old.receipt.status = "refused"
+def check_fits(meta: dict[str, Any], model: StreamModel, runner: str) -> None:
+    """Raise InputError where a snapshot's header names another format, version, model, size, dtype, chunk
+    plan or runner.
+    """
+    check_version(meta)
+    for what, expected in _identity(model, runner).items():
+        if meta.get(what) != expected:
+            raise InputError(f"snapshot: expected {what} {expected}, found {meta.get(what)}")
 
 
-def check_fits(meta: dict[str, Any], model: StreamModel) -> None:
-    """Raise InputError where a snapshot's header names another format, model, dtype or chunk plan."""
-    for what, found, expected in (
-        ("format", meta.get("format"), FORMAT),
-        ("model", meta.get("model"), model.digest),
-        ("dtype", meta.get("dtype"), str(model.dtype)),
-        ("chunks", meta.get("chunks"), _chunks(model)),
-    ):
-        if found != expected:
-            raise InputError(f"snapshot: expected {what} {expected}, found {found}")
+def check_version(meta: dict[str, Any]) -> None:
+    """Raise InputError where a snapshot is not of this version, naming what reads it."""
+    found, version = meta.get("format"), meta.get("version")
+    if found == "streamgen-snapshot-1":
+        found, version = FORMAT, 1
+    if found != FORMAT or not isinstance(version, int):
+        raise InputError(f"snapshot: expected format {FORMAT}, found {shorten(found)}")
+    if version in _READERS:
+        raise InputError(
+            f"snapshot: expected version {VERSION}, found {version}, which {_READERS[version]} reads"
+        )
+    if version != VERSION:
+        raise InputError(
+            f"snapshot: expected version {VERSION}, found {version} of {shorten(meta.get('written_by'))}, "
+            "which is newer"
+        )
 
 
-def write_snapshot(snapshot: Snapshot, timeline: Timeline, path: Path) -> None:
-    """Write a snapshot and its timeline as one safetensors file, beside its name first and then renamed.
+def write_snapshot(snapshot: Snapshot, path: Path, log_file: Path | None = None) -> None:
+    """Write a snapshot as one safetensors file, beside its name first and then renamed.
+
+    Args:
+        log_file: where the stream's log lies; None puts the log into the file.
 
     Raises:
         InputError: the file cannot be written.
     """
-    header = {"snapshot": json.dumps(snapshot.meta), "timeline": timeline.dumps()}
-    part = path.with_name(path.name + ".part")
+    meta = snapshot.meta
     tensors = {name: value.detach().cpu().contiguous() for name, value in snapshot.tensors.items()}
+    if log_file is None:
+        tensors["log"] = _bytes_tensor(snapshot.log.to_bytes())
+    else:
+        meta = meta | {"log": meta["log"] | {"file": str(log_file.resolve())}}
+    part = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, part, metadata=header)
+        save_file(tensors, part, metadata={"snapshot": json.dumps(meta)})
         part.replace(path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise InputError(f"snapshot {path}: cannot be written ({error})") from None
 
 
-def read_snapshot(path: Path, device: torch.device) -> tuple[Snapshot, Timeline]:
+def read_snapshot(path: Path, device: torch.device, log: Path | None = None) -> Snapshot:
     """Read what `write_snapshot` wrote.
 
+    Args:
+        log: the stream's log, where it is not in the file nor where it was.
+
     Raises:
-        InputError: missing, damaged, or no snapshot.
+        InputError: missing, damaged, of another version, or no snapshot; a log that is cut short, or not this
+            stream's.
+    """
+    meta = read_meta(path)
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = LogHeader.from_json(meta["header"])
+        inside = tensors.pop("log", None)
+        if inside is not None and log is None:
+            found = EventLog.from_bytes(header, inside.cpu().numpy().tobytes())
+        else:
+            found = read_log(log or Path(meta["log"]["file"]))
+        named = meta["log"]
+        events, digest = int(named["events"]), str(named["digest"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"snapshot {path}: damaged or not a snapshot ({error})") from None
+    except InputError as error:
+        raise InputError(f"snapshot {path}: {error}") from None
+    return Snapshot(tensors, meta, _checked_log(found, header, events, digest, path))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The plain values of a snapshot file.
+
+    Raises:
+        InputError: missing, damaged, of another version, or no snapshot.
     """
     if not path.is_file():
         raise InputError(f"snapshot {path}: no such file")
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        meta, timeline = json.loads(header["snapshot"]), Timeline.from_json(json.loads(header["timeline"]))
-        if meta["format"] != FORMAT:
-            raise ValueError(f"format {meta['format']}")
+        with safe_open(path, "pt") as file:
+            meta = json.loads((file.metadata() or {})["snapshot"])
+        if not isinstance(meta, dict):
+            raise ValueError("no object in its header")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"snapshot {path}: damaged or not a snapshot ({error})") from None
-    return Snapshot(tensors, meta, timeline), timeline
+    try:
+        check_version(meta)
+    except InputError as error:
+        raise InputError(f"snapshot {path}: {str(error).removeprefix('snapshot: ')}") from None
+    return meta
 
 
-def _chunks(model: StreamModel) -> list[int]:
-    return [model.plan.first_chunk_frames, model.plan.chunk_frames]
+def _checked_log(found: EventLog, header: LogHeader, events: int, digest: str, path: Path) -> EventLog:
+    if found.header != header:
+        raise InputError(
+            f"snapshot {path}: its log is of another stream (expected seed {header.seed} and {header.noise}, "
+            f"found seed {found.header.seed} and {found.header.noise})"
+        )
+    if len(found) < events:
+        raise InputError(
+            f"snapshot {path}: its log is cut short: expected {events} events, found {len(found)}"
+        )
+    log = found.prefix(events)
+    if log.digest != digest:
+        raise InputError(
+            f"snapshot {path}: its log is another one: expected digest {digest[:12]}, found {log.digest[:12]}"
+        )
+    return log
 
 
-def _track_tensors(prefix: str, tracks: TrackSet | None) -> dict[str, Tensor]:
-    if tracks is None:
-        return {}
-    names = ("points", "state", "pinned", "ids")
-    values = (tracks.points, tracks.state, tracks.pinned, tracks.ids)
-    return {f"{prefix}.{name}": value.clone() for name, value in zip(names, values, strict=True)}
-
-
-def _tracks(prefix: str, tensors: dict[str, Tensor]) -> TrackSet | None:
-    if f"{prefix}.points" not in tensors:
-        return None
-    return TrackSet(*(tensors[f"{prefix}.{name}"].cpu() for name in ("points", "state", "pinned", "ids")))
-
-
-def _without_motion(event: StreamEvent) -> dict[str, Any]:
+def _identity(model: StreamModel, runner: str) -> dict[str, Any]:
+    """What a snapshot and the model it is opened on have to share."""
     return {
-        "prompt": event.prompt,
-        "settings": dict(event.settings) if event.settings else None,
-        "policy": event.policy,
-        "sink": event.sink,
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model.digest,
+        "dtype": str(model.dtype),
+        "chunks": [model.plan.first_chunk_frames, model.plan.chunk_frames],
+        "size": [model.geometry.width, model.geometry.height],
+        "runner": runner,
     }
 
 
-def _pending(i: int, row: dict[str, Any], tensors: dict[str, Tensor]) -> Pending:
-    event = StreamEvent(motion=_tracks(f"pending.{i}", tensors), **row["event"])
-    return Pending(event, Receipt(row["number"]), row["at_frame"])
+def _latents(
+    model: StreamModel,
+    controls: Controls,
+    meta: dict[str, Any],
+    tensors: dict[str, Tensor],
+    texts: list[Text],
+) -> LatentState:
+    ring, cursor = model.new_ring(controls.settings), CacheCursor(**meta["cursor"])
+    names = ("keys", "values", "sink_keys")
+    ring.load_state(cursor, {name: tensors[f"cache.{name}"] for name in names})
+    whole, sink = meta["held"]
+    ring.holds = cursor.content if whole else None
+    ring.sink_holds = cursor.sink_content if sink else None
+    chunks = [
+        LatentChunk(
+            row["index"],
+            row["start"],
+            tensors[f"record.{i}.latents"].clone(),
+            _clone(tensors.get(f"record.{i}.motion")),
+            texts[row["text"]],
+            float(row["sigma"]),
+            bool(row["drawn"]),
+        )
+        for i, row in enumerate(meta["record"])
+    ]
+    return LatentState(
+        ring,
+        cursor,
+        tuple(chunks[i] for i in meta["context"]),
+        tuple(chunks[i] for i in meta["recent"]),
+        int(meta["chunk"]),
+        (int(meta["scene"][0]), int(meta["scene"][1])),
+        bool(meta["due"]),
+    )
+
+
+def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) -> NoiseSource:
+    """The stream's draws.
+
+    Raises:
+        InputError: they came from a source that is not given, or another one is.
+    """
+    identity, seed = meta["noise"], int(meta["seed"])
+    if given is None:
+        if identity != seed_identity(seed):
+            raise InputError(f"snapshot: its draws came from {shorten(identity)}: give that source as noise=")
+        return SeededNoise(seed, model.device, model.dtype)
+    if given.identity != identity:
+        raise InputError(
+            f"snapshot: noise: expected draws of {shorten(identity)}, found {shorten(given.identity)}"
+        )
+    return given
+
+
+def _text(row: dict[str, Any], embedding: Tensor, model: StreamModel) -> Text:
+    text = model.restored_text(str(row["prompt"]), str(row["given"]), embedding)
+    return replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
+
+
+def _gesture(i: int, row: dict[str, Any], tensors: dict[str, Tensor]) -> Gesture:
+    tracks = TrackSet(*(tensors[f"gesture.{i}.{name}"].cpu() for name in _TRACKS))
+    return Gesture(str(row["name"]), tracks, int(row["start"]), tuple(row["asked"]))
+
+
+def _pending(
+    i: int, row: dict[str, Any], tensors: dict[str, Tensor], model: StreamModel, epoch: int
+) -> Pending:
+    event, _ = decode_event(tensors[f"pending.{i}"].cpu().numpy().tobytes())
+    receipt = Receipt(int(row["number"]), epoch=epoch)
+    return Pending(event, receipt, int(row["at_frame"]), bool(row["live"]), model.coming_text(event))
+
+
+def _bytes_tensor(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
 def _clone(x: Tensor | None) -> Tensor | None:

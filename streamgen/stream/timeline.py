@@ -1,121 +1,26 @@
-"""Events, their receipts, and the timeline of what was applied."""
+"""The timeline of a stream: its events as applied, and how one event is told in JSON."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from ..engine.noise import seed_identity
 from ..errors import InputError
 from ..motion.file import load_motion, motion_to_json
 from ..motion.tracks import TrackSet
 from ..suggest import shorten, unknown_key
-from .settings import StreamSettings
+from .events import StreamEvent
 
-Policy = Literal["recache", "keep", "clear"]
-SinkPolicy = Literal["refresh", "keep"]
-Status = Literal["accepted", "applied", "refused"]
-
-MAX_PROMPT = 2000
-_ROW_KEYS = ("chunk", "frame", "seconds", "prompt", "policy", "sink", "motion", "settings")
-
-
-@dataclass(frozen=True)
-class StreamEvent:
-    """One atomic change of a stream; what is None stays as it is.
-
-    Attributes:
-        prompt: the new prompt.
-        motion: tracks that begin at the frame where the event takes effect; one without points lets go.
-        settings: changed `StreamSettings` by name.
-        policy: what a new prompt does with the past: `recache` (keep the looks, follow the new words), `keep`
-            (leave the cache as it is) or `clear` (forget it).
-        sink: with `recache`, whether the sink is committed again under the new words (`refresh`) or left
-            (`keep`); None does what the model's settings say.
-    """
-
-    prompt: str | None = None
-    motion: TrackSet | None = None
-    settings: Mapping[str, Any] | None = None
-    policy: Policy = "recache"
-    sink: SinkPolicy | None = None
-
-    def __post_init__(self) -> None:
-        if self.policy not in get_args(Policy):
-            raise InputError(f"policy: expected one of {', '.join(get_args(Policy))}, found {self.policy!r}")
-        if self.sink is not None and self.sink not in get_args(SinkPolicy):
-            raise InputError(
-                f"sink policy: expected one of {', '.join(get_args(SinkPolicy))}, found {self.sink!r}"
-            )
-        if self.prompt is not None:
-            check_prompt(self.prompt)
-        if self.settings is not None:
-            # a copy: what was checked and recorded must not change with the caller's own dict
-            object.__setattr__(self, "settings", dict(self.settings))
-        if self.prompt is None and self.motion is None and not self.settings:
-            raise InputError("event: expected a prompt, motion or settings, found none of them")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; only what the event changes."""
-        out: dict[str, Any] = {}
-        if self.prompt is not None:
-            out |= {"prompt": self.prompt, "policy": self.policy}
-            if self.sink is not None:
-                out["sink"] = self.sink
-        if self.motion is not None:
-            out["motion"] = None if self.motion.is_empty else motion_to_json(self.motion)
-        if self.settings:
-            out["settings"] = dict(self.settings)
-        return out
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any], fps: float) -> "StreamEvent":
-        """Inverse of `to_json`."""
-        motion = None
-        if "motion" in row:
-            motion = load_motion(row["motion"], fps) if row["motion"] is not None else TrackSet.empty(0)
-        return cls(
-            row.get("prompt"),
-            motion,
-            row.get("settings"),
-            row.get("policy", "recache"),
-            row.get("sink"),
-        )
-
-
-@dataclass
-class Receipt:
-    """What became of an event. `accepted` on submission, then `applied` (with the place) or `refused` (with
-    the reason).
-
-    Attributes:
-        number: order of submission, from 0.
-        chunk, frame, seconds: first chunk and first pixel frame under the event, and that frame's media time.
-        superseded: fields that a later event for the same boundary replaced.
-    """
-
-    number: int
-    status: Status = "accepted"
-    chunk: int | None = None
-    frame: int | None = None
-    seconds: float | None = None
-    superseded: tuple[str, ...] = ()
-    reason: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"superseded": list(self.superseded)}
-
-
-@dataclass(eq=False)
-class Pending:
-    """An event that waits for its chunk; `at_frame` is the earliest first frame of that chunk."""
-
-    event: StreamEvent
-    receipt: Receipt
-    at_frame: int = 0
+_EVENT_KEYS = ("prompt", "cache", "policy", "sink", "motion", "gestures", "settings", "prompt_embeds")
+_ROW_KEYS = ("chunk", "frame", "seconds", *_EVENT_KEYS)
+_HEADER_KEYS = ("format", "version", "fps", "seed", "noise", "start", "events")
 
 
 @dataclass(frozen=True)
@@ -128,14 +33,13 @@ class Applied:
 
     def to_json(self, fps: float) -> dict[str, Any]:
         """Plain values; seconds are media time."""
-        return {"chunk": self.chunk, "frame": self.frame, "seconds": self.frame / fps, **self.event.to_json()}
+        place = {"chunk": self.chunk, "frame": self.frame, "seconds": self.frame / fps}
+        return place | event_to_json(self.event)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Fingerprint of the pictures that a stream starts from: their number, and sha256 (64 hex digits) of
-    their bytes as they went into the encoder, uint8 `(T, H, W, 3)`.
-    """
+    """The pictures that a stream starts from: how many frames, and the sha256 of their raw RGB bytes."""
 
     frames: int
     sha256: str
@@ -163,8 +67,9 @@ class Start:
 
 @dataclass
 class Timeline:
-    """The events of a stream in order, as applied. Append only; what it says is enough to make the stream
-    again, but for the pictures of `start`: of them it holds the fingerprint, None where there are none.
+    """The events of a stream in order, as applied. What it says is enough to make the stream again, but for
+    the pictures of `start`, of which it holds the fingerprint (None where there are none), and for draws that
+    are not those of the seed, of which `noise` is the identity.
 
     The first event is the opening: prompt, motion and full settings at frame 0.
     """
@@ -173,6 +78,10 @@ class Timeline:
     seed: int
     events: list[Applied] = field(default_factory=list)
     start: Start | None = None
+    noise: str = ""
+
+    def __post_init__(self) -> None:
+        self.noise = self.noise or seed_identity(self.seed)
 
     def record(self, chunk: int, frame: int, event: StreamEvent) -> None:
         """Append what took effect at a chunk."""
@@ -189,6 +98,7 @@ class Timeline:
             "version": 1,
             "fps": self.fps,
             "seed": self.seed,
+            "noise": self.noise,
             "start": None if self.start is None else asdict(self.start),
             "events": [entry.to_json(self.fps) for entry in self.events],
         }
@@ -202,21 +112,21 @@ class Timeline:
         """
         if not isinstance(content, dict) or content.get("format") != "streamgen-timeline":
             raise InputError('timeline: expected an object with "format": "streamgen-timeline"')
-        known = ("format", "version", "fps", "seed", "start", "events")
         for key in content:
-            if key not in known:
-                raise InputError(f"timeline: {unknown_key(key, known)}")
+            if key not in _HEADER_KEYS:
+                raise InputError(f"timeline: {unknown_key(key, _HEADER_KEYS)}")
         try:
-            timeline = cls(float(content["fps"]), int(content["seed"]))
+            timeline = cls(float(content["fps"]), int(content["seed"]), noise=str(content.get("noise") or ""))
             if content.get("start") is not None:
                 timeline.start = Start.from_json(content["start"])
+            prompt = None
             for row in content["events"]:
                 for key in row:
                     if key not in _ROW_KEYS:
                         raise InputError(f"timeline: event: {unknown_key(key, _ROW_KEYS)}")
-                timeline.record(
-                    int(row["chunk"]), int(row["frame"]), StreamEvent.from_json(row, timeline.fps)
-                )
+                event = event_from_json(row, timeline.fps, prompt)
+                timeline.record(int(row["chunk"]), int(row["frame"]), event)
+                prompt = event.prompt or prompt
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"timeline: incomplete or damaged ({type(error).__name__}: {error})") from None
         if [entry.chunk for entry in timeline.events] != sorted(entry.chunk for entry in timeline.events):
@@ -228,60 +138,60 @@ class Timeline:
         return json.dumps(self.to_json(), ensure_ascii=False, indent=1)
 
 
-def check_prompt(prompt: str) -> None:
-    """Raise InputError for a prompt that is empty or beyond reason."""
-    if not isinstance(prompt, str):
-        raise InputError(f"prompt: expected text, found {shorten(prompt)}")
-    if not prompt.strip():
-        raise InputError("prompt: expected some words, found an empty prompt")
-    if len(prompt) > MAX_PROMPT:
-        raise InputError(f"prompt: expected at most {MAX_PROMPT} characters, found {len(prompt)}")
+def event_to_json(event: StreamEvent) -> dict[str, Any]:
+    """Plain values; only what the event changes."""
+    out: dict[str, Any] = {}
+    for name in ("prompt", "cache", "sink"):
+        value = vars(event)[name]
+        if value is not None:
+            out[name] = value
+    if event.motion is not None:
+        out["motion"] = _motion_to_json(event.motion)
+    if event.gestures:
+        out["gestures"] = {name: _motion_to_json(tracks) for name, tracks in event.gestures.items()}
+    if event.settings:
+        out["settings"] = dict(event.settings)
+    if event.prompt_embeds is not None:
+        rows = event.prompt_embeds.float().cpu().contiguous()
+        text = base64.b64encode(rows.numpy().astype("<f4").tobytes()).decode()
+        out["prompt_embeds"] = {"shape": list(rows.shape), "float32": text}
+    return out
 
 
-def possible_events(
-    due: list[Pending], settings: StreamSettings
-) -> tuple[list[Pending], list[tuple[Receipt, str]]]:
-    """Those of the due events whose settings can be set together, and the others' receipts with the reason.
+def event_from_json(row: Mapping[str, Any], fps: float, prompt: str | None = None) -> StreamEvent:
+    """Inverse of `event_to_json`. Rows of before the cache action had a field of its own have a `policy`,
+    which only told what a prompt did that changed the words.
 
-    On submission each change was checked alone; two sliders may each be fine and not fit together.
+    Args:
+        prompt: the words before, None where they are not known.
     """
-    try:
-        settings.updated(_last_settings(due), live=True)
-        return due, []
-    except InputError:
-        possible: list[Pending] = []
-        refused: list[tuple[Receipt, str]] = []
-    for item in due:
-        try:
-            settings.updated(_last_settings([*possible, item]), live=True)
-            possible.append(item)
-        except InputError as error:
-            refused.append((item.receipt, str(error)))
-    return possible, refused
+    cache = row.get("cache")
+    if cache is None and "policy" in row:
+        old = row["policy"]
+        unchanged = prompt is not None and row.get("prompt") == prompt
+        cache = None if old == "recache" or (old == "clear" and unchanged) else old
+    motion = None
+    if "motion" in row:
+        motion = TrackSet.empty(0) if row["motion"] is None else load_motion(row["motion"], fps)
+    gestures = None
+    if row.get("gestures"):
+        gestures = {
+            name: None if tracks is None else load_motion(tracks, fps)
+            for name, tracks in row["gestures"].items()
+        }
+    embeds = None if row.get("prompt_embeds") is None else _embeds(row["prompt_embeds"])
+    # the opening of an old timeline, and what a policy alone said, changes nothing
+    if cache is None and not any(key in row for key in _EVENT_KEYS if key not in ("policy", "cache", "sink")):
+        cache = "keep"
+    return StreamEvent(
+        row.get("prompt"), motion, row.get("settings"), cache, row.get("sink"), gestures, embeds
+    )
 
 
-def _last_settings(pending: list[Pending]) -> dict[str, Any]:
-    return {name: value for item in pending for name, value in (item.event.settings or {}).items()}
+def _motion_to_json(tracks: TrackSet | None) -> dict[str, Any] | None:
+    return None if tracks is None or tracks.is_empty else motion_to_json(tracks)
 
 
-def merge_events(pending: list[Pending]) -> tuple[StreamEvent, list[tuple[str, ...]]]:
-    """One event of all that wait for a boundary, the last one submitted wins per field; and for each of them
-    the fields that a later one replaced.
-    """
-    prompt = motion = None
-    policy: Policy = "recache"
-    sink: SinkPolicy | None = None
-    replaced: list[tuple[str, ...]] = []
-    for i, item in enumerate(pending):
-        event, later = item.event, [p.event for p in pending[i + 1 :]]
-        superseded = []
-        if event.prompt is not None:
-            prompt, policy, sink = event.prompt, event.policy, event.sink
-            superseded += ["prompt"] * any(e.prompt is not None for e in later)
-        if event.motion is not None:
-            motion = event.motion
-            superseded += ["motion"] * any(e.motion is not None for e in later)
-        for name in event.settings or {}:
-            superseded += [name] * any(name in (e.settings or {}) for e in later)
-        replaced.append(tuple(superseded))
-    return StreamEvent(prompt, motion, _last_settings(pending) or None, policy, sink), replaced
+def _embeds(row: Mapping[str, Any]) -> Tensor:
+    values = np.frombuffer(base64.b64decode(row["float32"]), dtype="<f4")
+    return torch.from_numpy(values.reshape(row["shape"]).copy())

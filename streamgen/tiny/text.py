@@ -9,8 +9,11 @@ from models.text_encoder import TextEncoder, Vocabulary, Words
 class WordPrompts:
     """The tiny family's word-level encoder with its vocabulary."""
 
+    quick = True
+
     def __init__(self, encoder: TextEncoder, vocabulary: Vocabulary) -> None:
         self.encoder, self.vocabulary = encoder, vocabulary
+        self.length = encoder.config.length
 
     def words(self, prompt: str) -> Words:
         """See `PromptEncoder`."""

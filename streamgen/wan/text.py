@@ -44,10 +44,10 @@ class HashedPrompts:
     where no download is wanted. It means nothing.
     """
 
-    vocabulary = None
+    vocabulary, quick = None, True
 
     def __init__(self, config: TextConfig) -> None:
-        self.config = config
+        self.config, self.length = config, config.length
 
     def words(self, prompt: str) -> Words:
         """See `PromptEncoder`."""
@@ -84,9 +84,10 @@ class UMT5Prompts:
         config: the width and length that the network reads.
     """
 
-    vocabulary = None
+    vocabulary, quick = None, False
 
     def __init__(self, source: str, config: TextConfig, options: TextOptions | None = None) -> None:
+        self.length = config.length
         self.source, self.config, self.options = source, config, options or TextOptions()
         self._tokenizer: Any = None
         self._model: Any = None

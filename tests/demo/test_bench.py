@@ -35,6 +35,7 @@ async def _trip(link: Link, size: int) -> float:
         return took
 
 
+@pytest.mark.timed
 def test_a_link_delays_and_narrows(monkeypatch: pytest.MonkeyPatch) -> None:
     def check() -> None:
         assert asyncio.run(_trip(Link("far", 0.2), 100)) >= 0.2

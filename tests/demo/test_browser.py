@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -47,13 +46,6 @@ COLOURS = """() => {
 }"""
 
 
-def chromium() -> str:
-    """The browser that Debian installs, or the one that CHROMIUM names."""
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    assert found, "no Chromium: apt-get install chromium, or name one in the environment variable CHROMIUM"
-    return found
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -80,9 +72,9 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
         opened.close()
 
@@ -244,6 +236,7 @@ def test_a_drag_takes_the_thing_along(context: BrowserContext, address: str) -> 
     assert page.locator("[data-part=log] li[data-kind=drag]").count() == 1
 
 
+@pytest.mark.slow
 def test_two_tabs_are_two_streams_and_a_closed_one_makes_room(context: BrowserContext, address: str) -> None:
     wait_for_running(address, 0)
     one, two = open_page(context, address), open_page(context, address)
@@ -279,7 +272,7 @@ def test_bad_messages_are_refused_and_the_stream_goes_on(context: BrowserContext
     shown(page, frame_now(page) + 8)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_the_page_fits_a_phone_and_works_by_keyboard(browser: Browser, address: str, scheme: str) -> None:
     made = browser.new_context(viewport={"width": 375, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
     made.set_default_timeout(PATIENCE * 1000)

@@ -46,7 +46,15 @@ def test_a_stage_trains_and_its_checkpoint_streams(tmp_path: Path, make: Any) ->
     assert len(chunk.frames) == (17 if config.stage == "teacher" else 1)
 
 
-@pytest.mark.parametrize("make", [causal_run, teacher_run, init_run, self_forcing_run])
+@pytest.mark.parametrize(
+    "make",
+    [
+        self_forcing_run,
+        pytest.param(causal_run, marks=pytest.mark.slow),
+        pytest.param(teacher_run, marks=pytest.mark.slow),
+        pytest.param(init_run, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stage_resumes_bit_exactly(tmp_path: Path, make: Any) -> None:
     """Weights, optimizers, averages and what a stage carries on: streams in mid-script, a moving target."""
     config = with_steps(make(tmp_path), 6)
@@ -62,6 +70,7 @@ def test_a_stage_resumes_bit_exactly(tmp_path: Path, make: Any) -> None:
         assert_same(left, right)
 
 
+@pytest.mark.slow
 def test_streams_that_are_not_kept_break_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SelfForcingStage, "load_state", lambda self, state: None)
     with pytest.raises(AssertionError):

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distill import evaluate
-from distill.evaluation import runner, streams
+from distill.evaluation import pool, runner, streams
 from distill.evaluation.pool import make_rows
 from distill.evaluation.reading import FrameReader
 from distill.evaluation.rows import read_rows
@@ -18,16 +21,34 @@ from distill.evaluation.suites import EvaluationConfig, SuiteBuilder
 from distill.scenes import SceneConfig, caption_vocabulary
 from models.text_encoder import Vocabulary
 from streamgen import StreamEvent, load_pipeline
+from tests.quick_instruments import quick_instruments
 from tests.tiny_checkpoints import write_checkpoint
-from tests.world_instruments import instruments_of
+
+
+class AtOnce(Executor):
+    """Does the work when it is submitted, in this process: a process of its own takes seconds to start."""
+
+    def __init__(
+        self, processes: int, context: object, begin: Callable[..., None], given: tuple[Any, ...]
+    ) -> None:
+        begin(*given)
+
+    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*given, **named))
+        return done
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _learned_once() -> Iterator[None]:
-    """All reports here share their instruments."""
+def _quick() -> Iterator[None]:
+    """Reports without half a minute of training and without processes: what they say is the matter here."""
+    threads, interrupt = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Instruments", lambda world: instruments_of(world.size))
+        patch.setattr(runner, "Instruments", lambda world: quick_instruments(world.size))
+        patch.setattr(pool, "ProcessPoolExecutor", AtOnce)
         yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +104,7 @@ CONTRACT = {
 
 @pytest.fixture(scope="module")
 def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report of a few streams, by two processes."""
+    """The folder of a report of a few streams."""
     out = tmp_path_factory.mktemp("reports") / "report"
     assert (
         evaluate.main(["--model", str(checkpoint), "-o", str(out), "prompts=2", "--processes", "2", *FEW])
@@ -192,6 +213,7 @@ def test_rows_of_other_weights_or_settings_are_refused(
     assert json.loads((finished / "evaluation.json").read_text()) == about
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     rows = []
@@ -221,6 +243,7 @@ def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path
     assert "4 minutes, step 9" in (tmp_path / "curves" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_reports_beside_each_other(
     finished: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

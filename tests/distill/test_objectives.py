@@ -171,6 +171,7 @@ def assert_two_modes(samples: Tensor) -> None:
         assert WIDTH / 2 < (high - low) / 2 < 3 * WIDTH
 
 
+@pytest.mark.slow
 def test_a_student_finds_both_modes_of_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """And their width, which the fake score keeps: pulled by the teacher alone, samples fall to points."""
 

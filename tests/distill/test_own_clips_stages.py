@@ -211,6 +211,7 @@ def test_both_sources_in_one_run(tmp_path: Path, clips: Path) -> None:
     assert 5 < sum(objects) < 15
 
 
+@pytest.mark.slow
 def test_a_folder_gone_bad_leaves_the_run_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import distill.running
 from distill.flow import Condition, FlowNetwork, guided
 from distill.guidance import GuidanceRange, strengths_over
 from distill.running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
@@ -17,14 +16,18 @@ from distill.stages.init import InitStage, _consistency, _regression, committed,
 from distill.stages.self_forcing import RolloutConfig, SelfForcingStage
 from distill.trainer import Tick
 from models.context import ChunkPlan
-from models.kv_cache import KVCache
+from models.kv_cache import CacheRing
 from models.motion_encoder import Tracks
 from streamgen import StreamEvent, load_pipeline
 from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity
 from streamgen.engine.noise import SeededNoise
+from streamgen.engine.runner import PlainRunner
+from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
 from streamgen.motion.tracks import TrackSet
-from streamgen.stream.rollout import LatentChunk, RolloutState, Sampling, recache
+from streamgen.stream.latents import LatentChunk, LatentState
+from streamgen.stream.prompts import Text
+from streamgen.stream.recache import ByChunk
 from tests.tiny_models import assert_needs, randomize, tiny_cache, tiny_dit
 from tests.tiny_stages import CPU, PLAN, WINDOWS, init_run, self_forcing_run
 
@@ -58,7 +61,7 @@ def script_of(stage: SelfForcingStage, switch: int | None, tracks: bool) -> Scri
 
 
 def rolled(stage: SelfForcingStage, script: Script, frames: int, sampling: Sampling = SAMPLING) -> Tensor:
-    state = RolloutState(stage.student.new_cache(len(script.words), GRID))
+    state = LatentState(stage.student.new_cache(len(script.words), GRID))
     result: Tensor = stage.student(RunningStreams(script, state, 5), frames, sampling)
     return result
 
@@ -88,14 +91,7 @@ def test_training_rolls_out_what_a_session_streams(
     session = pipeline.open("a red circle", 5, motion, settings=settings | {"motion_guidance": 3.0})
     if switch is not None:
         session.submit(StreamEvent(prompt="a blue star"), pipeline.geometry.frame_range(switch, 1)[0])
-    seen: list[Tensor] = []
-    original = type(session.state).accept
-    monkeypatch.setattr(
-        type(session.state), "accept", lambda self, c: (seen.append(c.latents), original(self, c))[1]
-    )
-    list(islice(session, 12))
-    monkeypatch.undo()
-    expected = torch.cat(seen, 1)
+    expected = torch.cat([chunk.latents for chunk in islice(session, 12)], 1)
 
     def check() -> None:
         for gradient in (False, True):
@@ -107,7 +103,7 @@ def test_training_rolls_out_what_a_session_streams(
     if switch is None:
         check()
     else:
-        assert_needs(check, monkeypatch, distill.running, "recache", lambda *_args: None)
+        assert_needs(check, monkeypatch, ByChunk, "rebuild", lambda self, runner, state, *rest: state)
 
 
 def export_as_is(stage: SelfForcingStage, directory: Path) -> Path:
@@ -158,10 +154,10 @@ def test_mixed_precision_loses_no_gradient(stage: SelfForcingStage, monkeypatch:
 
 def test_streams_go_on_after_saving(stage: SelfForcingStage) -> None:
     script = script_of(stage, 6, True)
-    streams = RunningStreams(script, RolloutState(stage.student.new_cache(1, GRID)), 5)
+    streams = RunningStreams(script, LatentState(stage.student.new_cache(1, GRID)), 5)
     with torch.no_grad():
         whole = torch.cat([stage.student(streams, n, SAMPLING) for n in (5, 3, 3)], 1)
-        first = RunningStreams(script, RolloutState(stage.student.new_cache(1, GRID)), 5)
+        first = RunningStreams(script, LatentState(stage.student.new_cache(1, GRID)), 5)
         parts = [stage.student(first, 5, SAMPLING)]
         again = RunningStreams.load(first.save(), stage.student.new_cache(1, GRID))
         assert (again.frames, again.switched) == (5, False)
@@ -256,21 +252,22 @@ def test_chunks_are_scored_as_a_stream_of_the_teacher_would_go_on(
             teacher.dit.embed_text(teacher.text_encoder(batch.script.words[:, i]))
             for i in (int(switch is not None), 0, 2)
         )
-        state = RolloutState(_cache_of(stage))
-        state.context = [LatentChunk(i, i, seen[:, i : i + 1], motion[:, i : i + 1]) for i in range(first)]
-        recache(teacher.dit, state, text, SeededNoise(0, CPU))
-        state.cache.begin(1)
+        words = Text("words", text)
+        past = tuple(LatentChunk(i, i, seen[:, i : i + 1], motion[:, i : i + 1], words) for i in range(first))
+        state = LatentState(_cache_of(stage), context=past)
+        state = ByChunk().rebuild(PlainRunner(teacher.dit), state, SeededNoise(0, CPU), "refresh", words)
+        view = state.ring.view(state.cursor, 1)
         over = strengths_over(strengths, tracks.state, PLAN, places)
         for row in range(2):
             told = Conditioning(text, nothing, motion[:, first:], Guidance(*over[row, first].tolist()))
-            expected = guided_velocity(teacher.dit, noisy, 0.6, told, state.cache)
+            expected = guided_velocity(teacher.dit, noisy, 0.6, told, view)
             torch.testing.assert_close(found[row], expected[row], rtol=1e-4, atol=1e-5)
 
     with torch.no_grad():
         assert_needs(check, monkeypatch, SelfForcingStage, "_committed", lambda self, rolled, generator: None)
 
 
-def _cache_of(stage: SelfForcingStage) -> KVCache:
+def _cache_of(stage: SelfForcingStage) -> CacheRing:
     """An empty cache of the teacher's sizes."""
     return RolloutStudent.new_cache(stage.teacher, 2, GRID)  # type: ignore[arg-type]
 

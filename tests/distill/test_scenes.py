@@ -340,6 +340,7 @@ def test_contact_sheet(tmp_path: Path, generator: SceneGenerator) -> None:
         contact_sheet(batch.video.float(), ["a", "b", "c"], path)
 
 
+@pytest.mark.slow
 def test_gallery(tmp_path: Path) -> None:
     """Every picture of docs/world.md is drawn by one call."""
     pages = (Path(__file__).resolve().parents[2] / "docs" / "world.md").read_text(encoding="utf-8")

@@ -105,6 +105,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path, launcher: str) -> None:
     toy_trainer(toy_config(tmp_path / "one"), ToyStage(noise=0.0)).run("none")

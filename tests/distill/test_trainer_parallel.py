@@ -42,7 +42,7 @@ def scores(run_dir: Path) -> list[float]:
     return [json.loads(row)["score"] for row in rows if '"preview"' in row]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"preview": PREVIEWS, "activation_checkpointing": kind == "fsdp2"}
     train(distillation_config(tmp_path / "one", **options))
@@ -65,6 +65,7 @@ def test_two_processes_equal_one(tmp_path: Path, kind: str, monkeypatch: pytest.
         assert_close(final_state(tmp_path / "apart"), one)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_exactly_and_its_weights_load_in_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,15 @@ def train(config: Any) -> Any:
     return stage
 
 
-@pytest.mark.parametrize("make", [teacher_run, causal_run, init_run, self_forcing_run])
+@pytest.mark.parametrize(
+    "make",
+    [
+        self_forcing_run,
+        pytest.param(teacher_run, marks=pytest.mark.slow),
+        pytest.param(causal_run, marks=pytest.mark.slow),
+        pytest.param(init_run, marks=pytest.mark.slow),
+    ],
+)
 def test_two_updates_of_each_stage_on_own_clips(tmp_path: Path, clips: Path, make: Any) -> None:
     """Tracks are learned from the first update on, and what is exported streams."""
     config = make(tmp_path, clips)

@@ -9,9 +9,17 @@ from torch import Tensor
 from models.attention import attend
 from models.causal_dit import CausalDiT
 from models.context import BidirectionalContext, ChunkPlan, MaskedContext, SequenceFrame, sequence_mask
-from models.kv_cache import KVCache
+from models.kv_cache import CacheCursor, CacheRing, CacheView
 from models.rope import RotaryEmbedding3D, rotate
-from tests.tiny_models import GRID, assert_needs, tiny_cache, tiny_dit, tiny_latents
+from tests.tiny_models import (
+    GRID,
+    DrivenCache,
+    assert_needs,
+    tiny_cache,
+    tiny_dit,
+    tiny_latents,
+    tiny_ring,
+)
 
 PLANS = [
     ChunkPlan(1, 1, 1, 3),
@@ -75,11 +83,11 @@ def test_cached_rollout_equals_masked_forward(plan: ChunkPlan, monkeypatch: pyte
         assert (cached - masked).abs().max() < 1e-5
 
     if plan.sink_frames and plan.window_frames:
-        assert_needs(check, monkeypatch, KVCache, "_rotate_sink", lambda self: None)
+        assert_needs(check, monkeypatch, CacheView, "rotate_sink", lambda self, layer: None)
     if plan.window_frames:
         # the oldest window frame is not overwritten: a ring that forgets to turn
-        slot = lambda self, frame: min(frame, self.plan.context_frames - 1) + self.plan.chunk_frames  # noqa: E731
-        assert_needs(check, monkeypatch, KVCache, "_slot", slot)
+        slot = lambda self, frame: min(frame, self.plan.attention_frames - 1)  # noqa: E731
+        assert_needs(check, monkeypatch, CacheRing, "slot", slot)
     check()
 
 
@@ -94,9 +102,15 @@ def test_sink_and_window_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         cached = cached_velocities(dit, plan, 7, noisy, clean, motion)
         assert (cached - masked_velocities(dit, plan, noisy, clean, motion)).abs().max() < 1e-5
 
-    assert_needs(
-        check, monkeypatch, KVCache, "commit", lambda self: setattr(self, "frames", self.frames + self._begun)
-    )
+    written = CacheView.attend
+
+    def forgetful(self: CacheView, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = written(self, layer, q, k, v)
+        for _, place in self.places:
+            self.ring.keys[layer, :, place] = 0
+        return out
+
+    assert_needs(check, monkeypatch, CacheView, "attend", forgetful)
 
 
 class NaiveCache:
@@ -161,7 +175,8 @@ def test_stream_time_of_millions_stays_exact(turns: int, monkeypatch: pytest.Mon
         with torch.no_grad():
             for i in range(8):
                 if i == 1:
-                    cache.frames += turns * plan.window_frames
+                    # whole turns of the ring: window and chunk in work
+                    cache.cursor = CacheCursor(1 + turns * (plan.window_frames + plan.chunk_frames))
                 cache.begin(1)
                 out.append(dit(latents[:, i : i + 1], level, text, cache))
                 cache.commit()
@@ -198,8 +213,8 @@ def test_constant_memory_key_lengths_and_positions() -> None:
     """Invariant 5 over 300 chunks."""
     dit, plan = tiny_dit(), ChunkPlan(1, 1, 1, 3)
     cache, text = tiny_cache(dit, plan), dit.embed_text(text_of(dit))
-    before = cache.allocated_bytes()
-    pointer = cache.keys.data_ptr()
+    before = cache.ring.allocated_bytes()
+    pointer = cache.ring.keys.data_ptr()
     sizes = []
     with torch.no_grad():
         for i in range(300):
@@ -207,11 +222,11 @@ def test_constant_memory_key_lengths_and_positions() -> None:
             dit(tiny_latents(1, i), torch.zeros(1, 1), text, cache)
             cache.commit()
             sizes.append(sum(x.numel() for x in cache.state().values()))
-    assert cache.allocated_bytes() == before
-    assert cache.keys.data_ptr() == pointer
+    assert cache.ring.allocated_bytes() == before == cache.ring.shape.cache_bytes(plan, torch.float32)
+    assert cache.ring.keys.data_ptr() == pointer
     assert len(set(sizes[4:])) == 1
-    assert cache.context_frames == plan.context_frames
-    newest, oldest = cache.frames, cache._sink_shift
+    assert cache.ring.context_frames(cache.cursor) == plan.context_frames
+    newest, oldest = cache.cursor.frames, cache.ring.sink_shift(cache.cursor)
     assert newest - oldest <= plan.attention_frames
 
 
@@ -219,7 +234,7 @@ def test_state_round_trip_is_bit_exact() -> None:
     dit, plan = tiny_dit(), ChunkPlan(2, 2, 2, 4)
     text = dit.embed_text(text_of(dit))
 
-    def step(cache: KVCache, i: int) -> Tensor:
+    def step(cache: DrivenCache, i: int) -> Tensor:
         with torch.no_grad():
             cache.begin(2)
             out = dit(tiny_latents(2, i), torch.zeros(1, 2), text, cache)
@@ -231,19 +246,20 @@ def test_state_round_trip_is_bit_exact() -> None:
         for i in range(n):
             step(cache, i)
         other = tiny_cache(dit, plan)
-        other.load_state(cache.state())
+        other.ring.load_state(cache.cursor, cache.state())
+        other.cursor = cache.cursor
         for i in range(n, n + 4):
             assert torch.equal(step(cache, i), step(other, i))
     with pytest.raises(ValueError, match="expected keys of shape"):
-        tiny_cache(dit, ChunkPlan(1, 1, 1, 2)).load_state(cache.state())
+        tiny_ring(dit, ChunkPlan(1, 1, 1, 2)).load_state(cache.cursor, cache.state())
     with pytest.raises(ValueError, match="expected sink_keys of shape"):
-        tiny_cache(dit, plan).load_state(cache.state() | {"sink_keys": cache.state()["keys"]})
+        tiny_ring(dit, plan).load_state(cache.cursor, cache.state() | {"sink_keys": cache.state()["keys"]})
 
 
 def test_absolute_positions_end_with_a_clear_error() -> None:
     dit = tiny_dit()
     cache = tiny_cache(dit, ChunkPlan(1, 1, 0, 2), rope_mode="absolute")
-    cache.frames = cache.max_positions
+    cache.cursor = CacheCursor(cache.ring.max_positions)
     with pytest.raises(ValueError, match="absolute positions end at latent frame 1024"):
         cache.begin(1)
 

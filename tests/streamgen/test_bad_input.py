@@ -397,7 +397,9 @@ def test_read_only_disk(place: Path, checkpoint: Path, capsys: pytest.CaptureFix
     assert "cannot be written" in line
 
 
-@pytest.mark.parametrize("room", [0, 3000, 12000])
+@pytest.mark.parametrize(
+    "room", [3000, pytest.param(0, marks=pytest.mark.slow), pytest.param(12000, marks=pytest.mark.slow)]
+)
 def test_full_disk(room: int, place: Path, checkpoint: Path) -> None:
     """No file may grow beyond `room` bytes; whatever is cut off, no final name appears."""
     done = call_process(*GOOD, "--seconds", "4", "--model", checkpoint, cwd=place, largest_file=room)

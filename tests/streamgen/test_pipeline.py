@@ -14,7 +14,7 @@ from models.context import ChunkPlan
 from streamgen import CheckpointError, InputError, Pipeline, StreamEvent, load_pipeline
 from streamgen.motion.tracks import drag
 from streamgen.stream.timeline import Start, Timeline
-from tests.streamgen.stream.test_session import BLUE, RED, take
+from tests.streams import BLUE, RED, take
 from tests.tiny_checkpoints import generator_noise, write_checkpoint
 
 
@@ -117,12 +117,12 @@ def test_the_last_prompts_are_kept(pipeline: Pipeline) -> None:
 
 def test_absolute_positions_end_in_one_line_and_the_stream_stays_usable(pipeline: Pipeline) -> None:
     session = pipeline.open(RED, settings={"rope": "absolute"})
-    session.state.cache.max_positions = 4
+    session.state.latents.ring.max_positions = 4
     take(session, 4)
     for _ in range(2):
         with pytest.raises(InputError, match="rope: absolute positions end after 4 latent frames"):
             next(session)
-    session.submit(StreamEvent(prompt=BLUE, policy="clear"))
+    session.submit(StreamEvent(prompt=BLUE, cache="clear"))
     take(session, 4)
 
 

@@ -93,8 +93,10 @@ def test_a_switch_of_the_colour_alone(tiny: Pipeline, before: str, after: str, s
     ("prompt", "seed", "target"),
     [
         ("a large red circle stays over the sand", 0, (0.8, 0.25)),
-        ("a large yellow star stays over the sea", 2, (0.3, 0.75)),
-        ("a medium white diamond moves right over the grass", 3, (0.2, 0.2)),
+        pytest.param("a large yellow star stays over the sea", 2, (0.3, 0.75), marks=pytest.mark.slow),
+        pytest.param(
+            "a medium white diamond moves right over the grass", 3, (0.2, 0.2), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_drag_takes_the_object_along(

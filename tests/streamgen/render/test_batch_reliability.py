@@ -48,6 +48,7 @@ def storms_end_well(tmp_path: Path, checkpoint: Path, count: int, frames: int, k
     assert check_folder(tmp_path / "storm", count) == check_folder(tmp_path / "calm", count)
 
 
+@pytest.mark.slow
 def test_kill_nine_at_random_moments(tmp_path: Path, checkpoint: Path) -> None:
     storms_end_well(tmp_path, checkpoint, count=6, frames=49, kills=3)
 
@@ -58,6 +59,7 @@ def test_thirty_kills_over_forty_items(tmp_path: Path, checkpoint: Path) -> None
     storms_end_well(tmp_path, checkpoint, count=count, frames=97, kills=kills)
 
 
+@pytest.mark.slow
 def test_signals_end_after_the_chunk_and_the_run_goes_on_later(tmp_path: Path, checkpoint: Path) -> None:
     jobs, out = write_jobs(tmp_path, 2, 160), tmp_path / "out"
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -89,6 +91,7 @@ def test_two_runs_on_one_folder(tmp_path: Path, checkpoint: Path) -> None:
     assert len({row["worker"] for row in rows}) == 2, "one of them did nothing"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path, checkpoint: Path) -> None:
     jobs, out = write_jobs(tmp_path, 2, 17), tmp_path / "out"
     arguments = ["render", jobs, "-o", out, "--model", checkpoint, "--threads", 1, "-q"]
@@ -117,9 +120,9 @@ def test_a_read_only_folder_is_one_clear_line(tmp_path: Path, checkpoint: Path) 
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from streamgen.batch.folder import OutputFolder
-    from streamgen.batch.items import items_of
-    from streamgen.batch.job_file import parse_jobs
+    from streamgen.render.folder import OutputFolder
+    from streamgen.render.items import items_of
+    from streamgen.render.job_file import parse_jobs
     (item,) = items_of(parse_jobs(sys.argv[1]))
     with OutputFolder(Path(sys.argv[2])).claim(item, "key") as mine:
         print(mine, flush=True)
@@ -161,7 +164,7 @@ def test_clock_jumps_change_nothing(tmp_path: Path, checkpoint: Path) -> None:
                 def now(cls, tz=None):
                     return cls.fromtimestamp(plain() + {offset}, tz)
             datetime.datetime = Shifted
-            from streamgen.cli import main
+            from streamgen.cli.app import main
             main()
         """
         arguments = ["render", jobs, "-o", out, "--model", checkpoint, "--threads", 1, "-q", "--limit", limit]

@@ -50,6 +50,7 @@ def launch(jobs: Path, out: Path, model: Path, *options: object) -> subprocess.C
     )
 
 
+@pytest.mark.slow
 def test_accelerate_splits_the_jobs_and_changes_nothing(tmp_path: Path, checkpoint: Path) -> None:
     """The last job fails: the launcher must not end the other process for that."""
     jobs = write_jobs(tmp_path, 5, 33, prompt="sea", set={"stepz": 1})
@@ -125,6 +126,7 @@ def test_ray_takes_up_what_a_killed_worker_left(tmp_path: Path, checkpoint: Path
     assert check_folder(out, 4) == check_folder(alone, 4)
 
 
+@pytest.mark.slow
 def test_ray_stops_and_goes_on(tmp_path: Path, checkpoint: Path) -> None:
     jobs, out = write_jobs(tmp_path, 2, 161, prompt="sea", set={"stepz": 1}), tmp_path / "out"
     driver = ray_run(jobs, out, checkpoint)

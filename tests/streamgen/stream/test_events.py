@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import streamgen.stream.timeline
+import streamgen.stream.events
 from models.causal_dit import CausalDiT
 from streamgen import InputError, Pipeline, StreamEvent, Timeline, load_pipeline
-from streamgen.motion.tracks import TrackSet
-from tests.streamgen.stream.test_session import BLUE, RED, take
+from streamgen.motion.tracks import TrackSet, drag
+from tests.streams import BLUE, RED, take
 from tests.tiny_checkpoints import write_checkpoint
 
 
@@ -86,9 +86,9 @@ def test_superseded_fields_show_only_once_applied(pipeline: Pipeline) -> None:
 def test_submit_from_other_threads(pipeline: Pipeline) -> None:
     """Every event of three threads is applied exactly once, in one of the chunks made meanwhile."""
     session = pipeline.open(RED)
-    receipts: list[list[streamgen.stream.timeline.Receipt]] = [[], [], []]
+    receipts: list[list[streamgen.stream.events.Receipt]] = [[], [], []]
 
-    def send(mine: list[streamgen.stream.timeline.Receipt]) -> None:
+    def send(mine: list[streamgen.stream.events.Receipt]) -> None:
         for i in range(20):
             mine.append(session.submit(StreamEvent(settings={"text_guidance": 1.0 + i / 10})))
 
@@ -130,3 +130,36 @@ def test_letting_go_with_tracks_without_points_is_recorded_and_resumes(
 def test_a_prompt_must_be_text() -> None:
     with pytest.raises(InputError, match="prompt: expected text, found 5"):
         StreamEvent(prompt=5)  # type: ignore[arg-type]
+
+
+def test_receipts_name_the_boundary_and_the_last_event_wins_per_field(pipeline: Pipeline) -> None:
+    session = pipeline.open(RED)
+    take(session, 2)
+    first = session.submit(StreamEvent(prompt="a red star", motion=drag((0, 0), (1, 1), 8)))
+    second = session.submit(StreamEvent(prompt=BLUE))
+    later = session.submit(StreamEvent(settings={"steps": 1}), at_frame=session.next_frame + 1)
+    assert {r.status for r in (first, second, later)} == {"accepted"}
+    chunk = next(session)
+    assert (first.status, first.superseded, first.frame) == ("applied", ("prompt",), chunk.start_frame)
+    assert (second.status, second.superseded, second.chunk) == ("applied", (), chunk.index)
+    assert (chunk.receipts, later.status) == ((first, second), "accepted")
+    assert (session.controls.prompt, bool(session.controls.gestures)) == (BLUE, True)
+    next(session)
+    assert (later.status, session.controls.settings.steps) == ("applied", 1)
+
+
+def test_impossible_events_are_refused_in_the_receipt(pipeline: Pipeline) -> None:
+    session = pipeline.open(RED)
+    for settings, reason in (
+        ({"step": 3}, "did you mean 'steps'"),
+        ({"steps": "many"}, "expected int"),
+        ({"steps": 0}, "steps must be"),
+        ({"window_frames": 7}, "fixed when the stream opens"),
+    ):
+        receipt = session.submit(StreamEvent(settings=settings))
+        assert receipt.status == "refused"
+        assert reason in str(receipt.reason)
+    with pytest.raises(InputError, match="empty prompt"):
+        StreamEvent(prompt="  ")
+    with pytest.raises(InputError, match="at most 2000"):
+        StreamEvent(prompt="x" * 2001)

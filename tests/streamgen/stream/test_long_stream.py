@@ -22,8 +22,9 @@ import torch
 from streamgen.machine import memory_mb
 from streamgen.motion.tracks import TrackSet, drag
 from streamgen.pipeline import Pipeline, load_pipeline
+from streamgen.stream.events import StreamEvent
 from streamgen.stream.session import Session
-from streamgen.stream.timeline import StreamEvent, Timeline
+from streamgen.stream.timeline import Timeline
 from tests.tiny_checkpoints import write_checkpoint
 
 PROMPTS = ("a red circle", "a blue star over the sea", "sand", "the sea drifts right")
@@ -60,7 +61,7 @@ def events_of(index: int) -> StreamEvent | None:
     if index == 0 or (prompt is None and motion is None):
         return None
     policy = ("recache", "keep", "recache", "clear")[index // SWITCH_EVERY % 4]
-    return StreamEvent(prompt, motion, policy=policy)  # type: ignore[arg-type]
+    return StreamEvent(prompt, motion, cache=policy)  # type: ignore[arg-type]
 
 
 def stream(session: Session, chunks: int, folder: Path | None = None) -> Watch:
@@ -74,7 +75,7 @@ def stream(session: Session, chunks: int, folder: Path | None = None) -> Watch:
         chunk = next(session)
         watch.seconds.append(time.process_time() - began)
         digest.update(chunk.frames.numpy().tobytes())
-        assert torch.isfinite(session.state.context[-1].latents).all(), f"chunk {index}"
+        assert torch.isfinite(session.state.latents.context[-1].latents).all(), f"chunk {index}"
         if folder is not None and index % SAVE_EVERY == SAVE_EVERY - 1:
             session.save(folder / "state")
             snapshot = session.snapshot()

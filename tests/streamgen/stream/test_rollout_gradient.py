@@ -12,12 +12,16 @@ import models.kv_cache
 import streamgen.engine.sampler
 from models.attention import attend
 from models.context import ChunkPlan
-from models.kv_cache import KVCache
+from models.kv_cache import CacheCursor, CacheRing
 from streamgen.engine.guidance import Conditioning, Guidance
 from streamgen.engine.noise import SeededNoise
+from streamgen.engine.runner import PlainRunner
+from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
-from streamgen.stream.rollout import LatentChunk, RolloutState, Sampling, generate, rollout
-from tests.tiny_models import assert_needs, tiny_cache, tiny_dit
+from streamgen.stream.latents import LatentChunk, LatentState
+from streamgen.stream.prompts import Text
+from streamgen.stream.rollout import advance, rollout
+from tests.tiny_models import assert_needs, tiny_dit, tiny_ring
 
 PLAN = ChunkPlan(2, 2, 2, 2)
 SIGMAS = FlowMatchScheduler(3, 2.0).sigmas()
@@ -31,36 +35,37 @@ class Stream:
         self.text = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(5)).double()
         self.exit_step = exit_step
 
-    def chunks(self, count: int) -> list[LatentChunk]:
-        text = self.dit.embed_text(self.text)
-        conditioning = Conditioning(text, text, None, Guidance(1.0, 0.0))
-        state = RolloutState(tiny_cache(self.dit, PLAN))
-        noise = SeededNoise(3, torch.device("cpu"), torch.float64)
-        sampling = Sampling(SIGMAS, renoise=True, exit_step=self.exit_step, with_gradient=True)
-        return list(islice(rollout(self.dit, state, lambda i: conditioning, noise, sampling), count))
+    def told(self) -> tuple[Conditioning, Text]:
+        context = self.dit.embed_text(self.text)
+        return Conditioning(context, context, None, Guidance(1.0, 0.0)), Text("words", context.detached())
 
-    def loss_over(self, state: RolloutState) -> Tensor:
+    def run(self, chunks: int, sampling: Sampling) -> list[tuple[LatentState, LatentChunk]]:
+        conditioning, text = self.told()
+        noise = SeededNoise(3, torch.device("cpu"), torch.float64)
+        state = LatentState(tiny_ring(self.dit, PLAN))
+        loop = rollout(PlainRunner(self.dit), state, lambda now: (now, conditioning, text), noise, sampling)
+        return list(islice(loop, chunks))
+
+    def chunks(self, count: int) -> list[LatentChunk]:
+        sampling = Sampling(SIGMAS, renoise=True, exit_step=self.exit_step, with_gradient=True)
+        return [chunk for _, chunk in self.run(count, sampling)]
+
+    def loss_over(self, state: LatentState) -> Tensor:
         """A fixed function of the next chunk's latents, over a context that is what it is."""
-        text = self.dit.embed_text(self.text)
-        conditioning = Conditioning(text, text, None, Guidance(1.0, 0.0))
         noise = SeededNoise(3, torch.device("cpu"), torch.float64)
         sampling = Sampling(SIGMAS, renoise=True, exit_step=self.exit_step, with_gradient=True)
-        latents = generate(self.dit, state, conditioning, noise, sampling)
+        _, chunk = advance(PlainRunner(self.dit), state, *self.told(), noise, sampling)
+        latents = chunk.latents
         return (latents * torch.linspace(-1, 1, latents.numel(), dtype=torch.float64).view_as(latents)).sum()
 
-    def after(self, chunks: int) -> RolloutState:
+    def after(self, chunks: int) -> LatentState:
         """The state of a stream of so many chunks."""
-        state = RolloutState(tiny_cache(self.dit, PLAN))
-        text = self.dit.embed_text(self.text)
-        conditioning = Conditioning(text, text, None, Guidance(1.0, 0.0))
-        noise = SeededNoise(3, torch.device("cpu"), torch.float64)
         with torch.no_grad():
-            list(islice(rollout(self.dit, state, lambda i: conditioning, noise, Sampling(SIGMAS)), chunks))
-        return state
+            return self.run(chunks, Sampling(SIGMAS))[-1][0]
 
 
 def finite_difference(
-    stream: Stream, state: RolloutState, weight: Tensor, index: tuple[int, int], step: float = 1e-6
+    stream: Stream, state: LatentState, weight: Tensor, index: tuple[int, int], step: float = 1e-6
 ) -> float:
     """Central difference of the next chunk's loss in double precision, its context held fixed."""
     values = []
@@ -103,28 +108,20 @@ def test_no_gradient_flows_into_committed_context(monkeypatch: pytest.MonkeyPatc
         assert grads[0] is None or float(grads[0].abs().max()) == 0.0
         assert not stream_cache_has_history(stream)
 
-    def live_write(dit: object, cache: KVCache, chunk: LatentChunk, text: object, *rest: object) -> None:
+    def live_commit(
+        self: PlainRunner, ring: CacheRing, cursor: CacheCursor, latents: Tensor, *rest: object
+    ) -> CacheCursor:
         """The published defect: committed keys keep their history."""
-        cache.begin(chunk.latents.shape[1])
-        begun = cache._begun
-        keys = cache.keys.clone()
-        keys[:, :, : begun * 6] = keys[:, :, : begun * 6] + chunk.latents.mean()
-        cache.keys = keys
+        ring.keys = ring.keys + self.dit.head.head.weight.sum()
+        return cursor.moved(latents.shape[1])
 
-    assert_needs(
-        check, monkeypatch, __import__("streamgen.stream.rollout", fromlist=["write"]), "write", live_write
-    )
+    assert_needs(check, monkeypatch, PlainRunner, "commit", live_commit)
 
 
 def stream_cache_has_history(stream: Stream) -> bool:
     """Whether the cache of a rollout ends up attached to the graph."""
-    state = RolloutState(tiny_cache(stream.dit, PLAN))
-    text = stream.dit.embed_text(stream.text)
-    conditioning = Conditioning(text, text, None, Guidance(1.0, 0.0))
-    noise = SeededNoise(3, torch.device("cpu"), torch.float64)
-    sampling = Sampling(SIGMAS, renoise=True, with_gradient=True)
-    list(islice(rollout(stream.dit, state, lambda i: conditioning, noise, sampling), 3))
-    return state.cache.keys.requires_grad or state.cache.values.requires_grad
+    state, _ = stream.run(3, Sampling(SIGMAS, renoise=True, with_gradient=True))[-1]
+    return state.ring.keys.requires_grad or state.ring.values.requires_grad
 
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2])

@@ -242,6 +242,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return script
 
 
+@pytest.mark.timed
 def test_a_decoder_that_hangs_is_left_behind(clip: Path, worker: Path) -> None:
     worker.write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n")
     began = time.monotonic()
@@ -250,6 +251,7 @@ def test_a_decoder_that_hangs_is_left_behind(clip: Path, worker: Path) -> None:
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.timed
 def test_pyav_reads_where_decord_hangs_or_crashes(clip: Path, worker: Path) -> None:
     pytest.importorskip("decord")
     for fate in ("time.sleep(60)", "os.abort()", "sys.exit(7)"):

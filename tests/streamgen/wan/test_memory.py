@@ -49,7 +49,7 @@ def test_parts_are_what_a_stream_allocates(decoder: str) -> None:
     session = pipeline.open("a boat")
     next(session)
     next(session)
-    assert parts["cache"] == session.state.cache.allocated_bytes()
+    assert parts["cache"] == session.state.latents.ring.allocated_bytes()
     assert parts["network"] == 4 * sum(x.numel() for x in pipeline.dit.parameters())
     state = session.decoder_state.tokenizer.tensors()
     assert parts["decoder state"] == sum(4 * x.numel() for name, x in state.items() if name != "frames")

@@ -1,5 +1,7 @@
 """Streams of the Wan family against the published loop: plain, past evictions, and with a prompt switch."""
 
+from itertools import islice
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,13 +10,17 @@ import models.joint_recache
 from models.causal_dit import CausalDiT
 from models.context import ChunkPlan, MaskedContext, SequenceFrame
 from models.joint_recache import JointRecache
-from models.kv_cache import KVCache, RopeMode
+from models.kv_cache import CacheCursor, CacheRing, RopeMode
 from streamgen.engine.guidance import Conditioning, Guidance
-from streamgen.engine.noise import NoiseSource
+from streamgen.engine.runner import PlainRunner
+from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
-from streamgen.stream.rollout import RolloutState, Sampling, joint_recache, rollout
+from streamgen.stream.latents import LatentState
+from streamgen.stream.prompts import Text
+from streamgen.stream.recache import Joint, SinkPolicy
+from streamgen.stream.rollout import advance, rollout, settle
 from tests.published_stream import PublishedStream, published_levels
-from tests.tiny_models import GRID, assert_needs, tiny_cache, tiny_dit, tiny_latents
+from tests.tiny_models import GRID, assert_needs, tiny_cache, tiny_dit, tiny_latents, tiny_ring
 
 STEPS = [1000, 750, 500, 250]
 FAMILIES = {
@@ -26,6 +32,8 @@ FAMILIES = {
 
 class Recorded:
     """A NoiseSource that plays draws made elsewhere."""
+
+    identity = "recorded"
 
     def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(1000 + chunk))
@@ -46,22 +54,27 @@ def sampling() -> Sampling:
 
 
 def ours(
-    dit: CausalDiT, plan: ChunkPlan, chunks: int, switch: int | None, sink: str, mode: RopeMode = "absolute"
+    dit: CausalDiT,
+    plan: ChunkPlan,
+    chunks: int,
+    switch: int | None,
+    sink: SinkPolicy,
+    mode: RopeMode = "absolute",
 ) -> Tensor:
     """Latents of a rollout with `text(1)`, from chunk `switch` on with `text(2)` after a joint recache."""
-    state = RolloutState(tiny_cache(dit, plan, rope_mode=mode))
-    noise: NoiseSource = Recorded()
+    noise, runner = Recorded(), PlainRunner(dit)
+    texts = [Text(name, dit.embed_text(text(seed))) for name, seed in (("one", 1), ("two", 2))]
 
-    def conditioning(chunk: int) -> Conditioning:
-        new = switch is not None and chunk >= switch
-        words = dit.embed_text(text(2 if new else 1))
-        if chunk == switch:
-            joint_recache(dit, state, words, noise, 0.0, sink)  # type: ignore[arg-type]
-        return Conditioning(words, words, None, Guidance(1.0, 0.0))
+    def direct(state: LatentState) -> tuple[LatentState, Conditioning, Text]:
+        words = texts[int(switch is not None and state.chunk >= switch)]
+        if state.chunk == switch:
+            state = Joint().rebuild(runner, state, noise, sink, words)
+        return state, Conditioning(words.context, words.context, None, Guidance(1.0, 0.0)), words
 
-    loop = rollout(dit, state, conditioning, noise, sampling())
     with torch.no_grad():
-        return torch.cat([next(loop).latents for _ in range(chunks)], 1)
+        start = LatentState(tiny_ring(dit, plan, rope_mode=mode))
+        loop = islice(rollout(runner, start, direct, noise, sampling()), chunks)
+        return torch.cat([chunk.latents for _, chunk in loop], 1)
 
 
 def published(dit: CausalDiT, plan: ChunkPlan, chunks: int, switch: int | None, global_sink: bool) -> Tensor:
@@ -99,13 +112,15 @@ def test_rollout_equals_the_published_loop(family: str, monkeypatch: pytest.Monk
     def check() -> None:
         assert (ours(dit, plan, chunks, None, "keep") - expected).abs().max() < 1e-4
 
-    slot = lambda self, frame: min(frame, self.plan.context_frames - 1) + self.plan.chunk_frames  # noqa: E731
-    assert_needs(check, monkeypatch, KVCache, "_slot", slot)
+    slot = lambda self, frame: min(frame, self.plan.attention_frames - 1)  # noqa: E731
+    assert_needs(check, monkeypatch, CacheRing, "slot", slot)
 
 
 @pytest.mark.parametrize("switch", [1, 3, 4, 5, 7])
 @pytest.mark.parametrize("sink", ["keep", "refresh"])
-def test_switch_equals_the_published_loop(sink: str, switch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switch_equals_the_published_loop(
+    sink: SinkPolicy, switch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LongLive's recache before, at and after the first eviction, with the sink kept (the published
     inference) and replaced (global_sink false).
     """
@@ -125,7 +140,7 @@ def test_kept_sink_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     def check() -> None:
         assert (ours(dit, plan, 8, 6, "keep") - expected).abs().max() < 1e-4
 
-    assert_needs(check, monkeypatch, RolloutState, "joint_keeps", lambda self, sink: False)
+    assert_needs(check, monkeypatch, LatentState, "whole", True)
 
 
 def test_relative_positions_are_the_absolute_ones_until_the_first_eviction() -> None:
@@ -138,27 +153,27 @@ def test_relative_positions_are_the_absolute_ones_until_the_first_eviction() -> 
 
 
 def test_joint_recache_refuses_a_span_it_cannot_have() -> None:
-    cache = tiny_cache(tiny_dit(0), ChunkPlan(3, 3, 3, 6))
-    cache.frames = 30
+    ring = tiny_ring(tiny_dit(0), ChunkPlan(3, 3, 3, 6))
     with pytest.raises(ValueError, match="expected 1 to 12 latent frames, found 13"):
-        models.joint_recache.JointRecache(cache, 13, True)
+        models.joint_recache.JointRecache(ring, CacheCursor(30), 13, True)
 
 
 def test_commit_noise_none_is_a_timestep_alone() -> None:
     """The published inference gives the context pass a timestep and leaves its input clean."""
     dit, plan = tiny_dit(0), ChunkPlan(1, 1, 0, 2)
-    words = dit.embed_text(text(1))
-    state = RolloutState(tiny_cache(dit, plan))
-    conditioning = Conditioning(words, words, None, Guidance(1.0, 0.0))
+    words = Text("one", dit.embed_text(text(1)))
+    conditioning = Conditioning(words.context, words.context, None, Guidance(1.0, 0.0))
     levels = Sampling((1.0, 0.0), context_sigma=0.1, commit_noise=False)
-    clean = tiny_latents(1, 3)
+    clean, runner, noise = tiny_latents(1, 3), PlainRunner(dit), Recorded()
     with torch.no_grad():
-        next(rollout(dit, state, lambda i: conditioning, Recorded(), levels, given=lambda i: clean))
+        state = LatentState(tiny_ring(dit, plan))
+        state, _ = advance(runner, state, conditioning, words, noise, levels, given=clean)
+        state = settle(runner, state, noise)
         other = tiny_cache(dit, plan)
         other.begin(1)
-        dit(clean, torch.full((1, 1), 100.0), words, other)
+        dit(clean, torch.full((1, 1), 100.0), words.context, other)
         other.commit()
-    assert torch.equal(state.cache.state()["keys"], other.state()["keys"])
+    assert torch.equal(state.ring.state(state.cursor)["keys"], other.state()["keys"])
 
 
 @pytest.mark.parametrize("mode", ["absolute", "relative"])
@@ -187,5 +202,5 @@ def test_cached_equals_masked_at_every_familys_window(
         masked = dit(torch.cat([clean, noisy], 1), levels, words, context)[:, frames:]
         assert (torch.cat(out, 1) - masked).abs().max() < 1e-5
 
-    slot = lambda self, frame: min(frame, self.plan.context_frames - 1) + self.plan.chunk_frames  # noqa: E731
-    assert_needs(check, monkeypatch, KVCache, "_slot", slot)
+    slot = lambda self, frame: min(frame, self.plan.attention_frames - 1)  # noqa: E731
+    assert_needs(check, monkeypatch, CacheRing, "slot", slot)

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: our directories, and files of others."""

@@ -1,0 +1,199 @@
+"""Runners: how a chunk is denoised, committed, recached and decoded.
+
+`PlainRunner` is the code of `models` as it reads. Every other runner is compared with it.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.causal_dit import CausalDiT, TextContext
+from models.joint_recache import JointRecache
+from models.kv_cache import CacheCursor, CacheRing
+from models.video_codec import VideoCodec
+
+from ..errors import InputError, NonFiniteError
+from ..suggest import unknown_key
+from .decoder import DecoderState, StreamingDecoder
+from .guidance import Conditioning, guided_velocity
+from .noise import NoiseSource
+from .sampler import Sampling, denoise_chunk
+
+RUNNERS = ("auto", "plain")
+
+
+class Runner(Protocol):
+    """Computes the parts of a chunk. What it is given it only reads, but for ring slots that no cursor points
+    to.
+    """
+
+    @property
+    def name(self) -> str:
+        """As `runner=` names it; snapshots and records have it."""
+        ...
+
+    def denoise(
+        self,
+        ring: CacheRing,
+        cursor: CacheCursor,
+        chunk: tuple[int, int],
+        conditioning: Conditioning,
+        noise: NoiseSource,
+        sampling: Sampling,
+    ) -> Tensor:
+        """Clean latents `(B, T, C, h, w)` of the next chunk; `chunk` is its index and its latent frames.
+
+        Raises:
+            NonFiniteError: a step has made something that is not finite.
+        """
+        ...
+
+    def commit(
+        self,
+        ring: CacheRing,
+        cursor: CacheCursor,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextContext,
+        motion: Tensor | None,
+    ) -> CacheCursor:
+        """Write a finished chunk's keys and values behind the cursor; returns the cursor with it.
+
+        Args:
+            latents: `(B, T, C, h, w)` as the cache is to see them, noised where the context noise level says
+                so.
+            timesteps: `(B, T)` of that level, 0 to 1000.
+        """
+        ...
+
+    def rejoin(
+        self,
+        ring: CacheRing,
+        cursor: CacheCursor,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextContext,
+        motion: Tensor | None,
+        keep_sink: bool,
+    ) -> CacheCursor:
+        """Rebuild the cache in one forward over the last latent frames, see `JointRecache`."""
+        ...
+
+    def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """The next pictures, uint8 `(T, H, W, 3)` on the host, and the decoder's state after them."""
+        ...
+
+
+class PlainRunner:
+    """The networks as they read.
+
+    Args:
+        dit: the diffusion network.
+        codec: what decodes pictures; None for streams of latents.
+    """
+
+    name = "plain"
+
+    def __init__(self, dit: CausalDiT, codec: VideoCodec | None = None) -> None:
+        self.dit = dit
+        self.decoder = None if codec is None else StreamingDecoder(codec)
+
+    def denoise(
+        self,
+        ring: CacheRing,
+        cursor: CacheCursor,
+        chunk: tuple[int, int],
+        conditioning: Conditioning,
+        noise: NoiseSource,
+        sampling: Sampling,
+    ) -> Tensor:
+        """See `Runner`."""
+        index, length = chunk
+        rows, columns = ring.shape.grid
+        patch, channels = self.dit.config.patch, self.dit.config.latent_channels
+        shape = (ring.shape.batch, length, channels, rows * patch, columns * patch)
+        view, watch = ring.view(cursor, length), _FiniteWatch()
+        start = noise.initial(index, shape)
+        watch(0, "noise", start)
+        latents = denoise_chunk(
+            lambda x, sigma: guided_velocity(self.dit, x, sigma, conditioning, view),
+            start,
+            sampling.sigmas,
+            (lambda step: noise.renoise(index, step, shape)) if sampling.renoise else None,
+            sampling.exit_step,
+            sampling.with_gradient,
+            watch,
+        )
+        watch.check(index)
+        return latents
+
+    @torch.no_grad()
+    def commit(
+        self,
+        ring: CacheRing,
+        cursor: CacheCursor,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextContext,
+        motion: Tensor | None,
+    ) -> CacheCursor:
+        """See `Runner`."""
+        self.dit(latents, timesteps, text, ring.view(cursor, latents.shape[1]), motion)
+        return cursor.moved(latents.shape[1])
+
+    @torch.no_grad()
+    def rejoin(
+        self,
+        ring: CacheRing,
+        cursor: CacheCursor,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextContext,
+        motion: Tensor | None,
+        keep_sink: bool,
+    ) -> CacheCursor:
+        """See `Runner`."""
+        context = JointRecache(ring, cursor, latents.shape[1], keep_sink)
+        self.dit(latents, timesteps, text, context, motion)
+        return context.finish()
+
+    def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """See `Runner`."""
+        assert self.decoder is not None, "a stream of latents decodes nothing"
+        return self.decoder.decode(latents, state)
+
+
+class _FiniteWatch:
+    """Looks whether all that the steps make is finite. What it finds stays on the device until the chunk's
+    end, so that no step waits for the host.
+    """
+
+    def __init__(self) -> None:
+        self.places: list[tuple[int, str]] = []
+        self.finite: list[Tensor] = []
+
+    def __call__(self, step: int, name: str, x: Tensor) -> None:
+        self.places.append((step, name))
+        self.finite.append(torch.isfinite(x.detach()).all())
+
+    def check(self, chunk: int) -> None:
+        """Raise NonFiniteError that names the first tensor that is not finite, if there is one."""
+        flags = torch.stack(self.finite).tolist()
+        if all(flags):
+            return
+        step, name = self.places[flags.index(False)]
+        raise NonFiniteError(
+            f"chunk {chunk}: step {step + 1}: {name} is not finite; the stream stays where it was"
+        )
+
+
+def check_runner(name: str) -> str:
+    """The runner that a name stands for on this machine; `auto` is the plain one.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in RUNNERS:
+        raise InputError(unknown_key(name, RUNNERS, noun="runner"))
+    return "plain" if name == "auto" else name

@@ -1,0 +1,55 @@
+"""What steers a stream now, and what that means for one chunk."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.motion_encoder import Tracks
+
+from ..engine.guidance import Conditioning
+from ..motion.gestures import Gesture, tracks_between
+from .latents import LatentState
+from .model import StreamModel
+from .prompts import Text
+from .settings import StreamSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """What steers a stream: its text, its settings, and the gestures in force."""
+
+    text: Text
+    settings: StreamSettings
+    gestures: tuple[Gesture, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The words."""
+        return self.text.prompt
+
+
+def chunk_conditioning(model: StreamModel, controls: Controls, state: LatentState) -> Conditioning:
+    """Conditioning of the next chunk: text, motion and guidance strengths."""
+    motion = motion_latents(model, controls.gestures, state)
+    guidance = controls.settings.guidance()
+    text = controls.text.context
+    unguided = model.dit.config.guidance or guidance.is_off(motion is not None)
+    null_text = text if unguided else model.null_text
+    return Conditioning(text, null_text, motion, guidance)
+
+
+def motion_latents(model: StreamModel, gestures: tuple[Gesture, ...], state: LatentState) -> Tensor | None:
+    """Motion latents `(1, T, channels, h, w)` of the next chunk; None where no track says anything."""
+    geometry = model.geometry
+    start, stop = geometry.frame_range(state.start, state.length)
+    tracks = tracks_between(gestures, start, stop)
+    if tracks is None:
+        return None
+    encoder = model.motion_encoder
+    assert encoder is not None, "tracks are refused where they come in"
+    batch = Tracks(
+        *(x[None].to(model.device) for x in (tracks.points, tracks.state, tracks.pinned, tracks.ids))
+    )
+    grid = (geometry.latent_height, geometry.latent_width)
+    latents: Tensor = encoder(batch, grid, first=start == 0)
+    return latents.to(model.dtype)

@@ -1,0 +1,151 @@
+"""Events: what changes a stream, and the receipts for it."""
+
+from collections.abc import Mapping
+from dataclasses import InitVar, asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..motion.gestures import MOTION
+from ..motion.tracks import TrackSet
+from .prompts import check_prompt
+from .recache import SinkPolicy
+
+CacheAction = Literal["recache", "keep", "clear", "rebuild"]
+Status = Literal["accepted", "applied", "refused", "withdrawn"]
+
+MAX_GESTURES = 256
+MAX_NAME = 64
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One atomic change of a stream; what is None stays as it is.
+
+    Attributes:
+        prompt: the new prompt.
+        motion: tracks that begin at the frame where the event takes effect, in place of the gesture "motion";
+            one without points lets go of every gesture.
+        settings: changed `StreamSettings` by name.
+        cache: what becomes of the past: `recache` (keep the looks, follow the words: the default where the
+            text changes), `keep` (leave the cache as it is: the default elsewhere), `clear` (forget it),
+            `rebuild` (make it anew, each chunk under the words it was made with).
+        sink: with `recache` and `rebuild`, whether the sink is committed again (`refresh`) or left (`keep`);
+            None does what the model's settings say.
+        gestures: named tracks to add, or to move where the name is in force; None lets go of that one.
+        prompt_embeds: embeddings `(L, dim)` or `(1, L, dim)` in place of those of the prompt's words.
+        policy: another name of `cache`.
+
+    Raises:
+        InputError: nothing that changes, or values that cannot be.
+    """
+
+    prompt: str | None = None
+    motion: TrackSet | None = None
+    settings: Mapping[str, Any] | None = None
+    cache: CacheAction | None = None
+    sink: SinkPolicy | None = None
+    gestures: Mapping[str, TrackSet | None] | None = None
+    prompt_embeds: Tensor | None = None
+    policy: InitVar[CacheAction | None] = None
+
+    def __post_init__(self, policy: CacheAction | None) -> None:
+        if policy is not None:
+            if self.cache not in (None, policy):
+                raise InputError(f"event: cache {self.cache!r} and policy {policy!r} are the same field")
+            object.__setattr__(self, "cache", policy)
+        for name, kind, value in (("cache", CacheAction, self.cache), ("sink policy", SinkPolicy, self.sink)):
+            if value is not None and value not in get_args(kind):
+                raise InputError(f"{name}: expected one of {', '.join(get_args(kind))}, found {value!r}")
+        if self.prompt is not None:
+            check_prompt(self.prompt)
+        # copies: what was checked and recorded must not change with the caller's own
+        if self.settings is not None:
+            object.__setattr__(self, "settings", dict(self.settings))
+        if self.gestures is not None:
+            object.__setattr__(self, "gestures", _checked_gestures(self.gestures))
+        if self.prompt_embeds is not None:
+            object.__setattr__(self, "prompt_embeds", _checked_embeds(self.prompt_embeds))
+        fields = (self.prompt, self.motion, self.cache, self.prompt_embeds)
+        if all(value is None for value in fields) and not self.settings and not self.gestures:
+            raise InputError(
+                "event: expected a prompt, motion, settings or a cache action, found none of them"
+            )
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether it says what the words are from now on."""
+        return self.prompt is not None or self.prompt_embeds is not None
+
+    @property
+    def lets_go_of_all(self) -> bool:
+        """Whether its motion ends every gesture."""
+        return self.motion is not None and self.motion.is_empty
+
+    @property
+    def gesture_changes(self) -> dict[str, TrackSet | None]:
+        """Tracks by gesture, the plain motion as one of them."""
+        own = {} if self.motion is None or self.motion.is_empty else {MOTION: self.motion}
+        return own | dict(self.gestures or {})
+
+
+@dataclass
+class Receipt:
+    """What became of an event. `accepted` on submission, then `applied` (with the place), `refused` (with the
+    reason) or `withdrawn`.
+
+    Attributes:
+        number: order of submission, from 0.
+        chunk, frame, seconds: first chunk and first pixel frame under the event, and that frame's media time.
+        superseded: fields that a later event for the same boundary replaced.
+        epoch: of the stream when this was decided; a receipt of an older epoch may be of a future that a
+            rewind has undone (`Session.in_force` tells).
+        unknown, dropped: words of its prompt that mean nothing to the model, and how many tokens did not fit.
+        note: what else is worth saying.
+    """
+
+    number: int
+    status: Status = "accepted"
+    chunk: int | None = None
+    frame: int | None = None
+    seconds: float | None = None
+    superseded: tuple[str, ...] = ()
+    reason: str | None = None
+    epoch: int = 0
+    unknown: tuple[str, ...] = ()
+    dropped: int = 0
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"superseded": list(self.superseded), "unknown": list(self.unknown)}
+
+    def refuse(self, reason: str) -> "Receipt":
+        """Say why it cannot be."""
+        self.reason, self.status = reason, "refused"
+        return self
+
+
+def _checked_gestures(gestures: Mapping[str, TrackSet | None]) -> dict[str, TrackSet | None]:
+    for name in gestures:
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+            raise InputError(
+                f"gesture: expected a name of 1 to {MAX_NAME} printable characters, found {name!r:.80}"
+            )
+    if len(gestures) > MAX_GESTURES:
+        raise InputError(f"gestures: expected at most {MAX_GESTURES} in one event, found {len(gestures)}")
+    return dict(gestures)
+
+
+def _checked_embeds(embeds: Tensor) -> Tensor:
+    if not isinstance(embeds, Tensor) or not embeds.is_floating_point():
+        raise InputError("prompt_embeds: expected a tensor of floating-point numbers")
+    rows = embeds.detach()
+    rows = rows[0] if rows.dim() == 3 and len(rows) == 1 else rows
+    if rows.dim() != 2 or not len(rows):
+        raise InputError(f"prompt_embeds: expected shape (tokens, dim), found {tuple(embeds.shape)}")
+    if not bool(torch.isfinite(rows).all()):
+        raise InputError("prompt_embeds: expected finite numbers, found NaN or infinity")
+    return rows.clone()

@@ -1,0 +1,246 @@
+"""One step of a stream: from a state and the events that are due to the next state and a chunk of pictures.
+
+`decide` says what the events come to; `settled` commits the chunk of before; `step` makes the chunk. None of
+them changes anything but cache slots that the old state does not read, or says that it lost: a failure at any
+line leaves the old state good.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..engine.runner import Runner
+from ..errors import InputError
+from ..motion.gestures import changed, released
+from ..motion.tracks import TrackSet
+from .conditioning import Controls, chunk_conditioning
+from .events import CacheAction, Receipt, StreamEvent
+from .latents import LatentState
+from .model import StreamModel
+from .queue import Merged, Pending, failed, merged, possible_events
+from .recache import Recache, SinkPolicy, recache_of
+from .rollout import Measure, advance, settle
+from .state import FrameChunk, StreamState
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What the events of a boundary come to.
+
+    Attributes:
+        controls: what steers from here on.
+        action, sink: what becomes of the cache.
+        event: as the log has it; None where nothing was applied.
+        applied: receipts with the fields that a later event replaced.
+        refused: receipts with the reason.
+        taken: the events, which wait no longer once the step is made.
+    """
+
+    controls: Controls
+    action: CacheAction = "keep"
+    sink: SinkPolicy = "refresh"
+    event: StreamEvent | None = None
+    applied: tuple[tuple[Pending, tuple[str, ...]], ...] = ()
+    refused: tuple[tuple[Receipt, str], ...] = ()
+    taken: tuple[Pending, ...] = ()
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether the cache is made anew."""
+        return self.action in ("recache", "rebuild")
+
+
+def admitted(
+    model: StreamModel, state: StreamState, event: StreamEvent, receipt: Receipt, at_frame: int | None
+) -> Pending:
+    """An event as it waits, its text on the way.
+
+    Raises:
+        InputError: it cannot be, whatever else waits.
+    """
+    tracks = [tracks for tracks in event.gesture_changes.values() if tracks is not None]
+    if any(not each.is_empty for each in tracks) and model.motion_encoder is None:
+        raise InputError(f"motion: {model.name} was not trained with tracks")
+    if event.prompt_embeds is not None:
+        model.check_embeds(event.prompt_embeds)
+    now = state.controls.settings
+    sink = event.sink or (event.settings or {}).get("sink_policy")
+    if sink is not None:
+        recache_of(now.recache_mode).check(state.latents.ring.plan, sink)
+    text, frame = model.coming_text(event), state.next_frame(model.geometry) if at_frame is None else at_frame
+    if text is not None and text.done() and text.exception() is None:
+        receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
+    try:
+        null = model.coming_null(now.updated(event.settings or {}, live=True))
+    except InputError:
+        # what waits may make it possible: the queue decides
+        null = None
+    return Pending(event, receipt, frame, at_frame is None, text, null)
+
+
+def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> Decision:
+    """What the due events come to in a state."""
+    now, frame = state.controls, state.next_frame(model.geometry)
+    gestures = released(now.gestures, frame)
+    possible, refused = possible_events([item for item in due if not failed(item)], now.settings)
+    refused += [(item.receipt, reason) for item in due if (reason := failed(item)) is not None]
+    fitting: list[Pending] = []
+    for item in possible:
+        try:
+            gestures = changed(
+                () if item.event.lets_go_of_all else gestures, item.event.gesture_changes, frame
+            )
+            fitting.append(item)
+        except InputError as error:
+            refused.append((item.receipt, str(error)))
+    wish, replaced = merged(fitting)
+    text = now.text if wish.words is None or wish.words.text is None else wish.words.text.result()
+    controls = Controls(text, now.settings.updated(wish.settings or {}, live=True), gestures)
+    action, sink = cache_action(state, controls, wish)
+    event = _realised(state, controls, wish, action, sink)
+    applied = tuple(zip(fitting, replaced, strict=True))
+    return Decision(controls, action, sink, event, applied, tuple(refused), tuple(due))
+
+
+def cache_action(state: StreamState, controls: Controls, wish: Merged) -> tuple[CacheAction, SinkPolicy]:
+    """What becomes of the cache: what is asked for, by default a recache where the text changes. Where a
+    failed step has cost the cache its content, it is made anew whatever was asked for.
+    """
+    latents = state.latents
+    action: CacheAction = wish.cache or ("keep" if controls.text.same(state.controls.text) else "recache")
+    sink: SinkPolicy = wish.sink or controls.settings.sink_policy
+    if not latents.recent:
+        return ("clear" if action == "clear" else "keep"), sink
+    if action == "keep" and not latents.intact:
+        action, sink = "rebuild", "keep"
+    if action in ("recache", "rebuild") and not latents.ring.sink_intact(latents.cursor):
+        sink = "refresh"
+    return action, sink
+
+
+def settled(runner: Runner, state: StreamState, decision: Decision, measure: Measure) -> StreamState:
+    """The state with its last chunk committed, where the next step reads it. The same stream: nothing that
+    was promised changes.
+    """
+    latents, recache = state.latents, recache_of(state.controls.settings.recache_mode)
+    redone = decision.rebuilds and not recache.keeps_due(latents, decision.sink)
+    if decision.action == "clear" or redone or not latents.intact:
+        return state
+    return replace(state, latents=settle(runner, latents, state.noise, measure))
+
+
+@torch.no_grad()
+def step(
+    model: StreamModel, runner: Runner, state: StreamState, decision: Decision, timings: dict[str, float]
+) -> tuple[StreamState, FrameChunk]:
+    """Make the next chunk of a settled state: the state behind it, and the chunk. `timings` gets the parts.
+
+    Raises:
+        InputError: absolute positions have come to their end.
+        NonFiniteError: the chunk came to NaN or infinity.
+    """
+    began, frame = time.perf_counter(), state.next_frame(model.geometry)
+    controls, measure = decision.controls, timings.__setitem__
+    latents = _prepared(runner, state, decision)
+    if not latents.ring.fits(latents.cursor, latents.length):
+        raise InputError(
+            f"rope: absolute positions end after {latents.ring.max_positions} latent frames; open the stream "
+            "with rope relative for longer ones"
+        )
+    conditioning = chunk_conditioning(model, controls, latents)
+    measure("event", time.perf_counter() - began)
+    sampling = controls.settings.sampling()
+    after, made = advance(
+        runner, latents, conditioning, controls.text, state.noise, sampling, state.given(), measure
+    )
+    began = time.perf_counter()
+    frames, decoder = model.no_frames(), state.decoder
+    if decoder is not None:
+        frames, decoder = runner.decode(made.latents, decoder)
+    measure("decode", time.perf_counter() - began)
+    log = state.log
+    if decision.event is not None:
+        numbers = tuple(item.receipt.number for item, _ in decision.applied)
+        log = log.appended(made.index, frame, decision.event, numbers)
+    receipts = tuple(item.receipt for item in decision.taken)
+    fps, epoch = model.geometry.fps, state.epoch
+    chunk = FrameChunk(frames, frame, fps, made.index, epoch, receipts, timings, made.latents)
+    return state.moved(after, controls, decoder, log), chunk
+
+
+def conclude(decision: Decision, chunk: FrameChunk) -> None:
+    """Tell the receipts what has become of their events; the status last, since other threads read them."""
+    for item, superseded in decision.applied:
+        receipt = item.receipt
+        receipt.chunk, receipt.frame, receipt.superseded = chunk.index, chunk.start_frame, superseded
+        receipt.seconds, receipt.epoch = chunk.start_frame / chunk.fps, chunk.epoch
+        if item.text is not None and item.ready and failed(item) is None:
+            receipt.unknown, receipt.dropped = item.text.result().unknown, item.text.result().dropped
+        receipt.status = "applied"
+    for receipt, reason in decision.refused:
+        receipt.epoch = chunk.epoch
+        receipt.refuse(reason)
+
+
+def _prepared(runner: Runner, state: StreamState, decision: Decision) -> LatentState:
+    """The latents' state with the cache as the decision wants it."""
+    latents = state.latents
+    if decision.action == "clear":
+        return latents.cleared()
+    if not decision.rebuilds:
+        return latents
+    recache: Recache = recache_of(state.controls.settings.recache_mode)
+    text = decision.controls.text if decision.action == "recache" else None
+    return recache.rebuild(runner, latents, state.noise, decision.sink, text)
+
+
+def _realised(
+    state: StreamState, controls: Controls, wish: Merged, action: CacheAction, sink: SinkPolicy
+) -> StreamEvent | None:
+    """The event that makes the same of the state again; the first one of a stream says everything."""
+    gestures: dict[str, TrackSet | None] = dict(wish.gestures or {})
+    if len(state.log) == 0:
+        return _opening(state, controls)
+    motion = gestures.pop("motion") if gestures.get("motion") is not None else None
+    if wish.releases and motion is not None:
+        gestures = dict.fromkeys((gesture.name for gesture in state.controls.gestures), None) | gestures
+    elif wish.releases:
+        motion = TrackSet.empty(0)
+    names = {gesture.name for gesture in state.controls.gestures} | {
+        name for name, tracks in gestures.items() if tracks is not None and not tracks.is_empty
+    }
+    gestures = {name: tracks for name, tracks in gestures.items() if name in names}
+    words = None if wish.words is None else wish.words.event
+    changes = words is not None or bool(gestures) or motion is not None or bool(wish.settings)
+    if not changes and action == "keep" and wish.cache is None:
+        return None
+    said = action != "keep" or words is not None or wish.cache is not None
+    return StreamEvent(
+        None if words is None else words.prompt,
+        motion,
+        wish.settings or None,
+        action if said else None,
+        sink if action in ("recache", "rebuild") else None,
+        gestures or None,
+        None if words is None else words.prompt_embeds,
+    )
+
+
+def _opening(state: StreamState, controls: Controls) -> StreamEvent:
+    """The first line of a log: everything that holds at frame 0."""
+    gestures: dict[str, TrackSet | None] = {
+        gesture.name: replace_ids(gesture.tracks, gesture.asked) for gesture in controls.gestures
+    }
+    motion = gestures.pop("motion", None)
+    text = controls.text
+    embeds = text.embedding[0] if text.given and text.embedding is not None else None
+    return StreamEvent(
+        text.prompt, motion, controls.settings.to_json(), gestures=gestures or None, prompt_embeds=embeds
+    )
+
+
+def replace_ids(tracks: TrackSet, ids: tuple[int, ...]) -> TrackSet:
+    """The same tracks with other ids."""
+    return TrackSet(tracks.points, tracks.state, tracks.pinned, torch.tensor(ids, dtype=torch.int64))

@@ -1,0 +1,1 @@
+"""Pictures in and out: clips read and written, and what else is made of them."""
