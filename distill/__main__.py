@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from streamgen.errors import StreamgenError
 
+from .errors import GateError, TrainingError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -81,6 +83,9 @@ def _train(options: argparse.Namespace) -> int:
     accelerator = make_accelerator(config)
     try:
         return _run(options, config, accelerator)
+    except GateError as error:
+        parts = ("python -m distill", options.config, *options.overrides, error.override)
+        raise TrainingError(f"{error}. To go on anyway: {' '.join(parts)}") from None
     finally:
         end_processes(accelerator)
 

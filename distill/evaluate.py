@@ -1,5 +1,5 @@
 """Evaluation: `python -m distill.evaluate --model tiny -o report/ [key=value]...`, or `--run` and curves, or
-`--tokenizer`s or finished `--report`s beside each other.
+`--tokenizer`s or finished `--report`s beside each other, or `--rows` and the report made again.
 """
 
 import argparse
@@ -19,8 +19,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m distill.evaluate",
         description="Judge a model by the videos it renders: does it show what it is told, follow drags, "
-        "switch well, stay itself? Writes report.json, index.html and the streams, and goes on where an "
-        "earlier run with the same output folder stopped.",
+        "switch well, stay itself? Writes a row per stream (rows.jsonl), report.json and index.html, and "
+        "goes on where an earlier run with the same output folder stopped.",
     )
     parser.add_argument("--model", help="a name or a checkpoint directory (default: tiny)")
     parser.add_argument(
@@ -42,9 +42,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="a finished report's folder, with a name for it: several of them in one table, and the same "
         "prompts and seeds one below the other",
     )
+    parser.add_argument(
+        "--rows",
+        metavar="DIR",
+        help="a report's folder: make the report again from its rows, without the model",
+    )
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="how much is streamed, such as prompts=16 drift=0"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="how much is streamed: size=small, medium (default) or full, prompts=16 drift=0",
     )
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
@@ -77,6 +85,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--run": options.run,
         "--tokenizer": options.tokenizer,
         "--report": options.report,
+        "--rows": options.rows,
     }
     if len(found := [name for name, value in given.items() if value]) > 1:
         raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
@@ -91,6 +100,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         page = _tokenizers(options, out_dir)
     elif options.report:
         page = _reports(options, out_dir)
+    elif options.rows:
+        page = _again(options, out_dir)
     else:
         report = _report(options, options.model or "tiny", out_dir)
         page = out_dir / "index.html"
@@ -104,24 +115,30 @@ def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str,
     # Imported late, so that usage errors answer at once.
     from streamgen.render.job import parse_settings
 
-    from .config import build, read_overrides
-    from .evaluation.report import write_report
+    from .config import read_overrides
     from .evaluation.runner import Evaluator
-    from .evaluation.suites import EvaluationConfig
+    from .evaluation.suites import evaluation_config
 
-    config = build(EvaluationConfig, read_overrides(options.overrides))
+    config = evaluation_config(read_overrides(options.overrides))
     evaluator = Evaluator(model, config, out_dir, parse_settings(options.settings), options.processes)
-    evaluation = evaluator.run()
-    write_report(evaluation, out_dir)
-    return evaluation.report
+    return evaluator.run()
+
+
+def _again(options: argparse.Namespace, out_dir: Path) -> Path:
+    from .evaluation.report import make_report
+
+    report = make_report(Path(options.rows), out_dir)
+    if options.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    return out_dir / "index.html"
 
 
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Path:
-    from .config import build, read_overrides
+    from .config import read_overrides
     from .evaluation.comparison import compare_tokenizers
-    from .evaluation.suites import EvaluationConfig
+    from .evaluation.suites import evaluation_config
 
-    config = build(EvaluationConfig, read_overrides(options.overrides))
+    config = evaluation_config(read_overrides(options.overrides))
     rows = compare_tokenizers([Path(path) for path in options.tokenizer], config, out_dir)
     if options.json:
         sys.stdout.write(json.dumps(rows) + "\n")

@@ -12,6 +12,9 @@ from models.motion_encoder import MotionEncoder, Tracks
 from streamgen.engine.guidance import joint_guidance
 from streamgen.engine.scheduler import add_noise, velocity_target
 
+from .words.heads import AttributeHeads
+from .words.told import ToldBatch
+
 
 @dataclass(frozen=True)
 class FlowBatch:
@@ -20,7 +23,8 @@ class FlowBatch:
     `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` and
     `focus (B, T, h, w)` the shares of frames and of cells in the loss (0 for clean context); `words (B, S,
     L)` int64 ids with the last segment empty (no text); `segment (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel
-    frames, or over `4 T` with nothing said of those before frame 0.
+    frames, or over `4 T` with nothing said of those before frame 0; `told` captions for the heads of the text
+    encoder, None for none.
     """
 
     x0: Tensor
@@ -31,11 +35,12 @@ class FlowBatch:
     words: Tensor
     segment: Tensor
     tracks: Tracks
+    told: ToldBatch | None = None
 
     def to(self, device: torch.device) -> "FlowBatch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "tracks"}
+        moved = {n: v.to(device) for n, v in vars(self).items() if n != "tracks" and v is not None}
         return FlowBatch(
-            **tensors, tracks=Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
+            **moved, tracks=Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
         )
 
 
@@ -56,7 +61,8 @@ class FlowNetwork(nn.Module):
     """DiT with its text and motion encoder, over whole sequences of latent frames under a chunk plan.
 
     The text encoder turns ids `(..., L)` into embeddings `(..., words, text_dim)`; ids that are all 0 are no
-    text. A plan whose one chunk holds the whole sequence makes it bidirectional: a teacher or a critic.
+    text. `heads`, where there are some, read from these what captions say of each object. A plan whose one
+    chunk holds the whole sequence makes it bidirectional: a teacher or a critic.
     """
 
     def __init__(
@@ -65,11 +71,23 @@ class FlowNetwork(nn.Module):
         super().__init__()
         self.dit, self.text_encoder, self.motion_encoder = dit, text_encoder, motion_encoder
         self.plan = plan
+        self.heads: AttributeHeads | None = None
         self._contexts: dict[tuple[int, int, int, int, str], AttentionContext] = {}
 
     def text(self, words: Tensor, segment: Tensor) -> TextContext:
         """Keys and values of captions `words (B, S, L)`, read by latent frames as `segment (B, T)` says."""
         return self.dit.embed_text(self.text_encoder(words), segment)
+
+    def told_loss(self, told: ToldBatch | None) -> tuple[Tensor | float, dict[str, Tensor | float]]:
+        """What is to be added to a loss so that the text encoder, trained along, keeps telling objects apart:
+        the heads' weighted loss on captions, and how it and the least right attribute stand; 0 and nothing
+        without heads or captions.
+        """
+        if self.heads is None or told is None:
+            return 0.0, {}
+        loss, right = self.heads(self.text_encoder(told.ids), told)
+        least = torch.stack(list(right.values())).min()
+        return self.heads.weight * loss, {"words_loss": loss.detach(), "words_least_right": least}
 
     def motion(self, tracks: Tracks, grid: tuple[int, int]) -> Tensor:
         """Motion latents `(B, T, channels, *grid)` of tracks over `1 + 4 (T - 1)` or `4 T` pixel frames."""
@@ -138,7 +156,7 @@ class FlowMatching(FlowNetwork):
     """The network with the flow-matching loss in forward, which is what data parallelism wraps."""
 
     def forward(self, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Weighted mean squared error of the velocity, and the same by noise level."""
+        """Weighted mean squared error of the velocity, and the same by noise level; and `told_loss`."""
         text = self.text(batch.words, batch.segment)
         motion = self.motion(batch.tracks, (batch.x0.shape[3], batch.x0.shape[4]))
         noisy = add_noise(batch.x0, batch.noise, batch.sigma)
@@ -146,7 +164,8 @@ class FlowMatching(FlowNetwork):
         squares = (velocity - velocity_target(batch.x0, batch.noise)).square().mean(2)
         error = focused(squares, batch.focus)
         loss = (error * batch.weight).sum() / batch.weight.sum().clamp_min(1e-6)
-        return loss, _by_level(error.detach(), batch)
+        added, metrics = self.told_loss(batch.told)
+        return loss + added, _by_level(error.detach(), batch) | metrics
 
 
 def focused(squares: Tensor, focus: Tensor) -> Tensor:

@@ -99,6 +99,20 @@ class FrozenStage(Protocol):
 
 
 @runtime_checkable
+class GatedStage(Protocol):
+    """A stage that is to reach something before the next one may build on it."""
+
+    def check(self) -> list[str]:
+        """What the weights now in place (the trainer has put the averages there) have reached, one fact a
+        line. Runs in the main process only, before the export.
+
+        Raises:
+            GateError: too little; nothing is exported then.
+        """
+        ...
+
+
+@runtime_checkable
 class SmallestStage(Protocol):
     """A stage that can make a smaller batch than its config's, for a dry run."""
 

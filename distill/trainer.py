@@ -39,7 +39,7 @@ from .nonfinite import write_batches
 from .optim import learning_rate_factor, set_learning_rate
 from .parallel import Parallel, make_accelerator
 from .signals import SIGNAL_EXIT, StopSignals
-from .stage import FrozenStage, Stage, StatefulStage, Tick
+from .stage import FrozenStage, GatedStage, Stage, StatefulStage, Tick
 from .tracking import Tracker
 from .trained import TrainedModule
 
@@ -291,6 +291,8 @@ class Trainer:
         directory = self.run_dir / "export"
         with self._averaged():
             if self.parallel.main:
+                for line in self.stage.check() if isinstance(self.stage, GatedStage) else ():
+                    tracker.say(line)
                 self._export(directory)
         tracker.say(f"exported to {directory}")
         self.accelerator.wait_for_everyone()

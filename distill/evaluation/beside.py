@@ -1,42 +1,44 @@
-"""Finished reports beside each other: a table, bars, the same prompts and seeds below each other."""
+"""Finished reports beside each other: a table, bars, paired comparisons, sheets of the same streams."""
 
-import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from streamgen.errors import InputError
 
 from ..scenes import contact_sheet
-from .report import STYLE, number, table
+from .figures import figures_of, models_compared
+from .intervals import Figure
+from .page import Picture, Section, Table, differences, markdown, write_page
+from .report import kept_video
+from .rows import About, Row, checked_rows
 
 #: Suites of which streams are shown, and how many of each.
 _SHOWN = {"prompts": 4, "switches": 3, "drags": 2, "drift": 2}
 _FRAMES = 12
-#: Heading, and where the figure is in a report.
-_COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("colour", ("color_accuracy",)),
-    ("background", ("background_accuracy",)),
-    ("shape", ("shape_accuracy",)),
-    ("motion", ("motion_accuracy",)),
-    ("unseen pairs", ("unseen_accuracy",)),
-    ("drag error", ("track_error",)),
-    ("motion after a drag", ("release_accuracy",)),
-    ("switch within 1 s", ("switch_soon",)),
-    ("the rest kept", ("switch_kept",)),
-    ("60 s: first 4 s", ("drift", "start")),
-    ("last 4 s", ("drift", "end")),
-    ("speed kept", ("drift", "speed_kept")),
-    ("240 s: last 4 s", ("drift_long", "end")),
+#: Heading, and name of the figure.
+_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("colour", "color_accuracy"),
+    ("background", "background_accuracy"),
+    ("shape", "shape_accuracy"),
+    ("motion", "motion_accuracy"),
+    ("unseen pairs", "unseen_accuracy"),
+    ("both of two", "pairs.both"),
+    ("drag error", "track_error"),
+    ("motion after a drag", "release_accuracy"),
+    ("switch within 1 s", "switch_soon"),
+    ("the rest kept", "switch_kept"),
+    ("60 s: first 4 s", "drift.start"),
+    ("last 4 s", "drift.end"),
+    ("speed kept", "drift.speed_kept"),
+    ("240 s: last 4 s", "drift_long.end"),
 )
 #: Figures that are shares, drawn as bars.
-_BARS = (0, 1, 2, 3, 4, 7, 8)
+_BARS = (0, 1, 2, 3, 4, 5, 8, 9)
 
 
 @dataclass(frozen=True)
@@ -45,97 +47,122 @@ class Finished:
 
     name: str
     folder: Path
-    report: Mapping[str, Any]
+    about: About
+    rows: list[Row]
+    figures: dict[str, Figure]
 
-    def figure(self, keys: Sequence[str]) -> float | None:
+    def figure(self, name: str) -> Figure | None:
         """A figure of the report; None where it was not measured."""
-        value: Any = self.report
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value if isinstance(value, float) else None
+        found = self.figures.get(name)
+        return None if found is None or found.value is None else found
 
-    def streams(self, suite: str) -> dict[tuple[str, int], Path]:
-        """Kept streams of a suite, by prompt and seed."""
-        rows = self.report["samples"].get(suite, ())
-        return {(row["prompt"], row["seed"]): self.folder / "streams" / row["stream"] for row in rows}
+    def streams(self, suite: str) -> dict[tuple[Any, ...], Row]:
+        """Streams of a suite of which frames were kept, by what they share with those of other reports; of
+        several variants the first.
+        """
+        found: dict[tuple[Any, ...], Row] = {}
+        for row in sorted(self.rows, key=lambda row: (row.seed, row.variant not in _FIRST)):
+            if row.suite == suite and row.source == "model" and row.stream is not None:
+                found.setdefault(row.pair, row)
+        return found
+
+
+_FIRST = ("plain", "told", "recache")
 
 
 def read_report(argument: str) -> Finished:
     """Read `NAME=DIR`, or `DIR` under the folder's own name.
 
     Raises:
-        InputError: no report there, or one from before streams were listed in it.
+        InputError: no report there.
     """
     name, equals, rest = argument.partition("=")
     folder = Path(rest if equals else argument)
-    name = name if equals else folder.name
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        complete = {"samples", "n", "settings"} <= set(report)
-    except (OSError, ValueError, TypeError) as error:
+        about, rows = checked_rows(folder)
+    except InputError as error:
         raise InputError(f"--report {argument}: expected a finished report's folder ({error})") from None
-    if not complete:
-        raise InputError(
-            f"--report {argument}: an older report; the command that made it brings it up to date"
-        )
-    return Finished(name, folder, report)
+    return Finished(name if equals else folder.name, folder, about, rows, figures_of(rows))
 
 
 def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any]]:
     """Write `index.html`, `table.md`, `reports.json`, `reports.png` and sheets of the same prompts and seeds.
 
     Returns:
-        The rows of the table, figures by their headings.
+        A row per report: figures by their headings, each with `value`, `low`, `high` and `n`, and under
+        `against` the paired comparisons with the first report.
     """
     reports = [read_report(argument) for argument in arguments]
-    rows = [
-        {"name": one.name, "digest": one.report["digest"], "steps": one.report["settings"]["steps"]}
-        | {heading: one.figure(keys) for heading, keys in _COLUMNS}
-        for one in reports
-    ]
+    rows = []
+    for one in reports:
+        row: dict[str, Any] = {
+            "name": one.name,
+            "digest": one.about.weights,
+            "steps": one.about.sampling["steps"],
+        }
+        for heading, name in _COLUMNS:
+            found = one.figure(name)
+            row[heading] = None if found is None else vars(found)
+        if one is not reports[0]:
+            row["against"] = models_compared(reports[0].rows, one.rows)
+        rows.append(row)
     (out_dir / "reports.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (out_dir / "table.md").write_text(_markdown(rows), encoding="utf-8")
-    _plot(rows, out_dir / "reports.png")
-    sheets = [name for suite in _SHOWN if (name := _sheet(reports, suite, out_dir)) is not None]
-    (out_dir / "index.html").write_text(_page(reports, rows, ["reports.png", *sheets]), encoding="utf-8")
+    table = _table(reports)
+    (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
+    _plot(reports, out_dir / "reports.png")
+    sheets = [sheet for suite in _SHOWN if (sheet := _sheet(reports, suite, out_dir)) is not None]
+    made_of = [[one.name, one.about.model, one.about.weights, one.about.settings[:16]] for one in reports]
+    sections = [
+        Section("", [table, *(Picture(name) for name in ("reports.png", *sheets))]),
+        *(
+            Section(
+                f"{row['name']} against {reports[0].name}, on equal streams", [differences(row["against"])]
+            )
+            for row in rows[1:]
+        ),
+        Section("What they are", [Table(["", "model", "weights", "settings"], made_of)]),
+    ]
+    write_page(out_dir / "index.html", "reports", sections)
     return rows
 
 
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown, for documents; columns that no row has are left out."""
-    headings = ["steps", *_known(rows)]
-    lines = [f"| | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
-    for row in rows:
-        cells = [str(row["steps"]), *(number(row[heading]) for heading in headings[1:])]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def _table(reports: Sequence[Finished]) -> Table:
+    """Figures without columns that no report has."""
+    known = [(h, name) for h, name in _COLUMNS if any(one.figure(name) is not None for one in reports)]
+    rows = [
+        [one.name, one.about.sampling["steps"], *(one.figure(name) for _, name in known)] for one in reports
+    ]
+    return Table(["", "steps", *(heading for heading, _ in known)], rows)
 
 
-def _known(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [heading for heading, _ in _COLUMNS if any(row[heading] is not None for row in rows)]
+def _plot(reports: Sequence[Finished], path: Path) -> None:
+    """Shares as bars with their intervals, a group for each figure that all reports have."""
+    from matplotlib.figure import Figure as Canvas
 
-
-def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Shares as bars, a group for each figure that all reports have."""
-    from matplotlib.figure import Figure
-
-    headings = [_COLUMNS[index][0] for index in _BARS]
-    headings = [name for name in headings if all(row[name] is not None for row in rows)] or headings
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    axis = figure.subplots()
-    width = 0.8 / len(rows)
-    for place, row in enumerate(rows):
-        left = [i + (place - (len(rows) - 1) / 2) * width for i in range(len(headings))]
-        axis.bar(left, [row[heading] or 0.0 for heading in headings], width, label=row["name"])
-    axis.set_xticks(range(len(headings)), headings)
-    axis.set_ylim(0, 1)
+    columns = [_COLUMNS[index] for index in _BARS]
+    columns = [c for c in columns if all(one.figure(c[1]) is not None for one in reports)] or columns
+    canvas = Canvas(figsize=(11, 3.2), layout="constrained")
+    axis = canvas.subplots()
+    width = 0.8 / len(reports)
+    nothing = Figure(0.0, 0.0, 0.0, 0)
+    for place, one in enumerate(reports):
+        left = [i + (place - (len(reports) - 1) / 2) * width for i in range(len(columns))]
+        found = [one.figure(name) or nothing for _, name in columns]
+        heights = [figure.value or 0.0 for figure in found]
+        down = [max(0.0, h - (figure.low or 0.0)) for h, figure in zip(heights, found, strict=True)]
+        up = [max(0.0, (figure.high or 0.0) - h) for h, figure in zip(heights, found, strict=True)]
+        axis.bar(left, heights, width, label=one.name, yerr=[down, up], error_kw={"linewidth": 0.7})
+    axis.set_xticks(range(len(columns)), [heading for heading, _ in columns])
+    axis.set_ylim(0, 1.02)
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=7, ncols=min(len(rows), 4), loc="lower left")
-    figure.savefig(path, dpi=110)
+    axis.legend(fontsize=7, ncols=min(len(reports), 4), loc="lower left")
+    canvas.savefig(path, dpi=110)
 
 
 def _sheet(reports: Sequence[Finished], suite: str, out_dir: Path) -> str | None:
-    """Prompts that at least two reports streamed, each as every one of these shows it; None without any."""
+    """Prompts of which at least two reports kept the frames, each as every one of these shows it; None
+    without any.
+    """
     streams = [one.streams(suite) for one in reports]
     every = dict.fromkeys(key for some in streams for key in some)
     shared = [key for key in every if sum(key in some for some in streams) > 1][: _SHOWN[suite]]
@@ -143,39 +170,21 @@ def _sheet(reports: Sequence[Finished], suite: str, out_dir: Path) -> str | None
         return None
     clips: list[Tensor] = []
     captions: list[str] = []
-    for prompt, seed in shared:
-        showing = [
-            (one.name, some[prompt, seed])
-            for one, some in zip(reports, streams, strict=True)
-            if (prompt, seed) in some
-        ]
-        clips += [_frames(path) for _, path in showing]
-        first, *others = (name for name, _ in showing)
-        captions += [f"{prompt}, seed {seed}\n{first}", *others]
+    for key in shared:
+        for one, some in zip(reports, streams, strict=True):
+            if key not in some:
+                continue
+            clips.append(_frames(one, some[key]))
+            captions.append(one.name)
+        place = len(clips) - sum(key in some for some in streams)
+        captions[place] = f"{key[1]}, seed {key[2]}\n{captions[place]}"
     name = f"{suite}.png"
     contact_sheet(clips, captions, out_dir / name, frames=_FRAMES)
     return name
 
 
-def _frames(path: Path) -> Tensor:
-    try:
-        return load_file(path)["frames"]
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: expected a stream that its report lists ({error})") from None
-
-
-def _page(reports: Sequence[Finished], rows: Sequence[Mapping[str, Any]], pictures: Sequence[str]) -> str:
-    headings = _known(rows)
-    figures = [[row["name"], *(number(row[heading]) for heading in headings)] for row in rows]
-    about = [
-        [one.name, str(one.report["model"]), one.report["digest"][:12], json.dumps(one.report["n"])]
-        for one in reports
-    ]
-    parts = [
-        "<!doctype html><meta charset=utf-8><title>streamgen: reports</title>",
-        f"<style>{STYLE}</style><h1>Reports</h1>",
-        table(["", *headings], figures),
-        *(f'<p><img src="{html.escape(name)}" alt="{html.escape(name)}"></p>' for name in pictures),
-        table(["", "model", "weights", "streams"], about),
-    ]
-    return "\n".join(parts) + "\n"
+def _frames(one: Finished, row: Row) -> Tensor:
+    video = kept_video(row, one.folder / "streams")
+    if video is None:
+        raise InputError(f"{one.folder / 'streams'}: expected {row.stream}, a stream that its rows list")
+    return video.frames

@@ -1,6 +1,5 @@
 """Tokenizers beside each other, on the same clips of the world: figures, a table, a sheet to look at."""
 
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ from streamgen.errors import CheckpointError
 
 from ..families.tiny import load_tokenizer
 from ..scenes import MOTIONS, SceneConfig, contact_sheet
+from .figures import nested
 from .measures import Instruments
-from .report import STYLE, number, table
-from .runner import TRUTH_SEED, say
+from .page import Part, Picture, Section, Table, write_page
+from .runner import TRUTH_SEED, coded_clips, say
 from .streams import Video
-from .suites import FPS, EvaluationConfig
-from .tokenizer import decibels, reconstruct, tokenizer_figures
-from .truth import Truth
+from .suites import EvaluationConfig
+from .tokenizer import decibels, reconstruct, to_pixels, tokenizer_figures, tokenizer_reads
+from .truth import Truth, TruthSuite
 
 #: Frames of the clips of other sizes.
 _SHORT = 17
@@ -57,34 +57,36 @@ def compare_tokenizers(
     """
     world = SceneConfig()
     loaded = [(path, *_load(path, _sizes(world.size))) for path in directories]
-    truth, fitting = (_truth(world.size, config, seed) for seed in (TRUTH_SEED, TRUTH_SEED + 1))
-    frames = 1 + round(config.seconds * FPS)
-    videos, others = truth.plain(frames), fitting.plain(frames)
-    sizes = {size: _truth(size, config, TRUTH_SEED).plain(_SHORT) for size in _sizes(world.size)}
+    motions = range(len(MOTIONS))
+    videos, others = coded_clips(world.size, config, motions)
+    short = TruthSuite("prompts", "plain", config.clips, _SHORT)
+    sizes = {size: Truth(size, motions, TRUTH_SEED).videos(short) for size in _sizes(world.size)}
     say("learning to read shapes and motions")
     instruments = Instruments(world)
     rows: list[dict[str, Any]] = []
     for path, tokenizer, digest in loaded:
         say(f"tokenizer {path}")
-        figures = tokenizer_figures(tokenizer, videos, others, instruments)
-        pca = figures["tokenizer"]["baselines"]["pca"]
-        gains = {
-            "psnr": figures["psnr_tokenizer"] - pca["psnr"],
-            "psnr_moving": figures["psnr_moving"] - pca["psnr_moving"],
-        }
+        figures = tokenizer_figures(tokenizer_reads(tokenizer, videos, others, instruments))
+        values = {name: figure.value for name, figure in figures.items()}
+        found = nested(values)
+        pca = found["tokenizer"]["baselines"]["pca"]
         row: dict[str, Any] = {
             "path": str(path),
             "digest": digest,
             "bottleneck": tokenizer.config.bottleneck,
             "clips": len(videos),
             "psnr_by_size": {str(size): _by_size(tokenizer, some) for size, some in sizes.items()},
-            "over_pca": gains,
+            "over_pca": {
+                "psnr": found["psnr_tokenizer"] - pca["psnr"],
+                "psnr_moving": found["psnr_moving"] - pca["psnr_moving"],
+            },
+            "intervals": {name: [figure.low, figure.high] for name, figure in figures.items()},
         }
-        rows.append(row | figures)
+        rows.append(row | found)
     rows.sort(key=lambda row: -row["psnr_tokenizer"])
     (out_dir / "tokenizers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     _sheet([(str(path), tokenizer) for path, tokenizer, _ in loaded], videos, out_dir / "tokenizers.png")
-    (out_dir / "index.html").write_text(_page(rows), encoding="utf-8")
+    _write_page(rows, out_dir / "index.html")
     return rows
 
 
@@ -97,10 +99,6 @@ def _load(path: Path, sizes: Sequence[int]) -> tuple[VideoTokenizer, str]:
         except ValueError as error:
             raise CheckpointError(f"{path}: no tokenizer for frames of {size}x{size} ({error})") from None
     return tokenizer, digest
-
-
-def _truth(size: int, config: EvaluationConfig, seed: int) -> Truth:
-    return Truth(size, config.clips, range(len(MOTIONS)), seed)
 
 
 def _sizes(size: int) -> tuple[int, ...]:
@@ -130,7 +128,7 @@ def _sheet(tokenizers: Sequence[tuple[str, VideoTokenizer]], videos: Sequence[Vi
         captions.append(video.spec.prompt)
         for name, tokenizer in tokenizers:
             after = reconstruct(tokenizer, video.frames)[1]
-            clips.append(_twice(after.add(1).mul(127.5).round().to(torch.uint8).movedim(1, -1)))
+            clips.append(_twice(to_pixels(after)))
             captions.append(name)
     contact_sheet(clips, captions, path, frames=12)
 
@@ -139,27 +137,22 @@ def _twice(frames: Tensor) -> Tensor:
     return frames.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
-def _page(rows: Sequence[dict[str, Any]]) -> str:
+def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
     sizes = list(rows[0]["psnr_by_size"])
-    head = ["tokenizer", *(name for name, _ in _COLUMNS)]
-    found = [[row["path"], *(number(_at(row, keys)) for _, keys in _COLUMNS)] for row in rows]
+    found = [[row["path"], *(_at(row, keys) for _, keys in _COLUMNS)] for row in rows]
     by_size = [
-        [row["path"]]
-        + [number(row["psnr_by_size"][size][kind]) for size in sizes for kind in ("clips", "images")]
+        [row["path"], *(row["psnr_by_size"][size][kind] for size in sizes for kind in ("clips", "images"))]
         for row in rows
     ]
     heads = ["PSNR, dB", *(f"{kind} {size}x{size}" for size in sizes for kind in ("clips", "images"))]
-    return "\n".join(
-        (
-            "<!doctype html><meta charset=utf-8><title>streamgen: tokenizers</title>",
-            f"<style>{STYLE}</style><h1>Tokenizers</h1>",
-            f"<p>On {rows[0]['clips']} clips of the world that no training has seen.</p>",
-            table(head, found),
-            table(heads, by_size),
-            '<p><img src="tokenizers.png" alt="originals and reconstructions"></p>',
-            f"<p>{html.escape('; '.join(row['path'] + ' is ' + row['digest'] for row in rows))}</p>\n",
-        )
-    )
+    parts: list[Part] = [
+        f"On {rows[0]['clips']} clips of the world that no training has seen.",
+        Table(["tokenizer", *(name for name, _ in _COLUMNS)], found),
+        Table(heads, by_size),
+        Picture("tokenizers.png"),
+        "; ".join(f"{row['path']} is {row['digest']}" for row in rows),
+    ]
+    write_page(path, "tokenizers", [Section("", parts)])
 
 
 def _at(row: dict[str, Any], keys: Sequence[str]) -> float:

@@ -1,6 +1,5 @@
 """Figures over training time: every report of a run's kept weights, drawn as curves."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from streamgen.errors import InputError
+
+from .page import Link, Part, Picture, Section, Table, write_page
 
 #: Panels of the picture: title, figures (label, where it is in the report), lowest and highest value.
 _PANELS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], float | None], ...] = (
@@ -19,6 +20,7 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], float | None]
             ("motion", ("motion_accuracy",)),
             ("background", ("background_accuracy",)),
             ("unseen pairs", ("unseen_accuracy",)),
+            ("both of two", ("pairs", "both")),
         ),
         1.0,
     ),
@@ -32,6 +34,7 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], float | None]
         (
             ("success", ("switch_success",)),
             ("the rest kept", ("switch_kept",)),
+            ("kept under keep", ("switch_keep", "switch_kept")),
             ("kept under clear", ("switch_clear", "switch_kept")),
         ),
         1.0,
@@ -105,16 +108,12 @@ def write_curves(points: Sequence[tuple[KeptWeights, Mapping[str, Any]]], out_di
         axis.set_ylim(0, top)
     figure.savefig(out_dir / "curves.png", dpi=110)
     (out_dir / "curves.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    links = "".join(
-        f'<li><a href="{html.escape(w.name)}/index.html">{w.minutes:.0f} minutes, step {w.step}</a>'
-        for w, _ in points
-    )
+    links = [Link(f"{w.name}/index.html", f"{w.minutes:.0f} minutes, step {w.step}") for w, _ in points]
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    table = Table(names, [[row[name] for name in names] for row in rows])
     page = out_dir / "index.html"
-    page.write_text(
-        "<!doctype html><meta charset=utf-8><title>streamgen: figures over training time</title>"
-        f'<p><img src="curves.png" alt="curves" style="max-width: 100%"></p><ul>{links}</ul>\n',
-        encoding="utf-8",
-    )
+    parts: list[Part] = [Picture("curves.png"), table, *links]
+    write_page(page, "figures over training time", [Section("", parts)])
     return page
 
 
@@ -122,4 +121,4 @@ def _at(report: Mapping[str, Any], keys: Sequence[str]) -> float | None:
     value: Any = report
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, float) else None
+    return float(value) if isinstance(value, int | float) else None

@@ -1,33 +1,32 @@
-"""Figures of rendered videos: does a stream show what it was told, follow drags, switch and stay itself.
+"""What is read from the decoded frames of a video, as plain values: what a row of a report keeps.
 
 All measures look at frames through `reading` and `classifiers` alone, and treat clips of the world itself
-(the control on the truth) and streams of a model alike.
+(the control on the truth) and streams of a model alike. What was expected plays no part here, but for where
+to look: at which object, and around which frame.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
-from ..scenes import SceneConfig
+from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SceneConfig
 from .classifiers import MOTION_FRAMES, MotionReader, ShapeReader
 from .reading import MIN_AREA, FrameReader, Reading, torus_apart, torus_centres
 from .streams import Subject, Video
 from .suites import FPS, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
 
-ATTRIBUTES = ("color", "shape", "motion", "background")
-#: Colour and shape right in the same frame: what a pair of both is.
-PAIR = "color_and_shape"
+#: A report's rows are of one revision; another one reads something else from the same frames.
+REVISION = 1
 #: Where a dragged object cannot be seen, it counts as this far away (of the width).
 LOST = 0.5
-#: A kept background is at least this like itself across a switch, in dB.
-KEPT_PSNR = 25.0
-#: A kept position moves at most so many of its own steps, which count as at least `_LEAST_STEP` (of the
-#: width: a pixel of 64 to either side is what reading a changing shape is worth).
-KEPT_STEPS = 2.0
+#: A step counts as at least this (of the width: a pixel of 64 to either side is what reading a changing shape
+#: is worth).
 _LEAST_STEP = 1 / 64
 #: By which share an object's area may differ from that before a switch, or from that `_SETTLED` frames after
 #: it, for its centre to be trusted.
@@ -38,6 +37,7 @@ _AROUND, _SETTLED = 16, 8
 _LASTING, _LASTING_RIGHT = 9, 7
 #: Frames between two looks at shapes.
 _LOOK = 4
+Read = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class View:
 
 
 class Instruments:
-    """The readers, made once."""
+    """The readers, made once; they can be sent to other processes."""
 
     def __init__(self, config: SceneConfig) -> None:
         self.frames = FrameReader(config)
@@ -60,32 +60,48 @@ class Instruments:
         """Read all frames of a video."""
         return View(video, self.frames(video.frames))
 
-    def attributes(
-        self, view: View, subject: Subject, start: int = 0, stop: int | None = None
-    ) -> dict[str, float]:
-        """`ATTRIBUTES` and `PAIR`: the share of frames of `[start, stop)` with the subject's colour, shape
-        and background, and whether the last `MOTION_FRAMES` of them show its motion.
+    def shown(self, view: View, start: int = 0, stop: int | None = None) -> Read:
+        """What frames `[start, stop)` show, as if of one object: under `colour`, `shape`, `look` (both in the
+        same frame) and `background` the share of frames by word, and the word of the `motion` in the last
+        `MOTION_FRAMES` of them; where nothing is seen the shares sum to less than 1, and the motion is None.
         """
         stretch = slice(start, len(view.video.frames) if stop is None else stop)
         colours = view.reading.colour()[stretch]
         looks = colours[::_LOOK]
         shapes = self._shapes(view.reading, looks, torch.arange(len(view.video.frames))[stretch][::_LOOK])
         seen = colours[colours >= 0]
-        motion = -1
+        motion = None
         if len(seen):
-            track = view.reading.centre[stretch, int(seen.mode().values)][-MOTION_FRAMES:]
-            motion = self.motion(track)
+            motion = self.motion(view.reading.centre[stretch, int(seen.mode().values)][-MOTION_FRAMES:])
+        pairs = [
+            f"{COLOURS[colour]} {SHAPES[shape]}" if min(colour, shape) >= 0 else None
+            for colour, shape in zip(looks.tolist(), shapes.tolist(), strict=True)
+        ]
         return {
-            "color": _share(colours == subject.colour),
-            "shape": _share(shapes == subject.shape),
-            "motion": float(motion == subject.motion),
-            "background": _share(view.reading.background[stretch] == subject.background),
-            PAIR: _share((looks == subject.colour) & (shapes == subject.shape)),
+            "colour": _shares(_named(colours, COLOURS)),
+            "shape": _shares(_named(shapes, SHAPES)),
+            "look": _shares(pairs),
+            "background": _shares(_named(view.reading.background[stretch], BACKGROUNDS)),
+            "motion": motion,
         }
 
-    def motion(self, track: Tensor) -> int:
-        """Motion index of positions (MOTION_FRAMES, 2), -1 where they are too few or unseen."""
-        return int(self.motions(track[None])[0]) if len(track) == MOTION_FRAMES else -1
+    def object(self, view: View, subject: Subject, start: int, stop: int) -> Read:
+        """What is seen of an object of the subject's colour in frames `[0, stop)`: in which share of them it
+        is `found`, its `shape`s, and its `motion` from frame `start` on.
+        """
+        frames = torch.arange(0, stop, _LOOK)
+        shapes = self._shapes(view.reading, torch.full_like(frames, subject.colour), frames)
+        track = view.reading.centre[start : start + MOTION_FRAMES, subject.colour]
+        return {
+            "found": _share(view.reading.found(subject.colour)[:stop]),
+            "shape": _shares(_named(shapes, SHAPES)),
+            "motion": self.motion(track),
+        }
+
+    def motion(self, track: Tensor) -> str | None:
+        """The motion word of positions (MOTION_FRAMES, 2), None where they are too few or unseen."""
+        found = int(self.motions(track[None])[0]) if len(track) == MOTION_FRAMES else -1
+        return MOTIONS[found] if found >= 0 else None
 
     def shape_run(self, view: View, shape: int, colour: int) -> Tensor:
         """(T,) bool: frames in which the object of this colour has this shape."""
@@ -101,6 +117,48 @@ class Instruments:
         return shapes
 
 
+def read_video(instruments: Instruments, video: Video) -> Read:
+    """What the frames of a video of any suite show, as JSON values; None for numbers that are not there."""
+    view = instruments.view(video)
+    found: Read = plain(_READERS[video.spec.suite](instruments, view))
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: no nan and no infinity, but None, and numbers to six digits."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _read_plain(instruments: Instruments, view: View) -> Read:
+    return instruments.shown(view) | {"seam": seam(view.video)}
+
+
+def _read_drag(instruments: Instruments, view: View) -> Read:
+    """How far off the object is while it is dragged, of the width, and its motion after that."""
+    video, colour = view.video, view.video.spec.subjects[0].colour
+    start = video.event + len(video.path) + RELEASE_FRAMES
+    track = view.reading.centre[start : start + MOTION_FRAMES, colour]
+    return {"event": video.event, "error": drag_error(view), "motion": instruments.motion(track)}
+
+
+def _read_pair(instruments: Instruments, view: View) -> Read:
+    """Both objects up to where their motions can be told, these from the event on."""
+    start, stop = view.video.event, view.video.event + MOTION_FRAMES
+    objects = [instruments.object(view, subject, start, stop) for subject in view.video.spec.subjects]
+    backgrounds = _named(view.reading.background[:stop], BACKGROUNDS)
+    return {"event": start, "objects": objects, "background": _shares(backgrounds)}
+
+
+def _read_drift(instruments: Instruments, view: View) -> Read:
+    return {"points": [asdict(p) for p in drift_points(instruments, view)], "seam": seam(view.video)}
+
+
 def drag_error(view: View) -> float:
     """Mean distance between object and path while it is dragged, of the width."""
     video = view.video
@@ -108,63 +166,33 @@ def drag_error(view: View) -> float:
     return float(torus_apart(centre, video.path[: len(centre)]).nan_to_num(LOST).mean())
 
 
-def released(instruments: Instruments, view: View) -> float:
-    """Whether the object goes its own way again after the drag."""
-    start = view.video.event + len(view.video.path) + RELEASE_FRAMES
-    subject = view.video.spec.subjects[0]
-    track = view.reading.centre[start : start + MOTION_FRAMES, subject.colour]
-    return float(instruments.motion(track) == subject.motion)
+def read_switch(instruments: Instruments, view: View) -> Read:
+    """What became of one switch from the frame of its receipt on.
 
-
-def undragged(instruments: Instruments, view: View) -> float:
-    """Whether the second object keeps to its motion from the drag of the first on."""
-    subject = view.video.spec.subjects[1]
-    track = view.reading.centre[view.video.event : view.video.event + MOTION_FRAMES, subject.colour]
-    return float(instruments.motion(track) == subject.motion)
-
-
-@dataclass(frozen=True)
-class SwitchResult:
-    """What became of one switch.
-
-    `success` within `SWITCH_FRAMES`, `soon` within `SOON_FRAMES`; `seconds` until then (nan for none, and for
-    motions, which take their time to be told apart); `psnr` of the background across the switch (nan where it
-    is to change); `kept`: background and position are as before.
+    `shown_after` frames what should change has changed to stay (None: never; for motions, which take their
+    time to be told apart, the words of the motion after `SOON_FRAMES` and `SWITCH_FRAMES` instead); `psnr` of
+    the background across the switch, in dB (None where it is to change or hidden); `hop` the fastest step of
+    the object across the switch and `step` what it goes in a frame otherwise, in pixels of 64 (None where it
+    cannot be read).
     """
-
-    kind: str
-    success: bool
-    soon: bool
-    seconds: float
-    psnr: float
-    jump: float
-    kept: bool
-
-
-def switch_result(instruments: Instruments, view: View, fps: int = FPS) -> SwitchResult:
-    """Judge one switch from the frame of its receipt on."""
     switch, video, reading = view.video.spec.switch, view.video, view.reading
     assert switch is not None
     event, after = video.event, switch.after
+    found: Read = {"event": event, "shown_after": None}
     if switch.kind == "motion":
         track = reading.centre[event:, after.colour]
-        soon, success = (
-            instruments.motion(track[wait : wait + MOTION_FRAMES]) == after.motion
-            for wait in (SOON_FRAMES, SWITCH_FRAMES)
-        )
-        seconds = float("nan")
+        for name, wait in (("motion_soon", SOON_FRAMES), ("motion_late", SWITCH_FRAMES)):
+            found[name] = instruments.motion(track[wait : wait + MOTION_FRAMES])
     else:
         right = {
             "colour": lambda: reading.colour() == after.colour,
             "background": lambda: reading.background == after.background,
             "shape": lambda: instruments.shape_run(view, after.shape, after.colour),
         }[switch.kind]()
-        first = _first_lasting(right[event:])
-        soon, success, seconds = first <= SOON_FRAMES, first <= SWITCH_FRAMES, first / fps
-    jump = _jump(view, switch.kind)
-    psnr = float("nan") if switch.kind == "background" else background_psnr(view, event - 1, event)
-    kept = jump <= KEPT_STEPS and not psnr < KEPT_PSNR
-    return SwitchResult(switch.kind, success, soon, seconds if success else float("nan"), psnr, jump, kept)
+        found["shown_after"] = _first_lasting(right[event:])
+    hop, step = _hop(view, switch.kind)
+    psnr = math.nan if switch.kind == "background" else background_psnr(view, event - 1, event)
+    return found | {"psnr": psnr, "hop": hop * 64, "step": step * 64}
 
 
 def background_psnr(view: View, first: int, second: int) -> float:
@@ -201,12 +229,31 @@ def sharpness(frames: Tensor) -> Tensor:
     return (around - 4 * inner).abs().mean((1, 2))
 
 
+def seam(video: Video) -> float:
+    """How much larger the step into the first frame of a chunk is than the steps inside chunks, in levels of
+    255: about 0 where nobody could tell where chunks begin; nan for a video of one chunk.
+    """
+    frames = video.frames
+    steps = torch.cat([part.float().diff(dim=0).abs().mean((1, 2, 3)) for part in _overlapping(frames)])
+    border = torch.zeros(len(steps), dtype=torch.bool)
+    border[torch.tensor([b - 1 for b in video.borders if b < len(frames)], dtype=torch.long)] = True
+    return float(steps[border].mean() - steps[~border].mean())
+
+
+def _overlapping(frames: Tensor, length: int = 256) -> list[Tensor]:
+    """Stretches of frames, each beginning with the last one of that before it."""
+    return [frames[start : start + length + 1] for start in range(0, len(frames) - 1, length)]
+
+
 @dataclass(frozen=True)
 class DriftPoint:
-    """One stretch of a long stream."""
+    """One stretch of a long stream: shares of frames that are right, by attribute, and how it looks."""
 
     seconds: float
-    accuracy: float
+    color: float
+    shape: float
+    motion: float
+    background: float
     mean_color: tuple[float, float, float]
     sharpness: float
     speed: float
@@ -225,7 +272,7 @@ def drift_points(
     points = []
     for start in range(0, len(view.video.frames) - length + 1, length):
         stop = start + length
-        right = instruments.attributes(view, subject, start, stop)
+        shown = instruments.shown(view, start, stop)
         frames = view.video.frames[start:stop]
         red, green, blue = frames.float().mean((0, 1, 2)).tolist()
         track = view.reading.centre[start:stop, subject.colour]
@@ -234,7 +281,10 @@ def drift_points(
         points.append(
             DriftPoint(
                 start / fps,
-                sum(right[name] for name in ATTRIBUTES) / len(ATTRIBUTES),
+                shown["colour"].get(COLOURS[subject.colour], 0.0),
+                shown["shape"].get(SHAPES[subject.shape], 0.0),
+                float(shown["motion"] == MOTIONS[subject.motion]),
+                shown["background"].get(BACKGROUNDS[subject.background], 0.0),
                 (red, green, blue),
                 float(sharpness(frames[::_LOOK]).mean()),
                 float(steps.nanmean()) * fps if not bool(steps.isnan().all()) else 0.0,
@@ -244,20 +294,9 @@ def drift_points(
     return points
 
 
-def mean_of(rows: Iterable[dict[str, float]], names: Sequence[str] = ATTRIBUTES) -> dict[str, float]:
-    """Means by name; nan without rows."""
-    kept = list(rows)
-    return {name: mean([row[name] for row in kept]) for name in names}
-
-
-def mean(values: Sequence[float]) -> float:
-    """Mean of the numbers that are not nan; nan without any."""
-    return float(torch.tensor(values, dtype=torch.float64).nanmean()) if values else math.nan
-
-
-def _jump(view: View, kind: str) -> float:
-    """The fastest step of the object across a switch, in steps of its own: those before it, or where the
-    motion is to change and that makes it faster, those after it.
+def _hop(view: View, kind: str) -> tuple[float, float]:
+    """The fastest step of the object across a switch, and its own step: that before it, or where the motion
+    is to change and that makes it faster, that after it; in widths per frame.
 
     While one thing fades into another an object cannot be read: frames whose area is unlike both that before
     and that some time after are left out, and a step over several frames counts per frame.
@@ -274,27 +313,48 @@ def _jump(view: View, kind: str) -> float:
     frames = torch.nonzero(readable)[:, 0]
     before = frames[frames < until]
     if len(before) < 2 or len(before) == len(frames):
-        return float("inf")
+        return math.nan, math.nan
     steps = torus_apart(centre[frames[:-1]], centre[frames[1:]]) / frames.diff()
     own = max(float(steps[: len(before) - 1].median()), _LEAST_STEP)
     across = steps[len(before) - 1 :]
     if kind == "motion":
         own = max(own, float(across.median()))
-    return float(across[:_SETTLED].max()) / own
+    return float(across[:_SETTLED].max()), own
 
 
 def _like(area: Tensor, usual: Tensor, change: float) -> Tensor:
     return ((area - usual).abs() <= change * usual) & (area > 0)
 
 
-def _first_lasting(right: Tensor) -> int:
-    """First frame from which the following frames are right nearly always; far away if there is none."""
+def _first_lasting(right: Tensor) -> int | None:
+    """First frame from which the following frames are right nearly always."""
     if len(right) < _LASTING:
-        return 1 << 30
+        return None
     windows = right.unfold(0, _LASTING, 1).sum(1) >= _LASTING_RIGHT
     good = torch.nonzero(windows & right[: len(windows)])
-    return int(good[0]) if len(good) else 1 << 30
+    return int(good[0]) if len(good) else None
 
 
 def _share(right: Tensor) -> float:
     return float(right.float().mean()) if len(right) else 0.0
+
+
+def _named(indices: Tensor, words: Sequence[str]) -> list[str | None]:
+    return [words[index] if index >= 0 else None for index in indices.tolist()]
+
+
+def _shares(words: Sequence[str | None]) -> dict[str, float]:
+    """The share of each word, the most frequent one first."""
+    counts = Counter(word for word in words if word is not None)
+    return {word: count / len(words) for word, count in counts.most_common()}
+
+
+_READERS: dict[str, Callable[[Instruments, View], Read]] = {
+    "prompts": _read_plain,
+    "unseen": _read_plain,
+    "drags": _read_drag,
+    "pairs": _read_pair,
+    "switches": read_switch,
+    "drift": _read_drift,
+    "long_drift": _read_drift,
+}

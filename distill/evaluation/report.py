@@ -1,163 +1,263 @@
-"""The report as people read it: one HTML page with tables, curves and contact sheets."""
+"""A report on one model, made of the rows in a folder: figures as JSON, and a page to read."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..scenes import contact_sheet
-from .runner import Evaluation
-from .streams import Video
+from .figures import ATTRIBUTES, conditions, figures_of, hops, nested, quantiles
+from .intervals import Figure, average
+from .measures import plain
+from .page import Picture, Section, Table, differences, write_page
+from .rows import About, Row, checked_rows
+from .streams import StreamSpec, Video, load_video
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { border-bottom: 1px solid #ddd; padding: .2rem .9rem .2rem 0; text-align: left }
- td + td, th + th { text-align: right } img { max-width: 100% } code { background: #f3f3f3 }
-"""
-#: Name, where it is in the report, target, and whether more is better.
-_HEADLINES: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("colour", ("color_accuracy",), ">= 0.95"),
-    ("background", ("background_accuracy",), ">= 0.95"),
-    ("shape", ("shape_accuracy",), ">= 0.85"),
-    ("motion", ("motion_accuracy",), ">= 0.85"),
-    ("unseen pairs: colour and shape", ("unseen_accuracy",), ">= 0.75"),
-    ("drag error, of the width", ("track_error",), "<= 0.06"),
-    ("the same without the track", ("track_error_untold",), "> 0.20"),
-    ("own motion after a drag", ("release_accuracy",), ""),
-    ("motion of the other object, beside a drag", ("undragged_motion", "with_drag"), ""),
-    ("the same without the drag", ("undragged_motion", "without"), ""),
-    ("switch success within 1.5 s", ("switch_success",), ">= 0.80"),
-    ("switch success within 1 s", ("switch_soon",), ">= 0.90"),
-    ("seconds to a switch", ("switch_seconds",), ""),
-    ("background across a switch, dB", ("switch_kept_psnr",), ">= 25"),
-    ("what should stay stayed", ("switch_kept",), ""),
-    ("the same under policy clear", ("switch_clear", "switch_kept"), "fails"),
-    ("drift: accuracy in the first 4 s", ("drift", "start"), ""),
-    ("drift: accuracy in the last 4 s", ("drift", "end"), "within 0.10"),
-    ("speed in the last 12 s, of that in the first", ("drift", "speed_kept"), ">= 0.70"),
-    ("long drift: last 4 s", ("drift_long", "end"), ""),
-    ("tokenizer, dB", ("psnr_tokenizer",), ">= 31"),
-    ("tokenizer, moving cells, dB", ("psnr_moving",), ">= 27"),
-    ("shapes through the tokenizer", ("shape_through_tokenizer",), ">= 0.97"),
+#: Heading, name of the figure, and aim.
+HEADLINES: tuple[tuple[str, str, str], ...] = (
+    ("colour", "color_accuracy", ">= 0.97"),
+    ("background", "background_accuracy", ">= 0.97"),
+    ("shape", "shape_accuracy", ">= 0.93"),
+    ("motion", "motion_accuracy", ">= 0.90"),
+    ("pairs held out of training: colour and shape", "unseen_accuracy", ">= 0.88"),
+    ("both objects right of two", "pairs.both", ">= 0.80"),
+    ("motion of the second object", "pairs.second.motion", ""),
+    ("the same beside a drag of the first", "pairs.beside_drag.second.motion", "as without"),
+    ("drag error, of the width", "track_error", "<= 0.04"),
+    ("the same without the track", "track_error_untold", "> 0.20"),
+    ("own motion after a drag", "release_accuracy", ""),
+    ("switch shown within 1.5 s", "switch_success", ""),
+    ("switch shown within 1 s", "switch_soon", ">= 0.93"),
+    ("seconds to a switch, median", "switch_seconds", ""),
+    ("background across a switch, dB", "switch_kept_psnr", ">= 25"),
+    ("what should stay stayed", "switch_kept", ">= 0.88"),
+    ("hop at a switch, pixels of 64", "switch_hop", ""),
+    ("step at a chunk's begin over others, of 255", "seam", "as truth"),
+    ("60 s: first 4 s", "drift.start", ""),
+    ("60 s: last 4 s", "drift.end", "within 0.03"),
+    ("speed in the last 12 s, of that in the first", "drift.speed_kept", ">= 0.70"),
+    ("240 s: first 4 s", "drift_long.start", ""),
+    ("240 s: last 4 s", "drift_long.end", "within 0.05"),
+    ("tokenizer, dB", "psnr_tokenizer", ">= 31"),
+    ("tokenizer, moving cells, dB", "psnr_moving", ">= 27"),
+    ("shapes through the tokenizer", "shape_through_tokenizer", ">= 0.97"),
+)
+_POLICIES = (("recache", ""), ("keep", "switch_keep."), ("clear", "switch_clear."))
+#: Figures in tables of their own: heading of the table, prefix of the names.
+_GROUPS = (
+    ("Motions", "motion_by_word."),
+    ("Pairs held out of training", "unseen_by_pair."),
+    ("Kinds of two objects", "pair_kinds."),
 )
 
 
-def write_report(evaluation: Evaluation, out_dir: Path) -> None:
-    """Write `report.json`, `index.html` and the pictures it shows."""
-    (out_dir / "report.json").write_text(json.dumps(evaluation.report, indent=1) + "\n", encoding="utf-8")
-    sheets = _sheets(evaluation.samples, out_dir)
-    plots = _plots(evaluation.report, out_dir)
-    (out_dir / "index.html").write_text(_page(evaluation.report, plots, sheets), encoding="utf-8")
+def make_report(folder: Path, out_dir: Path | None = None) -> dict[str, Any]:
+    """Write `report.json`, `index.html` and the pictures it shows from the rows of `folder`, and kept frames
+    where there are some, to `out_dir` or that folder.
+
+    Returns:
+        What `report.json` has: figures nested by their dotted names; beside them `intervals` and `n` by
+        dotted name, `comparisons`, and what the rows are rows of.
+
+    Raises:
+        InputError: no rows, or some of other weights or settings.
+    """
+    about, rows = checked_rows(folder)
+    out_dir = out_dir or folder
+    figures = figures_of(rows)
+    report = report_of(about, rows, figures)
+    pictures = [*_curves(report, out_dir), *_hop_curves(rows, out_dir)]
+    sheets = _sheets(rows, folder / "streams", out_dir)
+    (out_dir / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sections = _sections(report, figures)
+    sections += [Section("", [Picture(name)]) for name in pictures]
+    sections += [Section(name.removesuffix(".png").replace("-", " "), [Picture(name)]) for name in sheets]
+    sections.append(Section("Settings", [json.dumps(about.sampling), json.dumps(about.config)]))
+    write_page(out_dir / "index.html", f"evaluation of {about.model}", sections)
+    return report
 
 
-def _page(report: Mapping[str, Any], plots: Sequence[str], sheets: Sequence[str]) -> str:
-    name = html.escape(str(report["model"]))
-    parts = [
-        f"<!doctype html><meta charset=utf-8><title>streamgen evaluation: {name}</title>",
-        f"<style>{STYLE}</style>",
-        f"<h1>Evaluation of {name}</h1>",
-        f"<p>Weights <code>{html.escape(str(report['digest']))}</code>. Every figure is read from rendered "
-        "frames; the controls tell what the measures themselves are worth.</p>",
-        table(["figure", "found", "aim"], [[n, number(_at(report, k)), aim] for n, k, aim in _HEADLINES]),
-        "<h2>Controls</h2>",
-        table(
-            ["measure", "the world's own clips", "shuffled prompts"],
+def report_of(about: About, rows: Sequence[Row], figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """The report of rows as JSON values."""
+    report = nested({name: figure.value for name, figure in figures.items()})
+    known = {name: figure for name, figure in figures.items() if figure.value is not None}
+    for suite, name in (("drift", "drift"), ("long_drift", "drift_long")):
+        own = [row for row in rows if (row.source, row.suite) == ("model", suite)]
+        report[name]["points"] = _points(own)
+    found: dict[str, Any] = plain(
+        {
+            "model": about.model,
+            "digest": about.weights,
+            "settings": about.sampling,
+            "settings_digest": about.settings,
+            "config": about.config,
+            **report,
+            "hops": {name: quantiles(values) for name, values in hops(rows).items()},
+            "intervals": {name: [figure.low, figure.high] for name, figure in known.items()},
+            "n": {name: figure.n for name, figure in figures.items()},
+            "comparisons": conditions(rows),
+        }
+    )
+    return found
+
+
+def _points(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The mean over streams of each stretch, by attribute, with the interval of all four together."""
+    points = []
+    for column in zip(*(row.read["points"] for row in rows), strict=True):
+        names = (*ATTRIBUTES, "seconds", "sharpness", "speed", "objects")
+        point = {name: sum(p[name] for p in column) / len(column) for name in names}
+        accuracy = average([sum(p[name] for name in ATTRIBUTES) / len(ATTRIBUTES) for p in column])
+        colour = [sum(p["mean_color"][i] for p in column) / len(column) for i in range(3)]
+        bounds = [accuracy.low, accuracy.high]
+        points.append({**point, "accuracy": accuracy.value, "interval": bounds, "mean_color": colour})
+    return points
+
+
+def _sections(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[Section]:
+    truth = "control.truth."
+    headlines = Table(
+        ["figure", "found", "aim", "the world's own clips"],
+        [[title, figures.get(name), aim, figures.get(truth + name)] for title, name, aim in HEADLINES],
+    )
+    shuffled = [[n.split(".")[2], figures[n]] for n in figures if n.startswith("control.shuffled.")]
+    switches = [
+        [policy, *(figures[prefix + name] for name in ("switch_soon", "switch_success", "switch_kept"))]
+        for policy, prefix in _POLICIES
+    ]
+    kinds = [
+        [f"{name.split('.')[-2]}, {policy}", figures[name], figures[name.replace("success", "kept")]]
+        for policy, prefix in (*_POLICIES, ("truth", truth))
+        for name in figures
+        if name.startswith(f"{prefix}switch_kinds.") and name.endswith("success")
+    ]
+    hop_rows = [[policy, *values.values()] for policy, values in report["hops"].items()]
+    drift = [
+        [f"{seconds} s, {name}", figures[f"{key}.{name}.start"], figures[f"{key}.{name}.end"]]
+        for key, seconds in (("drift", 60), ("drift_long", 240))
+        for name in ATTRIBUTES
+    ]
+    groups = [
+        Section(
+            title,
             [
-                [key, number(value), number(report["control"]["shuffled"].get(key))]
-                for key, value in _flat(report["control"]["truth"])
+                Table(
+                    ["", "found", "the world's own clips"],
+                    [
+                        [n.removeprefix(prefix), figures[n], figures.get(truth + n)]
+                        for n in figures
+                        if n.startswith(prefix)
+                    ],
+                )
+            ],
+        )
+        for title, prefix in _GROUPS
+    ]
+    return [
+        Section(
+            "",
+            [
+                f"Weights {report['digest']}, settings {report['settings_digest'][:16]}.",
+                "Every figure is read from decoded frames: value, 95 % interval, number of streams. The "
+                "world's own clips tell what the measures themselves are worth.",
+                headlines,
             ],
         ),
-        "<h2>Motions</h2>",
-        table(["word", "right"], [[k, number(v)] for k, v in report["motion_by_word"].items()]),
-        "<h2>Switches by what changes</h2>",
-        table(
-            ["kind", "success", "the rest stayed", "streams"],
-            [
-                [k, number(v["success"]), number(v["kept"]), str(v["n"])]
-                for k, v in report["switch_kinds"].items()
-            ],
+        Section("Held against other streams' prompts", [Table(["", "found"], shuffled)]),
+        *groups,
+        Section("Switches", [Table(["", "shown in 1 s", "shown in 1.5 s", "the rest kept"], switches)]),
+        Section("Switches by what changes", [Table(["", "shown in 1.5 s", "the rest kept"], kinds)]),
+        Section(
+            "Hop at a switch: pixels of 64 per frame above the own step, at quantiles",
+            [Table(["", ".5", ".75", ".9", ".95", "largest"], hop_rows)],
+        ),
+        Section("Drift by attribute", [Table(["", "first 4 s", "last 4 s"], drift)]),
+        Section(
+            "The same streams under two conditions",
+            [differences(report["comparisons"])],
         ),
     ]
-    parts += [f'<p><img src="{html.escape(plot)}" alt="curves"></p>' for plot in plots]
-    for sheet in sheets:
-        title = html.escape(sheet.removesuffix(".png").replace("-", " "))
-        parts.append(f'<h2>{title}</h2><p><img src="{html.escape(sheet)}" alt="{title}"></p>')
-    counts = ", ".join(f"{key} {value}" for key, value in report["n"].items())
-    parts.append(f"<p>Streams or clips measured: {html.escape(counts)}.</p>")
-    parts.append(f"<pre>{html.escape(json.dumps(report['settings'], indent=1))}</pre>")
-    return "\n".join(parts) + "\n"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table of plain text."""
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _at(report: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    value: Any = report
-    for key in keys:
-        value = value[key]
-    return value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested figures as (name, value), counts left out."""
-    out: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            out += _flat(value, f"{prefix}{key} ")
-        elif key != "n":
-            out.append((f"{prefix}{key}", value))
-    return out
-
-
-def number(value: Any) -> str:
-    """A figure as a cell shows it."""
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _plots(report: Mapping[str, Any], out_dir: Path) -> list[str]:
+def _curves(report: Mapping[str, Any], out_dir: Path) -> list[str]:
     """Curves over the length of long streams, one picture for each length."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
     names = []
     for key in ("drift", "drift_long"):
         points = report[key]["points"]
         if not points:
             continue
-        figure = Figure(figsize=(10, 2.6), layout="constrained")
-        axes = figure.subplots(1, 5)
+        canvas = Canvas(figsize=(12, 2.6), layout="constrained")
+        axes = canvas.subplots(1, 5)
         seconds = [point["seconds"] for point in points]
-        for axis, value in zip(axes, ("accuracy", "sharpness", "speed", "objects"), strict=False):
+        for name in ATTRIBUTES:
+            axes[0].plot(seconds, [point[name] for point in points], label=name)
+        axes[0].legend(fontsize=6)
+        axes[0].set_title("shares that are right")
+        for axis, value in zip(axes[1:4], ("sharpness", "speed", "objects"), strict=True):
             axis.plot(seconds, [point[value] for point in points])
             axis.set_title(value)
-            axis.set_ylim(bottom=0)
         for channel, colour in enumerate(("tab:red", "tab:green", "tab:blue")):
             axes[4].plot(seconds, [point["mean_color"][channel] for point in points], colour)
         axes[4].set_title("mean colour")
         for axis in axes:
             axis.set_xlabel("seconds")
+            axis.set_ylim(bottom=0)
         names.append(f"{key.replace('_', '-')}-curves.png")
-        figure.savefig(out_dir / names[-1], dpi=110)
+        canvas.savefig(out_dir / names[-1], dpi=110)
     return names
 
 
-def _sheets(samples: Mapping[str, Sequence[Video]], out_dir: Path) -> list[str]:
+def _hop_curves(rows: Sequence[Row], out_dir: Path) -> list[str]:
+    """Which share of the switches hops at most so far, by policy."""
+    from matplotlib.figure import Figure as Canvas
+
+    found = hops(rows)
+    if not found:
+        return []
+    canvas = Canvas(figsize=(6, 3), layout="constrained")
+    axis = canvas.subplots()
+    for name, values in found.items():
+        heights = [(i + 1) / len(values) for i in range(len(values))]
+        axis.step([0.0, *values], [0.0, *heights], where="post", label=f"{name} ({len(values)})")
+    axis.set_xlabel("hop at a switch, pixels of 64 per frame above the own step")
+    axis.set_ylabel("share of switches")
+    axis.set_ylim(0, 1)
+    axis.legend(fontsize=7)
+    canvas.savefig(out_dir / "hops.png", dpi=110)
+    return ["hops.png"]
+
+
+def kept_video(row: Row, streams: Path) -> Video | None:
+    """The frames of a row, None where they were not kept, or are gone."""
+    if row.stream is None or not (streams / row.stream).is_file():
+        return None
+    spec = StreamSpec(row.suite, row.prompt, row.seed, 0, (), variant=row.variant, kind=row.kind)
+    try:
+        return load_video(spec, streams / row.stream)
+    except SafetensorError:
+        return None
+
+
+def _sheets(rows: Sequence[Row], streams: Path, out_dir: Path) -> list[str]:
+    """A contact sheet for each suite and variant of which frames were kept."""
+    found: dict[str, list[tuple[Row, Video]]] = {}
+    for row in rows:
+        video = kept_video(row, streams)
+        if video is not None:
+            found.setdefault(f"{row.suite} {row.variant}".removesuffix(" plain"), []).append((row, video))
     names = []
-    for suite, videos in samples.items():
-        captions = [
-            video.spec.prompt + (f"\n->  {video.spec.switch.prompt}" if video.spec.switch else "")
-            for video in videos
-        ]
-        names.append(f"{suite.replace(' ', '-')}.png")
-        contact_sheet([_marked(video) for video in videos], captions, out_dir / names[-1], frames=12)
+    for title, some in sorted(found.items()):
+        # rows come in the order in which they were done
+        some.sort(key=lambda pair: pair[0].seed)
+        captions = [row.prompt + (f"\n->  {row.then}" if row.then else "") for row, _ in some]
+        names.append(f"{title.replace(' ', '-').replace('_', '-')}.png")
+        contact_sheet([_marked(video) for _, video in some], captions, out_dir / names[-1], frames=12)
     return names
 
 

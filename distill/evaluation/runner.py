@@ -1,49 +1,31 @@
-"""From a model to a report: streams every suite, measures it, and measures the measures on the truth."""
+"""From a model to the rows of its evaluation, and to the report that is made of them."""
 
-import math
-import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from models.video_tokenizer import VideoTokenizer
 from streamgen import Pipeline, load_pipeline
 
-from ..scenes import MOTIONS, SceneConfig
-from .measures import (
-    PAIR,
-    DriftPoint,
-    Instruments,
-    SwitchResult,
-    View,
-    drag_error,
-    drift_points,
-    mean,
-    mean_of,
-    released,
-    switch_result,
-    undragged,
-)
-from .streams import StreamSpec, StreamStore, Video
-from .suites import FPS, SWITCH_KINDS, EvaluationConfig, SuiteBuilder
-from .tokenizer import tokenizer_figures
-from .truth import Truth
+from ..scenes import SceneConfig
+from .measures import Instruments, plain
+from .pool import Work, make_rows, one_thread
+from .report import make_report
+from .rows import About, Row, RowFile, row_of, settings_digest
+from .streams import StreamSpec, Video
+from .suites import FPS, EvaluationConfig, SuiteBuilder
+from .tokenizer import tokenizer_reads
+from .truth import Truth, TruthSuite, truth_suites
 
-TRUTH_SEED = 1
-#: Videos of each suite that reports show.
-_SAMPLES = 16
-#: Stretches at either end of a long stream whose speeds are compared: 12 seconds.
-_ENDS = 3
-
-
-@dataclass
-class Evaluation:
-    """All figures (`report`, JSON values alone) and, by suite, some videos to look at."""
-
-    report: dict[str, Any]
-    samples: dict[str, list[Video]]
+#: Seeds of the clips that measures and tokenizers are judged on, and of those that a baseline is fitted to.
+TRUTH_SEED, FITTING_SEED = 1, 2
+#: Videos of each suite and variant that keep their frames, for reports to show.
+_SHOWN = 16
+#: Clips that a tokenizer's baseline is fitted to.
+_FITTING = 32
 
 
 class Evaluator:
@@ -52,215 +34,97 @@ class Evaluator:
     Args:
         model: name or checkpoint directory.
         config: how much is streamed.
-        out_dir: keeps the streams, so that a cut evaluation goes on.
+        out_dir: keeps the rows, so that a cut evaluation goes on.
         settings: over the checkpoint's own, by dotted name.
         processes: streams at the same time.
 
     Raises:
-        CheckpointError, InputError: a model that cannot be loaded, or one of another world.
+        CheckpointError, InputError: a model that cannot be loaded, or one of another world; a folder with
+            rows of other weights or settings.
     """
 
     def __init__(
         self, model: str, config: EvaluationConfig, out_dir: Path, settings: Mapping[str, Any], processes: int
     ) -> None:
-        self.config = config
+        self.model, self.config, self.out_dir, self.processes = model, config, out_dir, processes
+        self.given = dict(settings)
         self.pipeline: Pipeline = load_pipeline(model)
         self.suites = SuiteBuilder(config, self.pipeline.vocabulary)
-        chosen = self.pipeline.settings.updated(settings)
-        self.settings = asdict(chosen)
-        self.store = StreamStore(model, self.pipeline.digest, settings, out_dir / "streams", processes)
-        self.world = SceneConfig(size=self.pipeline.geometry.height)
-        self._instruments: Instruments | None = None
-        self.samples: dict[str, list[Video]] = {}
-        self.kept: dict[str, list[dict[str, Any]]] = {}
+        sampling = asdict(self.pipeline.settings.updated(settings))
+        size = self.pipeline.geometry.height
+        digest = settings_digest(sampling, config.what, size)
+        self.world = SceneConfig(size=size)
+        about = About(self.pipeline.name, self.pipeline.digest, digest, sampling, asdict(config))
+        self.file = RowFile(out_dir, about)
 
-    @property
-    def instruments(self) -> Instruments:
-        """Made when first needed: after the streams, which are longer in the making."""
-        if self._instruments is None:
+    def run(self) -> dict[str, Any]:
+        """Stream and read what is missing, then report; returns the report."""
+        specs, controls = self.missing()
+        coding = sum(row.suite == "tokenizer" for row in self.file.rows) < self.config.clips
+        if specs or controls or coding:
             say("learning to read shapes and motions")
-            self._instruments = Instruments(self.world)
-        return self._instruments
+            with one_thread():
+                instruments = Instruments(self.world)
+            if coding:
+                self._tokenizer(instruments)
+            self._stream(specs, controls, instruments)
+        return make_report(self.out_dir)
 
-    def run(self) -> Evaluation:
-        """Stream, measure, report."""
-        report: dict[str, Any] = {
-            "model": self.pipeline.name,
-            "digest": self.pipeline.digest,
-            "settings": self.settings,
-            "config": asdict(self.config),
-        }
-        n: dict[str, int] = {}
-        report |= self._prompts(n)
-        report |= self._drags(n)
-        report |= self._switches(n)
-        report["drift"] = self._drift(n, long=False)
-        report["drift_long"] = self._drift(n, long=True)
-        truth = self._truth(n)
-        report["control"] |= truth.pop("control")
-        report |= truth
-        report |= {"n": n, "samples": self.kept}
-        return Evaluation(_plain(report), self.samples)
+    def missing(self) -> tuple[list[tuple[StreamSpec, bool]], list[TruthSuite]]:
+        """Streams without a row, each with whether its frames are to be kept, and controls."""
+        shown: Counter[tuple[str, str]] = Counter()
+        specs = []
+        for spec in self.suites.every():
+            shown[spec.suite, spec.variant] += 1
+            if not self.file.has(self._row(spec, {})):
+                specs.append((spec, shown[spec.suite, spec.variant] <= _SHOWN))
+        done = Counter((row.suite, row.variant) for row in self.file.rows if row.source == "truth")
+        controls = [s for s in truth_suites(self.config) if done[s.suite, s.variant] < s.count]
+        return specs, controls
 
-    def _views(self, name: str, specs: Sequence[StreamSpec]) -> list[View]:
-        done = 0
+    def _row(self, spec: StreamSpec, read: dict[str, Any]) -> Row:
+        return row_of(spec, read, self.file.about.weights, self.file.about.settings)
 
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
-            say(f"{name}: {done} of {len(specs)} streams")
+    def _stream(
+        self,
+        specs: Sequence[tuple[StreamSpec, bool]],
+        controls: Sequence[TruthSuite],
+        instruments: Instruments,
+    ) -> None:
+        streams = self.out_dir / "streams"
+        streams.mkdir(exist_ok=True)
+        about, motions = self.file.about, self.suites.motions
+        truth = Truth(self.world.size, motions, TRUTH_SEED)
+        work = Work(self.model, self.given, streams, about.weights, about.settings, instruments, truth)
+        total = len(specs) + len(controls)
+        for done, rows in enumerate(make_rows(work, specs, controls, self.processes), 1):
+            for row in rows:
+                self.file.add(row)
+            say(f"{rows[0].suite} {rows[0].variant}: {done} of {total} streams and controls")
 
-        if not specs:
-            return []
-        views = [self.instruments.view(video) for video in self.store.videos(specs, progress)]
-        self.samples[name] = [view.video for view in views[:_SAMPLES]]
-        self.kept[name] = [
-            {"prompt": spec.prompt, "seed": spec.seed, "stream": self.store.file(spec).name}
-            for spec in specs[:_SAMPLES]
-        ]
-        return views
-
-    def _controls(self, name: str, specs: Callable[[], Sequence[StreamSpec]]) -> list[View]:
-        return self._views(name, specs()) if self.config.controls else []
-
-    def _prompts(self, n: dict[str, int]) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        views = self._views("prompts", self.suites.prompts())
-        rows = [self.instruments.attributes(view, view.video.spec.subjects[0]) for view in views]
-        n["prompts"] = len(rows)
-        out |= {f"{name}_accuracy": value for name, value in mean_of(rows).items()}
-        shuffled = [
-            self.instruments.attributes(view, other.video.spec.subjects[0])
-            for view, other in zip(views, views[1:] + views[:1], strict=True)
-        ]
-        out["control"] = {"shuffled": mean_of(shuffled)}
-        out["motion_by_word"] = self._by_motion(views, rows)
-        unseen = self._views("unseen", self.suites.unseen())
-        rows = [self.instruments.attributes(view, view.video.spec.subjects[0]) for view in unseen]
-        n["unseen"] = len(rows)
-        out["unseen_accuracy"] = mean_of(rows, [PAIR])[PAIR]
-        out["unseen"] = mean_of(rows)
-        return out
-
-    @staticmethod
-    def _by_motion(views: Sequence[View], rows: Sequence[dict[str, float]]) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
-        for view, row in zip(views, rows, strict=True):
-            found.setdefault(MOTIONS[view.video.spec.subjects[0].motion], []).append(row["motion"])
-        return {name: mean(values) for name, values in sorted(found.items())}
-
-    def _drags(self, n: dict[str, int]) -> dict[str, Any]:
-        told = self._views("drags", self.suites.drags(told=True))
-        untold = self._controls("drags without track", lambda: self.suites.drags(told=False))
-        pairs = self._views("pairs", self.suites.pairs(told=True))
-        alone = self._controls("pairs without track", lambda: self.suites.pairs(told=False))
-        n |= {"drags": len(told), "pairs": len(pairs)}
-        return {
-            "track_error": mean([drag_error(view) for view in told]),
-            "track_error_untold": mean([drag_error(view) for view in untold]),
-            "release_accuracy": mean([released(self.instruments, view) for view in told]),
-            "undragged_motion": {
-                "with_drag": mean([undragged(self.instruments, view) for view in pairs]),
-                "without": mean([undragged(self.instruments, view) for view in alone]),
-            },
-        }
-
-    def _switches(self, n: dict[str, int]) -> dict[str, Any]:
-        results = [
-            switch_result(self.instruments, view)
-            for view in self._views("switches", self.suites.switches(clear=False))
-        ]
-        cleared = [
-            switch_result(self.instruments, view)
-            for view in self._controls("switches with clear", lambda: self.suites.switches(clear=True))
-        ]
-        n["switches"] = len(results)
-        figures = switch_figures(results)
-        return figures | {"switch_clear": switch_figures(cleared)}
-
-    def _drift(self, n: dict[str, int], long: bool) -> dict[str, Any]:
-        name = "long drift" if long else "drift"
-        views = self._views(name, self.suites.drift(long))
-        n["drift_long" if long else "drift"] = len(views)
-        streams = [drift_points(self.instruments, view) for view in views]
-        if not streams:
-            return {"start": math.nan, "end": math.nan, "speed_kept": math.nan, "points": []}
-        points = [_mean_point(column) for column in zip(*streams, strict=True)]
-        ends = (mean([point["speed"] for point in some]) for some in (points[:_ENDS], points[-_ENDS:]))
-        first, last = ends
-        return {
-            "start": points[0]["accuracy"],
-            "end": points[-1]["accuracy"],
-            "speed_kept": last / first if first else math.nan,
-            "points": points,
-        }
-
-    def _truth(self, n: dict[str, int]) -> dict[str, Any]:
-        say("measuring the truth")
-        truth = Truth(self.world.size, self.config.clips, self.suites.motions, TRUTH_SEED)
-        plain = truth.plain(1 + round(self.config.seconds * FPS))
-        rows = [
-            self.instruments.attributes(view, view.video.spec.subjects[0])
-            for view in map(self.instruments.view, plain)
-        ]
-        dragged = [self.instruments.view(video) for video in truth.drags()]
-        switches = [
-            switch_result(self.instruments, self.instruments.view(video)) for video in truth.switches()
-        ]
-        n["truth"] = len(rows)
-        control = mean_of(rows) | {
-            "track_error": mean([drag_error(view) for view in dragged]),
-            "release": mean([released(self.instruments, view) for view in dragged]),
-            "switch": switch_figures(switches),
-        }
-        fitting = Truth(self.world.size, self.config.clips, self.suites.motions, TRUTH_SEED + 1)
-        frames = len(plain[0].frames)
+    def _tokenizer(self, instruments: Instruments) -> None:
+        """The tokenizer alone, on clips of the world."""
         tokenizer = self.pipeline.tokenizer
         assert isinstance(tokenizer, VideoTokenizer), "the world is drawn for the tiny family"
-        figures = tokenizer_figures(tokenizer, plain, fitting.plain(frames), self.instruments)
-        return {"control": {"truth": control}} | figures
+        say("measuring the tokenizer")
+        with one_thread():
+            videos, fitting = coded_clips(self.world.size, self.config, self.suites.motions)
+            reads = tokenizer_reads(tokenizer, videos, fitting, instruments)
+        for video, read in zip(videos, reads, strict=True):
+            row = self._row(video.spec, plain(read))
+            self.file.add(replace(row, suite="tokenizer", variant="coded"))
 
 
-def switch_figures(results: Sequence[SwitchResult]) -> dict[str, Any]:
-    """Figures of many switches, and by what changed."""
-    by_kind = {}
-    for kind in SWITCH_KINDS:
-        some = [result for result in results if result.kind == kind]
-        by_kind[kind] = {
-            "success": mean([float(r.success) for r in some]),
-            "kept": mean([float(r.kept) for r in some]),
-            "n": len(some),
-        }
-    seconds = [r.seconds for r in results if not math.isnan(r.seconds)]
-    return {
-        "switch_success": mean([float(r.success) for r in results]),
-        "switch_soon": mean([float(r.soon) for r in results]),
-        "switch_seconds": statistics.median(seconds) if seconds else math.nan,
-        "switch_kept_psnr": mean([r.psnr for r in results if not math.isnan(r.psnr)]),
-        "switch_kept": mean([float(r.kept) for r in results]),
-        "switch_kinds": by_kind,
-    }
-
-
-def _mean_point(column: Sequence[DriftPoint]) -> dict[str, Any]:
-    """The mean of one stretch over streams."""
-    return {
-        "seconds": column[0].seconds,
-        "accuracy": mean([p.accuracy for p in column]),
-        "mean_color": [mean([p.mean_color[i] for p in column]) for i in range(3)],
-        "sharpness": mean([p.sharpness for p in column]),
-        "speed": mean([p.speed for p in column]),
-        "objects": mean([p.objects for p in column]),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no nan: it becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def coded_clips(
+    size: int, config: EvaluationConfig, motions: Sequence[int]
+) -> tuple[list[Video], list[Video]]:
+    """The clips that a tokenizer is judged on, and those that its baseline is fitted to."""
+    frames = 1 + round(config.seconds * FPS)
+    judged, fitting = (
+        Truth(size, motions, seed).videos(TruthSuite("prompts", "plain", count, frames))
+        for seed, count in ((TRUTH_SEED, config.clips), (FITTING_SEED, _FITTING))
+    )
+    return judged, fitting
 
 
 def say(text: str) -> None:

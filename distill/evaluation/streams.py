@@ -1,15 +1,10 @@
-"""What is streamed for an evaluation, and the streaming of it: in several processes, kept on disk, so that an
-evaluation that was cut goes on where it stopped.
-"""
+"""What is streamed for an evaluation, and the streaming of one such stream."""
 
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamgen import Pipeline, Session, StreamEvent, load_pipeline
+from streamgen import Pipeline, Receipt, Session, StreamEvent
 from streamgen.motion.tracks import TrackSet
 
-from ..scenes import SceneConfig
 from .reading import FrameReader, torus_step
 
 Policy = Literal["recache", "keep", "clear"]
@@ -30,6 +24,8 @@ _INSIDE = (0.16, 0.84)
 _TRAVEL = (0.35, 0.6)
 #: Frames from which an object's own direction is read before it is dragged.
 _LOOK_BACK = 9
+#: Of kept files; another number makes streams anew.
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,11 @@ class Switch:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """One stream: everything that its frames are a function of, besides the weights and the settings."""
+    """One stream: everything that its frames are a function of, besides the weights and the settings.
+
+    `variant` tells streams of a suite apart that are paired, such as the same switch under two policies;
+    `kind` is the group its figures are also given for.
+    """
 
     suite: str
     prompt: str
@@ -78,6 +78,8 @@ class StreamSpec:
     subjects: tuple[Subject, ...]
     drag: Drag | None = None
     switch: Switch | None = None
+    variant: str = "plain"
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,38 +91,41 @@ class Video:
         frames: uint8 (T, H, W, 3).
         event: first frame under the switch or the drag, from its receipt; T without one.
         path: (P, 2) normalised places the dragged object should be at from frame `event` on; empty without.
+        borders: first frames of its chunks, without frame 0.
     """
 
     spec: StreamSpec
     frames: Tensor
     event: int
     path: Tensor
+    borders: tuple[int, ...] = ()
 
 
 def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: Mapping[str, Any]) -> Video:
     """Stream one spec."""
     session = pipeline.open(spec.prompt, spec.seed, settings=dict(settings))
     parts: list[Tensor] = []
+    borders: list[int] = []
     event, path = spec.frames, torch.zeros(0, 2)
-    waiting = True
+    waiting, receipt = True, None
     while (seen := sum(len(part) for part in parts)) < spec.frames:
         if waiting and spec.switch is not None and seen >= spec.switch.start:
-            session.submit(StreamEvent(prompt=spec.switch.prompt, policy=spec.switch.policy))
+            receipt = session.submit(StreamEvent(prompt=spec.switch.prompt, policy=spec.switch.policy))
             event, waiting = seen, False
         if waiting and spec.drag is not None and seen >= spec.drag.start:
             path = _plan_drag(torch.cat(parts), reader, spec)
-            _start_drag(session, path, spec.drag.told)
+            receipt = _start_drag(session, path) if spec.drag.told else None
             event, waiting = seen, False
-        chunk = next(session)
-        for receipt in chunk.receipts:
-            event = receipt.frame if receipt.frame is not None else event
-        parts.append(chunk.frames)
-    return Video(spec, torch.cat(parts)[: spec.frames].cpu(), event, path)
+        borders.append(seen)
+        parts.append(next(session).frames)
+    # its own receipt: other events of the stream take effect elsewhere
+    if receipt is not None and receipt.frame is not None:
+        event = receipt.frame
+    return Video(spec, torch.cat(parts)[: spec.frames].cpu(), event, path, tuple(borders[1:]))
 
 
-def _start_drag(session: Session, path: Tensor, told: bool) -> None:
-    if told:
-        session.submit(StreamEvent(motion=TrackSet.from_points(path[None])))
+def _start_drag(session: Session, path: Tensor) -> Receipt:
+    return session.submit(StreamEvent(motion=TrackSet.from_points(path[None])))
 
 
 def _plan_drag(frames: Tensor, reader: FrameReader, spec: StreamSpec) -> Tensor:
@@ -147,73 +152,21 @@ def _plan_drag(frames: Tensor, reader: FrameReader, spec: StreamSpec) -> Tensor:
     return torch.lerp(here, ends[best], torch.linspace(0, 1, spec.drag.frames)[:, None])
 
 
-class StreamStore:
-    """Streams specs of one model and keeps what they give under `directory`.
-
-    Args:
-        model: name or checkpoint directory.
-        settings: over the checkpoint's own.
-        directory: kept streams; one file each, named by everything they are a function of.
-        processes: that stream at the same time, one thread each.
-    """
-
-    def __init__(
-        self, model: str, digest: str, settings: Mapping[str, Any], directory: Path, processes: int
-    ) -> None:
-        self._model, self._digest, self._settings = model, digest, dict(settings)
-        self._directory, self._processes = directory, processes
-        directory.mkdir(parents=True, exist_ok=True)
-
-    def videos(self, specs: Sequence[StreamSpec], progress: Callable[[int], None]) -> Iterator[Video]:
-        """Videos in the order of `specs`; `progress` is told of every stream that is there."""
-        missing = [spec for spec in specs if not self.file(spec).exists()]
-        progress(len(specs) - len(missing))
-        if missing:
-            self._render(missing, progress)
-        for spec in specs:
-            kept = load_file(self.file(spec))
-            yield Video(spec, kept["frames"], int(kept["event"]), kept["path"])
-
-    def _render(self, specs: Sequence[StreamSpec], progress: Callable[[int], None]) -> None:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            min(self._processes, len(specs)), context, _open_worker, (self._model, self._settings)
-        ) as pool:
-            # long ones first, so that none is left alone at the end
-            order = sorted(specs, key=lambda spec: -spec.frames)
-            waiting = [pool.submit(_work, spec, str(self.file(spec))) for spec in order]
-            try:
-                for done in as_completed(waiting):
-                    done.result()
-                    progress(1)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def file(self, spec: StreamSpec) -> Path:
-        """Where a stream is kept, or will be."""
-        key = json.dumps([asdict(spec), self._digest, self._settings], sort_keys=True, default=str)
-        return self._directory / f"{spec.suite}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
+def stream_name(spec: StreamSpec, weights: str, settings: str) -> str:
+    """A file name for a stream, made of everything it is a function of."""
+    key = json.dumps([_FORMAT, asdict(spec), weights, settings], sort_keys=True)
+    return f"{spec.suite}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
-_worker: dict[str, Any] = {}
+def save_video(video: Video, file: Path) -> None:
+    """Keep a video; its file appears when it is whole."""
+    part = file.with_suffix(f".{os.getpid()}.part")
+    tensors = {"frames": video.frames, "path": video.path.contiguous()}
+    save_file({**tensors, "event": torch.tensor(video.event), "borders": torch.tensor(video.borders)}, part)
+    part.replace(file)
 
 
-def _open_worker(model: str, settings: dict[str, Any]) -> None:
-    """Each process streams on one thread: two streams at a time are faster than one on two threads."""
-    # Ctrl-C reaches the whole group: a worker just ends, and the main process says what became of the run
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    pipeline = load_pipeline(model)
-    _worker.update(
-        pipeline=pipeline, reader=FrameReader(SceneConfig(size=pipeline.geometry.height)), settings=settings
-    )
-
-
-def _work(spec: StreamSpec, file: str) -> None:
-    video = render(_worker["pipeline"], _worker["reader"], spec, _worker["settings"])
-    part = f"{file}.{os.getpid()}.part"
-    save_file(
-        {"frames": video.frames, "event": torch.tensor(video.event), "path": video.path.contiguous()}, part
-    )
-    os.replace(part, file)
+def load_video(spec: StreamSpec, file: Path) -> Video:
+    """What `save_video` kept of a spec's stream."""
+    kept = load_file(file)
+    return Video(spec, kept["frames"], int(kept["event"]), kept["path"], tuple(kept["borders"].tolist()))

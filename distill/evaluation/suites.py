@@ -1,21 +1,26 @@
 """The streams of an evaluation: fixed prompts and seeds, a function of config and vocabulary alone."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 from models.text_encoder import Vocabulary
 from streamgen.errors import InputError
 
-from ..config import require
+from ..config import build, require
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, build_caption, canonical_caption
 from ..scenes.vocabulary import held_out_indices
 from .classifiers import MOTION_FRAMES
-from .streams import Drag, StreamSpec, Subject, Switch
+from .streams import Drag, Policy, StreamSpec, Subject, Switch
 
 FPS = 16
 SWITCH_KINDS = ("colour", "shape", "background", "motion")
+#: How the two objects of a stream differ: in all, or not in their shape, or not in their motion.
+PAIR_KINDS = ("different", "same shape", "same motion")
 #: Frames of a stream before its switch or drag.
 BEFORE = 41
 #: A switch may take this long; one that took at most that was soon.
@@ -25,37 +30,55 @@ DRAG_FRAMES = 33
 RELEASE_FRAMES = 8
 #: Seeds of streams of different suites lie this far apart.
 _SUITE_SEEDS = 10_000
+Size = Literal["small", "medium", "full"]
+#: Counts of each size: about 3, 20 and 150 minutes of two cores where each streams in real time. The full one
+#: has at least 32 streams for every motion word, held-out pair, kind of pair and kind of switch.
+_COUNTS: Mapping[str, tuple[int, int, int]] = {
+    "prompts": (24, 96, 384),
+    "unseen": (12, 48, 192),
+    "drags": (4, 16, 96),
+    "pairs": (3, 18, 96),
+    "switches": (4, 24, 256),
+    "drift": (0, 8, 64),
+    "long_drift": (0, 1, 16),
+    "clips": (16, 48, 256),
+}
+_SIZE_NAMES: tuple[Size, ...] = ("small", "medium", "full")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How much is streamed. Counts are streams; 0 leaves a suite out.
+    """How much is streamed. Counts are streams; 0 leaves a suite out. The streams of a smaller count are the
+    first ones of a larger one, so that a report can be extended.
 
     Attributes:
+        size: what the counts are where they are not given, see `evaluation_config`.
         seed: of prompts and streams; other seeds give other prompts (to choose settings by, say).
-        prompts, unseen: plain streams of `seconds`, of trained and of held-out colour and shape pairs.
+        prompts: plain streams of `seconds` of colour and shape pairs that training draws.
+        unseen: plain streams of pairs that no training draws: the only held-out prompts.
         drags: streams with a drag, each once more without its track; `pairs` such streams of two objects.
-        switches: streams with a switch, each once more with the policy `clear`.
+        switches: streams with a switch, each under the policies `recache`, `keep` and `clear`.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
-        clips: clips of the world for the tokenizer and for the controls on the truth.
-        controls: false leaves out the drags without a track and the switches under `clear`, which tell what
+        clips: clips of the world for the tokenizer and, at most, for each control on the truth.
+        controls: false leaves out the streams without a track and under `keep` and `clear`, which tell what
             the measures are worth: for reports that only differ in the weights.
         motions: names of the motions to ask for, such as those of an earlier world that a model was trained
             on; none given: all that the model has words for.
     """
 
+    size: Size = "medium"
     seed: int = 0
     seconds: float = 4.0
-    prompts: int = 64
-    unseen: int = 64
-    drags: int = 32
-    pairs: int = 16
-    switches: int = 64
+    prompts: int = 96
+    unseen: int = 48
+    drags: int = 16
+    pairs: int = 18
+    switches: int = 24
     drift: int = 8
     drift_seconds: float = 60.0
-    long_drift: int = 2
+    long_drift: int = 1
     long_drift_seconds: float = 240.0
-    clips: int = 128
+    clips: int = 48
     controls: bool = True
     motions: tuple[str, ...] = ()
 
@@ -82,6 +105,27 @@ class EvaluationConfig:
             ("long_drift_seconds", self.long_drift_seconds),
         ):
             require(shortest <= seconds <= 3600, name, f"{shortest:g} to 3600", seconds)
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """What each stream is, counts aside: rows of one report agree in it."""
+        return {
+            "seed": self.seed,
+            "seconds": [self.seconds, self.drift_seconds, self.long_drift_seconds],
+            "motions": list(self.motions),
+        }
+
+
+def evaluation_config(given: Mapping[str, Any]) -> EvaluationConfig:
+    """The config of given values, the counts of its `size` where they are not given.
+
+    Raises:
+        ConfigError: an unknown key, or a value that does not fit.
+    """
+    size = given.get("size", "medium")
+    require(size in _SIZE_NAMES, "size", f"one of {', '.join(_SIZE_NAMES)}", size)
+    place = _SIZE_NAMES.index(size)
+    return build(EvaluationConfig, {name: counts[place] for name, counts in _COUNTS.items()} | dict(given))
 
 
 class SuiteBuilder:
@@ -111,103 +155,115 @@ class SuiteBuilder:
         self._held_out = list(held_out)
 
     def prompts(self) -> list[StreamSpec]:
-        """Plain streams of trained colour and shape pairs; every other prompt in people's words."""
-        return self._plain("prompts", self.config.prompts, self._trained)
+        """Plain streams of pairs that training draws, too; every other prompt in people's words."""
+        specs = self._plain("prompts", self.config.prompts, self._trained)
+        return [replace(spec, kind=MOTIONS[spec.subjects[0].motion]) for spec in specs]
 
     def unseen(self) -> list[StreamSpec]:
         """Plain streams of pairs that no training stage has seen."""
-        return self._plain("unseen", self.config.unseen, self._held_out)
+        specs = self._plain("unseen", self.config.unseen, self._held_out)
+        return [replace(spec, kind=pair_words(spec.subjects[0])) for spec in specs]
 
     def drags(self, told: bool) -> list[StreamSpec]:
         """Streams whose object is dragged against its motion, or the same without the track."""
         frames = BEFORE + DRAG_FRAMES + RELEASE_FRAMES + MOTION_FRAMES
-        generator = self._generator(3)
-        subjects = self._subjects(self.config.drags, self._trained, generator)
-        drag = Drag(BEFORE, DRAG_FRAMES, told)
+        drag, variant = Drag(BEFORE, DRAG_FRAMES, told), "told" if told else "untold"
         return [
-            StreamSpec("drags", canonical(s), self._seed(3, i), frames, (s,), drag)
-            for i, s in enumerate(subjects)
+            StreamSpec("drags", canonical(s), self._seed(3, i), frames, (s,), drag, None, variant)
+            for i, s in enumerate(self._subjects(3, self.config.drags, self._trained))
         ]
 
     def pairs(self, told: bool) -> list[StreamSpec]:
-        """Streams of two objects, the first of which is dragged, or the same without the track."""
-        generator = self._generator(4)
-        first = self._subjects(self.config.pairs, self._trained, generator)
-        second = self._subjects(self.config.pairs, self._trained, generator)
+        """Streams of two objects of the kinds `PAIR_KINDS` in turn, the first of which is dragged, or the
+        same without the track.
+        """
+        generator = self._generator(4, "second")
+        drag, variant = Drag(BEFORE, DRAG_FRAMES, told), "dragged" if told else "alone"
         specs = []
-        for i, (one, two) in enumerate(zip(first, second, strict=True)):
-            two = replace(two, background=one.background)
-            if two.colour == one.colour:
-                others = [pair for pair in self._trained if pair[0] != one.colour]
-                colour, shape = others[i % len(others)]
-                two = replace(two, colour=colour, shape=shape)
-            subjects = (one, two)
-            drag = Drag(BEFORE, DRAG_FRAMES, told)
-            specs.append(
-                StreamSpec(
-                    "pairs", canonical(*subjects), self._seed(4, i), BEFORE + MOTION_FRAMES, subjects, drag
-                )
-            )
+        for i, one in enumerate(self._subjects(4, self.config.pairs, self._trained)):
+            kind = PAIR_KINDS[i % len(PAIR_KINDS)]
+            two = self._second(one, kind, generator)
+            prompt, frames = canonical(one, two), BEFORE + MOTION_FRAMES
+            seed = self._seed(4, i)
+            specs.append(StreamSpec("pairs", prompt, seed, frames, (one, two), drag, None, variant, kind))
         return specs
 
-    def switches(self, clear: bool) -> list[StreamSpec]:
-        """Streams in which one thing changes and the rest is to stay, under `recache` or under `clear`."""
-        generator = self._generator(5)
+    def switches(self, policy: Policy) -> list[StreamSpec]:
+        """Streams in which one thing changes and the rest is to stay, under a policy."""
+        generator = self._generator(5, "after")
+        frames = BEFORE + SWITCH_FRAMES + MOTION_FRAMES
         specs = []
-        for i, before in enumerate(self._subjects(self.config.switches, self._trained, generator)):
+        for i, before in enumerate(self._subjects(5, self.config.switches, self._trained)):
             kind = SWITCH_KINDS[i % len(SWITCH_KINDS)]
             after = self._changed(before, kind, generator)
-            switch = Switch(BEFORE, canonical(after), after, kind, "clear" if clear else "recache")
-            frames = BEFORE + SWITCH_FRAMES + MOTION_FRAMES
-            specs.append(
-                StreamSpec("switches", canonical(before), self._seed(5, i), frames, (before,), None, switch)
-            )
+            switch = Switch(BEFORE, canonical(after), after, kind, policy)
+            seed, prompt = self._seed(5, i), canonical(before)
+            specs.append(StreamSpec("switches", prompt, seed, frames, (before,), None, switch, policy, kind))
         return specs
 
     def drift(self, long: bool) -> list[StreamSpec]:
         """Long plain streams."""
         config = self.config
-        count, seconds = (
-            (config.long_drift, config.long_drift_seconds) if long else (config.drift, config.drift_seconds)
+        name, number, count, seconds = (
+            ("long_drift", 7, config.long_drift, config.long_drift_seconds)
+            if long
+            else ("drift", 6, config.drift, config.drift_seconds)
         )
-        generator = self._generator(7 if long else 6)
+        frames = 1 + round(seconds * FPS)
         return [
-            StreamSpec(
-                "long_drift" if long else "drift",
-                canonical(s),
-                self._seed(7 if long else 6, i),
-                1 + round(seconds * FPS),
-                (s,),
-            )
-            for i, s in enumerate(self._subjects(count, self._trained, generator))
+            StreamSpec(name, canonical(s), self._seed(number, i), frames, (s,))
+            for i, s in enumerate(self._subjects(number, count, self._trained))
         ]
+
+    def every(self) -> list[StreamSpec]:
+        """The streams of all suites, with their controls where the config wants them."""
+        specs = [*self.prompts(), *self.unseen(), *self.drags(told=True), *self.pairs(told=True)]
+        specs += self.pairs(told=False)
+        specs += self.switches("recache")
+        if self.config.controls:
+            specs += self.drags(told=False) + self.switches("keep") + self.switches("clear")
+        return specs + self.drift(long=False) + self.drift(long=True)
 
     def _plain(self, suite: str, count: int, pairs: list[tuple[int, int]]) -> list[StreamSpec]:
         number = 1 if suite == "prompts" else 2
-        generator = self._generator(number)
+        generator = self._generator(number, "captions")
         frames = 1 + round(self.config.seconds * FPS)
         specs = []
-        for i, subject in enumerate(self._subjects(count, pairs, generator)):
+        for i, subject in enumerate(self._subjects(number, count, pairs)):
             numbers = torch.rand(DRAWS_PER_CAPTION, generator=generator).tolist()
             prompt = self._free(subject, numbers) if i % 2 else canonical(subject)
             specs.append(StreamSpec(suite, prompt, self._seed(number, i), frames, (subject,)))
         return specs
 
-    def _subjects(
-        self, count: int, pairs: list[tuple[int, int]], generator: torch.Generator
-    ) -> list[Subject]:
-        """`count` subjects in which all values of an attribute are about equally frequent."""
-        columns = [
-            _even(len(pairs), count, generator),
-            _even(len(SIZES), count, generator),
-            _even(len(self.motions), count, generator),
-            _even(len(BACKGROUNDS), count, generator),
-        ]
+    def _subjects(self, suite: int, count: int, pairs: list[tuple[int, int]]) -> list[Subject]:
+        """`count` subjects in which all values of an attribute are about equally frequent; the first ones of
+        more.
+        """
+        sizes = {
+            "pair": len(pairs),
+            "size": len(SIZES),
+            "motion": len(self.motions),
+            "background": len(BACKGROUNDS),
+        }
+        columns = [_even(values, count, self._generator(suite, name)) for name, values in sizes.items()]
         subjects = []
         for pair, size, motion, background in zip(*columns, strict=True):
             colour, shape = pairs[pair]
             subjects.append(Subject(size, colour, shape, self.motions[motion], background))
         return subjects
+
+    def _second(self, one: Subject, kind: str, generator: torch.Generator) -> Subject:
+        """Another object over the first one's background, of another colour."""
+        pairs = [
+            pair
+            for pair in self._trained
+            if pair[0] != one.colour and (pair[1] == one.shape) == (kind == "same shape")
+        ]
+        same = kind == "same motion" or len(self.motions) == 1
+        motions = [m for m in self.motions if (m == one.motion) == same]
+        colour, shape = pairs[_below(len(pairs), generator)]
+        motion, size = motions[_below(len(motions), generator)], _below(len(SIZES), generator)
+        return Subject(size, colour, shape, motion, one.background)
 
     def _changed(self, before: Subject, kind: str, generator: torch.Generator) -> Subject:
         """The subject with another value of one attribute; colour and shape stay a trained pair."""
@@ -218,7 +274,7 @@ class SuiteBuilder:
             "motion": [replace(before, motion=m) for m in self.motions],
         }[kind]
         others = [choice for choice in choices if choice != before]
-        return others[int(torch.randint(len(others), (1,), generator=generator))]
+        return others[_below(len(others), generator)]
 
     def _free(self, subject: Subject, numbers: list[float]) -> str:
         """A caption in people's words that says all that is measured; the plain one if a word is unknown."""
@@ -230,8 +286,10 @@ class SuiteBuilder:
     def _says(self, subject: Subject) -> bool:
         return all(word in self._known for word in canonical(subject).split())
 
-    def _generator(self, suite: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + suite)
+    def _generator(self, suite: int, purpose: str) -> torch.Generator:
+        place = f"{self.config.seed}|{suite}|{purpose}"
+        digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
     def _seed(self, suite: int, index: int) -> int:
         return (self.config.seed * 10 + suite) * _SUITE_SEEDS + index
@@ -242,14 +300,32 @@ def canonical(*subjects: Subject) -> str:
     return canonical_caption([_words(subject) for subject in subjects], subjects[0].background)
 
 
+def pair_words(subject: Subject) -> str:
+    """Colour and shape, such as `red star`."""
+    return f"{COLOURS[subject.colour]} {SHAPES[subject.shape]}"
+
+
+def in_words(subject: Subject) -> dict[str, str]:
+    """A subject by the world's words."""
+    return {
+        "size": SIZES[subject.size],
+        "colour": COLOURS[subject.colour],
+        "shape": SHAPES[subject.shape],
+        "motion": MOTIONS[subject.motion],
+        "background": BACKGROUNDS[subject.background],
+    }
+
+
 def _words(subject: Subject) -> ObjectWords:
     return ObjectWords(subject.shape, subject.colour, subject.size, subject.motion)
+
+
+def _below(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
 
 
 def _even(values: int, count: int, generator: torch.Generator) -> list[int]:
     """`count` numbers below `values`, each about equally often, in random order."""
     rounds = -(-count // values) if count else 0
-    numbers = torch.cat(
-        [torch.randperm(values, generator=generator) for _ in range(rounds)] or [torch.zeros(0)]
-    )
-    return [int(n) for n in numbers[:count]]
+    numbers = [torch.randperm(values, generator=generator) for _ in range(rounds)]
+    return [int(number) for part in numbers for number in part][:count]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +9,10 @@ from torch.nn.functional import interpolate
 
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 
+from ..scenes import SHAPES
 from ..stages.tokenizer import moving_cells, to_float
-from .measures import Instruments
+from .intervals import Figure, average, resampled, share
+from .measures import Instruments, Read
 from .streams import Video
 
 _BATCH = 8
@@ -20,43 +21,70 @@ Codec = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def tokenizer_figures(
+def tokenizer_reads(
     tokenizer: VideoTokenizer, videos: Sequence[Video], fitting: Sequence[Video], instruments: Instruments
-) -> dict[str, Any]:
-    """Figures of true clips through encoder and decoder.
+) -> list[Read]:
+    """What encoder and decoder make of true clips, one mapping for each clip.
 
-    `psnr_tokenizer` and `psnr_moving` in dB over all pixels and over cells that move;
-    `shape_through_tokenizer` the share of frames whose shape is still read right; under `tokenizer` PSNR by
-    place in the chunk (frame 0 first), the mean absolute error of the step from frame to frame at chunk
-    borders and inside chunks (of 255), PSNR after several round trips, and the same PSNR of a linear PCA and
-    of bilinear resizing with as many numbers. The PCA is fitted to the clips `fitting`.
+    `square` mean squared error of pixels in [-1, 1]; `moving` its sum over cells that move, and their number
+    of pixels; `by_frame` the error of frame 0, then of the first to the last frame of later chunks; `steps`
+    the mean absolute error of the step from frame to frame at chunk borders and inside chunks (of 255);
+    `trips`, of the first clips, the error after several round trips; `shape` the share of frames whose shape
+    is still read right; and the first two of a linear `pca`, fitted to the clips `fitting`, and of `bilinear`
+    resizing, with as many numbers.
     """
-    clips = [to_float(torch.stack([v.frames for v in part])) for part in _batches(videos)]
-    coded = [_through(tokenizer)(clip) for clip in clips]
-    psnr, moving = _psnr(clips, coded, tokenizer.config.patch)
-    pca = _through(_pca(tokenizer.config, fitting))
-    resized = _bilinear(tokenizer.config)
-    baselines = {
-        name: dict(
-            zip(
-                ("psnr", "psnr_moving"),
-                _psnr(clips, [c(x) for x in clips], tokenizer.config.patch),
-                strict=True,
-            )
-        )
-        for name, c in (("pca", pca), ("bilinear", resized))
+    config, found = tokenizer.config, []
+    codecs = {"": _through(tokenizer), "pca": _through(_pca(config, fitting)), "bilinear": _bilinear(config)}
+    for number, part in enumerate(_batches(videos)):
+        clip = to_float(torch.stack([video.frames for video in part]))
+        coded = {name: codec(clip) for name, codec in codecs.items()}
+        errors = {name: _errors(clip, other, config.patch) for name, other in coded.items()}
+        shapes, steps = _shapes(part, coded[""], instruments), _steps(clip, coded[""], config.temporal)
+        frames = _by_frame(clip, coded[""], config.temporal)
+        trips = _round_trips(tokenizer, clip) if number == 0 else [None] * len(part)
+        found += [
+            {
+                **errors[""][i],
+                "by_frame": frames[i],
+                "steps": steps[i],
+                "trips": trips[i],
+                "shape": shapes[i],
+                "pca": errors["pca"][i],
+                "bilinear": errors["bilinear"][i],
+            }
+            for i in range(len(part))
+        ]
+    return found
+
+
+def tokenizer_figures(reads: Sequence[Read]) -> dict[str, Figure]:
+    """Figures by dotted name of what `tokenizer_reads` found: PSNR in dB, over all pixels and over cells that
+    move, by place in the chunk, after round trips and of the baselines; shapes; steps.
+    """
+
+    def db(rows: Sequence[Sequence[float]]) -> Figure:
+        return resampled(rows, lambda some: decibels(some[..., 0].sum(-1) / some[..., 1].sum(-1)))
+
+    def plain(values: Sequence[float]) -> Figure:
+        return db([(value, 1.0) for value in values])
+
+    found = {
+        "psnr_tokenizer": plain([read["square"] for read in reads]),
+        "psnr_moving": db([read["moving"] for read in reads]),
+        "shape_through_tokenizer": share([read["shape"] for read in reads]),
     }
-    return {
-        "psnr_tokenizer": psnr,
-        "psnr_moving": moving,
-        "shape_through_tokenizer": _shapes(videos, coded, instruments),
-        "tokenizer": {
-            "psnr_by_frame": _by_frame(clips, coded, tokenizer.config.temporal),
-            "step_error": _step_errors(clips, coded, tokenizer.config.temporal),
-            "psnr_round_trips": _round_trips(tokenizer, clips),
-            "baselines": baselines,
-        },
-    }
+    for name in ("pca", "bilinear"):
+        found[f"tokenizer.baselines.{name}.psnr"] = plain([read[name]["square"] for read in reads])
+        found[f"tokenizer.baselines.{name}.psnr_moving"] = db([read[name]["moving"] for read in reads])
+    for place in range(len(reads[0]["by_frame"])):
+        key = f"tokenizer.psnr_by_frame.{place}"
+        found[key] = plain([read["by_frame"][place] for read in reads])
+    for place, name in enumerate(("border", "inside")):
+        found[f"tokenizer.step_error.{name}"] = average([read["steps"][place] for read in reads])
+    for trip in ROUND_TRIPS:
+        some = [read["trips"][str(trip)] for read in reads if read["trips"]]
+        found[f"tokenizer.psnr_round_trips.{trip}"] = plain(some)
+    return found
 
 
 def reconstruct(tokenizer: VideoTokenizer, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,51 +141,55 @@ def decibels(square: Tensor) -> Tensor:
     return 10 * torch.log10(4 / square.clamp(min=1e-12))
 
 
-def _psnr(clips: Sequence[Tensor], coded: Sequence[Tensor], cell: int) -> tuple[float, float]:
-    """Over all pixels, and over cells that move."""
-    errors, weights = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    for clip, other in zip(clips, coded, strict=True):
-        square = (other - clip).square().mean(2, keepdim=True).double()
-        for row, mask in enumerate((torch.ones_like(square), moving_cells(clip, cell).double())):
-            errors[row] += (square * mask).sum()
-            weights[row] += mask.sum()
-    everywhere, moving = decibels(errors / weights.clamp(min=1)).tolist()
-    return everywhere, moving
+def _errors(clip: Tensor, other: Tensor, cell: int) -> list[Read]:
+    """Of each clip (B, T, C, H, W) the squared error over all pixels, and over cells that move."""
+    square = (other - clip).square().mean(2, keepdim=True).double()
+    mask = moving_cells(clip, cell).double().expand_as(square)
+    inside, count = (square * mask).flatten(1).sum(1), mask.flatten(1).sum(1)
+    return [
+        {"square": float(square[i].mean()), "moving": [float(inside[i]), float(count[i])]}
+        for i in range(len(clip))
+    ]
 
 
-def _by_frame(clips: Sequence[Tensor], coded: Sequence[Tensor], temporal: int) -> list[float]:
-    """PSNR of frame 0, then of the first to the last frame of later chunks."""
-    square = torch.cat([(b - a).square().mean((2, 3, 4)) for a, b in zip(clips, coded, strict=True)]).mean(0)
-    later = [square[1 + place :: temporal].mean() for place in range(temporal)]
-    return [float(decibels(value)) for value in (square[0], *later)]
+def _by_frame(clip: Tensor, other: Tensor, temporal: int) -> list[list[float]]:
+    """Error of frame 0, then of the first to the last frame of later chunks."""
+    square = (other - clip).square().mean((2, 3, 4))
+    later = [square[:, 1 + place :: temporal].mean(1) for place in range(temporal)]
+    found: list[list[float]] = torch.stack([square[:, 0], *later], 1).tolist()
+    return found
 
 
-def _step_errors(clips: Sequence[Tensor], coded: Sequence[Tensor], temporal: int) -> dict[str, float]:
+def _steps(clip: Tensor, other: Tensor, temporal: int) -> list[list[float]]:
     """How far the step between two frames is off, where a chunk begins and elsewhere, of 255."""
-    off = torch.cat(
-        [(b.diff(dim=1) - a.diff(dim=1)).abs().mean((2, 3, 4)) for a, b in zip(clips, coded, strict=True)]
-    ).mean(0)
+    off = (other.diff(dim=1) - clip.diff(dim=1)).abs().mean((2, 3, 4)) * 127.5
     # the step into frame 1 + temporal * k is the first of a chunk
-    border = torch.arange(len(off)) % temporal == 0
-    return {"border": float(off[border].mean()) * 127.5, "inside": float(off[~border].mean()) * 127.5}
+    border = torch.arange(off.shape[1]) % temporal == 0
+    found: list[list[float]] = torch.stack([off[:, border].mean(1), off[:, ~border].mean(1)], 1).tolist()
+    return found
 
 
-def _round_trips(tokenizer: VideoTokenizer, clips: Sequence[Tensor]) -> dict[str, float]:
-    """PSNR against the original after coding the coded clip again and again; of the first batch."""
-    out, clip = {}, clips[0]
+def _round_trips(tokenizer: VideoTokenizer, original: Tensor) -> list[dict[str, float]]:
+    """Error against the original after coding the coded clip again and again."""
+    out: list[dict[str, float]] = [{} for _ in original]
+    clip = original
     for trip in range(1, max(ROUND_TRIPS) + 1):
         clip = _through(tokenizer)(clip)
         if trip in ROUND_TRIPS:
-            out[str(trip)] = float(decibels((clip - clips[0]).square().mean()))
+            for row, error in zip(out, (clip - original).square().flatten(1).mean(1).tolist(), strict=True):
+                row[str(trip)] = error
     return out
 
 
-def _shapes(videos: Sequence[Video], coded: Sequence[Tensor], instruments: Instruments) -> float:
-    """Share of frames whose shape is right after coding."""
-    right = []
-    for part, batch in zip(_batches(videos), coded, strict=True):
-        pixels = batch.add(1).mul(127.5).round().to(torch.uint8).movedim(2, -1)
-        for video, frames in zip(part, pixels, strict=True):
-            view = instruments.view(replace(video, frames=frames))
-            right.append(instruments.attributes(view, video.spec.subjects[0])["shape"])
-    return sum(right) / len(right)
+def _shapes(videos: Sequence[Video], coded: Tensor, instruments: Instruments) -> list[float]:
+    """Of each clip the share of frames whose shape is right after coding."""
+    found = []
+    for video, frames in zip(videos, to_pixels(coded), strict=True):
+        shown = instruments.shown(instruments.view(replace(video, frames=frames)))
+        found.append(float(shown["shape"].get(SHAPES[video.spec.subjects[0].shape], 0.0)))
+    return found
+
+
+def to_pixels(coded: Tensor) -> Tensor:
+    """Frames (..., C, H, W) in [-1, 1] as uint8 (..., H, W, C)."""
+    return coded.add(1).mul(127.5).round().to(torch.uint8).movedim(-3, -1)

@@ -5,7 +5,7 @@ from .family import Family, NetworkSpec
 from .tiny import TinyFamily
 from .wan import WanFamily
 
-__all__ = ["DiffusionRun", "Family", "NetworkConfig", "NetworkSpec", "WanTraining", "family_of"]
+__all__ = ["DiffusionRun", "Family", "NetworkConfig", "NetworkSpec", "TinyFamily", "WanTraining", "family_of"]
 
 
 def family_of(config: DiffusionRun) -> type[Family]:

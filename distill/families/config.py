@@ -10,6 +10,7 @@ from ..config import RunConfig, require
 from ..latent_cache import CacheConfig
 from ..scenes import SceneConfig
 from ..windows import WindowConfig
+from ..words.heads import WordsConfig
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class DiffusionRun(RunConfig):
     """Config of a stage that trains a diffusion transformer on latents of the world or of own clips.
 
     `tokenizer` is an export of the tokenizer stage or a checkpoint directory; `init` a checkpoint directory
-    whose networks training starts from, null for random ones; `clips` a folder of own clips instead of those
-    of `scenes`, or beside them; `sampling` what the result streams with by default. With `wan` the model is
-    one of the Wan family: `tokenizer`, `network`, `scenes` and `cache` are not used then, and `init` may be a
-    folder of published files.
+    whose networks training starts from, null for random ones; `words` where the text encoder comes from
+    without it, and what it is to keep; `clips` a folder of own clips instead of those of `scenes`, or beside
+    them; `sampling` what the result streams with by default. With `wan` the model is one of the Wan family:
+    `tokenizer`, `network`, `scenes`, `words` and `cache` are not used then, and `init` may be a folder of
+    published files.
     """
 
     wan: WanTraining | None = None
@@ -76,6 +78,7 @@ class DiffusionRun(RunConfig):
     cache: CacheConfig = field(default_factory=CacheConfig)
     clips: ClipFolderConfig | None = None
     windows: WindowConfig = field(default_factory=WindowConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
     sampling: dict[str, Any] = field(default_factory=dict)
 
     @property

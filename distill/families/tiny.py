@@ -26,6 +26,7 @@ from streamgen.checkpoints.directory import (
     read_tensors,
 )
 from streamgen.engine.networks import Networks
+from streamgen.errors import CheckpointError
 from streamgen.pipeline import Pipeline
 from streamgen.stream.model import ModelParts
 from streamgen.stream.settings import StreamSettings
@@ -41,6 +42,8 @@ from ..config import build, read_mapping, write_yaml
 from ..flow import FlowNetwork
 from ..latent_cache import LatentCache
 from ..widen import widen_dit
+from ..words import heads as word_heads
+from ..words.told import check_vocabulary
 from .config import DiffusionRun
 from .family import Family, N, NetworkSpec, with_guidance
 
@@ -57,6 +60,16 @@ class TinyFamily(Family):
         self.codec, self.digest = load_tokenizer(Path(config.tokenizer), device)
         self.folder = open_folder(config.clips, config.scenes.size)
         self.vocabulary = stage_vocabulary(self.folder, config.run_dir, words_of(config.init))
+        if config.words.weight or config.words.start is not None:
+            check_vocabulary(self.vocabulary)
+
+    def network(self, spec: NetworkSpec[N]) -> N:
+        """See `Family`; without another start, the text encoder is that of the words stage."""
+        network = super().network(spec)
+        start = self.run.words.start
+        if spec.start is None and start is not None:
+            load_words(network, Path(start), self.vocabulary)
+        return network
 
     @classmethod
     def blank(cls, config: DiffusionRun, specs: Mapping[str, NetworkSpec[Any]]) -> dict[str, nn.Module]:
@@ -131,7 +144,12 @@ def network_of(
 ) -> N:
     """`build_network` of what a stage asks for."""
     options: dict[str, Any] = {"guidance": spec.guidance, "plan": spec.plan or config.plan}
-    return build_network(spec.kind, config, tokenizer, vocabulary, **options)
+    network = build_network(spec.kind, config, tokenizer, vocabulary, **options)
+    if config.words.weight and not spec.frozen:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network.heads = word_heads.AttributeHeads(config.network.text_dim, config.words.weight)
+    return network
 
 
 def words_encoder(network: FlowNetwork) -> TextEncoder:
@@ -193,11 +211,41 @@ def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) 
     dit = with_guidance(widen_dit(part_of(tensors, "dit"), module.dit), module)
     load_into(module.dit, dit, f"{where} (dit)")
     load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
-    text = part_of(tensors, "text_encoder")
     known = read_vocabulary(directory / VOCABULARY, read_tiny_config(directory).text_encoder)
-    encoder = words_encoder(module)
+    _load_encoder(words_encoder(module), part_of(tensors, "text_encoder"), known, vocabulary, where)
+    if module.heads is not None and (directory / word_heads.FILE).is_file():
+        _load_heads(module.heads, directory)
+
+
+def load_words(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) -> None:
+    """Take the text encoder, word embeddings by word, and heads where there are some, from an export of the
+    words stage.
+
+    Raises:
+        CheckpointError: missing or damaged weights, or an encoder of other sizes.
+    """
+    path = directory / word_heads.FILE
+    text, file = part_of(read_tensors(path), "text_encoder"), directory / VOCABULARY
+    try:
+        known = Vocabulary(file.read_text(encoding="utf-8").split())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"vocabulary {file}: {error}") from None
+    _load_encoder(words_encoder(module), text, known, vocabulary, str(path))
+    if module.heads is not None:
+        _load_heads(module.heads, directory)
+
+
+def _load_heads(heads: nn.Module, directory: Path) -> None:
+    path = directory / word_heads.FILE
+    load_into(heads, part_of(read_tensors(path), "heads"), f"{path} (heads)")
+
+
+def _load_encoder(
+    encoder: TextEncoder, text: dict[str, Tensor], known: Vocabulary, vocabulary: Vocabulary, where: str
+) -> None:
+    """Weights `text` of an encoder with the words `known`, for one with the words `vocabulary`."""
     fresh = encoder.embedding.weight.detach()
-    if text[_WORDS].shape[1:] == fresh.shape[1:]:
+    if _WORDS in text and text[_WORDS].shape[1:] == fresh.shape[1:]:
         text[_WORDS] = _by_word(fresh, vocabulary, text[_WORDS], known)
     load_into(encoder, text, f"{where} (text_encoder)")
 
@@ -291,5 +339,9 @@ def write_checkpoint(
         state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)}
     )
     shutil.copyfile(tokenizer / "tokenizer.safetensors", directory / "tokenizer.safetensors")
+    if module.heads is not None:
+        # for the next stage: streams do not need them
+        heads = {f"heads.{n}": v.detach().cpu().contiguous() for n, v in module.heads.state_dict().items()}
+        save_file(heads, directory / word_heads.FILE)
     (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
     write_yaml(to_plain(checkpoint), directory / "config.yaml")

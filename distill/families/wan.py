@@ -172,6 +172,13 @@ def check_run(config: DiffusionRun, model: WanConfig) -> None:
         require(found == expected, "clips.height, width, fps", f"the model's {expected}", found)
         require(clips.share == 1, "clips.share", "1 for a model of the Wan family", clips.share)
     sampling_of(config, model)
+    words = config.words
+    require(
+        (words.start, words.weight, words.gate) == (None, 0, 0),
+        "words",
+        "none for a model whose text encoder is frozen",
+        words,
+    )
     unknown = config.windows.unknown_words
     require(unknown == 0, "windows.unknown_words", "0 for a model that reads any text", unknown)
 

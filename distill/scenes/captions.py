@@ -39,6 +39,7 @@ _OMIT_COLOUR = 0.04 / (1 - CANONICAL_SHARE)
 _CANONICAL_WORD = 0.5
 
 _SHAPE_TABLE = tuple(SHAPE_WORDS[name] for name in SHAPES)
+_SHAPE_NAMES = frozenset(word for words in _SHAPE_TABLE for word in words)
 _COLOUR_TABLE = tuple(COLOUR_WORDS[name] for name in COLOURS)
 _SIZE_TABLE = tuple(SIZE_WORDS[name] for name in SIZES)
 _BACKGROUND_TABLE = tuple(BACKGROUND_PHRASES[name] for name in BACKGROUNDS)
@@ -76,6 +77,25 @@ class MustSay:
     motion: bool = False
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a caption says: per object its colour, size and motion (the shape always), and the background."""
+
+    colour: tuple[bool, ...]
+    size: tuple[bool, ...]
+    motion: tuple[bool, ...]
+    background: bool
+
+
+@dataclass(frozen=True)
+class _Noun:
+    """An object in words, and whether they say its size and colour."""
+
+    text: str
+    size: bool
+    colour: bool
+
+
 class _Draws:
     """Consumes prepared random numbers one after the other."""
 
@@ -104,6 +124,10 @@ def canonical_caption(objects: Sequence[ObjectWords], background: int) -> str:
 
     Where this is above ``MAX_WORDS`` (three objects, diagonals), sizes are left out from the last object on.
     """
+    return _canonical(objects, background)[0]
+
+
+def _canonical(objects: Sequence[ObjectWords], background: int) -> tuple[str, Said]:
     for sized in range(len(objects), -1, -1):
         parts = [
             f"a {f'{SIZES[o.size]} ' if index < sized else ''}{COLOURS[o.colour]} {SHAPES[o.shape]} "
@@ -113,7 +137,8 @@ def canonical_caption(objects: Sequence[ObjectWords], background: int) -> str:
         caption = f"{' and '.join(parts)} {_BACKGROUND_TABLE[background][0]}"
         if _words(caption) <= MAX_WORDS:
             break
-    return caption
+    every = (True,) * len(objects)
+    return caption, Said(every, tuple(i < sized for i in range(len(objects))), every, True)
 
 
 def canonical_prompt(size: str, colour: str, shape: str, motion: str, background: str) -> str:
@@ -134,23 +159,24 @@ def _words(caption: str) -> int:
     return caption.count(" ") + 1
 
 
-def _noun(thing: ObjectWords, draws: _Draws, must: MustSay, omit_size: float) -> str:
+def _noun(thing: ObjectWords, draws: _Draws, must: MustSay, omit_size: float) -> _Noun:
     """The object without an article."""
     words = []
-    if not draws.chance(omit_size):
+    if size := not draws.chance(omit_size):
         words.append(draws.pick(_SIZE_TABLE[thing.size]))
-    if not draws.chance(_OMIT_COLOUR) or must.colour:
+    if colour := not draws.chance(_OMIT_COLOUR) or must.colour:
         words.append(draws.pick(_COLOUR_TABLE[thing.colour]))
     words.append(draws.pick(_SHAPE_TABLE[thing.shape]))
-    return " ".join(words)
+    return _Noun(" ".join(words), size, colour)
 
 
-def _with_article(noun: str, draws: _Draws) -> str:
+def _with_article(noun: _Noun, draws: _Draws) -> str:
+    text = noun.text
     if draws.chance(0.2):
-        return noun
+        return text
     if draws.chance(0.15):
-        return f"the {noun}"
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+        return f"the {text}"
+    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
 
 
 def _verbs(
@@ -174,14 +200,22 @@ def _verbs(
     return verbs + [""] * silent
 
 
-def _list_caption(objects: Sequence[ObjectWords], background: int, must: MustSay, draws: _Draws) -> str:
+def _said(nouns: Sequence[_Noun], verbs: Sequence[str], background: bool) -> Said:
+    colour, size = tuple(noun.colour for noun in nouns), tuple(noun.size for noun in nouns)
+    return Said(colour, size, tuple(bool(verb) for verb in verbs), background)
+
+
+def _list_caption(
+    objects: Sequence[ObjectWords], background: int, must: MustSay, draws: _Draws
+) -> tuple[str, Said]:
     """Keywords: ``red star, moving left, night sky``."""
     nouns = [_noun(thing, draws, must, _OMIT_SIZE) for thing in objects]
     verbs = _verbs(objects, must, draws, finite=False, simple=True)
-    items = [item for pair in zip(nouns, verbs, strict=True) for item in pair if item]
-    if not draws.chance(_OMIT_BACKGROUND) or must.background:
+    texts = [noun.text for noun in nouns]
+    items = [item for pair in zip(texts, verbs, strict=True) for item in pair if item]
+    if said := not draws.chance(_OMIT_BACKGROUND) or must.background:
         items.insert(0 if draws.chance(0.25) else len(items), draws.pick(_TAG_TABLE[background]))
-    return ", ".join(items)
+    return ", ".join(items), _said(nouns, verbs, said)
 
 
 def _joined(parts: Sequence[str], all_move: bool, draws: _Draws) -> str:
@@ -193,24 +227,30 @@ def _joined(parts: Sequence[str], all_move: bool, draws: _Draws) -> str:
     return " and ".join(parts)
 
 
-def _free_caption(objects: Sequence[ObjectWords], background: int, must: MustSay, draws: _Draws) -> str:
+def _free_caption(
+    objects: Sequence[ObjectWords], background: int, must: MustSay, draws: _Draws
+) -> tuple[str, Said]:
     if len(objects) < 3 and draws.chance(0.1):
         return _list_caption(objects, background, must, draws)
     place = ""
     if not draws.chance(_OMIT_BACKGROUND) or must.background:
         place = draws.pick(_BACKGROUND_TABLE[background])
     omit_size = _OMIT_SIZE if len(objects) < 3 else _OMIT_SIZE_OF_THREE
-    nouns = [_with_article(_noun(thing, draws, must, omit_size), draws) for thing in objects]
+    plain, nouns = [], []
+    for thing in objects:
+        plain.append(_noun(thing, draws, must, omit_size))
+        nouns.append(_with_article(plain[-1], draws))
     opening = f"{draws.pick(_OPENINGS)} " if draws.chance(0.07) else ""
     finite = draws.chance(0.55) and not opening
     verbs = _verbs(objects, must, draws, finite, simple=bool(opening) or len(objects) == 3)
+    said = _said(plain, verbs, bool(place))
     if len(objects) == 1 and verbs[0] and place and draws.chance(0.12):
-        return f"{opening}{nouns[0]} {place} {verbs[0]}"
+        return f"{opening}{nouns[0]} {place} {verbs[0]}", said
     parts = [f"{noun} {verb}".rstrip() for noun, verb in zip(nouns, verbs, strict=True)]
     body = opening + _joined(parts, all(verbs), draws)
     if not place:
-        return body
-    return f"{place}, {body}" if draws.chance(0.2) and not opening else f"{body} {place}"
+        return body, said
+    return (f"{place}, {body}" if draws.chance(0.2) and not opening else f"{body} {place}"), said
 
 
 def build_caption(
@@ -224,11 +264,25 @@ def build_caption(
         must: attributes that may not be left out.
         numbers: at least ``DRAWS_PER_CAPTION`` random numbers in [0, 1).
     """
+    return build_told_caption(objects, background, must, numbers)[0]
+
+
+def build_told_caption(
+    objects: Sequence[ObjectWords], background: int, must: MustSay, numbers: Sequence[float]
+) -> tuple[str, Said]:
+    """The caption of ``build_caption``, and what it says."""
     draws = _Draws(numbers)
     if draws.chance(CANONICAL_SHARE):
-        return canonical_caption(objects, background)
-    caption = _free_caption(objects, background, must, draws)
-    return caption if _words(caption) <= MAX_WORDS else canonical_caption(objects, background)
+        return _canonical(objects, background)
+    caption, said = _free_caption(objects, background, must, draws)
+    return (caption, said) if _words(caption) <= MAX_WORDS else _canonical(objects, background)
+
+
+def object_places(caption: str) -> list[int]:
+    """Index of each object's shape word among the words of a caption of this grammar, in the order of the
+    objects: no word for a shape means anything else.
+    """
+    return [i for i, word in enumerate(caption.replace(",", " ").split()) if word in _SHAPE_NAMES]
 
 
 def caption_vocabulary() -> list[str]:

@@ -25,6 +25,7 @@ class StageEntry:
 
 STAGES: Mapping[str, StageEntry] = {
     "tokenizer": StageEntry("tokenizer", "TokenizerRun", "TokenizerStage"),
+    "words": StageEntry("words", "WordsRun", "WordsStage"),
     "teacher": StageEntry("teacher", "TeacherRun", "TeacherStage"),
     "causal": StageEntry("causal", "CausalRun", "CausalStage"),
     "init": StageEntry("init", "InitRun", "InitStage"),

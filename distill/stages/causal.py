@@ -98,6 +98,8 @@ class WindowStage(DiffusionStage):
 class CausalStage(WindowStage):
     """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
 
+    keeps_words = True
+
     def __init__(self, config: CausalRun, device: torch.device) -> None:
         super().__init__(config, device)
         self.module: FlowMatching = self.build(self.specs(config)["causal"])
@@ -122,11 +124,11 @@ class CausalStage(WindowStage):
         return "causal"
 
     def batch(self, tick: Tick) -> FlowBatch:
-        """A batch of the mixture, see `draw`."""
-        return self.draw(tick)
+        """A batch of the mixture, see `draw`, and captions for the heads."""
+        return replace(self.draw(tick), told=self.told(tick))
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Flow-matching loss of a batch."""
+        """Flow-matching loss of a batch, and the heads' on its captions."""
         result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
         return result
 

@@ -2,20 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from models.text_encoder import TextEncoder
 from streamgen.pipeline import Pipeline
 
 from ..clips.training import LatentMix
-from ..families import DiffusionRun, NetworkSpec, family_of
+from ..config import require
+from ..evaluation.intervals import Figure
+from ..families import DiffusionRun, NetworkSpec, TinyFamily, family_of
 from ..families.family import N
 from ..flow import FlowNetwork
 from ..latent_cache import LatentClips
 from ..optim import ParameterGroups, split_parameters
+from ..stage import Tick
+from ..words.probes import binding_probes, check_gate, in_words, is_of_the_world
+from ..words.told import CaptionSampler, ToldBatch
 
 # Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
 EDGES = (
@@ -29,6 +36,8 @@ EDGES = (
     "time_",
     "norm",
 )
+# Objects of the captions that a text encoder is kept telling apart: one to three, about as often.
+_OBJECTS = (0.3, 0.4, 0.3)
 
 
 class DiffusionStage(ABC):
@@ -38,6 +47,8 @@ class DiffusionStage(ABC):
         ConfigError, CheckpointError, InputError: see `distill.families.Family`.
     """
 
+    #: Whether the stage adds `told_loss` to its own, as `words.weight` asks for.
+    keeps_words = False
     network: FlowNetwork
     latents: LatentMix
     clips: LatentClips
@@ -45,7 +56,14 @@ class DiffusionStage(ABC):
 
     def __init__(self, config: DiffusionRun, device: torch.device) -> None:
         self.run, self.device = config, device
+        require(
+            self.keeps_words or config.words.weight == 0,
+            "words.weight",
+            "0 in this stage, which has no such term",
+            config.words.weight,
+        )
         self.family = family_of(config)(config, device)
+        self._captions: CaptionSampler | None = None
 
     @classmethod
     @abstractmethod
@@ -73,6 +91,37 @@ class DiffusionStage(ABC):
         """
         self.latents = self.family.clips()
         self.clips, self.images, _ = self.latents.main
+
+    def told(self, tick: Tick) -> ToldBatch | None:
+        """Captions for the heads of a text encoder that is trained along; None where there are none."""
+        words, family = self.run.words, self.family
+        if not words.weight or not isinstance(family, TinyFamily):
+            return None
+        if self._captions is None:
+            scenes = replace(self.run.scenes, object_weights=_OBJECTS)
+            length = self.run.network.text_length
+            self._captions = CaptionSampler(family.vocabulary, length, scenes)
+        generator = torch.Generator().manual_seed(tick.generator_seed("words"))
+        return self._captions.draw(words.batch, generator).to(self.device)
+
+    def binding(self) -> dict[str, Figure]:
+        """The binding probes of the text encoder as it is now; none for one of other words than the world's,
+        or one that is frozen.
+        """
+        family, encoder = self.family, self.network.text_encoder
+        if not isinstance(family, TinyFamily) or not isinstance(encoder, TextEncoder):
+            return {}
+        return binding_probes(encoder, family.vocabulary) if is_of_the_world(family.vocabulary) else {}
+
+    def check(self) -> list[str]:
+        """See `distill.stage.GatedStage`: what the binding probes found.
+
+        Raises:
+            GateError: below `words.gate`.
+        """
+        found = self.binding()
+        check_gate(f"{self.run.stage}, binding probes", found, self.run.words.gate, "words.gate")
+        return [f"binding probe: {line}" for line in in_words(found)]
 
     def pipeline(self) -> Pipeline:
         """The network as it is now, as a pipeline that opens streams."""

@@ -69,6 +69,8 @@ class TeacherRun(DiffusionRun):
 class TeacherStage(DiffusionStage):
     """Trains the bidirectional teacher (a `distill.trainer.Stage`)."""
 
+    keeps_words = True
+
     def __init__(self, config: TeacherRun, device: torch.device) -> None:
         plan = config.plan
         latent_frames = (clip_frames(config.clips, config.cache.frames) - 1) // 4 + 1
@@ -107,6 +109,10 @@ class TeacherStage(DiffusionStage):
         return "teacher"
 
     def batch(self, tick: Tick) -> FlowBatch:
+        """A batch of the mixture, see `draw`, and captions for the heads."""
+        return replace(self.draw(tick), told=self.told(tick))
+
+    def draw(self, tick: Tick) -> FlowBatch:
         """Windows of two lengths and first frames by turns; the same kind on every process."""
         data = self.config.data
         windows = self.config.windows
@@ -128,7 +134,7 @@ class TeacherStage(DiffusionStage):
         return teacher_batch(clips, size, frames, data.start_share, windows, generator).to(self.device)
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Flow-matching loss of a batch."""
+        """Flow-matching loss of a batch, and the heads' on its captions."""
         result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
         return result
 

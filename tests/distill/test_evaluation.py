@@ -1,13 +1,10 @@
-"""The evaluation: its suites, the streams it keeps and takes up again, its reports."""
+"""The evaluation: its suites, tokenizers beside each other, bad input."""
 
 import dataclasses
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,18 +12,14 @@ from safetensors.torch import save_file
 
 from distill import evaluate
 from distill.config import ConfigError
-from distill.evaluation import comparison, runner, streams
-from distill.evaluation.measures import Instruments
-from distill.evaluation.reading import FrameReader
-from distill.evaluation.streams import StreamSpec, StreamStore
-from distill.evaluation.suites import EvaluationConfig, SuiteBuilder
+from distill.evaluation import comparison
+from distill.evaluation.rows import row_of
+from distill.evaluation.suites import EvaluationConfig, SuiteBuilder, evaluation_config
 from distill.families.tiny import load_tokenizer
-from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, SceneConfig, caption_vocabulary
+from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, caption_vocabulary
 from models.text_encoder import Vocabulary
-from streamgen import load_pipeline
 from streamgen.errors import InputError
 from tests.quick_instruments import quick_instruments
-from tests.tiny_checkpoints import write_checkpoint
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "streamgen" / "weights" / "tiny"
 
@@ -36,7 +29,8 @@ def world_vocabulary() -> Vocabulary:
 
 
 def test_suites_are_balanced_and_their_own() -> None:
-    builder = SuiteBuilder(EvaluationConfig(), world_vocabulary())
+    config = EvaluationConfig(prompts=64, unseen=64)
+    builder = SuiteBuilder(config, world_vocabulary())
     prompts, unseen = builder.prompts(), builder.unseen()
     pairs = {(COLOURS[s.subjects[0].colour], SHAPES[s.subjects[0].shape]) for s in prompts}
     assert not pairs & HELD_OUT
@@ -44,16 +38,48 @@ def test_suites_are_balanced_and_their_own() -> None:
     motions = torch.bincount(torch.tensor([s.subjects[0].motion for s in prompts]), minlength=len(MOTIONS))
     assert int(motions.max() - motions.min()) <= 1
     assert len({s.seed for s in prompts + unseen}) == 128
-    assert prompts == SuiteBuilder(EvaluationConfig(), world_vocabulary()).prompts()
-    assert prompts != SuiteBuilder(EvaluationConfig(seed=1), world_vocabulary()).prompts()
+    assert prompts == SuiteBuilder(config, world_vocabulary()).prompts()
+    assert prompts != SuiteBuilder(dataclasses.replace(config, seed=1), world_vocabulary()).prompts()
 
 
-def test_switches_change_one_thing() -> None:
-    for spec in SuiteBuilder(EvaluationConfig(switches=40), world_vocabulary()).switches(clear=False):
+def test_a_full_evaluation_has_enough_of_every_kind_and_extends_smaller_ones() -> None:
+    specs = {
+        size: SuiteBuilder(evaluation_config({"size": size}), world_vocabulary()).every()
+        for size in ("small", "medium", "full")
+    }
+    counts = Counter((s.suite, s.variant, s.kind) for s in specs["full"])
+    assert {kind for suite, _, kind in counts if suite == "prompts"} == set(MOTIONS)
+    for suite, variants in (
+        ("prompts", ["plain"]),
+        ("unseen", ["plain"]),
+        ("pairs", ["alone", "dragged"]),
+        ("switches", ["recache", "keep", "clear"]),
+    ):
+        found = {key: count for key, count in counts.items() if key[0] == suite}
+        assert {variant for _, variant, _ in found} == set(variants)
+        assert min(found.values()) >= 32, found
+    assert set(specs["small"]) < set(specs["medium"]) < set(specs["full"])
+    assert evaluation_config({"size": "small", "drift": 3}).drift == 3
+
+
+def test_switches_change_one_thing_under_every_policy() -> None:
+    builder = SuiteBuilder(EvaluationConfig(switches=40), world_vocabulary())
+    for spec in builder.switches("recache"):
         assert spec.switch is not None
         before, after = dataclasses.asdict(spec.subjects[0]), dataclasses.asdict(spec.switch.after)
         assert {name for name in before if before[name] != after[name]} == {spec.switch.kind}
         assert (COLOURS[after["colour"]], SHAPES[after["shape"]]) not in HELD_OUT
+    every = [builder.switches(policy) for policy in ("recache", "keep", "clear")]
+    keys = [[row_of(spec, {}, "w", "s").pair for spec in some] for some in every]
+    assert keys[0] == keys[1] == keys[2]
+
+
+def test_objects_of_a_pair_differ_as_their_kind_says() -> None:
+    for spec in SuiteBuilder(EvaluationConfig(pairs=30), world_vocabulary()).pairs(told=False):
+        one, two = spec.subjects
+        assert one.colour != two.colour
+        assert (one.shape == two.shape) == (spec.kind == "same shape")
+        assert (one.motion == two.motion) == (spec.kind == "same motion")
 
 
 def test_motions_without_words_are_left_out() -> None:
@@ -76,208 +102,14 @@ def test_a_model_of_another_world_is_refused() -> None:
         SuiteBuilder(EvaluationConfig(), Vocabulary(["a", "cat", "sits"]))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model") / "m", words=caption_vocabulary())
-
-
-def test_streams_are_kept_and_taken_up_again(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_tokenizers_beside_each_other(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    builder = SuiteBuilder(EvaluationConfig(), world_vocabulary())
-    specs: list[StreamSpec] = [
-        dataclasses.replace(spec, frames=frames)
-        for spec, frames in zip(
-            [builder.prompts()[0], builder.drags(told=True)[0], builder.switches(clear=False)[0]],
-            (9, 60, 60),
-            strict=True,
-        )
-    ]
-    store = StreamStore(str(checkpoint), "digest", {}, tmp_path, 2)
-    done: list[int] = []
-    first = list(store.videos(specs, done.append))
-    assert sum(done) == 3
-    assert [len(video.frames) for video in first] == [9, 60, 60]
-    assert first[0].event == 9
-    assert first[1].path.shape == (33, 2)
-    assert 41 <= first[1].event <= 46
-    assert 41 <= first[2].event <= 46
-
-    def refuse(*_arguments: object) -> None:
-        raise AssertionError("everything was there")
-
-    monkeypatch.setattr(streams, "ProcessPoolExecutor", refuse)
-    again = list(store.videos(specs, done.append))
-    assert all(torch.equal(a.frames, b.frames) for a, b in zip(first, again, strict=True))
-    other = StreamStore(str(checkpoint), "other weights", {}, tmp_path, 2)
-    with pytest.raises(AssertionError, match="everything was there"):
-        list(other.videos(specs, done.append))
-
-
-def test_streams_do_not_depend_on_the_processes(checkpoint: Path, tmp_path: Path) -> None:
-    spec = dataclasses.replace(SuiteBuilder(EvaluationConfig(), world_vocabulary()).prompts()[3], frames=9)
-    (kept,) = StreamStore(str(checkpoint), "d", {}, tmp_path, 1).videos([spec], lambda _count: None)
-    reader = FrameReader(SceneConfig(size=32))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        direct = streams.render(load_pipeline(checkpoint), reader, spec, {})
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(kept.frames, direct.frames)
-
-
-class AtOnce(Executor):
-    """Does the work when it is submitted, in this process: a process of its own takes seconds to start."""
-
-    def __init__(
-        self, processes: int, context: object, begin: Callable[..., None], given: tuple[Any, ...]
-    ) -> None:
-        begin(*given)
-
-    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*given, **named))
-        return done
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Reports without half a minute of training and without processes: what they say is the matter here."""
-
-    def made(world: SceneConfig) -> Instruments:
-        assert world == SceneConfig(size=world.size)
-        return quick_instruments(world.size)
-
-    for module in (runner, comparison):
-        monkeypatch.setattr(module, "Instruments", made)
-    monkeypatch.setattr(streams, "ProcessPoolExecutor", AtOnce)
-    threads, interrupt = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
-    yield
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, interrupt)
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_report_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    counts = [
-        "prompts=2",
-        "unseen=1",
-        "drags=1",
-        "pairs=1",
-        "switches=4",
-        "drift=1",
-        "long_drift=0",
-        "clips=8",
-    ]
-    arguments = ["--model", str(checkpoint), "-o", str(tmp_path / "report"), "--json", "drift_seconds=8"]
-    assert evaluate.main([*arguments, *counts]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "report" / "report.json").read_text())
-    contract = {
-        "color_accuracy",
-        "shape_accuracy",
-        "motion_accuracy",
-        "background_accuracy",
-        "unseen_accuracy",
-        "track_error",
-        "switch_success",
-        "switch_seconds",
-        "switch_kept_psnr",
-        "drift",
-        "psnr_tokenizer",
-        "psnr_moving",
-        "control",
-        "n",
-    }
-    assert contract <= set(printed)
-    assert {"start", "end"} <= set(printed["drift"])
-    assert {"truth", "shuffled"} <= set(printed["control"])
-    assert len(printed["drift"]["points"]) == 2
-    page = (tmp_path / "report" / "index.html").read_text()
-    for name in ("prompts.png", "drift.png", "drift-curves.png", "switches.png"):
-        assert name in page
-        assert (tmp_path / "report" / name).stat().st_size > 1000
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick")
-def test_a_run_is_judged_over_its_training_time(checkpoint: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    rows = []
-    for step, minutes in ((3, 1.5), (6, 3.0), (9, 4.5)):
-        rows.append({"kind": "preview", "step": step, "minutes": minutes})
-        if step != 6:  # a preview without weights
-            shutil.copytree(checkpoint, run / "previews" / f"step-{step:09d}" / "export")
-    rows.append({"kind": "train", "step": 3, "minutes": 1.4})
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts = [
-        "prompts=2",
-        "unseen=0",
-        "drags=0",
-        "pairs=0",
-        "switches=0",
-        "drift=0",
-        "long_drift=0",
-        "clips=8",
-    ]
-    assert evaluate.main(["--run", str(run), "-o", str(tmp_path / "curves"), *counts]) == 0
-    points = json.loads((tmp_path / "curves" / "curves.json").read_text())
-    assert [(p["step"], p["minutes"]) for p in points] == [(3, 1.5), (9, 4.5)]
-    report = json.loads((tmp_path / "curves" / "step-000000009" / "report.json").read_text())
-    assert points[1]["color_accuracy"] == report["color_accuracy"]
-    assert points[1]["track_error"] is None
-    assert (tmp_path / "curves" / "curves.png").stat().st_size > 1000
-    assert "4 minutes, step 9" in (tmp_path / "curves" / "index.html").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick")
-def test_reports_beside_each_other(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two steps and one of a checkpoint: the figures of both reports, the same prompts below each other."""
-    counts = [f"{suite}=0" for suite in ("unseen", "drags", "pairs", "drift", "long_drift")]
-    for steps in (2, 1):
-        arguments = [
-            "--model",
-            str(checkpoint),
-            "--set",
-            f"steps={steps}",
-            "-o",
-            str(tmp_path / f"of{steps}"),
-        ]
-        controls = f"controls={str(steps == 2).lower()}"
-        assert evaluate.main([*arguments, *counts, "prompts=2", "switches=4", "clips=8", controls]) == 0
-        cleared = json.loads((tmp_path / f"of{steps}" / "report.json").read_text())["switch_clear"]
-        assert (cleared["switch_kept"] is None) == (steps == 1)
-    given = ["--report", f"two steps={tmp_path / 'of2'}", "--report", str(tmp_path / "of1")]
-    capsys.readouterr()
-    assert evaluate.main([*given, "-o", str(tmp_path / "out"), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["steps"]) for row in rows] == [("two steps", 2), ("of1", 1)]
-    for row, folder in zip(rows, ("of2", "of1"), strict=True):
-        report = json.loads((tmp_path / folder / "report.json").read_text())
-        assert row["shape"] == report["shape_accuracy"]
-        assert row["switch within 1 s"] == report["switch_soon"] <= report["switch_success"]
-        assert row["60 s: first 4 s"] is None
-    head, _, *lines = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert "switch within 1 s" in head
-    assert "60 s" not in head
-    assert [line.split("|")[1].strip() for line in lines] == ["two steps", "of1"]
-    for name in ("reports.png", "prompts.png", "switches.png"):
-        assert name in (tmp_path / "out" / "index.html").read_text()
-        assert (tmp_path / "out" / name).stat().st_size > 1000
-    stream = json.loads((tmp_path / "of1" / "report.json").read_text())["samples"]["prompts"][0]["stream"]
-    (tmp_path / "of1" / "streams" / stream).unlink()
-    assert evaluate.main([*given, "-o", str(tmp_path / "out")]) == 2
-    assert stream in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick")
-def test_tokenizers_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped one against itself without its network, which is a linear PCA."""
+    monkeypatch.setattr(comparison, "Instruments", lambda world: quick_instruments(world.size))
     linear = tmp_path / "linear"
     shutil.copytree(WEIGHTS, linear)
     tokenizer, _ = load_tokenizer(WEIGHTS, torch.device("cpu"))
@@ -313,6 +145,8 @@ def test_tokenizers_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--report", "a=nothing"], "--report a=nothing: expected a finished report's folder"),
         (["--report", "nothing", "--model", "tiny"], "found --model and --report"),
         (["--run", "nothing", "--model", "tiny"], "found --model and --run"),
+        (["--rows", "nothing"], "expected a report's folder"),
+        (["size=huge"], "size: expected one of small, medium, full"),
         (["promts=3"], "did you mean 'prompts'"),
         (["prompts=-1"], "prompts: expected 0 to"),
         (["prompts"], "expected key=value"),

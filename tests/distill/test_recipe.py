@@ -90,5 +90,6 @@ def test_a_recipe_hands_its_results_on(recipe: str) -> None:
     for stage, _ in read_recipe(RECIPES / recipe).stages:
         config = to_plain(load_run(stage.config))
         taken = [config.get(key) for key in ("tokenizer", "init", "teacher")]
+        taken.append(config.get("words", {}).get("start"))
         assert {path for path in taken if path is not None} <= left
         left.add(f"{config['run_dir']}/export")

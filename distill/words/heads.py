@@ -1,0 +1,73 @@
+"""Heads that read from a text encoder what a caption says of each object: the loss that teaches binding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..config import require
+from .told import ATTRIBUTES, ToldBatch
+
+#: File of a checkpoint directory, beside those that streams need.
+FILE = "words.safetensors"
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """How a stage that trains a text encoder keeps it telling objects apart.
+
+    Attributes:
+        start: the export of a `words` stage whose encoder and heads training starts from; where the stage has
+            an `init`, that one's encoder is taken instead.
+        weight: of the heads' loss beside the stage's own; 0 trains without heads.
+        batch: captions of each update that the heads read.
+        gate: least accuracy of the binding probes at the end of the stage; 0 for none.
+    """
+
+    start: str | None = None
+    weight: float = 0.0
+    batch: int = 64
+    gate: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, "words.weight", ">= 0", self.weight)
+        require(self.batch >= 1, "words.batch", ">= 1", self.batch)
+        require(0 <= self.gate <= 1, "words.gate", "within [0, 1]", self.gate)
+
+
+class AttributeHeads(nn.Module):
+    """A linear map for each attribute, read at each object's shape word.
+
+    The shape is what a caption never leaves out, and its word stands once per object: whoever attends to it
+    finds all that is said of that object, and nothing of the others.
+
+    Args:
+        dim: of the embeddings.
+        weight: of the loss, for a network that has another one beside it.
+    """
+
+    def __init__(self, dim: int, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.maps = nn.ModuleDict({n: nn.Linear(dim, len(classes) + 1) for n, classes in ATTRIBUTES.items()})
+
+    def forward(self, embeddings: Tensor, told: ToldBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross entropy of all attributes (not weighted), and of how many objects each is right.
+
+        Args:
+            embeddings: (B, L, dim) of `told.ids`.
+            told: at least one object.
+        """
+        at, labels = at_objects(embeddings, told)
+        scores = {name: head(at) for name, head in self.maps.items()}
+        losses = [cross_entropy(score.float(), labels[name]) for name, score in scores.items()]
+        right = {n: (score.argmax(-1) == labels[n]).float().mean() for n, score in scores.items()}
+        return torch.stack(losses).mean(), right
+
+
+def at_objects(embeddings: Tensor, told: ToldBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Embeddings (N, dim) at the shape words of all objects, and their labels (N,) by attribute."""
+    row, slot = (told.place >= 0).nonzero(as_tuple=True)
+    return embeddings[row, told.place[row, slot]], {n: values[row, slot] for n, values in told.labels.items()}
