@@ -155,7 +155,8 @@ def _run(command: Sequence[str], seconds: float) -> bool:
         sys.stderr.write(f"{shlex.join(command)}: {error}\n")
         return False
     if done.returncode:
-        sys.stderr.write(f"{shlex.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}\n")
+        said = next((line for line in done.stderr.splitlines() if line.strip()), "")
+        sys.stderr.write(f"{shlex.join(command)}: exit code {done.returncode}: {said}\n")
     return done.returncode == 0
 
 

@@ -23,4 +23,6 @@ def chromium(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     try:
         return browser.ensure(browser.this_machine(), folder, tell)
     except browser.NoBrowserError as error:
-        pytest.fail(str(error), pytrace=False)
+        what_to_type = str(error)
+    # outside of the handler: one line, not the story of two exceptions
+    pytest.fail(what_to_type, pytrace=False)
