@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 _MEGABYTE = 2**20
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def own_version() -> str:
@@ -63,7 +64,9 @@ def memory_mb(device: torch.device) -> float:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can be had on a device now; None where nobody says."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # blocks that torch keeps for later are had first, those of a stream that has ended for instance
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + int(kept)
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return None
@@ -71,8 +74,11 @@ def free_bytes(device: torch.device) -> int | None:
     if "MemAvailable" not in values:
         return None
     free = int(values["MemAvailable"].split()[0]) * 1024
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else min(free, max(0, limit - used))
+    limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        return free
+    # files that were read and may be dropped are counted as used: weights that have just been loaded
+    return min(free, max(0, limit - used + _dropped_files()))
 
 
 def _peak_resident_mb() -> float:
@@ -83,6 +89,15 @@ def _peak_resident_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # kibibytes, but bytes on macOS
     return peak / (_MEGABYTE if sys.platform == "darwin" else 1024)
+
+
+def _dropped_files() -> int:
+    """Bytes of files in memory that a group of processes has read and does not use."""
+    try:
+        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def _number(path: Path) -> int | None:

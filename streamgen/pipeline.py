@@ -73,8 +73,8 @@ class Pipeline(StreamModel):
         event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds)
         if not event.changes_text:
             raise InputError("prompt: expected some words or prompt_embeds, found none")
-        tracks = {name: tracks for name, tracks in event.gesture_changes.items() if tracks is not None}
-        if any(not each.is_empty for each in tracks.values()) and self.motion_encoder is None:
+        gestures_now = changed((), event.gesture_changes, 0)
+        if gestures_now and self.motion_encoder is None:
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
@@ -86,7 +86,7 @@ class Pipeline(StreamModel):
             _ = self.null_text
         state = StreamState(
             LatentState(self.new_ring(merged)),
-            Controls(self.event_text(event), merged, changed((), tracks, 0)),
+            Controls(self.event_text(event), merged, gestures_now),
             DecoderState.initial(self.tokenizer) if decode else None,
             EventLog(LogHeader(self.geometry.fps, seed, draws.identity, start)),
             draws,

@@ -70,7 +70,20 @@ class RenderOptions:
 
 
 def open_model(options: RenderOptions, device: str) -> Pipeline:
-    """The pipeline that the options name."""
+    """The pipeline that the options name.
+
+    Raises:
+        StreamgenError: see `load_pipeline`; or the model decodes no pictures, which a video needs.
+    """
+    pipeline = _load(options, device)
+    if pipeline.codec is None:
+        raise InputError(
+            f"model {options.model}: has decoder none and streams latents alone; a video needs vae or tiny"
+        )
+    return pipeline
+
+
+def _load(options: RenderOptions, device: str) -> Pipeline:
     given = vars(options)
     if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
         return load_pipeline(options.model, device)

@@ -13,7 +13,7 @@ from models.text_encoder import TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizerConfig
 
 from ..checkpoints.digest import tensor_digest
-from ..checkpoints.directory import CONFIG, FORMAT, with_settings
+from ..checkpoints.directory import CONFIG, FORMAT, check_heads, with_settings
 from ..engine.geometry import LatentGeometry
 from ..errors import CheckpointError, InputError
 from ..stream.settings import StreamSettings
@@ -51,6 +51,7 @@ class TinyConfig:
         ):
             if found != expected:
                 raise ValueError(f"{what}: expected {expected} to fit the other parts, found {found}")
+        check_heads(self.dit)
         self.geometry()
 
     def geometry(self) -> LatentGeometry:

@@ -14,7 +14,7 @@ from models.text_encoder import TextEncoder
 from models.video_tokenizer import VideoTokenizer
 
 from ..checkpoints.digest import tensor_digest
-from ..checkpoints.directory import MODEL, TOKENIZER, VOCABULARY
+from ..checkpoints.directory import MODEL, TOKENIZER, VOCABULARY, attention_text
 from ..checkpoints.inspect import compare_tensors, read_or_note
 from ..errors import CheckpointError
 from .config import TinyConfig, read_tiny_config, read_vocabulary
@@ -73,6 +73,7 @@ def inspect_tiny(path: Path) -> dict[str, Any]:
     report["parameters"] = sum(part["parameters"] for part in parts.values())
     report["parts"] = parts
     report["chunk_plan"] = asdict(config.plan)
+    report["attention"] = attention_text(config.plan, config.sampling)
     report["settings"] = config.sampling.to_json()
     return report | {"problems": problems}
 

@@ -14,6 +14,7 @@ from ..checkpoints.directory import MODEL, TOKENIZER, VOCABULARY, load_into, par
 from ..engine.networks import Networks
 from ..stream.model import ModelParts
 from .config import check_tokenizer, read_tiny_config, read_vocabulary
+from .memory import check_memory, stream_check
 from .text import WordPrompts
 
 
@@ -24,9 +25,10 @@ def load_tiny(name: str, directory: Path, device: torch.device, dtype: torch.dty
         dtype: of the diffusion network; the tokenizer stays float32.
 
     Raises:
-        CheckpointError: weights that are missing, damaged or do not fit.
+        CheckpointError: weights that are missing, damaged or do not fit the config or the memory.
     """
     config = read_tiny_config(directory)
+    check_memory(config, device, dtype)
     tokenizer_tensors = read_tensors(directory / TOKENIZER)
     check_tokenizer(tokenizer_tensors, config, str(directory / TOKENIZER))
     tensors = read_tensors(directory / MODEL)
@@ -45,4 +47,5 @@ def load_tiny(name: str, directory: Path, device: torch.device, dtype: torch.dty
     tokenizer.eval().requires_grad_(False)
     prompts = WordPrompts(text, read_vocabulary(directory / VOCABULARY, config.text_encoder))
     digest = tensor_digest({**tensors, **{f"tokenizer.{k}": v for k, v in tokenizer_tensors.items()}})
-    return ModelParts(name, config, Networks(tokenizer, dit, text, motion), prompts, digest)
+    networks = Networks(tokenizer, dit, text, motion)
+    return ModelParts(name, config, networks, prompts, digest, stream_check(config, device, dtype))

@@ -11,7 +11,7 @@ from models.motion_encoder import MotionEncoderConfig
 from models.tiny_decoder import TinyDecoderConfig
 from models.wan_vae import WanVAEConfig
 
-from ..checkpoints.directory import with_settings
+from ..checkpoints.directory import check_heads, with_settings
 from ..engine.geometry import LatentGeometry
 from ..errors import CheckpointError, InputError
 from ..stream.settings import StreamSettings
@@ -59,7 +59,8 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:
-    """Sizes of all parts of a Wan-family model, how its streams are chunked and sampled, and its files.
+    """Sizes of all parts of a Wan-family model, how its streams are chunked and sampled, and its files. With
+    `decoder: none` its streams are of latents alone, and no weights of a decoder are read.
 
     Raises:
         ValueError: parts that do not fit each other, or a picture size off the grid.
@@ -72,7 +73,7 @@ class WanConfig:
     fps: int
     dit: CausalDiTConfig
     vae: WanVAEConfig
-    decoder: Literal["vae", "tiny"]
+    decoder: Literal["vae", "tiny", "none"]
     tiny_decoder: TinyDecoderConfig
     text: TextConfig
     motion_encoder: MotionEncoderConfig | None
@@ -92,7 +93,14 @@ class WanConfig:
         ):
             if found != expected:
                 raise ValueError(f"{what}: expected {expected} to fit the other parts, found {found}")
+        check_heads(self.dit)
         self.geometry()
+
+    @property
+    def decoder_part(self) -> Literal["vae", "tiny_decoder"] | None:
+        """The part of the weights that decodes pictures."""
+        parts: dict[str, Literal["vae", "tiny_decoder"]] = {"vae": "vae", "tiny": "tiny_decoder"}
+        return parts.get(self.decoder)
 
     def geometry(self) -> LatentGeometry:
         """Picture and latent sizes."""

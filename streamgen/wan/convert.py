@@ -19,7 +19,7 @@ from ..errors import CheckpointError, InputError
 from ..machine import own_version
 from ..structured import to_plain
 from .config import CONFIG, WanConfig, config_file, read_wan_config, wan_model_names
-from .sizes import dit_config_of, vae_config_of
+from .sizes import assumed, dit_config_of, vae_config_of
 from .weights import TINY_DECODER, SourceFile, WanTensors, gather
 
 Naming = Literal["streamgen", "wan", "diffusers"]
@@ -74,6 +74,10 @@ def convert_weights(
         "lora_merged": any(file.part == "lora" for file in found.files),
         "files": written,
     }
+    if config is not None:
+        card["assumed"] = assumed(config.dit, config.text.length)
+    elif found.dit is not None:
+        card["assumed"] = assumed(dit_config_of(found.dit))
     (output / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
 

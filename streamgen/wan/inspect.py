@@ -22,12 +22,13 @@ from models.state_dict import (
 from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
+from ..checkpoints.directory import attention_text
 from ..checkpoints.foreign import KIND_NAMES, read_payload
 from ..errors import CheckpointError
 from .config import CONFIG, WanConfig, read_wan_config
 from .convert import CARD
 from .memory import GIB, Setup, memory_parts
-from .sizes import expected_module
+from .sizes import assumed, expected_module
 from .weights import gather
 
 _SHOWN = 8
@@ -46,13 +47,17 @@ def inspect_wan(path: Path) -> dict[str, Any]:
         "family": config.family,
         "size": {"width": config.width, "height": config.height, "fps": config.fps},
         "chunk_plan": vars(config.plan),
+        "attention": attention_text(config.plan, config.sampling),
         "settings": config.sampling.to_json(),
+        "assumed": assumed(config.dit, config.text.length),
         "memory_gib": memory_table(config, config.plan),
         "problems": [],
     }
     if path.name != CONFIG:
         return report
-    for part in ("dit", "vae" if config.decoder == "vae" else "tiny_decoder"):
+    for part in ("dit", config.decoder_part):
+        if part is None:
+            continue
         try:
             tensors = vars(gather(config, path.parent, (part,)))[part]
         except CheckpointError as error:
@@ -146,6 +151,7 @@ def _sizes(kind: Kind, tensors: Tensors) -> dict[str, Any]:
             "text_dim": module.config.text_dim,
             "input_channels": module.config.latent_channels + module.config.motion_channels,
         }
+        report["assumed"] = assumed(module.config)
     return report
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from models.causal_dit import CausalDiT
-from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder
 from models.rope import RotaryEmbedding3D
 from models.tiny_decoder import TinyDecoder
@@ -18,7 +17,7 @@ from ..engine.networks import Networks
 from ..errors import CheckpointError
 from ..stream.model import ModelParts
 from .config import CONFIG, WanConfig, read_wan_config
-from .memory import Setup, check_memory
+from .memory import Setup, build_decoder, check_memory, stream_check
 from .options import TextOptions, WanOptions
 from .text import HashedPrompts, UMT5Prompts
 from .weights import WanTensors, assign, gather, random_tensors
@@ -51,17 +50,12 @@ def load_wan(
     setup = setup_of(config, device, dtype, options.text)
     if options.check_memory:
         check_memory(config, setup, device)
+    stream_fits = stream_check(config, setup, device) if options.check_memory else None
     tensors = _tensors(config, None if options.random_weights else directory, dtype)
     digest = _digest(config, tensors, options)
     networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
-
-    def check_plan(plan: ChunkPlan) -> None:
-        if plan.attention_frames > setup.plan.attention_frames:
-            # the weights are there already: what more a larger cache takes has to fit
-            check_memory(config, replace(setup, plan=plan, text_dtype=None), device)
-
-    return ModelParts(name, config, networks, prompts, digest, check_plan)
+    return ModelParts(name, config, networks, prompts, digest, stream_fits)
 
 
 def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:
@@ -75,12 +69,6 @@ def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: 
         device.type == "cpu",
         text.dtype if same else None,
     )
-
-
-def build_codec(config: WanConfig) -> WanVAE | TinyDecoder:
-    """The picture decoder that the config names, on the meta device."""
-    with torch.device("meta"):
-        return WanVAE(config.vae) if config.decoder == "vae" else TinyDecoder(config.tiny_decoder)
 
 
 def load_vae(config: WanConfig, directory: Path, device: torch.device) -> tuple[WanVAE, str]:
@@ -100,17 +88,15 @@ def load_vae(config: WanConfig, directory: Path, device: torch.device) -> tuple[
 
 
 def _tensors(config: WanConfig, directory: Path | None, dtype: torch.dtype) -> WanTensors:
-    codec_part = "vae" if config.decoder == "vae" else "tiny_decoder"
+    part = config.decoder_part
     if directory is not None:
-        return gather(config, directory, ("dit", codec_part))
+        return gather(config, directory, ("dit",) if part is None else ("dit", part))
     with torch.device("meta"):
         dit = CausalDiT(config.dit)
     found = WanTensors(dit=random_tensors(dit, _SEED, dtype))
-    codec = random_tensors(build_codec(config), _SEED + 1, torch.float32)
-    if codec_part == "vae":
-        found.vae = codec
-    else:
-        found.tiny_decoder = codec
+    codec = build_decoder(config, config.decoder)
+    if part is not None and codec is not None:
+        setattr(found, part, random_tensors(codec, _SEED + 1, torch.float32))
     return found
 
 
@@ -123,16 +109,16 @@ def _networks(
 ) -> Networks:
     with torch.device("meta"):
         dit = CausalDiT(config.dit)
-    codec = build_codec(config)
+    codec = build_decoder(config, config.decoder)
     assert tensors.dit is not None
     with device:
         # its frequencies are no weights, so the meta device has left them empty
         dit.rope = RotaryEmbedding3D(config.dit.head_dim)
     assign(dit, tensors.dit, f"weights {where} (dit)", device, dtypes[0])
-    codec_tensors = tensors.vae if config.decoder == "vae" else tensors.tiny_decoder
-    assert codec_tensors is not None
-    _place_statistics(codec, config, device, dtypes[1])
-    assign(codec, codec_tensors, f"weights {where} ({config.decoder} decoder)", device, dtypes[1])
+    if codec is not None and config.decoder_part is not None:
+        codec_tensors = vars(tensors)[config.decoder_part]
+        _place_statistics(codec, config, device, dtypes[1])
+        assign(codec, codec_tensors, f"weights {where} ({config.decoder} decoder)", device, dtypes[1])
     motion = None
     if config.motion_encoder is not None:
         with torch.random.fork_rng(devices=[]):

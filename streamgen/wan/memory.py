@@ -1,5 +1,8 @@
-"""How much memory a Wan-family stream takes, told before anything is allocated, and what would fit."""
+"""How much memory a Wan-family model and its streams take, told before anything is allocated, and what would
+fit.
+"""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,11 +13,20 @@ from models.context import ChunkPlan
 from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
-from ..errors import CheckpointError
+from ..checkpoints.memory import (
+    GIB,
+    cache_bytes,
+    expect_room,
+    network_step_bytes,
+    parameter_count,
+    prompt_bytes,
+    smaller_windows,
+)
 from ..machine import free_bytes
 from .config import WanConfig
 
-GIB = 2**30
+__all__ = ["GIB", "Setup", "alternatives", "check_memory", "memory_parts", "stream_check", "stream_parts"]
+
 # the encoder of UMT5-XXL: 256,384 words, 24 layers
 UMT5_XXL_PARAMETERS = 5_680_910_336
 
@@ -26,7 +38,7 @@ class Setup:
     Attributes:
         plan: chunks, sink and window of the stream.
         dtype, codec_dtype: of the diffusion network and its cache, and of the picture decoder.
-        decoder: `vae` or `tiny`.
+        decoder: `vae`, `tiny` or `none`.
         explicit_attention: whether scores are written out (the CPU) or stay in the kernel.
         text_dtype: of a text encoder that lies on the same device; None where it does not.
     """
@@ -40,48 +52,79 @@ class Setup:
 
 
 def memory_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
-    """Bytes by part: weights of the network and the decoder, the key-value cache, keys and values of two
-    prompts, the decoder's state, and what a step takes for a moment (of network and decoder, whichever is
-    more).
+    """Bytes of a model with one stream by part: weights of the network, the decoder and the text encoder,
+    and what the stream takes.
     """
-    size = setup.dtype.itemsize
-    dit, geometry = config.dit, config.geometry()
     with torch.device("meta"):
-        network, codec = CausalDiT(dit), _codec(config, setup.decoder)
-    tokens, attention = geometry.tokens_per_frame, setup.plan.attention_frames
-    decoder_state, decoder_step = _decoder_bytes(config, codec, setup)
-    parts = {
-        "network": _numbers(network) * size,
-        "decoder": _numbers(codec) * setup.codec_dtype.itemsize,
-        "cache": dit.layers * dit.dim * tokens * (2 * attention + setup.plan.sink_frames) * size,
-        "prompts": 2 * (2 * dit.layers * config.text.length * dit.dim * size),
-        "decoder state": decoder_state,
-        "step": max(_network_step(config, setup), decoder_step),
-    }
+        network = CausalDiT(config.dit)
+    codec = build_decoder(config, setup.decoder)
+    parts = {"network": parameter_count(network) * setup.dtype.itemsize}
+    if codec is not None:
+        parts["decoder"] = parameter_count(codec) * setup.codec_dtype.itemsize
+    parts |= stream_parts(config, setup)
     if setup.text_dtype is not None and config.text.kind == "umt5":
         parts["text encoder"] = UMT5_XXL_PARAMETERS * setup.text_dtype.itemsize
     return parts
 
 
+def stream_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
+    """Bytes of one more stream of a model that is loaded, by part: the key-value cache, keys and values of
+    two prompts, the decoder's state, and what a step takes for a moment (of network and decoder, whichever is
+    more).
+    """
+    dit, geometry, length = config.dit, config.geometry(), config.text.length
+    parts = {
+        "cache": cache_bytes(dit, geometry, setup.plan, setup.dtype),
+        "prompts": 2 * prompt_bytes(dit, length, setup.dtype),
+    }
+    step = network_step_bytes(
+        dit,
+        geometry.tokens_per_frame,
+        setup.plan,
+        setup.dtype,
+        length=length,
+        joint=config.sampling.recache_mode == "joint",
+        explicit=setup.explicit_attention,
+    )
+    codec = build_decoder(config, setup.decoder)
+    if codec is not None:
+        parts["decoder state"], decoding = _decoder_bytes(config, codec, setup)
+        step = max(step, decoding)
+    return parts | {"step": step}
+
+
 def check_memory(config: WanConfig, setup: Setup, device: torch.device) -> dict[str, int]:
-    """The estimate, once it is known to fit.
+    """The estimate of a model with one stream, once it is known to fit.
 
     Raises:
         CheckpointError: it does not fit what is free; says what would.
     """
-    parts, free = memory_parts(config, setup), free_bytes(device)
-    total = sum(parts.values())
-    if free is None or total <= free:
-        return parts
-    rows = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items() if value >= GIB / 10)
-    fitting = [f"{name} ({_gib(needed)})" for name, needed in alternatives(config, setup) if needed <= free]
-    advice = (
-        f"would fit: {'; '.join(fitting[:3])}" if fitting else "nothing smaller at this picture size fits"
-    )
-    raise CheckpointError(
-        f"memory: {config.width}x{config.height} needs {_gib(total)} GiB on {device} ({rows}), "
-        f"{_gib(free)} are free; {advice}"
-    )
+    parts = memory_parts(config, setup)
+    size = f"{config.width}x{config.height}"
+    expect_room(parts, free_bytes(device), size, device, lambda: alternatives(config, setup))
+    return parts
+
+
+def stream_check(config: WanConfig, setup: Setup, device: torch.device) -> Callable[[ChunkPlan], None]:
+    """What raises CheckpointError where one more stream with a plan does not fit what is free now; the
+    weights are there already.
+    """
+    known: dict[ChunkPlan, dict[str, int]] = {}
+
+    def parts_of(plan: ChunkPlan) -> dict[str, int]:
+        if plan not in known:
+            known[plan] = stream_parts(config, replace(setup, plan=plan))
+        return known[plan]
+
+    def smaller(plan: ChunkPlan) -> list[tuple[str, int]]:
+        plans = [(window, replace(plan, window_frames=window)) for window in smaller_windows(plan)]
+        return [(f"window_frames {window}", sum(parts_of(other).values())) for window, other in plans]
+
+    def check(plan: ChunkPlan) -> None:
+        what = f"a stream of {config.width}x{config.height}"
+        expect_room(parts_of(plan), free_bytes(device), what, device, lambda: smaller(plan))
+
+    return check
 
 
 def alternatives(config: WanConfig, setup: Setup) -> list[tuple[str, int]]:
@@ -97,11 +140,9 @@ def alternatives(config: WanConfig, setup: Setup) -> list[tuple[str, int]]:
     if now.decoder == "vae":
         now = replace(now, decoder="tiny")
         steps.append(("decoder tiny", now))
-    chunk = now.plan.chunk_frames
-    if now.plan.window_frames > chunk:
-        half = max(chunk, now.plan.window_frames // 2 // chunk * chunk)
-        now = replace(now, plan=replace(now.plan, window_frames=half))
-        steps.append((f"window_frames {half}", now))
+    for window in smaller_windows(now.plan)[:1]:
+        now = replace(now, plan=replace(now.plan, window_frames=window))
+        steps.append((f"window_frames {window}", now))
     names: list[str] = []
     out = []
     for name, changed in steps:
@@ -110,27 +151,12 @@ def alternatives(config: WanConfig, setup: Setup) -> list[tuple[str, int]]:
     return out
 
 
-def _codec(config: WanConfig, decoder: str) -> WanVAE | TinyDecoder:
-    return WanVAE(config.vae) if decoder == "vae" else TinyDecoder(config.tiny_decoder)
-
-
-def _network_step(config: WanConfig, setup: Setup) -> int:
-    """Most bytes that one forward holds besides weights and cache."""
-    dit, size = config.dit, setup.dtype.itemsize
-    tokens = config.geometry().tokens_per_frame
-    # a joint recache takes all frames of the attention span at once
-    joint = config.sampling.recache_mode == "joint"
-    keys = tokens * setup.plan.attention_frames
-    queries = keys if joint else tokens * setup.plan.chunk_frames
-    if setup.explicit_attention:
-        # scores in the working precision and in float32, their softmax, and keys and values laid out anew
-        scores = dit.heads * queries * max(keys, config.text.length)
-        attention = scores * (4 if size == 4 else 2 * size + 4) * 2 + 2 * keys * dit.dim * size
-    else:
-        attention = 0
-    stream = 6 * queries * dit.dim * size
-    feed_forward = 2 * queries * dit.ffn_dim * size
-    return stream + max(attention, feed_forward)
+def build_decoder(config: WanConfig, decoder: str) -> WanVAE | TinyDecoder | None:
+    """A picture decoder by its name in configs, on the meta device; None for `none`."""
+    with torch.device("meta"):
+        if decoder == "none":
+            return None
+        return WanVAE(config.vae) if decoder == "vae" else TinyDecoder(config.tiny_decoder)
 
 
 def _decoder_bytes(config: WanConfig, codec: WanVAE | TinyDecoder, setup: Setup) -> tuple[int, int]:
@@ -160,11 +186,3 @@ def _decoder_bytes(config: WanConfig, codec: WanVAE | TinyDecoder, setup: Setup)
     held = sum(x.numel() for x in state.memory.values()) * size
     # a new state is made beside the old one
     return held, most * size + held
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(x.numel() for x in module.parameters())
-
-
-def _gib(value: int) -> str:
-    return f"{value / GIB:.1f}"

@@ -10,7 +10,8 @@ from models.state_dict import Kind, Tensors, vae_res_blocks
 from models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from models.wan_vae import WAN_LATENT_MEAN, WAN_LATENT_STD, WanVAE, WanVAEConfig
 
-_HEAD_DIM = 128
+HEAD_DIM = 128
+TEXT_LENGTH = 512
 
 
 def expected_module(kind: Kind, tensors: Tensors) -> nn.Module | None:
@@ -39,7 +40,7 @@ def dit_config_of(tensors: Mapping[str, Tensor]) -> CausalDiTConfig:
     return CausalDiTConfig(
         dim=dim,
         layers=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
-        heads=dim // _HEAD_DIM if dim % _HEAD_DIM == 0 else 1,
+        heads=dim // HEAD_DIM if dim % HEAD_DIM == 0 else 1,
         ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
         latent_channels=latent,
         motion_channels=channels - latent,
@@ -47,6 +48,23 @@ def dit_config_of(tensors: Mapping[str, Tensor]) -> CausalDiTConfig:
         text_dim=tensors["text_embedding.0.weight"].shape[1],
         freq_dim=tensors["time_embedding.0.weight"].shape[1],
     )
+
+
+def assumed(dit: CausalDiTConfig, length: int | None = None) -> dict[str, str]:
+    """What no tensor tells and has to be right: the number of heads and the length of prompts, with where
+    they are from; and a note where the heads are not as wide as those of all published models.
+
+    Args:
+        length: tokens of a prompt as the config says; None where there is no config.
+    """
+    source = "published Wan models" if length is None else "its config"
+    heads = f"{dit.heads} of width {dit.head_dim} (from {source})"
+    if length is None and dit.dim % HEAD_DIM:
+        heads = f"unknown: published ones are {HEAD_DIM} wide, and {dit.dim} is no multiple of that"
+    out = {"heads": heads, "text_length": f"{TEXT_LENGTH if length is None else length} (from {source})"}
+    if length is not None and dit.head_dim != HEAD_DIM:
+        out["note"] = f"published Wan models have heads of width {HEAD_DIM}, this config has {dit.head_dim}"
+    return out
 
 
 def vae_config_of(tensors: Mapping[str, Tensor]) -> WanVAEConfig:

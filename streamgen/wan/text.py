@@ -7,6 +7,7 @@ transformers is an optional dependency (extra `wan`) and imported on first use o
 import hashlib
 import html
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ class UMT5Prompts:
         self._tokenizer: Any = None
         self._model: Any = None
         self._cached: dict[str, Tensor] = {}
+        # prompts come from several threads; what takes seconds and gigabytes to load is loaded once
+        self._lock = threading.RLock()
 
     def words(self, prompt: str) -> Words:
         """See `PromptEncoder`."""
@@ -114,9 +117,10 @@ class UMT5Prompts:
             self._write(text, found)
             if not self.options.keep:
                 self.free()
-        if len(self._cached) >= _KEPT:
-            self._cached.pop(next(iter(self._cached)))
-        self._cached[text] = found
+        with self._lock:
+            if len(self._cached) >= _KEPT:
+                self._cached.pop(next(iter(self._cached)))
+            self._cached[text] = found
         return zero_padded(found, self.config.length)
 
     def null(self) -> Tensor:
@@ -135,7 +139,8 @@ class UMT5Prompts:
 
     def free(self) -> None:
         """Give the encoder's memory back; it is loaded again when needed."""
-        self._model = None
+        with self._lock:
+            self._model = None
         if torch.device(self.options.device).type == "cuda":
             torch.cuda.empty_cache()
 
@@ -148,18 +153,25 @@ class UMT5Prompts:
         return hidden[0].float().cpu()
 
     def _tokens(self, prompt: str) -> list[int]:
-        if self._tokenizer is None:
-            folder = _first_folder(self.source, ("google/umt5-xxl", "tokenizer", "../tokenizer"))
-            self._tokenizer = _from_pretrained("AutoTokenizer", folder)
-        ids: list[int] = self._tokenizer(clean_prompt(prompt), add_special_tokens=True)["input_ids"]
+        with self._lock:
+            if self._tokenizer is None:
+                folder = _first_folder(self.source, ("google/umt5-xxl", "tokenizer", "../tokenizer"))
+                self._tokenizer = _from_pretrained("AutoTokenizer", folder)
+            # a fast tokenizer's truncation settings are its own state
+            ids: list[int] = self._tokenizer(clean_prompt(prompt), add_special_tokens=True)["input_ids"]
         if len(ids) > self.config.length:
             # what is cut off at the end must not be the end token
             ids = [*ids[: self.config.length - 1], ids[-1], *ids[self.config.length - 1 : -1]]
         return ids
 
     def _load(self) -> Any:
-        if self._model is not None:
+        """The encoder, loaded by one thread while others wait for it."""
+        with self._lock:
+            if self._model is None:
+                self._model = self._loaded()
             return self._model
+
+    def _loaded(self) -> Any:
         folder = Path(self.source)
         published = sorted(folder.glob("models_t5_*.pth")) if folder.is_dir() else []
         if published:
@@ -173,12 +185,11 @@ class UMT5Prompts:
                 f"text encoder {self.source}: expected width {self.config.dim} (dit.text_dim), found {found}"
             )
         try:
-            self._model = model.to(self.options.device).eval().requires_grad_(False)
+            return model.to(self.options.device).eval().requires_grad_(False)
         except RuntimeError as error:
             raise CheckpointError(
                 f"text encoder: device {self.options.device}: {str(error).splitlines()[0]}"
             ) from None
-        return self._model
 
     def _file(self, text: str) -> Path | None:
         if self.options.cache is None:

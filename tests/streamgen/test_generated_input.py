@@ -123,11 +123,19 @@ JOBS = mapping(
     prompt=some.text(max_size=30) | some.just("a red circle"),
     motion=MOTIONS | GOOD_MOTIONS | some.just("none.json"),
     policy=some.sampled_from(["keep", "x"]),
+    cache=some.sampled_from(["clear", "keep", "rebuild"]),
+    gestures=some.dictionaries(some.text(max_size=3), MOTIONS | GOOD_MOTIONS | some.none(), max_size=2),
     set=mapping(
         steps=some.integers(-1, 3), text_guidance=NUMBERS, shift=NUMBERS, rope=some.sampled_from(["absolute"])
     ),
     shots=some.lists(
-        mapping(at=some.floats(0, 0.2) | NUMBERS, prompt=some.text(max_size=9), motion=GOOD_MOTIONS),
+        mapping(
+            at=some.floats(0, 0.2) | NUMBERS,
+            prompt=some.text(max_size=9),
+            motion=GOOD_MOTIONS,
+            cache=some.sampled_from(["clear", "keep"]),
+            gestures=some.dictionaries(some.sampled_from(["a", "b"]), GOOD_MOTIONS | some.none(), max_size=2),
+        ),
         max_size=3,
     ),
 )
@@ -138,6 +146,8 @@ GOOD_JOBS = some.fixed_dictionaries(
         "seed": some.integers(0, 2**63 - 2),
         "samples": some.integers(1, 2),
         "motion": GOOD_MOTIONS,
+        "cache": some.sampled_from(["clear", "keep", "recache"]),
+        "gestures": some.dictionaries(some.sampled_from(["a", "b"]), GOOD_MOTIONS, min_size=1, max_size=2),
         "set": some.fixed_dictionaries({"steps": some.integers(1, 2)}),
         "shots": some.just([{"at": 0.05, "prompt": "sea"}]),
     },

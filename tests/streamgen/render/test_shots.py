@@ -288,3 +288,58 @@ def test_a_written_clip_has_its_gestures(tmp_path: Path, pipeline: Pipeline) -> 
 
     again = open_timeline(pipeline, tmp_path / "a.json", tmp_path / "b.mp4", None, None, None)
     assert write_clip(again)["replay"]["equal"] is True
+
+
+LONG = "x" * 65
+EVENTS: list[tuple[dict[str, Any], str]] = [
+    ({"cache": "kep"}, "cache: expected one of recache, keep, clear, rebuild, found 'kep'"),
+    ({"policy": "kep"}, "cache: expected one of"),
+    ({"cache": "keep", "policy": "clear"}, "cache 'keep' and policy 'clear' are the same field"),
+    ({"gestures": {LONG: None}}, "expected a name of 1 to 64 printable characters"),
+    ({"gestures": {"": None}}, "expected a name of 1 to 64 printable characters"),
+    ({"gestures": {3: None}}, "expected a name of 1 to 64 printable characters"),
+    ({"gestures": dict.fromkeys(map(str, range(257)))}, "expected at most 256 in one event"),
+    ({"gestures": {}}, "expected a prompt, motion, settings or a cache action"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), EVENTS)
+def test_bad_events_are_one_line_in_python(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        StreamEvent(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_opening_lets_go_of_nothing(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match="gesture 'pin': nothing is in force to let go of"):
+        pipeline.open("sea", gestures={"pin": None})
+    session = pipeline.open("sea", gestures={"pin": pins([(0.5, 0.5)], 99)})
+    receipt = session.submit(StreamEvent(gestures={"pim": None}))
+    next(session)
+    assert (receipt.status, "did you mean 'pin'" in str(receipt.reason)) == ("refused", True)
+
+
+ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"cache": "kep"}, "cache: expected one of"),
+    ({"gestures": {"pin": 3}}, "incomplete or damaged"),
+    ({"gestures": {LONG: None}}, "expected a name of 1 to 64"),
+    ({"gestures": {"pin": {"pins": "all"}}}, "pins: expected a list"),
+    ({"gesture": {}}, "unknown key 'gesture'"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), ROWS)
+def test_bad_timeline_rows_are_one_line(
+    row: dict[str, Any], message: str, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opening = {"chunk": 0, "frame": 0, "prompt": "sea"}
+    events_ = [opening, {"chunk": 1, "frame": 1, "prompt": "sand"} | row]
+    content = {"format": "streamgen-timeline", "fps": 16, "seed": 0, "events": events_}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    line = call(
+        capsys, "render", tmp_path / "a.json", "-o", tmp_path / "a.mp4", "--model", checkpoint
+    ).error()
+    assert message in line
+    own = ["render", tmp_path / "a.json", "-o", tmp_path / "a.mp4", "--model", checkpoint]
+    for option in (["--cache", "keep"], ["--gesture", "a=b"]):
+        assert f"{option[0]}: not here, a timeline has its own" in call(capsys, *own, *option).error()

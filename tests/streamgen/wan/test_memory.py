@@ -9,16 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
+import streamgen.machine
 import streamgen.wan.load
 import streamgen.wan.memory
-from streamgen import load_pipeline
+from models.context import ChunkPlan
+from streamgen import Pipeline, load_pipeline
 from streamgen.errors import CheckpointError
 from streamgen.wan.config import CONFIGS, WanConfig, read_wan_config
 from streamgen.wan.load import setup_of
-from streamgen.wan.memory import GIB, UMT5_XXL_PARAMETERS, Setup, alternatives, check_memory, memory_parts
+from streamgen.wan.memory import (
+    GIB,
+    UMT5_XXL_PARAMETERS,
+    Setup,
+    alternatives,
+    check_memory,
+    memory_parts,
+    stream_parts,
+)
 from streamgen.wan.options import TextOptions, WanOptions
 from tests.tiny_models import assert_needs
-from tests.tiny_wan import SMALL
+from tests.tiny_wan import SMALL, small_config
 
 FULL = read_wan_config(CONFIGS / "wan-1.3b-longlive.yaml")
 
@@ -51,9 +61,12 @@ def test_parts_are_what_a_stream_allocates(decoder: str) -> None:
     next(session)
     assert parts["cache"] == session.state.latents.ring.allocated_bytes()
     assert parts["network"] == 4 * sum(x.numel() for x in pipeline.dit.parameters())
-    state = session.decoder_state.tokenizer.tensors()
+    assert session.state.decoder is not None
+    state = session.state.decoder.tokenizer.tensors()
     assert parts["decoder state"] == sum(4 * x.numel() for name, x in state.items() if name != "frames")
-    assert parts["prompts"] == 2 * session.controls.text.size_bytes()
+    assert parts["prompts"] == 2 * session.controls.text.context.size_bytes()
+    twin = session.fork()
+    assert twin.state.latents.ring.allocated_bytes() == parts["cache"]
 
 
 def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +101,116 @@ def test_refused_before_anything_is_allocated(tmp_path: Path, monkeypatch: pytes
     assert_needs(check, monkeypatch, streamgen.wan.load, "check_memory", lambda *_: {})
 
 
-def test_a_larger_window_is_checked_when_a_stream_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = load_pipeline("wan-1.3b-longlive", "cpu", wan=WanOptions(random_weights=True, overrides=SMALL))
-    monkeypatch.setattr(streamgen.wan.memory, "free_bytes", lambda device: 1000)
-    pipeline.open("a boat")
-    with pytest.raises(CheckpointError, match="memory: 48x32 needs"):
-        pipeline.open("a boat", settings={"window_frames": 30})
+class Free:
+    """Stands in for `free_bytes`: what is left of some bytes; notes how often it was asked."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.asked = left, 0
+
+    def __call__(self, device: torch.device) -> int:
+        self.asked += 1
+        return self.left
+
+
+def small_pipeline(*more: str) -> Pipeline:
+    options = WanOptions(random_weights=True, overrides=(*SMALL, *more))
+    return load_pipeline("wan-1.3b-longlive", "cpu", wan=options)
+
+
+def small_setup(plan: ChunkPlan) -> Setup:
+    return Setup(plan, torch.float32, torch.float32, "vae", True, None)
+
+
+WIDE = {"window_frames": 300}
+
+
+def test_weights_are_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading that fits, then an opening, a fork and a resume that fit what the weights have left."""
+    big = ("dit.dim=384", "dit.heads=4", "dit.ffn_dim=2048", "dit.layers=4")
+    config = small_config("wan-1.3b-longlive", *big)
+    plan = replace(config.plan, window_frames=WIDE["window_frames"])
+    whole, stream = memory_parts(config, small_setup(config.plan)), stream_parts(config, small_setup(plan))
+    weights = whole["network"] + whole["decoder"]
+    assert weights > sum(stream.values()) / 10
+    free = Free(weights + sum(stream.values()))
+    monkeypatch.setattr(streamgen.wan.memory, "free_bytes", free)
+    pipeline = small_pipeline(*big)
+    free.left -= weights
+    pipeline.open("a boat", settings=WIDE)
+    free.left -= 1
+    with pytest.raises(CheckpointError, match=r"memory: a stream of 48x32 needs .* would fit: window_frames"):
+        pipeline.open("a boat", settings=WIDE)
+
+
+def test_every_opening_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default window, a fork, a restore from a file: each takes a cache of its own."""
+    pipeline = small_pipeline()
+    session = pipeline.open("a boat")
+    next(session)
+    session.save(tmp_path / "state")
+    needed = sum(stream_parts(pipeline.config, small_setup(pipeline.plan)).values())  # type: ignore[arg-type]
+    doors = (
+        lambda: pipeline.open("a boat"),
+        session.fork,
+        lambda: pipeline.resume(tmp_path / "state"),
+        lambda: pipeline.replay(session.timeline),
+    )
+
+    def check() -> None:
+        for left, fits in ((needed, True), (needed - 1, False)):
+            free = Free(left)
+            monkeypatch.setattr(streamgen.wan.memory, "free_bytes", free)
+            for door in doors:
+                refused = None
+                try:
+                    door()
+                except CheckpointError as error:
+                    refused = str(error)
+                assert (refused is None) == fits, refused
+                assert "\n" not in str(refused)
+
+    parts = replace(pipeline.parts, check_memory=None)
+    assert_needs(check, monkeypatch, pipeline, "parts", parts)
+
+
+def test_a_refused_opening_costs_the_stream_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = small_pipeline()
+    session, other = pipeline.open("a boat"), pipeline.open("a boat")
+    first = next(session).frames
+    with monkeypatch.context() as patched:
+        patched.setattr(streamgen.wan.memory, "free_bytes", Free(1000))
+        with pytest.raises(CheckpointError, match="nothing smaller at this picture size fits"):
+            session.fork()
+        second = next(session).frames
+    assert torch.equal(torch.cat([first, second]), torch.cat([next(other).frames for _ in range(2)]))
+
+
+def test_the_check_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamgen.wan.memory, "free_bytes", Free(1000))
+    options = WanOptions(random_weights=True, overrides=SMALL, check_memory=False)
+    load_pipeline("wan-1.3b-longlive", "cpu", wan=options).open("a boat")
+
+
+def test_the_sink_is_rotated_one_layer_at_a_time() -> None:
+    """What a step takes does not grow with the layers, but grows with the sink where that is most of it."""
+    plan = replace(FULL.plan, sink_frames=300, window_frames=0)
+    deep = replace(FULL, dit=replace(FULL.dit, layers=60))
+    step, twice = (stream_parts(each, setup(plan=plan, decoder="none"))["step"] for each in (FULL, deep))
+    assert step == twice
+    one_layer = 1560 * 300 * 1536 * 2
+    assert 6 * one_layer < step < 60 * one_layer
+
+
+def test_free_memory_counts_what_can_be_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group of processes, files that were read; on a GPU, blocks that torch keeps."""
+    monkeypatch.setattr(streamgen.machine, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("1000000")
+    (tmp_path / "memory.current").write_text("900000")
+    assert streamgen.machine.free_bytes(torch.device("cpu")) == 100_000
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300000\nactive_file 7\n")
+    assert streamgen.machine.free_bytes(torch.device("cpu")) == 400_000
+    (tmp_path / "memory.max").write_text("max")
+    assert (streamgen.machine.free_bytes(torch.device("cpu")) or 0) > 1_000_000
+    for name, value in (("mem_get_info", (100, 1000)), ("memory_reserved", 60), ("memory_allocated", 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert streamgen.machine.free_bytes(torch.device("cuda")) == 140

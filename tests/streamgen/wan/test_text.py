@@ -2,8 +2,11 @@
 published file of Wan2.1; what is missing or does not fit is one line.
 """
 
+import contextlib
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -148,3 +151,50 @@ def test_hashed_prompts_are_functions_of_their_words() -> None:
 
 def test_clean_prompt() -> None:
     assert clean_prompt(" a\u00a0\u201cred\u201d &amp;amp; \n blue boat ") == 'a "red" & blue boat'
+
+
+def test_first_prompts_that_come_at_once_load_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads, each with its first prompt; the loader is slow, so that both would be in it."""
+    loads: list[str] = []
+    tokenizer, model = tiny_tokenizer(), tiny_umt5()
+
+    def loader(kind: str, source: str, **options: object) -> object:
+        loads.append(kind)
+        time.sleep(0.2)
+        return tokenizer if kind == "AutoTokenizer" else model
+
+    monkeypatch.setattr(streamgen.wan.text, "_from_pretrained", loader)
+
+    def check() -> None:
+        loads.clear()
+        prompts = UMT5Prompts("nowhere", TextConfig(dim=16, length=6))
+        start = threading.Barrier(2)
+        found: dict[str, torch.Tensor] = {}
+
+        def first(prompt: str) -> None:
+            start.wait()
+            found[prompt] = prompts.embed(prompt)
+
+        threads = [threading.Thread(target=first, args=(prompt,)) for prompt in ("a red boat", "the sea")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(loads) == ["AutoTokenizer", "UMT5EncoderModel"]
+        assert torch.equal(found["the sea"], prompts.embed("the sea"))
+
+    assert_needs(check, monkeypatch, threading, "RLock", contextlib.nullcontext)
+
+
+def test_a_failed_load_lets_the_next_prompt_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = UMT5Prompts("nowhere", TextConfig(dim=16, length=6))
+    monkeypatch.setattr(streamgen.wan.text, "_from_pretrained", broken_loader)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        prompts.embed("a red boat")
+    good = {"AutoTokenizer": tiny_tokenizer(), "UMT5EncoderModel": tiny_umt5()}
+    monkeypatch.setattr(streamgen.wan.text, "_from_pretrained", lambda kind, source, **_: good[kind])
+    assert prompts.embed("a red boat").shape == (1, 6, 16)
+
+
+def broken_loader(kind: str, source: str, **options: object) -> object:
+    raise CheckpointError(f"text encoder {source}: cannot be loaded")

@@ -1,0 +1,106 @@
+"""What a model and its streams take of the memory, told before anything is allocated."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from models.causal_dit import CausalDiTConfig
+from models.context import ChunkPlan
+from models.kv_cache import CacheShape
+
+from ..engine.geometry import LatentGeometry
+from ..errors import CheckpointError
+
+GIB = 2**30
+
+
+def cache_bytes(dit: CausalDiTConfig, geometry: LatentGeometry, plan: ChunkPlan, dtype: torch.dtype) -> int:
+    """Bytes of one stream's key-value cache; a fork has one, too."""
+    shape = CacheShape(dit.layers, dit.heads, dit.head_dim, geometry.token_grid)
+    return shape.cache_bytes(plan, dtype)
+
+
+def prompt_bytes(dit: CausalDiTConfig, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the cross-attention keys and values of one prompt of `length` tokens."""
+    return 2 * dit.layers * length * dit.dim * dtype.itemsize
+
+
+def network_step_bytes(
+    dit: CausalDiTConfig,
+    tokens: int,
+    plan: ChunkPlan,
+    dtype: torch.dtype,
+    *,
+    length: int,
+    joint: bool,
+    explicit: bool,
+) -> int:
+    """Most bytes that one forward holds besides weights and cache; estimated from the largest layer.
+
+    Args:
+        tokens: of one latent frame.
+        length: tokens of a prompt.
+        joint: whether a recache takes all frames of the attention span at once.
+        explicit: whether scores are written out (the CPU) or stay in the kernel.
+    """
+    size = dtype.itemsize
+    keys = tokens * plan.attention_frames
+    queries = keys if joint else tokens * plan.chunk_frames
+    attention = 0
+    if explicit:
+        # scores in the working precision and in float32, their softmax, and keys and values laid out anew
+        scores = dit.heads * queries * max(keys, length)
+        attention = scores * (4 if size == 4 else 2 * size + 4) * 2 + 2 * keys * dit.dim * size
+    feed_forward = 2 * queries * dit.ffn_dim * size
+    # the sink's keys are rotated one layer at a time: widened, in halves, put together, and narrowed again
+    sink = tokens * plan.sink_frames * dit.dim * (12 + size)
+    return 6 * queries * dit.dim * size + max(attention, feed_forward, sink)
+
+
+def expect_room(
+    parts: Mapping[str, int],
+    free: int | None,
+    what: str,
+    device: torch.device,
+    smaller: Callable[[], Sequence[tuple[str, int]]],
+) -> None:
+    """Raise CheckpointError where parts do not fit into the memory that is free.
+
+    Args:
+        parts: bytes by name.
+        free: bytes; None where nobody knows, which fits everything.
+        what: is to be made, for the message.
+        smaller: ways to need less, from the mildest on, with the bytes that each needs.
+    """
+    total = sum(parts.values())
+    if free is None or total <= free:
+        return
+    rows = ", ".join(f"{name} {gib(value)}" for name, value in parts.items() if 10 * value >= total)
+    fitting = [f"{name} ({gib(needed)})" for name, needed in smaller() if needed <= free]
+    advice = (
+        f"would fit: {'; '.join(fitting[:3])}" if fitting else "nothing smaller at this picture size fits"
+    )
+    raise CheckpointError(
+        f"memory: {what} needs {gib(total)} GiB on {device} ({rows}), {gib(free)} are free; {advice}"
+    )
+
+
+def smaller_windows(plan: ChunkPlan) -> list[int]:
+    """Windows of whole chunks below a plan's own, each about half of the one before, down to one chunk."""
+    chunk, window = plan.chunk_frames, plan.window_frames
+    out = []
+    while window > chunk:
+        window = max(chunk, window // 2 // chunk * chunk)
+        out.append(window)
+    return out
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Numbers in a module's parameters."""
+    return sum(x.numel() for x in module.parameters())
+
+
+def gib(value: int) -> str:
+    """Bytes as GiB, for people."""
+    return f"{value / GIB:.1f}" if value >= GIB / 10 else f"{value / GIB:.2g}"
