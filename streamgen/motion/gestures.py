@@ -56,9 +56,10 @@ def changed(
     """
     now = {gesture.name: gesture for gesture in gestures}
     begins = {name: tracks for name, tracks in changes.items() if tracks is not None and not tracks.is_empty}
+    in_force = [gesture.name for gesture in released(gestures, frame)]
     for name in changes.keys() - begins.keys():
-        if name not in now and changes[name] is None:
-            raise InputError(unknown_gesture(name, list(now)))
+        if name not in in_force and changes[name] is None:
+            raise InputError(unknown_gesture(name, in_force))
     now = {name: gesture for name, gesture in now.items() if name in begins or name not in changes}
     # always in one order, since ids depend on it: a replay has the same changes in another one
     for name in sorted(begins, key=lambda name: (name != MOTION, name)):

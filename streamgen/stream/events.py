@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..motion.gestures import MOTION
 from ..motion.tracks import TrackSet
+from ..suggest import shorten
 from .prompts import check_prompt
 from .recache import SinkPolicy
 
@@ -56,11 +57,7 @@ class StreamEvent:
             if self.cache not in (None, policy):
                 raise InputError(f"event: cache {self.cache!r} and policy {policy!r} are the same field")
             object.__setattr__(self, "cache", policy)
-        for name, kind, value in (("cache", CacheAction, self.cache), ("sink policy", SinkPolicy, self.sink)):
-            if value is not None and value not in get_args(kind):
-                raise InputError(f"{name}: expected one of {', '.join(get_args(kind))}, found {value!r}")
-        if self.prompt is not None:
-            check_prompt(self.prompt)
+        self._check()
         # copies: what was checked and recorded must not change with the caller's own
         if self.settings is not None:
             object.__setattr__(self, "settings", dict(self.settings))
@@ -68,6 +65,24 @@ class StreamEvent:
             object.__setattr__(self, "gestures", _checked_gestures(self.gestures))
         if self.prompt_embeds is not None:
             object.__setattr__(self, "prompt_embeds", _checked_embeds(self.prompt_embeds))
+
+    def _check(self) -> None:
+        """Raise InputError for fields of another kind, or none at all."""
+        for word, kind, action in (
+            ("cache", CacheAction, self.cache),
+            ("sink policy", SinkPolicy, self.sink),
+        ):
+            if action is not None and action not in get_args(kind):
+                raise InputError(f"{word}: expected one of {', '.join(get_args(kind))}, found {action!r}")
+        if self.prompt is not None:
+            check_prompt(self.prompt)
+        if self.motion is not None and not isinstance(self.motion, TrackSet):
+            raise InputError(f"motion: expected a TrackSet, found {shorten(self.motion)}")
+        for name, value in (("settings", self.settings), ("gestures", self.gestures)):
+            if value is not None and not isinstance(value, Mapping):
+                raise InputError(f"{name}: expected values by name, found {shorten(value)}")
+        if self.motion is not None and MOTION in (self.gestures or {}):
+            raise InputError(f"event: motion is the gesture {MOTION!r}, which gestures has, too")
         fields = (self.prompt, self.motion, self.cache, self.prompt_embeds)
         if all(value is None for value in fields) and not self.settings and not self.gestures:
             raise InputError(
@@ -129,7 +144,9 @@ class Receipt:
 
 
 def _checked_gestures(gestures: Mapping[str, TrackSet | None]) -> dict[str, TrackSet | None]:
-    for name in gestures:
+    for name, tracks in gestures.items():
+        if tracks is not None and not isinstance(tracks, TrackSet):
+            raise InputError(f"gesture {name!r}: expected a TrackSet or None, found {shorten(tracks)}")
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not name.isprintable():
             raise InputError(
                 f"gesture: expected a name of 1 to {MAX_NAME} printable characters, found {name!r:.80}"

@@ -121,6 +121,8 @@ class Timeline:
                 timeline.start = Start.from_json(content["start"])
             prompt = None
             for row in content["events"]:
+                if not isinstance(row, dict):
+                    raise InputError(f"timeline: event: expected an object, found {shorten(row)}")
                 for key in row:
                     if key not in _ROW_KEYS:
                         raise InputError(f"timeline: event: {unknown_key(key, _ROW_KEYS)}")
@@ -174,7 +176,9 @@ def event_from_json(row: Mapping[str, Any], fps: float, prompt: str | None = Non
     if "motion" in row:
         motion = TrackSet.empty(0) if row["motion"] is None else load_motion(row["motion"], fps)
     gestures = None
-    if row.get("gestures"):
+    if row.get("gestures") is not None:
+        if not isinstance(row["gestures"], Mapping):
+            raise InputError(f"gestures: expected tracks by name, found {shorten(row['gestures'])}")
         gestures = {
             name: None if tracks is None else load_motion(tracks, fps)
             for name, tracks in row["gestures"].items()

