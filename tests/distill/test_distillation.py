@@ -25,7 +25,14 @@ def _fresh_accelerate() -> Any:
     forget_processes()
 
 
-@pytest.mark.parametrize("make", [teacher_run, init_run, self_forcing_run])
+@pytest.mark.parametrize(
+    "make",
+    [
+        self_forcing_run,
+        pytest.param(teacher_run, marks=pytest.mark.slow),
+        pytest.param(init_run, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stage_trains_and_its_checkpoint_streams(tmp_path: Path, make: Any) -> None:
     config = with_steps(make(tmp_path), 7)
     if isinstance(config, SelfForcingRun):

@@ -262,6 +262,7 @@ def test_the_stages_of_distillation_train_on_a_folder(tmp_path: Path, clips: Pat
     assert next(pipeline.open("a zebra walks")).frames.shape[1:] == (32, 48, 3)
 
 
+@pytest.mark.slow
 def test_self_forcing_needs_prompts_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

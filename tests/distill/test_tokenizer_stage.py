@@ -146,6 +146,7 @@ def test_an_error_on_an_object_costs_more(stage: TokenizerStage) -> None:
     assert weighted > stage.module(nowhere)[1]["mse"]
 
 
+@pytest.mark.slow
 def test_sizes_take_turns_after_the_first_images(tmp_path: Path) -> None:
     """Images and clips come in every size, with about as many pixels; the first phase has the own size."""
     config = run_config(tmp_path)
@@ -159,6 +160,7 @@ def test_sizes_take_turns_after_the_first_images(tmp_path: Path) -> None:
     assert late == images | clips
 
 
+@pytest.mark.slow
 def test_a_start_from_weights_is_measured_against_the_pca(stage: TokenizerStage, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in stage.tokenizer.parameters():

@@ -120,6 +120,7 @@ def test_merging_adapters_is_undone_bit_for_bit() -> None:
     assert torch.equal(net.get_parameter(name), again.get_parameter(name))
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     original = activation.checkpoint
@@ -225,6 +226,7 @@ def test_a_missing_tracker_is_one_line(tmp_path: Path, name: str, monkeypatch: p
         toy_trainer(toy_config(tmp_path, trackers=(name,)), ToyStage()).run()
 
 
+@pytest.mark.slow
 def test_plots_of_every_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "write_plots", write_plots)
     preview = PreviewConfig(every_minutes=None)

@@ -236,6 +236,7 @@ def test_a_run_keeps_the_numbers_of_its_captions(tmp_path: Path, monkeypatch: py
         numbers("a")
 
 
+@pytest.mark.slow
 def test_prompts_alone(tmp_path: Path) -> None:
     """Self Forcing without a clip: whole prompts with their switches."""
     prompts = tmp_path / "prompts.jsonl"

@@ -407,6 +407,7 @@ def test_full_disk(room: int, place: Path, checkpoint: Path) -> None:
     assert {path.name for path in place.iterdir()} <= {"out.mp4.part"}
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_the_record(place: Path, checkpoint: Path) -> None:
     """The video fits and its record does not: neither gets its name."""
     prompts = [f"{i / 16}:sea {i} " + "gargoyle " * 200 for i in range(1, 16)]

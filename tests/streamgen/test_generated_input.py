@@ -345,6 +345,7 @@ def test_2000_generated_inputs(case: str) -> None:
     many(check, SOAK, **strategies)
 
 
+@pytest.mark.slow
 def test_200_generated_runs(pipeline: Pipeline) -> None:
     many(check_run, 200, pipeline, rows=some.lists(SHORT_JOBS, min_size=1, max_size=2))
 

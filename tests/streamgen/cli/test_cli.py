@@ -121,6 +121,7 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
     assert "long_stream" not in result
 
 
+@pytest.mark.slow
 def test_bench_counts_frames_not_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """8 frames a chunk: the rate is 8 over the mean chunk time, however fast the machine is."""
     model = write_checkpoint(tmp_path / "m", plan=ChunkPlan(2, 1, 1, 2))

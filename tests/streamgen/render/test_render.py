@@ -62,6 +62,7 @@ def record(path: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_a_process_renders_what_a_session_makes(tmp_path: Path, checkpoint: Path, pipeline: Pipeline) -> None:
     shots = ["--at", "1:a blue star", "--at", "1.5:sand"]
     arguments = [

@@ -69,6 +69,7 @@ def test_parts_are_what_a_stream_allocates(decoder: str) -> None:
     assert twin.state.latents.ring.allocated_bytes() == parts["cache"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
     full = setup(dtype=torch.float32, codec_dtype=torch.float32, text_dtype=torch.bfloat16)
     ways = alternatives(FULL, full)
