@@ -229,6 +229,7 @@ def test_ids_stay_those_they_were_while_others_come_and_go(monkeypatch: pytest.M
     assert_needs(check, monkeypatch, TrackSet, "slice", lambda self, start, stop: self)
 
 
+@pytest.mark.slow
 def test_hours_of_drag_leave_no_more_than_the_live_gestures() -> None:
     desk, most = MotionDesk(16), 0
     gestures: tuple[Gesture, ...] = ()

@@ -113,6 +113,7 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+@pytest.mark.slow
 def test_a_report_is_written(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert set(report) >= CONTRACT
@@ -133,6 +134,7 @@ def test_a_report_is_written(finished: Path) -> None:
         assert (finished / name).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_read_and_expected(finished: Path) -> None:
     rows = read_rows(finished)
     model = [row for row in rows if row.source == "model" and row.suite != "tokenizer"]
@@ -147,6 +149,7 @@ def test_rows_say_what_was_read_and_expected(finished: Path) -> None:
         assert len(row.weights) == len(row.settings) == 64
 
 
+@pytest.mark.slow
 def test_a_report_is_made_again_from_its_rows(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +165,7 @@ def test_a_report_is_made_again_from_its_rows(
     assert printed == json.loads((finished / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_from_its_rows(
     finished: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +196,7 @@ def counting(made: list[str]) -> Any:
     return make
 
 
+@pytest.mark.slow
 def test_rows_of_other_weights_or_settings_are_refused(
     finished: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,11 @@ from tests.quick_instruments import quick_instruments
 SIZE = 64
 
 
-@pytest.fixture(scope="module", params=["quick", pytest.param("full", marks=pytest.mark.slow)])
+# readers are trained first: half a minute, or two
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=["quick", "full"])
 def training(request: pytest.FixtureRequest) -> str:
     """`full` is what evaluations work with."""
     return str(request.param)

@@ -146,6 +146,7 @@ def words_run(tmp_path: Path, **changes: Any) -> WordsRun:
     return WordsRun(**settings)
 
 
+@pytest.mark.slow
 def test_a_missed_gate_ends_the_stage_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ def test_signals_end_after_the_chunk_and_the_run_goes_on_later(tmp_path: Path, c
     assert not list(out.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder(tmp_path: Path, checkpoint: Path) -> None:
     """Also with other job files that share items under other names."""
     jobs, out = write_jobs(tmp_path, 6, 49), tmp_path / "out"

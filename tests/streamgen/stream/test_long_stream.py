@@ -110,6 +110,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return load_pipeline(write_checkpoint(tmp_path_factory.mktemp("model") / "small", steps=1))
 
 
+@pytest.mark.slow
 def test_300_chunks(pipeline: Pipeline, tmp_path: Path) -> None:
     stays_flat_and_comes_again(pipeline, tmp_path, 300, growth_mb=8)
 
