@@ -266,9 +266,9 @@ def test_reports_beside_each_other(
     assert [(row["name"], row["steps"]) for row in rows] == [("two steps", 2), ("of1", 1)]
     for row, folder in zip(rows, (finished, one), strict=True):
         report = json.loads((folder / "report.json").read_text())
-        assert row["shape"]["value"] == pytest.approx(report["shape_accuracy"])
+        assert row["shape"]["value"] == pytest.approx(report["shape_accuracy"], abs=1e-6)
         assert row["shape"]["n"] == 2
-        assert row["switch within 1 s"]["value"] == pytest.approx(report["switch_soon"])
+        assert row["switch within 1 s"]["value"] == pytest.approx(report["switch_soon"], abs=1e-6)
     assert rows[1]["60 s: first 4 s"] is None
     against = {comparison["figure"]: comparison for comparison in rows[1]["against"]}
     assert against["shape_accuracy"]["n"] == 2
