@@ -336,7 +336,6 @@ def test_a_clip_that_hangs_its_decoder_is_listed(tmp_path: Path, monkeypatch: py
 
 def test_tracks_are_found_where_no_file_gives_them(tmp_path: Path) -> None:
     """The square of `write_clip` moves by a pixel a frame; its corners are followed, the texture rests."""
-    pytest.importorskip("cv2")
     clips = tmp_path / "clips"
     clips.mkdir()
     write_clip(clips / "a.mp4")
