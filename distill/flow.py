@@ -1,6 +1,8 @@
 """Flow matching over windows of latent frames: network bundle, noise levels, loss and guidance."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +14,34 @@ from models.motion_encoder import MotionEncoder, Tracks
 from streamgen.engine.guidance import joint_guidance
 from streamgen.engine.scheduler import add_noise, velocity_target
 
+from .packed import PackedContext
 from .words.heads import AttributeHeads
 from .words.told import ToldBatch
 
 
 @dataclass(frozen=True)
-class FlowBatch:
-    """One micro-batch.
+class Committed:
+    """How the P frames of a batch were committed: with `noise (B, P, C, h, w)` at levels `sigma (B, P)` under
+    captions `segment (B, P)`, and with their tracks; `mute (B, T)` are targets made without tracks.
+    """
 
-    `x0, noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each latent frame; `weight (B, T)` and
-    `focus (B, T, h, w)` the shares of frames and of cells in the loss (0 for clean context); `words (B, S,
-    L)` int64 ids with the last segment empty (no text); `segment (B, T)`; `tracks` over `1 + 4 (T - 1)` pixel
-    frames, or over `4 T` with nothing said of those before frame 0; `told` captions for the heads of the text
-    encoder, None for none.
+    noise: Tensor
+    sigma: Tensor
+    segment: Tensor
+    mute: Tensor
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """One micro-batch: P latent frames, of which the last T are targets.
+
+    `x0 (B, P, C, h, w)`; `noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each target; `weight (B, T)`
+    and `focus (B, T, h, w)` the shares of frames and of cells in the loss; `words (B, S, L)` int64 ids with
+    the last segment empty (no text); `segment (B, T)`; `tracks` over `1 + 4 (P - 1)` pixel frames, or over
+    `4 P` with nothing said of those before frame 0. With `committed` each target sees the frames before it as
+    a stream has committed them (teacher forcing); without, P is T, and the plan says which noisy ones it
+    sees. `told` captions for the heads of the text encoder, None for none; `counts` how many targets there
+    are of what, for the log.
     """
 
     x0: Tensor
@@ -35,13 +52,39 @@ class FlowBatch:
     words: Tensor
     segment: Tensor
     tracks: Tracks
+    committed: Committed | None = None
     told: ToldBatch | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "FlowBatch":
-        moved = {n: v.to(device) for n, v in vars(self).items() if n != "tracks" and v is not None}
-        return FlowBatch(
-            **moved, tracks=Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
-        )
+        """The same on a device."""
+        changed: dict[str, Any] = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)}
+        changed["tracks"] = Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
+        if self.committed is not None:
+            on_device = {name: value.to(device) for name, value in vars(self.committed).items()}
+            changed["committed"] = Committed(**on_device)
+        if self.told is not None:
+            changed["told"] = self.told.to(device)
+        return replace(self, **changed)
+
+    @property
+    def targets(self) -> Tensor:
+        """Clean targets `(B, T, C, h, w)`."""
+        return self.x0[:, -self.noise.shape[1] :]
+
+    def past(self, motion: Tensor) -> "Past | None":
+        """What targets see, with `motion (B, P, channels, h, w)`; None without teacher forcing."""
+        told = self.committed
+        if told is None:
+            return None
+        return Past(add_noise(self.x0, told.noise, told.sigma), told.sigma, told.segment, motion)
+
+    def motion_of_targets(self, motion: Tensor) -> Tensor:
+        """Of `motion (B, P, channels, h, w)` that of the targets: none where they are mute."""
+        own = motion[:, -self.noise.shape[1] :]
+        if self.committed is None:
+            return own
+        return own * (~self.committed.mute)[..., None, None, None]
 
 
 @dataclass(frozen=True)
@@ -143,6 +186,9 @@ class FlowNetwork(nn.Module):
         self, count: int, grid: tuple[int, int], seen: int, device: torch.device
     ) -> AttentionContext:
         rope, plan = self.dit.rope, self.plan
+        if plan.chunk_frames == 1 and seen > plan.attention_frames:
+            # shorter ones have too little to gain
+            return PackedContext(rope, seen, count, plan, grid, device)
         if seen:
             frames = [SequenceFrame(i, target=False) for i in range(seen)]
             frames += [SequenceFrame(i, context=False) for i in range(seen - count, seen)]
@@ -157,15 +203,20 @@ class FlowMatching(FlowNetwork):
 
     def forward(self, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Weighted mean squared error of the velocity, and the same by noise level; and `told_loss`."""
-        text = self.text(batch.words, batch.segment)
-        motion = self.motion(batch.tracks, (batch.x0.shape[3], batch.x0.shape[4]))
-        noisy = add_noise(batch.x0, batch.noise, batch.sigma)
-        velocity = self.velocity(noisy, batch.sigma, text, motion)
-        squares = (velocity - velocity_target(batch.x0, batch.noise)).square().mean(2)
-        error = focused(squares, batch.focus)
+        error = self.errors(batch)
         loss = (error * batch.weight).sum() / batch.weight.sum().clamp_min(1e-6)
         added, metrics = self.told_loss(batch.told)
         return loss + added, _by_level(error.detach(), batch) | metrics
+
+    def errors(self, batch: FlowBatch) -> Tensor:
+        """Mean squared error of the velocity of each target, its cells weighted by their focus, `(B, T)`."""
+        text = self.text(batch.words, batch.segment)
+        motion = self.motion(batch.tracks, (batch.x0.shape[3], batch.x0.shape[4]))
+        noisy = add_noise(batch.targets, batch.noise, batch.sigma)
+        own, past = batch.motion_of_targets(motion), batch.past(motion)
+        velocity = self.velocity(noisy, batch.sigma, text, own, past=past)
+        squares = (velocity - velocity_target(batch.targets, batch.noise)).square().mean(2)
+        return focused(squares, batch.focus)
 
 
 def focused(squares: Tensor, focus: Tensor) -> Tensor:

@@ -21,11 +21,16 @@ from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 from streamgen.engine.geometry import LatentGeometry
 
-from .config import require
+from .config import differing_keys, require
 from .precision import multiplies_bfloat16
 from .scenes import SceneBatch, SceneConfig, SceneGenerator
+from .scenes.turnings import turning_latents
 
 _SHARD = 128
+#: To be raised when shards get other fields or other values.
+_REVISION = 2
+#: What a cache was made of, beside its shards.
+_MADE_OF = "world.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class LatentClips:
     change; `switch (N,)` the latent frame from which the second caption holds (T if none); `points (N, K, F,
     2)` float16, outside [0, 1] where the picture has lost one; `visible`, `dragged (N, K, F)` bool over F
     pixel frames; `camera (N, F)` bool where the camera moves; `background` and, of those, `pinned (N, K)`
-    bool.
+    bool; `motions (N, 2, O)` int8 index into `scenes.MOTIONS` of each object before and after the change, -1
+    for no object or one that nobody has named; `turning (N, O, T)` bool where an object's own path turns.
     """
 
     latents: Tensor
@@ -68,6 +74,8 @@ class LatentClips:
     camera: Tensor
     background: Tensor
     pinned: Tensor
+    motions: Tensor
+    turning: Tensor
 
 
 class LatentCache:
@@ -84,16 +92,29 @@ class LatentCache:
     ) -> None:
         self.config, self.scenes = config, scenes
         self.tokenizer, self.vocabulary, self.text_length = tokenizer, vocabulary, text_length
-        key = json.dumps(
-            [tokenizer_digest, asdict(scenes), vocabulary.words, text_length, config.seed, config.frames],
-            sort_keys=True,
-        )
+        self.made_of = {
+            "revision": _REVISION,
+            "tokenizer": tokenizer_digest,
+            "scenes": asdict(scenes),
+            "vocabulary": hashlib.sha256(" ".join(vocabulary.words).encode()).hexdigest()[:16],
+            "text_length": text_length,
+            "seed": config.seed,
+            "frames": config.frames,
+        }
+        key = json.dumps(self.made_of, sort_keys=True)
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
         self.directory = Path(config.directory) / self.fingerprint
 
     def build(self, rank: int, world: int, device: torch.device) -> None:
-        """Encode this process' share of the missing shards."""
+        """Encode this process' share of the missing shards; says which other caches lie beside."""
+        if rank == 0 and not self.directory.exists():
+            for line in self.others():
+                sys.stderr.write(f"{line}\n")
         self.directory.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            (self.directory / _MADE_OF).write_text(
+                json.dumps(self.made_of, indent=1) + "\n", encoding="utf-8"
+            )
         generator = SceneGenerator(self.scenes, device)
         # shared out before looking: others write meanwhile, so what is missing differs between processes
         mine = [shard for shard in self._shards()[rank::world] if not shard[0].exists()]
@@ -104,6 +125,23 @@ class LatentCache:
             part.rename(path)
             if rank == 0 and (done + 1) % 16 == 0:
                 sys.stderr.write(f"latent cache {self.fingerprint}: {done + 1} of {len(mine)} shards\n")
+
+    def others(self) -> list[str]:
+        """A line for each cache in the same folder that was made of something else, with what differs: they
+        are not used.
+        """
+        lines = []
+        for file in sorted(self.directory.parent.glob(f"*/{_MADE_OF}")):
+            if file.parent == self.directory:
+                continue
+            try:
+                other = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                other = {}
+            differing = differing_keys(other, json.loads(json.dumps(self.made_of)))
+            what = "; ".join(f"{key} there {old}, here {new}" for key, (old, new) in differing.items())
+            lines.append(f"latent cache {file.parent} is of another mixture and not used: {what}")
+        return lines
 
     def load(self, images: bool) -> LatentClips:
         """All clips (or single frames) in memory."""
@@ -155,7 +193,18 @@ class LatentCache:
             "camera": scene.camera.cpu(),
             "background": (scene.track_object < 0).cpu(),
             "pinned": scene.pinned.cpu(),
+            "motions": scene.labels["motion"].to(torch.int8).cpu(),
+            "turning": turning_latents(scene.centres, _own_way(scene)).cpu(),
         }
+
+
+def _own_way(scene: SceneBatch) -> Tensor:
+    """Where each object `(B, O, F)` is there and neither dragged nor carried by the camera."""
+    slots = torch.arange(scene.centres.shape[1], device=scene.centres.device)
+    is_its = scene.track_object[:, None] == slots[:, None]
+    dragged = (scene.dragged[:, None] & is_its[..., None]).any(2)
+    used = slots < scene.labels["count"][:, None].to(slots.device)
+    return used[..., None] & ~dragged & ~scene.camera[:, None]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from streamgen.engine.scheduler import add_noise, velocity_target
 
 from .config import require
 
-#: `(x_t (B, T, C, h, w), sigma (B,)) -> clean estimate` of a score network, or its velocity.
+#: `(x_t (B, T, C, h, w), sigma (B, T)) -> clean estimate` of a score network, or its velocity.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -30,11 +30,13 @@ class Scores:
 @dataclass(frozen=True)
 class Window:
     """Generated latents `x (B, T, C, h, w)`, of which the frames with `fresh (T,)` are new; those before them
-    are context and carry no gradient.
+    are context and carry no gradient. `part (T,)` numbers what is compared at one noise level: 0 everywhere
+    for a window as a whole, or its chunks.
     """
 
     x: Tensor
     fresh: Tensor
+    part: Tensor
 
 
 class Objective(Protocol):
@@ -73,8 +75,8 @@ class DistributionMatching:
 
     The gradient of the divergence between student and teacher at a noise level is the difference of the
     scores there, here of clean estimates: `g = (fake(x_t) - real(x_t)) / mean |x - real(x_t)|`, normalised
-    per sample, and `loss = 1/2 mean (x - stopgrad(x - g))^2` has the gradient `g` (as in Self Forcing, arXiv
-    2506.08009).
+    per sample and part, and `loss = 1/2 mean (x - stopgrad(x - g))^2` has the gradient `g` (as in Self
+    Forcing, arXiv 2506.08009). Parts that are scored apart have noise levels of their own.
     """
 
     def __init__(self, config: DMDConfig) -> None:
@@ -86,30 +88,38 @@ class DistributionMatching:
         """See `Objective.student_loss`; averaged over the fresh frames."""
         x = window.x
         with torch.no_grad():
-            noisy, sigma, _ = self._noised(x, generator)
+            noisy, sigma, _ = self._noised(window, generator)
             real, fake = scores.real(noisy, sigma), scores.fake(noisy, sigma)
             chosen = window.fresh
-            scale = (x - real)[:, chosen].abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
-            gradient = (fake - real) / scale
+            scale = _by_part((x - real).abs().mean((2, 3, 4)), window).clamp_min(1e-6)
+            gradient = (fake - real) / scale[..., None, None, None]
             target = (x - gradient)[:, chosen]
         loss = 0.5 * (x[:, chosen] - target).square().mean()
         apart = (fake - real)[:, chosen].abs().mean()
-        return loss, {"apart": apart, "from_real": scale.mean()}
+        return loss, {"apart": apart, "from_real": scale[:, chosen].mean()}
 
     def critic_loss(
         self, window: Window, critic: Denoiser, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """See `Objective.critic_loss`: flow matching on the student's own streams."""
         x = window.x.detach()
-        noisy, sigma, noise = self._noised(x, generator)
+        noisy, sigma, noise = self._noised(window, generator)
         error = (critic(noisy, sigma) - velocity_target(x, noise)).square()
         return error[:, window.fresh].mean(), {}
 
-    def _noised(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t, sigma `(B,)`, noise): one level per sample."""
-        config = self.config
-        u = torch.rand(len(x), generator=generator)
+    def _noised(self, window: Window, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t, sigma `(B, T)`, noise): one level per sample and part."""
+        config, x = self.config, window.x.detach()
+        parts = int(window.part.max()) + 1
+        u = torch.rand(len(x), parts, generator=generator)[:, window.part.cpu()]
         sigma = (config.shift * u / (1 + (config.shift - 1) * u)).clamp(config.lowest, config.highest)
         sigma = sigma.to(x)
         noise = torch.randn(x.shape, generator=generator).to(x)
-        return add_noise(x, noise, sigma[:, None].expand(x.shape[:2])), sigma, noise
+        return add_noise(x, noise, sigma), sigma, noise
+
+
+def _by_part(values: Tensor, window: Window) -> Tensor:
+    """Means of `values (B, T)` over the fresh frames of each part, at every frame of the part."""
+    same = (window.part[:, None] == window.part) & window.fresh
+    weights = same.to(values) / same.sum(1, keepdim=True).clamp_min(1)
+    return values @ weights.T

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from models.causal_dit import TextContext
-from models.context import ChunkPlan
 from models.kv_cache import CacheCursor, CacheRing, CacheShape
 from models.motion_encoder import UNSPECIFIED, Tracks
 from models.text_encoder import PAD
@@ -28,7 +27,9 @@ from .config import require
 from .flow import FlowNetwork
 from .guidance import GuidanceRange, strengths_over
 from .latent_cache import LatentClips
-from .windows import WindowConfig, window_tracks
+from .window_tracks import window_tracks
+from .windows import WindowConfig
+from .words.told import ToldBatch
 
 #: Pixel frames per latent frame behind the first.
 _TEMPORAL = 4
@@ -75,7 +76,8 @@ class Script:
 @dataclass(frozen=True)
 class ScriptConfig:
     """`switch_share` of the scripts change the prompt of all streams once, between latent frames
-    `switch_from` and `switch_to`; the others may have tracks.
+    `switch_from` and `switch_to`, where an update begins: what is scored together is told the same (LongLive
+    switches there, too). The others may have tracks.
     """
 
     switch_share: float = 0.4
@@ -95,7 +97,7 @@ class ScriptConfig:
 def draw_script(
     clips: LatentClips,
     size: int,
-    plan: ChunkPlan,
+    boundaries: Sequence[int],
     config: ScriptConfig,
     windows: WindowConfig,
     guidance: GuidanceRange,
@@ -104,9 +106,9 @@ def draw_script(
 ) -> Script:
     """A script from the captions and tracks of clips; their pictures are not used.
 
-    Switches are drawn from `shared` where it is given, alike on all processes. They take clips with a change
-    and only their two captions: their tracks belong to the moment at which the clip changes, which is not
-    that of the script.
+    Switches take place at one of `boundaries`, drawn from `shared` where it is given, alike on all processes.
+    They take clips with a change and only their two captions: their tracks belong to the moment at which the
+    clip changes, which is not that of the script.
     """
     total = clips.latents.shape[1]
     changing = clips.switch < total
@@ -116,13 +118,13 @@ def draw_script(
     pool = changing if wanted else ~changing
     rows = pool.nonzero()[:, 0] if bool(pool.any()) else torch.arange(len(changing))
     rows = rows[torch.randint(len(rows), (size,), generator=generator)]
-    tracks = window_tracks(clips, rows, torch.arange(total).expand(size, total), windows, generator)
+    tracks = window_tracks(clips, rows, torch.arange(total).expand(size, total), windows.silence, generator)
     if wanted:
         tracks = replace(tracks, state=torch.zeros_like(tracks.state))
     words = clips.words[rows].long()
     return Script(
         torch.cat([words, torch.full_like(words[:, :1], PAD)], 1),
-        draw_switch(plan, config, timing) if wanted else None,
+        draw_switch(boundaries, config, timing) if wanted else None,
         tracks,
         guidance.sample(size, generator),
     )
@@ -131,7 +133,7 @@ def draw_script(
 def prompt_script(
     prompts: Sequence[tuple[Tensor, Tensor]],
     size: int,
-    plan: ChunkPlan,
+    boundaries: Sequence[int],
     config: ScriptConfig,
     guidance: GuidanceRange,
     generator: torch.Generator,
@@ -158,16 +160,26 @@ def prompt_script(
     )
     return Script(
         torch.cat([stacked, torch.full_like(stacked[:, :1], PAD)], 1),
-        draw_switch(plan, config, timing) if wanted else None,
+        draw_switch(boundaries, config, timing) if wanted else None,
         silent,
         guidance.sample(size, generator),
     )
 
 
-def draw_switch(plan: ChunkPlan, config: ScriptConfig, generator: torch.Generator) -> int:
-    """A latent frame at which a chunk begins."""
-    place = torch.randint(config.switch_from, config.switch_to + 1, (), generator=generator)
-    return plan.start(max(1, plan.index_of(int(place))))
+def draw_switch(boundaries: Sequence[int], config: ScriptConfig, generator: torch.Generator) -> int:
+    """One of the latent frames at which updates begin, within the config's range; nothing else decides.
+
+    Raises:
+        ConfigError: there is none in that range.
+    """
+    within = [frame for frame in boundaries if config.switch_from <= frame <= config.switch_to]
+    require(
+        bool(within),
+        "script.switch_from, script.switch_to",
+        f"one of the latent frames at which updates begin, {list(boundaries)}, between them",
+        (config.switch_from, config.switch_to),
+    )
+    return within[int(torch.randint(len(within), (), generator=generator))]
 
 
 @dataclass
@@ -192,12 +204,15 @@ class RunningStreams:
             return None
         return torch.cat([chunk.latents for chunk in self.state.context[-count:]], 1)[:, -count:]
 
-    def sink(self, count: int) -> Tensor | None:
-        """The first `count` latent frames, while the context holds them; None for no frame."""
-        if count == 0:
-            return None
-        assert self.state.context[0].start == 0, "streams here are never cleared"
-        return torch.cat([chunk.latents for chunk in self.state.context], 1)[:, :count]
+    def context(self) -> tuple[Tensor | None, Tensor]:
+        """All that the next chunk sees, sink and window: latents `(B, P, C, h, w)`, None at the start, and
+        which latent frames of the stream these are, `(P,)`.
+        """
+        held = self.state.context
+        if not held:
+            return None, torch.zeros(0, dtype=torch.long)
+        places = [torch.arange(c.start, c.start + c.latents.shape[1]) for c in held]
+        return torch.cat([chunk.latents for chunk in held], 1), torch.cat(places)
 
     def save(self) -> dict[str, Any]:
         """Everything, as tensors and plain values."""
@@ -236,8 +251,11 @@ class RolloutStudent(FlowNetwork):
         shape = CacheShape(config.layers, config.heads, config.head_dim, tokens, batch)
         return CacheRing(shape, self.plan, self.dit.rope, weight.device, dtype)
 
-    def forward(self, streams: RunningStreams, frames: int, sampling: Sampling) -> Tensor:
-        """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`.
+    def forward(
+        self, streams: RunningStreams, frames: int, sampling: Sampling, told: ToldBatch | None = None
+    ) -> tuple[Tensor, Tensor | float, dict[str, Tensor | float]]:
+        """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`; and `told_loss` of
+        captions.
 
         With `sampling.with_gradient` the exit step of every chunk carries gradient to the parameters, and
         nothing else does: the context is committed without.
@@ -251,7 +269,7 @@ class RolloutStudent(FlowNetwork):
             streams.state = state
             made.append(chunk.latents)
             if sum(part.shape[1] for part in made) >= frames:
-                return torch.cat(made, 1)
+                return torch.cat(made, 1), *self.told_loss(told)
         raise AssertionError("unreachable: a rollout has no end")
 
 

@@ -19,6 +19,8 @@ from .progress import TimeLeft, describe
 from .trackers import Sink, identify, open_sink
 
 METRICS_FILE = "metrics.jsonl"
+#: Metrics with this prefix are recorded and plotted, but too many for a line.
+_IN_FILES = "seen/"
 
 
 class Tracker:
@@ -130,7 +132,8 @@ class Tracker:
     def _write(
         self, kind: str, step: int, metrics: Mapping[str, float], minutes: float, note: str = ""
     ) -> None:
-        body = " ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+        shown = {key: value for key, value in metrics.items() if not key.startswith(_IN_FILES)}
+        body = " ".join(f"{key} {value:.4g}" for key, value in shown.items())
         self.say(f"{kind} step {step} min {minutes:.2f}{note} {body}")
         row = {"kind": kind, "step": step, "minutes": minutes, **metrics}
         with open(self._run_dir / METRICS_FILE, "a", encoding="utf-8") as file:

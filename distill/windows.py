@@ -1,10 +1,10 @@
-"""From encoded clips to training windows: which latent frames, captions, tracks and noise levels a sample
-gets.
+"""From encoded clips to training windows: which latent frames a sample shows, which of them it is to make,
+and under which captions.
 
-Kinds of window (see docs/decisions/training.md, 'Three kinds of window'): the start of a clip under
-diffusion forcing; the start with a clean prefix; frame 0 followed by a later stretch (what a stream looks
-like once the window has left its sink) with a clean prefix; and turnings, the few latent frames after a
-change or after the start of a drag or camera move.
+A window is teacher-forced: every target sees the frames before it as a stream has committed them, so that one
+pass over a whole clip trains all its latent frames (arXiv 2412.07772, with clean context). `Layout` says what
+is shown; the functions that make one are the kinds of a causal stage's mixture (docs/decisions/training.md,
+'Whole clips'); `flow_batch` adds noise, words and tracks.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 
 from models.context import ChunkPlan
-from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE, Tracks
 from models.text_encoder import PAD, UNKNOWN
 
-from .config import require
-from .flow import FlowBatch, sample_sigmas
+from .config import require, require_positive
+from .flow import Committed, FlowBatch, sample_sigmas
 from .latent_cache import LatentClips
+from .scenes import MOTIONS
+from .window_tracks import window_tracks
 
-_IDS = 1024
-# Of the background's points, about one is shown: a pin.
-_PIN_CHANCE = 0.08
-_CAMERA_TRACKS = 6
+#: Segments of `FlowBatch.words`: before and after the change, and no text.
+_BEFORE, _AFTER, _NO_TEXT = 0, 1, 2
+_SHARES = (
+    *("gap_share", "pairs_share", "keep_share", "clean_share", "text_drop", "target_text_drop"),
+    *("target_motion_drop", "unknown_words", "no_motion", "motion_mask"),
+)
 # Chunks of one latent frame behind a sink of one.
 _SINGLE = ChunkPlan()
 
@@ -32,98 +35,87 @@ _SINGLE = ChunkPlan()
 class WindowConfig:
     """Shares and probabilities of the training windows.
 
-    `frames` latent frames per window; `forcing_share` start windows with independent noise everywhere,
-    `gap_share` windows with a jump after frame 0 (the rest are start windows with a clean prefix, of 1 or 2
-    latent frames in `short_prefix_share` of them); latent cells within `object_reach` (of the picture) of a
-    point on an object count `object_weight` times in the loss; `context_noise` is the highest level on a
-    prefix; drops are for guidance; windows at turnings have `turning_frames` latent frames, of which the last
-    `turning_targets` are targets.
+    Attributes:
+        frames: latent frames of a window, null for whole clips. Where clips are longer, `gap_share` of the
+            windows show frame 0 (the plan's sink) and a later stretch of the clip, as a stream has it whose
+            window has left its sink; their first `min_gap_prefix` frames are context alone.
+        beginning_frames: of the windows that begin a clip; `pairs_share` of them have two objects or more.
+        change_frames: targets behind a change of caption.
+        keep_share: of whole clips those with a change of caption, each frame read under its own one, as in a
+            stream that keeps its cache; the others have none.
+        context_noise: highest noise level of what was committed; `clean_share` of the samples have none.
+        text_drop: samples without any text; target_text_drop: chunks that are to be made without text behind
+            a past that was committed with it, as the branch of guidance without text; target_motion_drop:
+            the same for tracks.
+        unknown_words: words taken for unknown.
+        no_motion: windows without tracks, drags and camera moves apart; beginnings and changes are so in .8
+            at least, since tracks would give away what the words have to tell. motion_mask: windows in which
+            about a third of the latent frames are silent.
+        shift: of noise levels, towards noise.
+        object_weight: of latent cells within `object_reach` (of the picture) of a point on an object.
+        turning_weight: of latent frames in which a path turns.
     """
 
-    frames: int = 10
-    forcing_share: float = 0.45
+    frames: int | None = None
     gap_share: float = 0.3
     min_gap_prefix: int = 4
-    short_prefix_share: float = 0.5
+    beginning_frames: int = 3
+    pairs_share: float = 0.5
+    change_frames: int = 6
+    keep_share: float = 0.15
     context_noise: float = 0.15
     clean_share: float = 0.5
-    text_drop: float = 0.1
-    target_text_drop: float = 0.08
+    text_drop: float = 0.03
+    target_text_drop: float = 0.12
+    target_motion_drop: float = 0.1
     unknown_words: float = 0.02
-    no_motion: float = 0.45
+    no_motion: float = 0.5
     motion_mask: float = 0.2
-    recache_share: float = 0.5
     shift: float = 3.0
     object_weight: float = 4.0
     object_reach: float = 0.2
-    turning_frames: int = 8
-    turning_targets: int = 3
+    turning_weight: float = 2.0
 
     def __post_init__(self) -> None:
-        require(self.frames > self.min_gap_prefix, "windows.frames", f"> {self.min_gap_prefix}", self.frames)
-        require(
-            self.forcing_share + self.gap_share <= 1,
-            "windows shares",
-            "a sum <= 1",
-            (self.forcing_share, self.gap_share),
-        )
-        require(
-            0 < self.turning_targets < self.turning_frames - 1,
-            "windows.turning_targets",
-            "1 to turning_frames - 2",
-            self.turning_targets,
-        )
+        require_positive(self.frames, "windows.frames")
+        least = self.min_gap_prefix
+        require(self.frames is None or self.frames > least, "windows.frames", f"> {least}", self.frames)
+        require(self.beginning_frames >= 2, "windows.beginning_frames", ">= 2", self.beginning_frames)
+        require(self.change_frames >= 1, "windows.change_frames", ">= 1", self.change_frames)
+        for name in _SHARES:
+            value = vars(self)[name]
+            require(0 <= value <= 1, f"windows.{name}", "within [0, 1]", value)
+        require_positive(self.object_weight, "windows.object_weight")
+        require_positive(self.turning_weight, "windows.turning_weight")
+
+    @property
+    def silence(self) -> tuple[float, float]:
+        """Shares of windows without tracks, and of those that are silent in parts."""
+        return self.no_motion, self.motion_mask
+
+    @property
+    def quiet(self) -> tuple[float, float]:
+        """The same where the words alone are to tell."""
+        return max(self.no_motion, 0.8), self.motion_mask
 
 
-def window_batch(
-    clips: LatentClips,
-    size: int,
-    config: WindowConfig,
-    generator: torch.Generator,
-    plan: ChunkPlan = _SINGLE,
-) -> FlowBatch:
-    """Draw `size` windows; a function of the generator's state alone.
+@dataclass(frozen=True)
+class Layout:
+    """What B windows show.
 
-    Clean prefixes, noise levels and captions change where chunks of the plan do, and gaps come behind its
-    sink.
+    Attributes:
+        rows: clips, `(B,)`.
+        frames: latent frames of these, `(B, P)`, as a stream has committed them; the last T are targets, too.
+        told: caption that each was committed under, `(B, P)`: 0 before the change, 1 after it.
+        segment: caption of each target, `(B, T)`.
+        weight: of each target in the loss, `(B, T)`; 0 for none.
     """
-    count, total = clips.latents.shape[:2]
-    head = max(plan.sink_frames, plan.first_chunk_frames)
-    rows = torch.randint(count, (size,), generator=generator)
-    kind = torch.rand(size, generator=generator)
-    forcing = kind < config.forcing_share
-    gap = kind >= 1 - config.gap_share
-    length = min(config.frames, total)
-    offset = torch.randint(head, max(head + 1, total - length + head + 1), (size,), generator=generator)
-    offset = torch.where(gap, offset, head)
-    rest = offset[:, None] + torch.arange(length - head)
-    frames = torch.cat([torch.arange(head).expand(size, head), rest], 1)
-    x0 = clips.latents[rows[:, None], frames].float()
-    low = torch.where(gap, config.min_gap_prefix, 0)
-    prefix = low + (torch.rand(size, generator=generator) * (length - low)).long()
-    # the first chunks after a picture decide which way things go, and nothing but the words tells
-    short = torch.rand(size, generator=generator) < config.short_prefix_share
-    brief = torch.tensor([plan.start(i) for i in range(3)])[torch.randint(1, 3, (size,), generator=generator)]
-    prefix = torch.where(short & ~gap, brief.clamp(max=length - 1), prefix)
-    prefix = torch.where(forcing, 0, prefix)
-    prefix, segment = _segments(clips.switch[rows].long(), frames, (prefix, low), forcing, config, generator)
-    starts = chunk_starts(plan, length)
-    clean = torch.arange(length) < starts[prefix][:, None]
-    sigma = sample_sigmas((size, length), config.shift, generator)[:, starts]
-    context = torch.rand(size, 1, generator=generator) * config.context_noise
-    context = context * (torch.rand(size, 1, generator=generator) >= config.clean_share)
-    sigma = torch.where(clean, context, sigma)
-    words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
-    return FlowBatch(
-        x0,
-        torch.randn(x0.shape, generator=generator),
-        sigma,
-        (~clean).float(),
-        _focus(clips, rows, frames, config),
-        torch.cat([words, torch.zeros_like(words[:, :1])], 1),
-        segment[:, starts],
-        window_tracks(clips, rows, frames, config, generator),
-    )
+
+    rows: Tensor
+    frames: Tensor
+    told: Tensor
+    segment: Tensor
+    weight: Tensor
 
 
 def chunk_starts(plan: ChunkPlan, count: int) -> Tensor:
@@ -131,90 +123,147 @@ def chunk_starts(plan: ChunkPlan, count: int) -> Tensor:
     return torch.tensor([plan.start(plan.index_of(i)) for i in range(count)])
 
 
-def turning_batch(
-    clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
-) -> FlowBatch:
-    """Draw `size` windows that end soon after something new begins: a change of caption, a drag, a camera
-    move; for chunks of one latent frame.
+def first_frames(images: LatentClips, size: int, generator: torch.Generator) -> Layout:
+    """The first chunks of streams: single frames, with text only."""
+    rows = torch.randint(len(images.latents), (size,), generator=generator)
+    nothing = torch.zeros(size, 1, dtype=torch.long)
+    return Layout(rows, nothing, nothing, nothing, torch.ones(size, 1))
 
-    What follows a turning is told by the words or the track alone and lasts a few latent frames, which
-    windows at random places rarely show. All before it is clean and read under the new caption, as a stream
-    has it that has just recached; the last `turning_targets` latent frames are the targets.
-    """
+
+def beginnings(
+    clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator, plan: ChunkPlan = _SINGLE
+) -> Layout:
+    """The first chunks of clips: which way things go is told by the words alone, and all else follows."""
+    length = _whole_chunks(min(config.beginning_frames, clips.latents.shape[1]), plan)
+    quiet = (clips.switch >= length).nonzero()[:, 0]
+    several = quiet[(clips.motions[quiet, 0] >= 0).sum(1) > 1]
+    rows = _drawn(quiet if len(quiet) else torch.arange(len(clips.switch)), size, generator)
+    if len(several):
+        pairs = torch.rand(size, generator=generator) < config.pairs_share
+        rows = torch.where(pairs, _drawn(several, size, generator), rows)
+    frames = torch.arange(length).expand(size, length)
+    segment = _own_caption(clips, rows, frames)
+    return Layout(rows, frames, segment, segment, torch.ones(size, length))
+
+
+def whole_clips(
+    clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator, plan: ChunkPlan = _SINGLE
+) -> Layout:
+    """Whole clips, or windows of them; every latent frame is a target."""
     total = clips.latents.shape[1]
-    turning = turning_frames(clips)
-    latest = total - config.turning_targets
-    rows = (turning <= latest).any(1).nonzero()[:, 0]
-    require(len(rows) > 0, "scenes.change_probability, scenes.drag_probability", "clips with turnings", 0)
-    rows = rows[torch.randint(len(rows), (size,), generator=generator)]
-    order = torch.rand(size, turning.shape[1], generator=generator) + (turning[rows] > latest)
-    event = turning[rows].gather(1, order.argmin(1, keepdim=True))
-    length = min(config.turning_frames, total)
-    before = torch.arange(length) - (length - config.turning_targets)
-    # near the start of a clip there is less before the turning: the window then begins at frame 0 and is
-    # longer behind it
-    frames = event + before + (1 - before[1] - event).clamp(min=0)
-    frames[:, 0] = 0
-    prefix = (frames < event).sum(1)
-    clean = torch.arange(frames.shape[1]) < prefix[:, None]
-    sigma = sample_sigmas(frames.shape, config.shift, generator)
-    context = torch.rand(size, 1, generator=generator) * config.context_noise
-    context = context * (torch.rand(size, 1, generator=generator) >= config.clean_share)
+    changing = (clips.switch < total).nonzero()[:, 0]
+    steady = (clips.switch >= total).nonzero()[:, 0]
+    rows = _drawn(steady if len(steady) else changing, size, generator)
+    if len(changing):
+        kept = torch.rand(size, generator=generator) < config.keep_share
+        rows = torch.where(kept, _drawn(changing, size, generator), rows)
+    length = _whole_chunks(min(config.frames or total, total), plan)
+    head = max(plan.sink_frames, plan.first_chunk_frames)
+    gap = torch.rand(size, generator=generator) < config.gap_share
+    later = torch.randint(0, max(1, total - length + 1), (size,), generator=generator)
+    shift = torch.where(gap, later, 0)[:, None]
+    at = torch.arange(length).expand(size, length)
+    frames = torch.where(at < head, at, at + shift)
+    weight = ((shift == 0) | (at >= config.min_gap_prefix)).float()
+    weight = weight[:, chunk_starts(plan, length)]
+    segment = _own_caption(clips, rows, frames)[:, chunk_starts(plan, length)]
+    return Layout(rows, frames, segment, segment, weight)
+
+
+def changes(
+    clips: LatentClips, size: int, config: WindowConfig, generator: torch.Generator, plan: ChunkPlan = _SINGLE
+) -> Layout:
+    """What follows a change of caption, behind a past that is read under the new one: a stream that has just
+    recached. For chunks of one latent frame.
+
+    All windows of a batch have equally many frames before the change, which is those that a stream has in
+    its context: near the start of a clip there are fewer.
+
+    Raises:
+        ConfigError: no clip changes where enough of it follows.
+    """
+    require(plan.chunk_frames == 1, "mixture.changes", "a share of 0 with chunks of several latent frames", 1)
+    total = clips.latents.shape[1]
+    possible = ((clips.switch >= 1) & (clips.switch <= total - config.change_frames)).nonzero()[:, 0]
+    require(len(possible) > 0, "scenes.change_probability", "clips that change", 0)
+    switch = clips.switch[possible].long()
+    before = switch.clamp(max=plan.context_frames)
+    wanted = before[torch.randint(len(before), (1,), generator=generator)]
+    rows = _drawn(possible[before == wanted], size, generator)
     switch = clips.switch[rows, None].long()
-    segment = ((frames >= switch) | (event >= switch)).long()
-    dropped = torch.rand(size, 1, generator=generator) < config.text_drop
-    words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
+    past = torch.arange(int(wanted))
+    # the sink first, then the window right before the change
+    behind = switch - int(wanted) + past
+    context = torch.where(past < plan.sink_frames, past, behind)
+    frames = torch.cat([context, switch + torch.arange(config.change_frames)], 1)
+    told = torch.full_like(frames, _AFTER)
+    targets = torch.ones(size, config.change_frames)
+    return Layout(rows, frames, told, told[:, -config.change_frames :], targets)
+
+
+def flow_batch(
+    clips: LatentClips,
+    layout: Layout,
+    config: WindowConfig,
+    silence: tuple[float, float],
+    generator: torch.Generator,
+    plan: ChunkPlan = _SINGLE,
+) -> FlowBatch:
+    """What a layout shows, with noise, words and tracks; a function of the generator's state alone.
+
+    Noise levels and dropped captions change where chunks of the plan do. `silence` is as in `window_tracks`.
+    """
+    rows, frames = layout.rows, layout.frames
+    size, targets = layout.weight.shape
+    starts = chunk_starts(plan, frames.shape[1])[-targets:]
+    starts = starts - starts[0]
     x0 = clips.latents[rows[:, None], frames].float()
+    sigma = sample_sigmas((size, targets), config.shift, generator)[:, starts]
+    level = torch.rand(size, 1, generator=generator) * config.context_noise
+    level = level * (torch.rand(size, 1, generator=generator) >= config.clean_share)
+    nothing = torch.rand(size, 1, generator=generator) < config.text_drop
+    untold = torch.rand(size, targets, generator=generator)[:, starts] < config.target_text_drop
+    mute = torch.rand(size, targets, generator=generator)[:, starts] < config.target_motion_drop
+    words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
+    turning = clips.turning[rows[:, None], :, frames[:, -targets:]].any(-1)
+    committed = Committed(
+        torch.randn(x0.shape, generator=generator),
+        level.expand(frames.shape),
+        torch.where(nothing, _NO_TEXT, layout.told),
+        mute,
+    )
     return FlowBatch(
         x0,
-        torch.randn(x0.shape, generator=generator),
-        torch.where(clean, context, sigma),
-        (~clean).float(),
-        _focus(clips, rows, frames, config),
-        torch.cat([words, torch.zeros_like(words[:, :1])], 1),
-        torch.where(dropped, 2, segment),
-        window_tracks(clips, rows, frames, config, generator),
+        torch.randn(x0[:, -targets:].shape, generator=generator),
+        sigma,
+        torch.where(turning, config.turning_weight * layout.weight, layout.weight),
+        _focus(clips, rows, frames[:, -targets:], config),
+        torch.cat([words, torch.full_like(words[:, :1], PAD)], 1),
+        torch.where(nothing | untold, _NO_TEXT, layout.segment),
+        window_tracks(clips, rows, frames, silence, generator),
+        committed=committed,
+        counts=_counts(clips, layout, turning),
     )
-
-
-def turning_frames(clips: LatentClips) -> Tensor:
-    """Latent frames `(N, 3)` in which a clip's caption changes, in which a drag begins and in which a camera
-    move does; the number of latent frames where there is none.
-    """
-    total = clips.latents.shape[1]
-
-    def begins(active: Tensor) -> Tensor:
-        # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
-        start = (active.int().argmax(1) + 3) // 4
-        return torch.where(active.any(1), start.clamp(min=1), total)
-
-    return torch.stack([clips.switch.long(), begins(clips.dragged.any(1)), begins(clips.camera)], 1)
 
 
 def image_batch(
     images: LatentClips, size: int, config: WindowConfig, generator: torch.Generator
 ) -> FlowBatch:
-    """Single frames: the first chunk of a stream, with text only."""
-    rows = torch.randint(len(images.latents), (size,), generator=generator)
-    x0 = images.latents[rows].float()
-    words = _with_unknown(images.words[rows, :1].long(), config.unknown_words, generator)
-    dropped = torch.rand(size, 1, generator=generator) < config.text_drop
-    nothing = torch.zeros(size, 1, 1)
-    tracks = Tracks(
-        nothing[..., None].expand(-1, -1, -1, 2),
-        nothing.to(torch.int8),
-        nothing[..., 0].bool(),
-        nothing[..., 0].long(),
-    )
+    """`first_frames` with noise and words; they have no past and one caption, `words (B, 2, L)`."""
+    layout = first_frames(images, size, generator)
+    words = _with_unknown(images.words[layout.rows, :1].long(), config.unknown_words, generator)
+    dropped = torch.rand(size, 1, generator=generator) < config.text_drop + config.target_text_drop
+    x0 = images.latents[layout.rows].float()
     return FlowBatch(
         x0,
         torch.randn(x0.shape, generator=generator),
         sample_sigmas((size, 1), config.shift, generator),
-        torch.ones(size, 1),
-        _focus(images, rows, torch.zeros(size, 1, dtype=torch.long), config),
-        torch.cat([words, torch.zeros_like(words)], 1),
+        layout.weight,
+        _focus(images, layout.rows, layout.frames, config),
+        torch.cat([words, torch.full_like(words, PAD)], 1),
         dropped.long(),
-        tracks,
+        window_tracks(images, layout.rows, layout.frames, (1.0, 0.0), generator),
+        counts={"targets": size},
     )
 
 
@@ -224,6 +273,7 @@ def teacher_batch(
     frames: int,
     start_share: float,
     config: WindowConfig,
+    silence: tuple[float, float],
     generator: torch.Generator,
 ) -> FlowBatch:
     """Draw `size` windows of `frames` latent frames at one noise level each, for a bidirectional network.
@@ -238,51 +288,46 @@ def teacher_batch(
     offset[torch.rand(size, generator=generator) < start_share] = 0
     at = offset + torch.arange(frames)
     x0 = clips.latents[rows[:, None], at].float()
-    segment = (at >= clips.switch[rows, None].long()).long()
-    segment[torch.rand(size, generator=generator) < config.text_drop] = 2
+    segment = _own_caption(clips, rows, at)
+    dropped = torch.rand(size, generator=generator) < config.text_drop + config.target_text_drop
+    segment[dropped] = _NO_TEXT
     words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
+    turning = clips.turning[rows[:, None], :, at].any(-1)
     return FlowBatch(
         x0,
         torch.randn(x0.shape, generator=generator),
         sample_sigmas((size, 1), config.shift, generator).expand(size, frames),
-        torch.ones(size, frames),
+        torch.where(turning, config.turning_weight, 1.0),
         _focus(clips, rows, at, config),
-        torch.cat([words, torch.zeros_like(words[:, :1])], 1),
+        torch.cat([words, torch.full_like(words[:, :1], PAD)], 1),
         segment,
-        window_tracks(clips, rows, at, config, generator, whole=True),
+        window_tracks(clips, rows, at, silence, generator, whole=True),
     )
 
 
-def _segments(
-    switch: Tensor,
-    frames: Tensor,
-    prefixes: tuple[Tensor, Tensor],
-    forcing: Tensor,
-    config: WindowConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Clean prefix `(B,)` and caption of each latent frame `(B, T)`: 0 before the change, 1 after, 2 none.
+def _whole_chunks(count: int, plan: ChunkPlan) -> int:
+    """The most latent frames, at most `count`, that are whole chunks from the first one on."""
+    return plan.start(plan.index_of(count)) or count
 
-    Where a clip changes inside the window, part of the samples are made as a stream that has just recached:
-    everything before the change is clean context, read under the new caption. Where it changes in the gap,
-    part of them as one that recached a while ago: all is read under the new caption. `prefixes` are the drawn
-    clean prefix and the shortest one allowed, each `(B,)`.
-    """
-    prefix, shortest = prefixes
-    size, length = frames.shape
-    after = frames >= switch[:, None]
-    position = after.int().argmax(1)
-    at_change = after.any(1) & (frames.gather(1, position[:, None])[:, 0] == switch)
-    in_gap = after.any(1) & ~at_change
-    chosen = torch.rand(size, generator=generator) < config.recache_share
-    recache = chosen & at_change & (position >= shortest.clamp(min=1))
-    prefix = torch.where(recache, position, prefix)
-    segment = torch.where((recache | chosen & in_gap)[:, None], 1, after.long())
-    drop = torch.rand(size, generator=generator)
-    segment[drop < config.text_drop] = 2
-    target_only = (drop > 1 - config.target_text_drop) & ~forcing
-    targets = torch.arange(length) >= prefix[:, None]
-    return prefix, torch.where(target_only[:, None] & targets, 2, segment)
+
+def _drawn(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    return rows[torch.randint(len(rows), (size,), generator=generator)]
+
+
+def _own_caption(clips: LatentClips, rows: Tensor, frames: Tensor) -> Tensor:
+    """The caption of each latent frame's own time, `(B, T)`."""
+    return (frames >= clips.switch[rows, None].long()).long()
+
+
+def _counts(clips: LatentClips, layout: Layout, turning: Tensor) -> dict[str, int]:
+    """How many targets there are, how many of them have a turn, and in how many objects move how."""
+    targets = layout.weight > 0
+    frames = layout.frames[:, -targets.shape[1] :]
+    after = _own_caption(clips, layout.rows, frames)
+    motions = clips.motions[layout.rows[:, None], after].long()
+    found = torch.bincount(motions[targets].flatten() + 1, minlength=len(MOTIONS) + 1).tolist()
+    counts = {"targets": int(targets.sum()), "turning": int((turning & targets).sum())}
+    return counts | dict(zip(MOTIONS, found[1:], strict=True))
 
 
 def _focus(clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfig) -> Tensor:
@@ -312,75 +357,3 @@ def _focus(clips: LatentClips, rows: Tensor, frames: Tensor, config: WindowConfi
 def _with_unknown(words: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     hit = (torch.rand(words.shape, generator=generator) < probability) & (words != PAD)
     return torch.where(hit, UNKNOWN, words)
-
-
-def window_tracks(
-    clips: LatentClips,
-    rows: Tensor,
-    frames: Tensor,
-    config: WindowConfig,
-    generator: torch.Generator,
-    whole: bool = False,
-) -> Tracks:
-    """Tracks as a user gives them: few, beginning and ending anywhere, some chunks silent; always there where
-    an object is dragged or the camera moves.
-
-    They cover pixel frame 0 and four of each later latent frame in `frames (B, T)`, or four of each if
-    `whole`: then nothing is said of those before pixel frame 0.
-    """
-    size, count = len(rows), clips.points.shape[1]
-    # latent frame l > 0 holds pixel frames 4l - 3 .. 4l
-    group = (frames[..., None] * 4 + torch.arange(-3, 1)).flatten(1)
-    if not whole:
-        group = group[:, 3:]
-    latent = (torch.arange(group.shape[1]) + (0 if whole else 3)) // 4
-    pixel = group.clamp(min=0)
-    where = (rows[:, None, None], torch.arange(count)[None, :, None], pixel[:, None])
-    points, visible, dragged = clips.points[where].float(), clips.visible[where], clips.dragged[where]
-    background, pinned = clips.background[rows], clips.pinned[rows]
-    moving = clips.camera[rows[:, None], pixel]
-    inside = ((points >= 0) & (points <= 1)).all(-1)
-    # points of the background while the camera carries them, as `streamgen.motion.tracks.camera` has them
-    carried = (background & ~pinned)[..., None] & moving[:, None] & inside
-    told = dragged | carried
-    has_drag = dragged.any(-1)
-    chance = torch.where(background, _PIN_CHANCE, torch.where(has_drag, 0.7, 0.45))
-    keep = torch.rand(size, count, generator=generator) < chance
-    silent = torch.rand(size, 1, generator=generator) < config.no_motion
-    # who drags one thing mostly says nothing of the others
-    keep &= ~silent | has_drag
-    # a drag that no track tells of could not be predicted
-    first = has_drag & (has_drag.cumsum(1) == 1)
-    keep |= first & ~(keep & has_drag).any(1, keepdim=True)
-    keep |= _camera_tracks(carried, generator)
-    length = pixel.shape[1]
-    ends = (torch.rand(size, count, 2, generator=generator) * length).long().sort(-1).values
-    always = torch.rand(size, count, generator=generator) < 0.5
-    time = torch.arange(length)
-    on = always[..., None] | ((time >= ends[..., :1]) & (time <= ends[..., 1:]))
-    brief = told.any(-1) & (torch.rand(size, count, generator=generator) < 0.6)
-    on = torch.where(brief[..., None], told, on | told)
-    on &= keep[..., None] & inside
-    masked = torch.rand(size, frames.shape[1], generator=generator) < 0.35
-    masked &= torch.rand(size, 1, generator=generator) < config.motion_mask
-    on &= ~masked[:, latent][:, None] | told
-    on &= (group >= 0)[:, None]
-    # who moves a camera does not look what lies where: half of the time, no point of its field is hidden
-    visible |= carried & (torch.rand(size, 1, 1, generator=generator) < 0.5)
-    state = torch.where(on, torch.where(visible, VISIBLE, OCCLUDED), UNSPECIFIED).to(torch.int8)
-    ids = torch.rand(size, _IDS, generator=generator).argsort(1)[:, :count]
-    return Tracks(points, state, pinned, ids)
-
-
-def _camera_tracks(carried: Tensor, generator: torch.Generator) -> Tensor:
-    """Which tracks `(B, N)` tell of a camera move, of those it carries in some frames of `carried (B, N, T)`.
-
-    A share of them drawn per window, and at least `_CAMERA_TRACKS`, those it carries longest: a move that no
-    track tells of could not be predicted.
-    """
-    size, count = carried.shape[:2]
-    share = 0.4 + 0.6 * torch.rand(size, 1, generator=generator)
-    draws = torch.rand(size, count, generator=generator)
-    duration = carried.sum(-1)
-    rank = (duration + draws).argsort(1, descending=True).argsort(1)
-    return ((draws < share) | (rank < _CAMERA_TRACKS)) & (duration > 0)

@@ -9,8 +9,9 @@ import torch
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig
 from distill.families import NetworkConfig
 from distill.latent_cache import CacheConfig
+from distill.mixture import Kind, MixtureConfig
 from distill.scenes import SceneConfig
-from distill.stages.causal import CausalRun, CausalStage, DataConfig
+from distill.stages.causal import CausalRun, CausalStage
 from distill.stages.diffusion import DiffusionStage
 from distill.stages.init import InitConfig, InitRun
 from distill.stages.self_forcing import CriticConfig, RolloutConfig, SelfForcingRun
@@ -25,8 +26,8 @@ PLAN = ChunkPlan(1, 1, 1, 3)
 NETWORK = NetworkConfig(
     dim=24, layers=2, heads=2, ffn_dim=16, text_dim=8, text_layers=1, text_length=6, motion_channels=4
 )
-DATA = DataConfig(video_batch=2, image_batch=3, start_batch=2, turn_batch=2, held_out=64)
-WINDOWS = WindowConfig(frames=4, turning_frames=4, turning_targets=2, min_gap_prefix=2)
+MIXTURE = MixtureConfig(0.1, Kind(0.25, 3), Kind(0.25, 2), Kind(0.25, 2), Kind(0.25, 2))
+WINDOWS = WindowConfig(frames=6, min_gap_prefix=2, change_frames=2)
 
 
 def options(tmp_path: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -62,7 +63,11 @@ def export(stage: DiffusionStage, directory: Path, seed: int) -> Path:
 
 def causal_run(tmp_path: Path, **changes: Any) -> CausalRun:
     """A causal stage."""
-    return CausalRun(**options(tmp_path, "causal", data=DATA, windows=WINDOWS, **changes))
+    return CausalRun(
+        **options(
+            tmp_path, "causal", **{"mixture": MIXTURE, "windows": WINDOWS, "fixed_windows": 8, **changes}
+        )
+    )
 
 
 def teacher_run(tmp_path: Path, **changes: Any) -> TeacherRun:
@@ -78,7 +83,7 @@ def init_run(tmp_path: Path, **changes: Any) -> InitRun:
     if not start.exists():
         export(CausalStage(causal_run(tmp_path), CPU), start, 3)
     settings: dict[str, Any] = {
-        "data": DATA,
+        "mixture": MIXTURE,
         "windows": WINDOWS,
         "init": str(start),
         "teacher": str(start),

@@ -11,7 +11,9 @@ import tests.clip_folders
 from distill.clips import ClipFolderConfig
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig
 from distill.families import WanTraining
-from distill.stages.causal import CausalRun, DataConfig
+from distill.mixture import Kind, MixtureConfig
+from distill.running import ScriptConfig
+from distill.stages.causal import CausalRun
 from distill.stages.init import InitConfig, InitRun
 from distill.stages.self_forcing import CriticConfig, RolloutConfig, SelfForcingRun
 from distill.stages.teacher import TeacherData, TeacherRun
@@ -26,18 +28,8 @@ CPU = torch.device("cpu")
 CAPTIONS = ("a zebra walks", "a red boat")
 PLAN = ChunkPlan(3, 3, 3, 3)
 WHOLE = ChunkPlan(6, 6, 0, 0)
-WINDOWS = WindowConfig(
-    frames=6, turning_frames=6, turning_targets=2, min_gap_prefix=3, unknown_words=0.0, no_motion=0.2
-)
-DATA = DataConfig(
-    video_batch=2,
-    image_phase=0.0,
-    image_share=0.0,
-    start_share=0.3,
-    start_batch=2,
-    turn_share=0.0,
-    held_out=64,
-)
+WINDOWS = WindowConfig(frames=6, min_gap_prefix=3, unknown_words=0.0, no_motion=0.2)
+MIXTURE = MixtureConfig(0.0, images=Kind(0.0), beginnings=Kind(0.3, 2), clips=Kind(0.7, 2), changes=Kind(0.0))
 
 
 def write_clips(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -99,13 +91,15 @@ def teacher_run(tmp_path: Path, clips: Path | None, **changes: Any) -> TeacherRu
 
 def causal_run(tmp_path: Path, clips: Path | None, **changes: Any) -> CausalRun:
     """A causal model in chunks of three."""
-    return CausalRun(**options(tmp_path, "causal", clips, **{"data": DATA} | changes))
+    return CausalRun(
+        **options(tmp_path, "causal", clips, **{"mixture": MIXTURE, "fixed_windows": 8} | changes)
+    )
 
 
 def init_run(tmp_path: Path, clips: Path | None, **changes: Any) -> InitRun:
     """A student of published weights, and a teacher of the same."""
     teacher = str(published(tmp_path / "weights"))
-    values = {"data": DATA, "teacher": teacher, "distillation": InitConfig(steps=4, student_steps=2)}
+    values = {"mixture": MIXTURE, "teacher": teacher, "distillation": InitConfig(steps=4, student_steps=2)}
     return InitRun(**options(tmp_path, "init", clips, **values | changes))
 
 
@@ -117,6 +111,7 @@ def self_forcing_run(tmp_path: Path, clips: Path | None, **changes: Any) -> Self
             batch=2, window_frames=6, fresh_frames=3, max_frames=6, long_from=0.0, steps=2, context_noise=0.0
         ),
         "critic": CriticConfig(updates=1, warmup=0),
+        "script": ScriptConfig(switch_share=0.0),
         "sampling": {"steps": 2, "rope": "relative", "recache_mode": "chunks", "sink_policy": "refresh"},
     }
     return SelfForcingRun(**options(tmp_path, "self_forcing", clips, **values | changes))

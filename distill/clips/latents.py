@@ -102,6 +102,9 @@ class OwnLatents:
         total = fields["latents"].shape[:2]
         fields["words"] = words.expand(total[0], 2, -1).clone()
         fields["switch"] = torch.full((total[0],), total[1], dtype=torch.int16)
+        # nobody has named what moves in own clips
+        fields["motions"] = torch.full((total[0], 2, 1), -1, dtype=torch.int8)
+        fields["turning"] = torch.zeros(total[0], 1, total[1], dtype=torch.bool)
         return fields
 
     def _encode(self, frames: Tensor, device: torch.device) -> Tensors:

@@ -12,6 +12,7 @@ from streamgen.pipeline import Pipeline
 
 from ..config import require
 from ..latent_cache import LatentClips
+from ..mixture import PLASTIC, Turns
 from ..samples import prompt_sheet, sample_sheets, show, stream
 from ..scenes import caption_vocabulary
 from .config import ClipFolderConfig
@@ -112,8 +113,8 @@ def clip_frames(config: ClipFolderConfig | None, world_frames: int) -> int:
 
 def draws_own(share: float, number: int) -> bool:
     """Whether update `number` draws own clips: `share` of all, spread evenly."""
-    # multiples of the plastic ratio: independent of those of the golden ratio by which kinds take turns
-    return (number * 0.7548776662) % 1 < share
+    # not the stride by which kinds take turns: own clips are to get all kinds
+    return Turns({"own": share, "world": 1 - share}, PLASTIC).at(number) == "own"
 
 
 def preview_sheets(

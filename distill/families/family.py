@@ -26,7 +26,7 @@ class NetworkSpec(Generic[N]):
     """A network of a stage: its class and the checkpoint directory it starts from, None for random weights.
 
     With `guidance` it takes guidance strengths as an input; `plan` replaces the config's chunk plan; `frozen`
-    ones are used and not trained.
+    ones are used and not trained; without `heads` none are trained beside its text encoder.
     """
 
     kind: type[N]
@@ -34,6 +34,7 @@ class NetworkSpec(Generic[N]):
     guidance: bool = False
     plan: ChunkPlan | None = None
     frozen: bool = False
+    heads: bool = True
 
 
 class Family(ABC):

@@ -64,10 +64,10 @@ class TinyFamily(Family):
             check_vocabulary(self.vocabulary)
 
     def network(self, spec: NetworkSpec[N]) -> N:
-        """See `Family`; without another start, the text encoder is that of the words stage."""
+        """See `Family`; with `words.start` the text encoder of what is trained is that of the words stage."""
         network = super().network(spec)
         start = self.run.words.start
-        if spec.start is None and start is not None:
+        if spec.heads and not spec.frozen and start is not None:
             load_words(network, Path(start), self.vocabulary)
         return network
 
@@ -145,7 +145,7 @@ def network_of(
     """`build_network` of what a stage asks for."""
     options: dict[str, Any] = {"guidance": spec.guidance, "plan": spec.plan or config.plan}
     network = build_network(spec.kind, config, tokenizer, vocabulary, **options)
-    if config.words.weight and not spec.frozen:
+    if config.words.weight and spec.heads and not spec.frozen:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network.heads = word_heads.AttributeHeads(config.network.text_dim, config.words.weight)

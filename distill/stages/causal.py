@@ -8,97 +8,99 @@ import torch
 from torch import Tensor, nn
 
 from ..config import require
-from ..families import DiffusionRun, NetworkSpec
+from ..evaluation.intervals import Figure
+from ..families import DiffusionRun, NetworkSpec, TinyFamily
 from ..flow import FlowBatch, FlowMatching
+from ..mixture import Census, MixtureConfig
 from ..optim import ParameterGroups
+from ..scenes import MOTIONS
 from ..trainer import Tick
-from ..windows import WindowConfig, image_batch, turning_batch, window_batch
+from ..turning_probe import TurningGate, check_turning, gated, plot_turning, probe_clips, turning_errors
+from ..windows import WindowConfig, beginnings, changes, flow_batch, image_batch, whole_clips
 from .diffusion import DiffusionStage, optimizer_groups
 
 # Of the windows and the noise that `evaluate` always uses; their clips are training clips.
 _FIXED_SEED = 77
+_FIXED_BATCH = 8
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Batches of one process: `video_batch` windows, or on `image_share` of the updates `image_batch` first
-    frames, on `start_share` of them `start_batch` beginnings of `start_frames` latent frames, on `turn_share`
-    of them `turn_batch` windows that end soon after a change or the start of a drag or camera move.
+class WindowRun(DiffusionRun):
+    """Config of a stage on the causal stage's windows: what its updates are made of."""
 
-    Beginnings and turnings are where words or tracks alone decide which way things go; in long windows the
-    neighbours tell. The first `image_phase` of the budget sees first frames alone. `held_out` is the number
-    of windows that `evaluate` measures the loss on. Despite its name nothing is held out: they are cut from
-    the training clips, at fixed places and with fixed noise, so their loss compares steps and runs and says
-    nothing about clips that were never seen.
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+
+
+@dataclass(frozen=True)
+class CausalRun(WindowRun):
+    """Config of the causal stage, with the probe of turning paths it is to pass (of the world alone).
+    `fixed_windows` is the number of windows that `evaluate` measures the loss on: cut from the training
+    clips, at fixed places and with fixed noise, so it compares steps and runs and says nothing about clips
+    that were never seen.
     """
 
-    video_batch: int = 16
-    image_batch: int = 128
-    image_phase: float = 0.08
-    image_share: float = 0.15
-    start_batch: int = 40
-    start_frames: int = 3
-    start_share: float = 0.25
-    turn_batch: int = 15
-    turn_share: float = 0.25
-    held_out: int = 512
+    turning: TurningGate = field(default_factory=TurningGate)
+    fixed_windows: int = 64
 
     def __post_init__(self) -> None:
-        require(self.start_frames >= 2, "data.start_frames", ">= 2", self.start_frames)
-        require(self.held_out >= 1, "data.held_out", ">= 1", self.held_out)
-        require(
-            self.image_share + self.start_share + self.turn_share <= 1,
-            "data shares",
-            "a sum <= 1",
-            (self.image_share, self.start_share, self.turn_share),
-        )
-
-
-@dataclass(frozen=True)
-class CausalRun(DiffusionRun):
-    """Config of the causal stage."""
-
-    data: DataConfig = field(default_factory=DataConfig)
+        super().__post_init__()
+        require(self.fixed_windows >= 1, "fixed_windows", ">= 1", self.fixed_windows)
 
 
 class WindowStage(DiffusionStage):
     """A stage that trains on the causal stage's mixture of windows."""
 
-    def __init__(self, config: CausalRun, device: torch.device) -> None:
-        for name, frames in (
-            ("windows.frames", config.windows.frames),
-            ("windows.turning_frames", config.windows.turning_frames),
-        ):
-            require(frames <= config.plan.attention_frames, name, "<= plan.attention_frames", frames)
+    config: WindowRun
+
+    def __init__(self, config: WindowRun, device: torch.device) -> None:
         super().__init__(config, device)
         self.config = config
+        self.census = Census([*config.mixture.kinds, *MOTIONS, "targets", "turning"])
 
     def draw(self, tick: Tick) -> FlowBatch:
-        """First frames in the first part of the budget, then first frames, beginnings, turnings and windows.
-
-        By turns: the kind is a function of the step, so it is alike on all processes.
-        """
-        data, windows, plan = self.config.data, self.config.windows, self.config.plan
-        clips, images, turns = self.latents.of(tick.step)
+        """A batch of the kind whose turn it is, which is alike on all processes."""
+        config, windows, plan = self.config, self.windows, self.config.plan
+        clips, images, has_changes = self.latents.of(tick.step)
+        kind = config.mixture.kind(tick.step, tick.progress, has_changes)
+        size = config.mixture.kinds[kind].batch
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
-        # multiples of the golden ratio spread the kinds evenly over the steps
-        turn = (tick.step * 0.6180339887) % 1
-        if tick.progress < data.image_phase or turn < data.image_share:
-            batch = image_batch(images, data.image_batch, windows, generator)
-        elif turn < data.image_share + data.start_share:
-            windows = beginnings(windows, data.start_frames)
-            batch = window_batch(clips, data.start_batch, windows, generator, plan)
-        elif turns and turn < data.image_share + data.start_share + data.turn_share:
-            batch = turning_batch(clips, data.turn_batch, silent(windows), generator)
+        if kind == "images":
+            batch = image_batch(images, size, windows, generator)
         else:
-            batch = window_batch(clips, data.video_batch, windows, generator, plan)
-        return batch.to(self.device)
+            make = {"beginnings": beginnings, "clips": whole_clips, "changes": changes}[kind]
+            layout = make(clips, size, windows, generator, plan)
+            silence = windows.silence if kind == "clips" else windows.quiet
+            batch = flow_batch(clips, layout, windows, silence, generator, plan)
+        counts = {**batch.counts, kind: batch.counts["targets"]}
+        return replace(batch, counts=counts).to(self.device)
+
+    @property
+    def windows(self) -> WindowConfig:
+        """How windows are made."""
+        return self.config.windows
+
+    def state(self) -> dict[str, Any]:
+        """What was seen so far."""
+        return {"census": self.census.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.census.load_state(state["census"])
+
+    def counted(self, batch: FlowBatch) -> dict[str, float]:
+        """Count the targets of a batch; the shares of all so far, for the log."""
+        self.census.add(batch.counts)
+        kinds, motions = self.census.shares(list(self.config.mixture.kinds)), self.census.shares(MOTIONS)
+        turning = self.census.count("turning") / max(1, self.census.count("targets"))
+        seen = kinds | motions | {"turning": turning, "targets": self.census.count("targets")}
+        return {f"seen/{name.replace(' ', '_')}": value for name, value in seen.items()}
 
 
 class CausalStage(WindowStage):
     """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
 
     keeps_words = True
+    config: CausalRun
 
     def __init__(self, config: CausalRun, device: torch.device) -> None:
         super().__init__(config, device)
@@ -129,39 +131,65 @@ class CausalStage(WindowStage):
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Flow-matching loss of a batch, and the heads' on its captions."""
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
-        return result
+        loss, metrics = module(batch)
+        return loss, metrics | self.counted(batch)
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
-        """Loss on fixed windows of the training clips with fixed noise, and contact sheets of fixed
-        streams.
+        """Loss on fixed windows of the training clips with fixed noise, errors of the turning probe, and
+        contact sheets of fixed streams.
         """
-        totals: dict[str, float] = {}
-        size = min(64, self.config.data.held_out)
-        rounds = self.config.data.held_out // size
-        for i in range(rounds):
-            generator = torch.Generator().manual_seed(_FIXED_SEED + i)
-            batch = window_batch(self.clips, size, self.config.windows, generator, self.config.plan)
-            loss, metrics = self.module(batch.to(self.device))
-            for key, value in {"loss": loss, **metrics}.items():
-                totals[key] = totals.get(key, 0.0) + float(value) / rounds
+        totals = self._fixed_loss()
+        found = self.turning_errors()
+        if found:
+            plot_turning(found, out_dir / "turning.png")
+            totals |= {f"probe/{n.replace(' ', '_')}": f.value for n, f in gated(found).items() if f.value}
         self.preview(out_dir)
         return totals
 
+    def check(self) -> list[str]:
+        """See `distill.stage.GatedStage`: what binding and turning probes found, and what was seen.
 
-def beginnings(windows: WindowConfig, frames: int) -> WindowConfig:
-    """Windows that are the first `frames` latent frames of a clip behind one or two clean ones."""
-    return replace(
-        windows,
-        frames=frames,
-        min_gap_prefix=1,
-        gap_share=0.0,
-        forcing_share=0.0,
-        short_prefix_share=1.0,
-        no_motion=silent(windows).no_motion,
-    )
+        Raises:
+            GateError: a probe found too little.
+        """
+        kinds, motions = self.census.shares(list(self.config.mixture.kinds)), self.census.shares(MOTIONS)
+        parts = (("kind", kinds), ("motion", motions))
+        seen = [
+            f"targets by {what}: " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+            for what, shares in parts
+        ]
+        seen.append(f"targets: {self.census.count('targets')}, turning: {self.census.count('turning')}")
+        return [*super().check(), *seen, *check_turning(self.turning_errors(), self.config.turning)]
 
+    def turning_errors(self) -> dict[str, Figure]:
+        """Errors of the turning probe with the weights of now; none of a model of own clips alone."""
+        family, run = self.family, self.run
+        if not isinstance(family, TinyFamily) or (run.clips is not None and run.clips.share == 1):
+            return {}
+        length = run.network.text_length
+        clips = probe_clips(
+            self.config.turning,
+            run.cache,
+            run.scenes,
+            family.codec,
+            family.digest,
+            family.vocabulary,
+            length,
+        )
+        return turning_errors(self.module, clips, self.config.windows)
 
-def silent(windows: WindowConfig) -> WindowConfig:
-    """Windows mostly without tracks (but for drags): they would give away what the words have to tell."""
-    return replace(windows, no_motion=max(windows.no_motion, 0.8))
+    @torch.no_grad()
+    def _fixed_loss(self) -> dict[str, float]:
+        config, plan = self.config, self.config.plan
+        totals: dict[str, float] = {}
+        size = min(_FIXED_BATCH, config.fixed_windows)
+        rounds = config.fixed_windows // size
+        for i in range(rounds):
+            generator = torch.Generator().manual_seed(_FIXED_SEED + i)
+            layout = whole_clips(self.clips, size, config.windows, generator, plan)
+            silence = config.windows.silence
+            batch = flow_batch(self.clips, layout, config.windows, silence, generator, plan)
+            loss, metrics = self.module(batch.to(self.device))
+            for key, value in {"loss": loss, **metrics}.items():
+                totals[key] = totals.get(key, 0.0) + float(value) / rounds
+        return totals

@@ -25,8 +25,8 @@ from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, Past, focuse
 from ..guidance import GuidanceRange, strengths_over
 from ..optim import ParameterGroups
 from ..trainer import Tick
-from ..windows import chunk_starts
-from .causal import CausalRun, WindowStage
+from ..windows import WindowConfig, chunk_starts
+from .causal import WindowRun, WindowStage
 from .diffusion import optimizer_groups
 
 
@@ -56,7 +56,7 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
-class InitRun(CausalRun):
+class InitRun(WindowRun):
     """Config of the init stage; `teacher` is the checkpoint of the causal stage, also the usual `init`."""
 
     teacher: str = "runs/tiny/causal/export"
@@ -65,8 +65,8 @@ class InitRun(CausalRun):
 
 @dataclass(frozen=True)
 class InitBatch:
-    """`windows`, guidance `strengths (B, 2)` and the index `levels (B, T)` of each latent frame's noise,
-    from 1 (next to clean) to `steps` (noise); `first` of an update's micro-batches.
+    """`windows`, guidance `strengths (B, 2)` and the index `levels (B, T)` of each target's noise, from 1
+    (next to clean) to `steps` (noise); `first` of an update's micro-batches.
     """
 
     windows: FlowBatch
@@ -77,14 +77,13 @@ class InitBatch:
 
 @dataclass(frozen=True)
 class StudentBatch:
-    """What the student sees and should answer: noisy frames `x (B, T, C, h, w)` at `sigma (B, T)` behind
-    the clean `past`, and the clean frames `target` it is to name. `windows` has captions, tracks and weights,
-    `strengths (B, 2)` are the guidance it answers for.
+    """What the student sees and should answer: noisy frames `x (B, T, C, h, w)` at `sigma (B, T)`, and the
+    clean frames `target` it is to name. `windows` has their past, captions, tracks and weights, `strengths
+    (B, 2)` are the guidance it answers for.
     """
 
     windows: FlowBatch
     strengths: Tensor
-    past: Past
     x: Tensor
     sigma: Tensor
     target: Tensor
@@ -95,7 +94,7 @@ class FewStepStudent(FlowNetwork):
 
     def forward(self, batch: StudentBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Weighted pseudo-Huber distance of clean estimates (arXiv 2310.14189), and the plain mean square."""
-        clean = self.estimate(batch.windows, batch.strengths, batch.past, batch.x, batch.sigma)
+        clean = self.estimate(batch.windows, batch.strengths, batch.x, batch.sigma)
         squares = (clean - batch.target).square()
         mean_square = focused(squares.mean(2), batch.windows.focus)
         small = 0.03
@@ -103,17 +102,20 @@ class FewStepStudent(FlowNetwork):
         weight = batch.windows.weight
         total = weight.sum().clamp_min(1e-6)
         metrics: dict[str, Tensor | float] = {"mse": (mean_square.detach() * weight).sum() / total}
-        return (huber * weight).sum() / total, metrics
+        added, told = self.told_loss(batch.windows.told)
+        return (huber * weight).sum() / total + added, metrics | told
 
-    def estimate(self, windows: FlowBatch, strengths: Tensor, past: Past, x: Tensor, sigma: Tensor) -> Tensor:
+    def estimate(self, windows: FlowBatch, strengths: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """Clean frames as the student sees them through noise, `(B, T, C, h, w)`."""
-        condition = condition_of(self, windows, strengths)
+        condition, past = condition_of(self, windows, strengths)
         velocity = self.velocity(x, sigma, condition.text, condition.motion, condition.strengths, past)
         return x0_from_velocity(x, velocity, sigma)
 
 
 class InitStage(WindowStage):
     """Trains a few-step student on clean context (a `distill.trainer.Stage`)."""
+
+    keeps_words = True
 
     def __init__(self, config: InitRun, device: torch.device) -> None:
         require(
@@ -152,17 +154,23 @@ class InitStage(WindowStage):
         """Always the student."""
         return "student"
 
+    @property
+    def windows(self) -> WindowConfig:
+        """The causal stage's, but nothing is dropped: guidance is an input here, and no branch of it."""
+        return replace(self.config.windows, text_drop=0.0, target_text_drop=0.0, target_motion_drop=0.0)
+
     def state(self) -> dict[str, Any]:
-        """The moving average."""
-        return {"average": self.average.state_dict()}
+        """The moving average, and what was seen so far."""
+        return super().state() | {"average": self.average.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a saved moving average."""
+        super().load_state(state)
         self.average.load_state_dict(state["average"])
 
     def batch(self, tick: Tick) -> InitBatch:
         """Windows of the causal stage's mixture with strengths and levels."""
-        windows = self.draw(tick)
+        windows = replace(self.draw(tick), told=self.told(tick))
         generator = torch.Generator().manual_seed(tick.generator_seed("levels"))
         strengths = self.options.guidance.sample(len(windows.x0), generator)
         levels = torch.randint(1, self.options.steps + 1, windows.sigma.shape, generator=generator)
@@ -175,16 +183,13 @@ class InitStage(WindowStage):
         with torch.no_grad():
             if batch.first:
                 self._follow()
-            past = committed(windows)
             falling = FlowMatchScheduler(self.options.steps, self.options.shift).sigmas()
             sigmas = torch.tensor(falling[::-1], device=self.device)
-            condition = condition_of(self.teacher, windows, strengths)
+            condition, past = condition_of(self.teacher, windows, strengths)
             make = _consistency if self.options.method == "consistency" else _regression
             pair = make(self, batch, condition, past, sigmas)
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(
-            StudentBatch(windows, strengths, past, *pair)
-        )
-        return result
+        loss, metrics = module(StudentBatch(windows, strengths, *pair))
+        return loss, metrics | self.counted(windows)
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Contact sheets of fixed streams as the student streams them."""
@@ -202,16 +207,16 @@ def _consistency(
     stage: InitStage,
     batch: InitBatch,
     condition: Condition,
-    past: Past,
+    past: Past | None,
     sigmas: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): the average's clean estimate one guided teacher step below."""
     windows = batch.windows
     above, below = sigmas[batch.levels], sigmas[batch.levels - 1]
-    x = add_noise(windows.x0, windows.noise, above)
+    x = add_noise(windows.targets, windows.noise, above)
     velocity = guided(stage.teacher, x, above, condition, past)
     lower = x + (below - above)[..., None, None, None] * velocity
-    estimate = stage.average.estimate(windows, batch.strengths, past, lower, below)
+    estimate = stage.average.estimate(windows, batch.strengths, lower, below)
     # at level 0 the frames are clean themselves
     return x, above, torch.where((below == 0)[..., None, None, None], lower, estimate)
 
@@ -220,7 +225,7 @@ def _regression(
     stage: InitStage,
     batch: InitBatch,
     condition: Condition,
-    past: Past,
+    past: Past | None,
     sigmas: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): a place on the teacher's way from noise, and its end."""
@@ -237,17 +242,11 @@ def _regression(
     return chosen, sigmas[visited], x
 
 
-def committed(windows: FlowBatch) -> Past:
-    """The frames of windows as a stream would have committed them: at the noise level that the windows have
-    for their clean prefix, or clean where they have none.
-    """
-    prefix = windows.weight == 0
-    level = torch.where(prefix, windows.sigma, 0.0).amax(1, keepdim=True).expand_as(windows.sigma)
-    return Past(add_noise(windows.x0, torch.randn_like(windows.x0), level), level)
-
-
-def condition_of(network: FlowNetwork, windows: FlowBatch, strengths: Tensor) -> Condition:
-    """The conditioning of windows through a network's own encoders."""
-    grid = (windows.x0.shape[3], windows.x0.shape[4])
-    over = strengths_over(strengths, windows.tracks.state, network.plan)
-    return Condition(network.text(windows.words, windows.segment), network.motion(windows.tracks, grid), over)
+def condition_of(
+    network: FlowNetwork, windows: FlowBatch, strengths: Tensor
+) -> tuple[Condition, Past | None]:
+    """The conditioning of windows' targets through a network's own encoders, and the past they are behind."""
+    motion = network.motion(windows.tracks, (windows.x0.shape[3], windows.x0.shape[4]))
+    text = network.text(windows.words, windows.segment)
+    over = strengths_over(strengths, windows.tracks.state, network.plan)[:, -windows.noise.shape[1] :]
+    return Condition(text, windows.motion_of_targets(motion), over), windows.past(motion)

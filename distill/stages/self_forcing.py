@@ -7,6 +7,7 @@ past instead (`scoring: chunks`). Past `long_from` of the budget streams go on o
 long tuning, LongLive, arXiv 2509.22622), so that the student meets its own drift.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +28,17 @@ from ..flow import Condition, FlowMatching, FlowNetwork, Past, guided
 from ..guidance import GuidanceRange, strengths_over
 from ..objectives import DistributionMatching, DMDConfig, Objective, Scores, Window
 from ..optim import ParameterGroups
-from ..running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
+from ..running import (
+    RolloutStudent,
+    RunningStreams,
+    Script,
+    ScriptConfig,
+    draw_script,
+    draw_switch,
+    prompt_script,
+)
 from ..trainer import Tick
+from ..words.told import ToldBatch
 from .diffusion import DiffusionStage, optimizer_groups
 
 
@@ -121,21 +131,20 @@ class Critic(FlowNetwork):
         strengths: Tensor,
         committed: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Velocity of `x (B, T, C, h, w)` at one level `sigma (B,)` per window, under its conditioning, or
-        that of the P frames `committed`, `(B, P, C, h, w)` at levels `(B, P)`, whose last ones they are.
+        """Velocity of `x (B, T, C, h, w)` at levels `sigma (B, T)`, under its conditioning, or that of the P
+        frames `committed`, `(B, P, C, h, w)` at levels `(B, P)`, whose last ones they are.
         """
-        motion = self.motion(tracks, (x.shape[3], x.shape[4]))
-        levels, new = sigma[:, None].expand(x.shape[:2]), -x.shape[1]
+        motion, new = self.motion(tracks, (x.shape[3], x.shape[4])), -x.shape[1]
         past = None if committed is None else Past(*committed, segment, motion)
         text = self.text(words, segment[:, new:])
-        return self.velocity(x, levels, text, motion[:, new:], strengths[:, new:], past)
+        return self.velocity(x, sigma, text, motion[:, new:], strengths[:, new:], past)
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
     """What an update draws: a script for streams that begin with it, how many latent frames a stream may
     have, the exit step, the streams' seed, and the seed of the objective's noise; `first` where new streams
-    are to show their first chunk alone.
+    are to show their first chunk alone; captions that the student's text encoder is `told`.
     """
 
     script: Script
@@ -144,28 +153,36 @@ class RolloutBatch:
     seed: int
     objective_seed: int
     first: bool = False
+    told: ToldBatch | None = None
 
 
 @dataclass(frozen=True)
 class Rolled:
-    """A window of running streams. `seen (B, P, C, h, w)` is what they show up to its end, their sink and
-    last frames, where chunks are scored behind it; `places (P,)` are the latent frames of the streams that
-    it shows, or those of the window.
+    """A window of running streams. `seen (B, P, C, h, w)` is what they show up to its end, all that they had
+    in their context before it and the window itself, where chunks are scored behind it; `places (P,)` are the
+    latent frames of the streams that it shows, or those of the window. `added` is the loss of captions, with
+    its `metrics`.
     """
 
     window: Window
     script: Script
     places: Tensor
     seen: Tensor | None
+    added: Tensor | float = 0.0
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
 class SelfForcingStage(DiffusionStage):
     """Trains a few-step student and its critic (a `distill.trainer.Stage`)."""
 
+    keeps_words = True
+
     def __init__(self, config: SelfForcingRun, device: torch.device) -> None:
         super().__init__(config, device)
         self.config = config
         require(config.init is not None, "init", "a checkpoint of the init stage", None)
+        if config.script.switch_share:
+            draw_switch(update_boundaries(config), config.script, torch.Generator())
         _check_chunks(config)
         plan = self.family.plan_of(Path(config.teacher))
         if plan is not None:
@@ -190,7 +207,7 @@ class SelfForcingStage(DiffusionStage):
         plan = ChunkPlan(frames, frames, 0, 0) if config.scoring == "windows" else None
         return {
             "student": NetworkSpec(RolloutStudent, config.init, guidance=True),
-            "critic": NetworkSpec(Critic, config.teacher, guidance=True, plan=plan),
+            "critic": NetworkSpec(Critic, config.teacher, guidance=True, plan=plan, heads=False),
             "teacher": NetworkSpec(FlowMatching, config.teacher, plan=plan, frozen=True),
         }
 
@@ -242,20 +259,21 @@ class SelfForcingStage(DiffusionStage):
         size = rollout.first_batch if first else rollout.batch
         script = self.script(size, generator, timing if sharded else None).to(self.device)
         limit = rollout.window_frames if tick.progress < rollout.long_from else rollout.max_frames
-        return RolloutBatch(
-            script, limit, exit_step, tick.generator_seed("streams"), tick.generator_seed("objective"), first
-        )
+        told = self.told(tick) if self.target(tick.step) == "student" else None
+        seeds = tick.generator_seed("streams"), tick.generator_seed("objective")
+        return RolloutBatch(script, limit, exit_step, *seeds, first, told)
 
     def script(self, size: int, generator: torch.Generator, shared: torch.Generator | None = None) -> Script:
         """A script for `size` new streams; its switch is drawn from `shared` where that is given."""
-        config = self.config
+        config, begins = self.config, update_boundaries(self.config)
         if self.prompts is not None:
-            plan = config.plan
-            return prompt_script(self.prompts, size, plan, config.script, config.guidance, generator, shared)
+            return prompt_script(
+                self.prompts, size, begins, config.script, config.guidance, generator, shared
+            )
         return draw_script(
             self.clips,
             size,
-            config.plan,
+            begins,
             config.script,
             config.windows,
             config.guidance,
@@ -269,7 +287,9 @@ class SelfForcingStage(DiffusionStage):
         network = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
         if network is self.student:
             rolled = self.roll(module, batch, with_gradient=True)
-            return self.objective.student_loss(rolled.window, self.scores(rolled, generator), generator)
+            scores = self.scores(rolled, generator)
+            loss, metrics = self.objective.student_loss(rolled.window, scores, generator)
+            return loss + rolled.added, {**metrics, **rolled.metrics}
         with torch.no_grad():
             rolled = self.roll(self.student, batch, with_gradient=False)
         told = (*self._told(rolled), self._committed(rolled, generator))
@@ -287,33 +307,47 @@ class SelfForcingStage(DiffusionStage):
         )
         if batch.first:
             streams = self._begin(batch)
-            return self._rolled(streams, None, student(streams, 1, sampling))
+            context = streams.context()
+            return self._rolled(streams, student(streams, 1, sampling, batch.told), None, context)
         if streams is None or streams.frames + options.fresh_frames > batch.limit:
             streams = self._begin(batch)
         # an update that fails must not leave half a window behind
         self.streams = None
-        before = streams.recent(options.window_frames - options.fresh_frames)
+        before, context = streams.recent(options.window_frames - options.fresh_frames), streams.context()
         wanted = options.window_frames if before is None else options.fresh_frames
-        fresh = student(streams, wanted, sampling)
+        made = student(streams, wanted, sampling, batch.told)
         self.streams = streams
-        return self._rolled(streams, before, fresh)
+        return self._rolled(streams, made, before, context)
 
     def _begin(self, batch: RolloutBatch) -> RunningStreams:
         ring = self._new_cache(len(batch.script.words))
         return RunningStreams(batch.script, LatentState(ring), batch.seed)
 
-    def _rolled(self, streams: RunningStreams, before: Tensor | None, fresh: Tensor) -> Rolled:
-        """The window of frames from `before` and those that are new."""
-        x = fresh if before is None else torch.cat([before, fresh], 1)
-        places = torch.arange(streams.frames - x.shape[1], streams.frames)
+    def _rolled(
+        self,
+        streams: RunningStreams,
+        made: tuple[Tensor, Tensor | float, Mapping[str, Tensor | float]],
+        before: Tensor | None,
+        context: tuple[Tensor | None, Tensor],
+    ) -> Rolled:
+        """The window of what the student `made`: behind the frames `before`, or behind the whole `context`
+        that the stream had then.
+        """
+        fresh, added, metrics = made
+        new = torch.arange(streams.frames - fresh.shape[1], streams.frames)
         if self.config.scoring == "windows":
+            x = fresh if before is None else torch.cat([before, fresh], 1)
+            places = torch.arange(streams.frames - x.shape[1], streams.frames)
             is_fresh = torch.arange(x.shape[1], device=x.device) >= x.shape[1] - fresh.shape[1]
-            return Rolled(Window(x, is_fresh), streams.script, places, None)
-        sink = streams.sink(min(self.config.plan.sink_frames, int(places[0])))
-        if sink is not None:
-            x, places = torch.cat([sink, x], 1), torch.cat([torch.arange(sink.shape[1]), places])
-        every = torch.ones(fresh.shape[1], dtype=torch.bool, device=x.device)
-        return Rolled(Window(fresh, every), streams.script, places, x.detach())
+            whole = Window(x, is_fresh, torch.zeros_like(is_fresh, dtype=torch.long))
+            return Rolled(whole, streams.script, places, None, added, metrics)
+        past, places = context
+        seen = fresh.detach() if past is None else torch.cat([past, fresh.detach()], 1)
+        plan = self.config.plan
+        chunks = torch.tensor([plan.index_of(int(frame)) for frame in new], device=fresh.device)
+        every = torch.ones_like(chunks, dtype=torch.bool)
+        window = Window(fresh, every, chunks - chunks[0])
+        return Rolled(window, streams.script, torch.cat([places, new]), seen, added, metrics)
 
     def scores(self, rolled: Rolled, generator: torch.Generator) -> Scores:
         """The teacher under joint guidance and the critic, at the window's own captions and tracks."""
@@ -326,13 +360,11 @@ class SelfForcingStage(DiffusionStage):
         condition = Condition(text, motion[:, new:], strengths[:, new:])
 
         def real(x: Tensor, sigma: Tensor) -> Tensor:
-            levels = sigma[:, None].expand(x.shape[:2])
-            return x0_from_velocity(x, guided(teacher, x, levels, condition, past), levels)
+            return x0_from_velocity(x, guided(teacher, x, sigma, condition, past), sigma)
 
         def fake(x: Tensor, sigma: Tensor) -> Tensor:
-            levels = sigma[:, None].expand(x.shape[:2])
             velocity = self.critic(x, sigma, words, segment, tracks, strengths, committed)
-            return x0_from_velocity(x, velocity, levels)
+            return x0_from_velocity(x, velocity, sigma)
 
         return Scores(real, fake)
 
@@ -348,7 +380,8 @@ class SelfForcingStage(DiffusionStage):
         strengths = strengths_over(script.strengths, tracks.state, self.student.plan, places)
         segment = script.segment(places)
         if rolled.seen is not None:
-            # after a recache the past is read under the caption that the new chunks have
+            # after a recache the past is read under the caption that the new chunks have; an update never
+            # spans a switch
             first = len(places) - rolled.window.x.shape[1]
             segment = torch.cat([segment[:, first : first + 1].expand(-1, first), segment[:, first:]], 1)
         return script.words, segment, tracks, strengths
@@ -363,6 +396,12 @@ class SelfForcingStage(DiffusionStage):
 
     def _new_cache(self, batch: int) -> CacheRing:
         return self.student.new_cache(batch, self.family.grid, self.family.cache_dtype)
+
+
+def update_boundaries(config: SelfForcingRun) -> list[int]:
+    """The latent frames of a stream at which its updates begin, but for 0."""
+    rollout = config.rollout
+    return list(range(rollout.window_frames, rollout.max_frames, rollout.fresh_frames))
 
 
 def _check_teacher(config: SelfForcingRun, plan: ChunkPlan) -> None:

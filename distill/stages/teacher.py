@@ -15,10 +15,10 @@ from ..clips.training import clip_frames
 from ..config import require
 from ..families import DiffusionRun, NetworkSpec
 from ..flow import FlowBatch, FlowMatching
+from ..mixture import Turns
 from ..optim import ParameterGroups
 from ..trainer import Tick
 from ..windows import image_batch, teacher_batch
-from .causal import silent
 from .diffusion import DiffusionStage, optimizer_groups
 
 _FIXED_SEED = 78
@@ -55,6 +55,12 @@ class TeacherData:
             (self.short_share, self.image_share),
         )
         require(0 <= self.mask_from <= 1, "data.mask_from", "within [0, 1]", self.mask_from)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the updates by kind."""
+        whole = 1 - self.image_share - self.short_share
+        return {"images": self.image_share, "short": self.short_share, "whole": whole}
 
 
 @dataclass(frozen=True)
@@ -120,18 +126,18 @@ class TeacherStage(DiffusionStage):
         generator = torch.Generator().manual_seed(tick.generator_seed("windows"))
         if tick.progress < data.mask_from:
             windows = replace(windows, motion_mask=0.0)
-        turn = (tick.step * 0.6180339887) % 1
-        if tick.progress < data.image_phase or turn < data.image_share:
+        kind = "images" if tick.progress < data.image_phase else Turns(data.shares).at(tick.step)
+        if kind == "images":
             return image_batch(images, data.image_batch, windows, generator).to(self.device)
-        if torch.rand((), generator=generator) < data.silent_share:
-            windows = silent(windows)
-        short = turn < data.image_share + data.short_share
+        quiet = bool(torch.rand((), generator=generator) < data.silent_share)
+        silence = windows.quiet if quiet else windows.silence
         size, frames = (
             (data.short_batch, data.short_frames)
-            if short
+            if kind == "short"
             else (data.video_batch, self.config.plan.chunk_frames)
         )
-        return teacher_batch(clips, size, frames, data.start_share, windows, generator).to(self.device)
+        batch = teacher_batch(clips, size, frames, data.start_share, windows, silence, generator)
+        return batch.to(self.device)
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Flow-matching loss of a batch, and the heads' on its captions."""
@@ -142,8 +148,9 @@ class TeacherStage(DiffusionStage):
         """Loss on fixed windows of training clips with fixed noise, and a contact sheet of fixed prompts."""
         data, plan = self.config.data, self.config.plan
         generator = torch.Generator().manual_seed(_FIXED_SEED)
+        windows, size = self.config.windows, data.held_out
         batch = teacher_batch(
-            self.clips, data.held_out, plan.chunk_frames, data.start_share, self.config.windows, generator
+            self.clips, size, plan.chunk_frames, data.start_share, windows, windows.silence, generator
         )
         loss, metrics = self.module(batch.to(self.device))
         self.preview(out_dir, streams=False)

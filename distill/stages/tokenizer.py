@@ -19,6 +19,7 @@ from ..clips import ClipFolderConfig
 from ..clips.pixels import open_pixels
 from ..clips.training import draws_own, open_folder, without_objects
 from ..config import RunConfig, require, write_yaml
+from ..mixture import GOLDEN, SILVER, Turns
 from ..optim import ParameterGroups, split_parameters
 from ..preview import save_sheet
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
@@ -175,10 +176,11 @@ class TokenizerStage:
         seed, own = tick.generator_seed("scenes"), draws_own(self.share, tick.step)
         if tick.progress < data.image_phase:
             return self._clips(data.image_batch, 1, seed, own=own)
-        # multiples of the golden ratio: sizes and kinds change independently of each other
-        size = self.sizes[int((tick.step * 0.6180339887) % 1 * len(self.sizes))]
+        # by other strides: sizes and kinds change independently of each other
+        size = self.sizes[int(tick.step * GOLDEN % 1 * len(self.sizes))]
         scale = (self.size / size) ** 2
-        if _takes_turn(tick.step, data.image_share):
+        kinds = Turns({"images": data.image_share, "clips": 1 - data.image_share}, SILVER)
+        if kinds.at(tick.step) == "images":
             return self._clips(max(1, round(data.image_batch * scale)), 1, seed, size, own)
         return self._clips(max(1, round(data.video_batch * scale)), data.frames, seed, size, own)
 
@@ -330,11 +332,6 @@ def _cells(mask: Tensor, cell: int) -> Tensor:
 def _mean(value: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean over all elements; `weight` has one channel."""
     return (value * weight).sum() / (weight.sum() * value.shape[2])
-
-
-def _takes_turn(step: int, share: float) -> bool:
-    """True on `share` of the steps, spread evenly."""
-    return int((step + 1) * share) > int(step * share)
 
 
 def object_cells(scene: SceneBatch, cell: int) -> Tensor:

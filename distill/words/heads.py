@@ -19,8 +19,8 @@ class WordsConfig:
     """How a stage that trains a text encoder keeps it telling objects apart.
 
     Attributes:
-        start: the export of a `words` stage whose encoder and heads training starts from; where the stage has
-            an `init`, that one's encoder is taken instead.
+        start: the export of a `words` stage whose encoder and heads training starts from, also where the
+            stage has an `init`; null: the encoder of that, or a fresh one.
         weight: of the heads' loss beside the stage's own; 0 trains without heads.
         batch: captions of each update that the heads read.
         gate: least accuracy of the binding probes at the end of the stage; 0 for none.

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill.config import ConfigError
+import distill.mixture
+from distill.errors import GateError
 from distill.families import NetworkConfig
 from distill.families.tiny import (
     build_network,
@@ -19,16 +20,19 @@ from distill.families.tiny import (
 )
 from distill.flow import FlowMatching
 from distill.latent_cache import CacheConfig
+from distill.mixture import Kind, MixtureConfig
 from distill.scenes import SceneConfig
-from distill.stages.causal import CausalRun, CausalStage, DataConfig
+from distill.stages.causal import CausalRun, CausalStage
 from distill.trainer import Tick
-from distill.windows import WindowConfig
+from distill.turning_probe import TurningGate, check_turning, plot_turning
+from distill.words.heads import WordsConfig
 from models.context import ChunkPlan
 from models.text_encoder import Vocabulary
 from streamgen import CheckpointError, load_pipeline
 from streamgen.checkpoints.digest import tensor_digest
 from tests.tiny_checkpoints import WORDS
 from tests.tiny_checkpoints import write_checkpoint as write_random_checkpoint
+from tests.tiny_models import assert_needs, randomize
 
 SIZES = NetworkConfig(
     dim=32, layers=1, heads=2, ffn_dim=32, text_dim=16, text_layers=1, text_length=6, motion_channels=4
@@ -93,41 +97,94 @@ def test_a_start_with_other_words_keeps_those_it_knows(tmp_path: Path) -> None:
     assert torch.equal(rows[[2, 4]], fresh[[2, 4]])
 
 
-def tiny_run(tmp_path: Path, **data: Any) -> CausalRun:
+def tiny_run(tmp_path: Path, **changes: Any) -> CausalRun:
     source = write_random_checkpoint(tmp_path / "source")
     return CausalRun(
         stage="causal",
-        run_dir="unused",
+        run_dir=str(tmp_path / "run"),
         max_steps=1,
         seed=0,
         tokenizer=str(source),
         network=SIZES,
         plan=ChunkPlan(1, 1, 1, 8),
         scenes=SceneConfig(size=32, change_probability=0.7),
-        cache=CacheConfig(directory=str(tmp_path / "cache"), clips=12, frames=41, images=8),
-        data=replace(DataConfig(video_batch=2, image_batch=3, start_batch=4, turn_batch=5), **data),
+        cache=CacheConfig(directory=str(tmp_path / "cache"), clips=12, frames=57, images=8),
+        mixture=MixtureConfig(0.1, Kind(2, 3), Kind(3, 4), Kind(4, 2), Kind(1, 5)),
+        turning=TurningGate(clips=24),
+        fixed_windows=8,
+        **changes,
     )
 
 
-def test_every_kind_of_batch_gets_its_share_and_has_a_loss(tmp_path: Path) -> None:
-    """Of a hundred updates, in shares: single frames, beginnings, turnings, windows."""
-    stage = CausalStage(tiny_run(tmp_path, image_share=0.2, start_share=0.3, turn_share=0.1), CPU)
-    kinds: dict[tuple[int, int], int] = {}
-    for step in range(100):
-        batch = stage.batch(Tick(step, 0, 0, 1, 0, 0.5))
-        kind = (batch.x0.shape[0], batch.x0.shape[1])
-        if kind not in kinds:
-            loss, _ = stage.loss(stage.module, batch)
-            assert torch.isfinite(loss)
-        kinds[kind] = kinds.get(kind, 0) + 1
-    assert set(kinds) == {(3, 1), (4, 3), (5, 8), (2, 10)}
-    expected = {(3, 1): 20, (4, 3): 30, (5, 8): 10, (2, 10): 40}
-    assert all(abs(kinds[kind] - count) <= 3 for kind, count in expected.items()), kinds
-    assert stage.batch(Tick(1, 0, 0, 1, 0, 0.0)).x0.shape[1] == 1
+def test_every_kind_of_batch_gets_its_share_and_has_a_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred updates, in shares: single frames, beginnings, whole clips, changes; images come first."""
+    stage = CausalStage(tiny_run(tmp_path), CPU)
+
+    def check() -> None:
+        kinds: dict[str, int] = {}
+        for step in range(100):
+            batch = stage.draw(Tick(step, 0, 0, 1, 0, 0.5))
+            (kind,) = {*stage.config.mixture.kinds} & {*batch.counts}
+            assert len(batch.x0) == stage.config.mixture.kinds[kind].batch
+            if kind not in kinds:
+                loss, metrics = stage.loss(stage.module, batch)
+                assert torch.isfinite(loss)
+                assert metrics[f"seen/{kind}"] > 0
+            kinds[kind] = kinds.get(kind, 0) + 1
+        expected = {"images": 20, "beginnings": 30, "clips": 40, "changes": 10}
+        assert all(abs(kinds.get(kind, 0) - count) <= 3 for kind, count in expected.items()), kinds
+        assert stage.draw(Tick(1, 0, 0, 1, 0, 0.0)).x0.shape[1] == 1
+
+    assert_needs(check, monkeypatch, distill.mixture.Turns, "at", lambda self, number: "clips")
 
 
-def test_windows_longer_than_the_attention_are_refused(tmp_path: Path) -> None:
+def test_what_was_seen_goes_on_over_a_resume(tmp_path: Path) -> None:
+    stage, again = (CausalStage(tiny_run(tmp_path), CPU) for _ in range(2))
+    for step in range(4):
+        stage.loss(stage.module, stage.batch(Tick(step, 0, 0, 1, 0, 0.5)))
+    again.load_state(stage.state())
+    assert again.census.state() == stage.census.state()
+    assert again.census.count("targets") > 0
+
+
+def test_the_turning_probe_tells_turns_from_straight_ways(tmp_path: Path) -> None:
+    """It looks at latents that no training draws, each motion by itself; a gate on it stops the recipe."""
+    stage = CausalStage(tiny_run(tmp_path), CPU)
+    found = stage.turning_errors()
+    assert {"turning circles", "straight right"} <= {*found}
+    assert "turning right" not in found
+    assert stage.turning_errors() == found
+    lines = check_turning(found, TurningGate(most=None))
+    assert len(lines) == len(found)
+    with pytest.raises(GateError, match=r"expected errors <= 1e-06, found .*straight right") as error:
+        check_turning(found, TurningGate(most=1e-6))
+    assert error.value.override == "turning.most=null"
+    plot_turning(found, tmp_path / "turning.png")
+    assert (tmp_path / "turning.png").stat().st_size > 0
+    assert (tmp_path / "cache" / "probe").is_dir()
+
+
+def test_words_replace_the_encoder_of_a_start(tmp_path: Path) -> None:
+    """With `words.start` and an `init` the DiT is that of the init, the text encoder that of the words."""
     run = tiny_run(tmp_path)
-    for windows in (WindowConfig(frames=11), WindowConfig(turning_frames=11)):
-        with pytest.raises(ConfigError, match=r"frames: expected <= plan\.attention_frames"):
-            CausalStage(replace(run, windows=windows), CPU)
+    start = tmp_path / "start"
+    start.mkdir()
+    first = CausalStage(run, CPU)
+    randomize(first.network, 3)
+    first.export(start)
+    words = tmp_path / "words"
+    words.mkdir()
+    other = CausalStage(replace(run, words=WordsConfig(weight=0.1)), CPU)
+    randomize(other.network, 4)
+    other.export(words)
+    text = {f"text_encoder.{name}": v for name, v in other.module.text_encoder.state_dict().items()}
+    heads = {f"heads.{name}": v for name, v in other.module.heads.state_dict().items()}
+    save_file(text | heads, words / "words.safetensors")
+    both = CausalStage(replace(run, init=str(start), words=WordsConfig(str(words), weight=0.1)), CPU)
+    close = {"rtol": 1e-2, "atol": 1e-2}
+    one, two = both.module.dit.patch_embedding.weight, first.module.dit.patch_embedding.weight
+    torch.testing.assert_close(one, two, **close)
+    for name, value in both.module.text_encoder.state_dict().items():
+        torch.testing.assert_close(value, other.module.text_encoder.state_dict()[name], **close)

@@ -15,7 +15,7 @@ def gaussian_denoiser(mean: float, deviation: float) -> distill.objectives.Denoi
     """The exact posterior mean of a Gaussian under `x_t = (1 - s) x + s noise`."""
 
     def clean(x: Tensor, sigma: Tensor) -> Tensor:
-        s = sigma.view(-1, *[1] * (x.dim() - 1))
+        s = sigma[..., None, None, None]
         a = 1 - s
         gain = a * deviation**2 / (a**2 * deviation**2 + s**2)
         return mean + gain * (x - a * mean)
@@ -26,7 +26,7 @@ def gaussian_denoiser(mean: float, deviation: float) -> distill.objectives.Denoi
 def window(batch: int = 64, fresh_from: int = 2) -> Window:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, 5, 3, 4, 4, generator=generator) * 0.7 - 0.4
-    return Window(x.requires_grad_(), torch.arange(5) >= fresh_from)
+    return Window(x.requires_grad_(), torch.arange(5) >= fresh_from, torch.zeros(5, dtype=torch.long))
 
 
 def test_the_gradient_is_that_of_two_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +83,40 @@ def test_the_size_of_a_sample_does_not_change_its_pull() -> None:
     x = torch.cat([near, 10 * near]).requires_grad_()
     far = Scores(lambda x_t, s: torch.zeros_like(x_t), lambda x_t, s: x.detach())
     loss, _ = DistributionMatching(DMDConfig()).student_loss(
-        Window(x, torch.ones(2, dtype=torch.bool)), far, generator
+        Window(x, torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.long)), far, generator
     )
     loss.backward()
     assert x.grad is not None
     assert torch.allclose(x.grad[0], x.grad[1], rtol=1e-4)
+
+
+def test_parts_have_levels_and_sizes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that are scored apart: each at its own noise level, each pulled by its own distance."""
+    torch.manual_seed(0)
+    near = torch.randn(64, 1, 3, 4, 4)
+    x = torch.cat([near, near, 10 * near], 1).requires_grad_()
+    part, levels = torch.tensor([0, 0, 1]), []
+
+    def real(x_t: Tensor, sigma: Tensor) -> Tensor:
+        levels.append(sigma)
+        return torch.zeros_like(x_t)
+
+    def check() -> None:
+        levels.clear()
+        x.grad = None
+        scores = Scores(real, lambda x_t, sigma: x.detach())
+        piece = Window(x, torch.ones(3, dtype=torch.bool), part)
+        loss, _ = DistributionMatching(DMDConfig()).student_loss(piece, scores, torch.Generator())
+        loss.backward()
+        assert torch.equal(levels[0][:, 0], levels[0][:, 1])
+        assert (levels[0][:, 1] != levels[0][:, 2]).all()
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad[:, 0], x.grad[:, 2], rtol=1e-4, atol=1e-9)
+
+    def as_one(values: Tensor, piece: Window) -> Tensor:
+        return values.mean(1, keepdim=True).expand_as(values)
+
+    assert_needs(check, monkeypatch, distill.objectives, "_by_part", as_one)
 
 
 class Generator1D(nn.Module):
@@ -120,7 +149,7 @@ WIDTH = 0.4
 
 def two_modes(x: Tensor, sigma: Tensor) -> Tensor:
     """Exact posterior mean of an even mixture of two Gaussians."""
-    s = sigma.view(-1, *[1] * (x.dim() - 1))
+    s = sigma[..., None, None, None]
     a = 1 - s
     variance = a**2 * WIDTH**2 + s**2
     logits = torch.stack([-((x - a * mode) ** 2) / (2 * variance) for mode in MODES])
@@ -135,7 +164,7 @@ def train_toy(objective: DistributionMatching) -> Tensor:
     slow = torch.optim.Adam(student.parameters(), 1e-3, betas=(0.0, 0.9))
     quick = torch.optim.Adam(critic.parameters(), 4e-3, betas=(0.0, 0.9))
     draws = torch.Generator().manual_seed(1)
-    fresh = torch.ones(1, dtype=torch.bool)
+    fresh, part = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
 
     def roll() -> Tensor:
         # 16 numbers a sample: the gradient is normalised by the mean distance of a sample
@@ -149,12 +178,12 @@ def train_toy(objective: DistributionMatching) -> Tensor:
 
     for step in range(2400):
         if step % 4 == 3:
-            loss, _ = objective.student_loss(Window(roll(), fresh), Scores(two_modes, fake), draws)
+            loss, _ = objective.student_loss(Window(roll(), fresh, part), Scores(two_modes, fake), draws)
             slow.zero_grad()
             loss.backward()
             slow.step()
         else:
-            loss, _ = objective.critic_loss(Window(roll().detach(), fresh), velocity, draws)
+            loss, _ = objective.critic_loss(Window(roll().detach(), fresh, part), velocity, draws)
             quick.zero_grad()
             loss.backward()
             quick.step()

@@ -87,6 +87,8 @@ def test_fields_are_those_that_windows_want(
         "camera": ((8, 17), torch.bool),
         "background": ((8, 4), torch.bool),
         "pinned": ((8, 4), torch.bool),
+        "motions": ((8, 2, 1), torch.int8),
+        "turning": ((8, 1, 5), torch.bool),
     }
     assert {name: tuple(value.shape) for name, value in vars(images).items()} == {
         "latents": (16, 1, 16, 4, 6),
@@ -98,6 +100,8 @@ def test_fields_are_those_that_windows_want(
         "camera": (16, 1),
         "background": (16, 4),
         "pinned": (16, 4),
+        "motions": (16, 2, 1),
+        "turning": (16, 1, 1),
     }
     assert loaded.words[:, 0, 1].tolist() == [3, 3, 4, 4, 5, 5, 6, 6]
     assert (loaded.switch == 5).all()
@@ -324,7 +328,8 @@ def test_pieces_get_the_tracks_that_tell_most() -> None:
 
 def test_points_that_are_nowhere_draw_no_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss counts cells near objects more; distances wrap, so a point at -1 would weigh the corners."""
-    from distill.windows import WindowConfig, window_batch
+    from distill.flow import FlowBatch
+    from distill.windows import WindowConfig, flow_batch, whole_clips
 
     def clips_with(points: float) -> LatentClips:
         return LatentClips(
@@ -337,10 +342,15 @@ def test_points_that_are_nowhere_draw_no_attention(monkeypatch: pytest.MonkeyPat
             camera=torch.zeros(4, 37, dtype=torch.bool),
             background=torch.zeros(4, 2, dtype=torch.bool),
             pinned=torch.zeros(4, 2, dtype=torch.bool),
+            motions=torch.full((4, 2, 1), -1, dtype=torch.int8),
+            turning=torch.zeros(4, 1, 10, dtype=torch.bool),
         )
 
-    generator = torch.Generator().manual_seed(0)
-    assert (window_batch(clips_with(0.5), 8, WindowConfig(), generator).focus > 1).any()
-    batch = window_batch(clips_with(-1.0), 8, WindowConfig(), generator)
+    def made_of(clips: LatentClips) -> FlowBatch:
+        config, generator = WindowConfig(), torch.Generator().manual_seed(0)
+        return flow_batch(clips, whole_clips(clips, 8, config, generator), config, config.silence, generator)
+
+    assert (made_of(clips_with(0.5)).focus > 1).any()
+    batch = made_of(clips_with(-1.0))
     assert (batch.focus == 1).all()
     assert (batch.tracks.state == 0).all()

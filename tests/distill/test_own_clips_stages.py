@@ -18,9 +18,10 @@ from distill.config import CheckpointConfig, ConfigError, PreviewConfig
 from distill.families import NetworkConfig
 from distill.families.tiny import words_of
 from distill.latent_cache import CacheConfig, LatentClips
-from distill.scenes import SceneConfig, caption_vocabulary
+from distill.mixture import Kind, MixtureConfig
+from distill.scenes import MOTIONS, SceneConfig, caption_vocabulary
 from distill.stages import build_stage
-from distill.stages.causal import CausalRun, CausalStage, DataConfig
+from distill.stages.causal import CausalRun, CausalStage
 from distill.stages.self_forcing import SelfForcingStage
 from distill.stages.tokenizer import DataConfig as TokenizerData
 from distill.stages.tokenizer import TokenizerRun, TokenizerStage
@@ -78,8 +79,8 @@ def causal_run(tmp_path: Path, clips: ClipFolderConfig | None, **changes: Any) -
         plan=ChunkPlan(1, 1, 1, 8),
         scenes=SceneConfig(size=32),
         cache=CacheConfig(directory=str(tmp_path / "cache"), clips=4, frames=17, images=4),
-        data=DataConfig(video_batch=2, image_batch=3, start_batch=2, turn_batch=2, turn_share=0.25),
-        windows=WindowConfig(frames=5, turning_frames=5, turning_targets=2),
+        mixture=MixtureConfig(0.1, Kind(0.2, 3), Kind(0.25, 2), Kind(0.3, 2), Kind(0.25, 2)),
+        windows=WindowConfig(frames=5, change_frames=2),
         clips=clips,
     )
     return replace(run, **changes)
@@ -98,7 +99,7 @@ def tokenizer_run(tmp_path: Path, clips: ClipFolderConfig | None, **changes: Any
 def test_the_causal_stage_trains_on_a_folder(tmp_path: Path, clips: Path) -> None:
     """From clips that are no squares to a model that streams, knowing the captions' words."""
     config = causal_run(tmp_path, small(clips, tmp_path / "cache"), preview=replace(QUIET, at_end=True))
-    config = replace(config, data=replace(config.data, held_out=64))
+    config = replace(config, fixed_windows=8)
     stage = CausalStage(config, CPU)
     kinds = {tuple(stage.batch(Tick(step, 0, 0, 1, 0, 0.5)).x0.shape) for step in range(20)}
     assert kinds == {(3, 1, 4, 4, 6), (2, 3, 4, 4, 6), (2, 5, 4, 4, 6)}
@@ -196,7 +197,7 @@ def test_own_clips_and_the_world_take_turns(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_both_sources_in_one_run(tmp_path: Path, clips: Path) -> None:
-    """Half of the updates see the world at its own size, with turnings; words are those of both."""
+    """Half of the updates see the world at its own size, with changes; words are those of both."""
     config = small(clips, tmp_path / "cache", width=32, share=0.5, points=16, min_count=1)
     config = replace(config, world_words=False)
     stage = CausalStage(
@@ -204,8 +205,14 @@ def test_both_sources_in_one_run(tmp_path: Path, clips: Path) -> None:
     )
     captions = {word for text in CAPTIONS for word in text.split()}
     assert set(stage.family.vocabulary.words) == {*caption_vocabulary(), *captions, "bad"}
-    frames = {stage.batch(Tick(step, 0, 0, 1, 0, 0.5)).x0.shape[1] for step in range(40)}
-    assert frames == {1, 3, 5}
+    kinds: dict[str, set[int]] = {}
+    for step in range(40):
+        batch, own = stage.batch(Tick(step, 0, 0, 1, 0, 0.5)), draws_own(config.share, step)
+        (kind,) = {*stage.config.mixture.kinds} & {*batch.counts}
+        kinds.setdefault(kind, set()).add(int(own))
+        # own clips have no motion that anybody has named
+        assert own == (not any(batch.counts.get(name) for name in MOTIONS)) or kind == "images"
+    assert kinds == {"images": {0, 1}, "beginnings": {0, 1}, "clips": {0, 1}, "changes": {0}}
     tokens = TokenizerStage(tokenizer_run(tmp_path, config), CPU)
     objects = [bool(tokens.batch(Tick(step, 0, 0, 1, 0, 0.5)).objects.any()) for step in range(20)]
     assert 5 < sum(objects) < 15

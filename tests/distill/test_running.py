@@ -9,11 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
+import distill.running
+from distill.config import ConfigError
 from distill.flow import Condition, FlowNetwork, guided
 from distill.guidance import GuidanceRange, strengths_over
-from distill.running import RolloutStudent, RunningStreams, Script, ScriptConfig, draw_script, prompt_script
-from distill.stages.init import InitStage, _consistency, _regression, committed, condition_of
-from distill.stages.self_forcing import RolloutConfig, SelfForcingStage
+from distill.running import (
+    RolloutStudent,
+    RunningStreams,
+    Script,
+    ScriptConfig,
+    draw_script,
+    draw_switch,
+    prompt_script,
+)
+from distill.stages import load_run
+from distill.stages.init import InitStage, _consistency, _regression, condition_of
+from distill.stages.self_forcing import Rolled, SelfForcingRun, SelfForcingStage
 from distill.trainer import Tick
 from models.context import ChunkPlan
 from models.kv_cache import CacheRing
@@ -28,12 +39,14 @@ from streamgen.motion.tracks import TrackSet
 from streamgen.stream.latents import LatentChunk, LatentState
 from streamgen.stream.prompts import Text
 from streamgen.stream.recache import ByChunk
+from streamgen.stream.rollout import settle
 from tests.tiny_models import assert_needs, randomize, tiny_cache, tiny_dit
-from tests.tiny_stages import CPU, PLAN, WINDOWS, init_run, self_forcing_run
+from tests.tiny_stages import CPU, WINDOWS, init_run, self_forcing_run
 
 SIGMAS = FlowMatchScheduler(2, 3.0).sigmas()
 SAMPLING = Sampling(SIGMAS, renoise=True, context_sigma=0.05)
 GRID = (4, 4)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +75,7 @@ def script_of(stage: SelfForcingStage, switch: int | None, tracks: bool) -> Scri
 
 def rolled(stage: SelfForcingStage, script: Script, frames: int, sampling: Sampling = SAMPLING) -> Tensor:
     state = LatentState(stage.student.new_cache(len(script.words), GRID))
-    result: Tensor = stage.student(RunningStreams(script, state, 5), frames, sampling)
+    result: Tensor = stage.student(RunningStreams(script, state, 5), frames, sampling)[0]
     return result
 
 
@@ -156,15 +169,15 @@ def test_streams_go_on_after_saving(stage: SelfForcingStage) -> None:
     script = script_of(stage, 6, True)
     streams = RunningStreams(script, LatentState(stage.student.new_cache(1, GRID)), 5)
     with torch.no_grad():
-        whole = torch.cat([stage.student(streams, n, SAMPLING) for n in (5, 3, 3)], 1)
+        whole = torch.cat([stage.student(streams, n, SAMPLING)[0] for n in (5, 3, 3)], 1)
         first = RunningStreams(script, LatentState(stage.student.new_cache(1, GRID)), 5)
-        parts = [stage.student(first, 5, SAMPLING)]
+        parts = [stage.student(first, 5, SAMPLING)[0]]
         again = RunningStreams.load(first.save(), stage.student.new_cache(1, GRID))
         assert (again.frames, again.switched) == (5, False)
-        parts.append(stage.student(again, 3, SAMPLING))
+        parts.append(stage.student(again, 3, SAMPLING)[0])
         last = RunningStreams.load(again.save(), stage.student.new_cache(1, GRID))
         assert last.switched
-        parts.append(stage.student(last, 3, SAMPLING))
+        parts.append(stage.student(last, 3, SAMPLING)[0])
     assert torch.equal(torch.cat(parts, 1), whole)
     recent = last.recent(2)
     assert recent is not None
@@ -203,10 +216,8 @@ def test_first_chunks_alone_leave_running_streams_where_they_are(tmp_path: Path)
             with torch.no_grad():
                 rolled = stage.roll(stage.student, batch, with_gradient=False)
                 real = stage.scores(rolled, torch.Generator()).real
-                assert (
-                    real(rolled.window.x, torch.full((len(rolled.window.x),), 0.5)).shape
-                    == rolled.window.x.shape
-                )
+                made = rolled.window.x
+                assert real(made, torch.full(made.shape[:2], 0.5)).shape == made.shape
             kinds.append(batch.first)
             assert batch.first == (rolled.places.tolist() == [0])
             assert len(rolled.window.x) == (3 if batch.first else 2)
@@ -216,55 +227,113 @@ def test_first_chunks_alone_leave_running_streams_where_they_are(tmp_path: Path)
         assert {*kinds} == {True, False}
 
 
-@pytest.mark.parametrize("switch", [None, 5])
+def shipped(tmp_path: Path) -> SelfForcingStage:
+    """The shipped recipe's plan, rollout and scoring, with random networks of seconds."""
+    config = load_run(ROOT / "configs" / "distill" / "tiny" / "self_forcing.yaml")
+    assert isinstance(config, SelfForcingRun)
+    assert config.scoring == "chunks"
+    rollout = replace(config.rollout, batch=2, steps=2, context_noise=0.0)
+    changes = {"plan": config.plan, "rollout": rollout, "scoring": "chunks", "script": config.script}
+    start = init_run(tmp_path, plan=config.plan).teacher
+    stage = SelfForcingStage(self_forcing_run(tmp_path, teacher=start, init=start, **changes), CPU)
+    for number, network in enumerate((stage.student, stage.teacher)):
+        randomize(network, 5 + number)
+    return stage
+
+
+def teacher_goes_on(
+    stage: SelfForcingStage, rolled: Rolled, noisy: Tensor, sigmas: Tensor, after: bool
+) -> list[list[Tensor]]:
+    """By stream and new chunk the guided velocity of the teacher as it would stream: its cache rebuilt from
+    what the stream had in its context, then chunk after chunk committed.
+    """
+    teacher, seen = stage.teacher, rolled.seen
+    assert seen is not None
+    tracks, script = rolled.script.tracks_of(rolled.places), rolled.script
+    first, motion = seen.shape[1] - noisy.shape[1], teacher.motion(tracks, GRID)
+    encoded = [teacher.dit.embed_text(teacher.text_encoder(script.words[:, i])) for i in (int(after), 2)]
+    words, runner, noise = Text("words", encoded[0]), PlainRunner(teacher.dit), SeededNoise(0, CPU)
+    chunks = [
+        LatentChunk(i, i, seen[:, i : i + 1], motion[:, i : i + 1], words) for i in range(seen.shape[1])
+    ]
+    state = LatentState(_cache_of(stage), context=tuple(chunks[:first]), chunk=first)
+    state = ByChunk().rebuild(runner, state, noise, "refresh", words)
+    over = strengths_over(script.strengths, tracks.state, stage.config.plan, rolled.places)
+    expected: list[list[Tensor]] = [[], []]
+    for number in range(noisy.shape[1]):
+        at, view = first + number, state.ring.view(state.cursor, 1)
+        for row, found in enumerate(expected):
+            told = Conditioning(*encoded, motion[:, at : at + 1], Guidance(*over[row, at].tolist()))
+            sigma = float(sigmas[row, number])
+            piece = noisy[:, number : number + 1]
+            found.append(guided_velocity(teacher.dit, piece, sigma, told, view)[row])
+        state = settle(runner, state.followed_by(chunks[at]), noise)
+    return expected
+
+
+def without_the_window(streams: RunningStreams) -> tuple[Tensor | None, Tensor]:
+    """What was once scored behind: the sink and the last three latent frames."""
+    held, places = _CONTEXT(streams)
+    kept = (places == 0) | (places >= streams.frames - 3)
+    return (None, places) if held is None else (held[:, kept], places[kept])
+
+
+_CONTEXT = RunningStreams.context
+
+
+@pytest.mark.parametrize("switch", [None, 15])
 def test_chunks_are_scored_as_a_stream_of_the_teacher_would_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: int | None
 ) -> None:
-    """With `scoring: chunks` the real score of a new chunk is the guided velocity of the causal teacher on a
-    cache of what the stream shows: its sink, its last frames, after a switch under the new words.
+    """On the shipped config's shape: the real score of each new chunk is the guided velocity of the causal
+    teacher on a cache of all that the stream has in its context, after a switch under the new words.
     """
-    config = init_run(tmp_path)
-    rollout = RolloutConfig(
-        2, window_frames=PLAN.window_frames + 1, fresh_frames=1, max_frames=99, steps=2, context_noise=0.0
-    )
-    changes = {"teacher": config.teacher, "scoring": "chunks", "rollout": rollout}
-    stage = SelfForcingStage(self_forcing_run(tmp_path, **changes), CPU)
-    for number, network in enumerate((stage.student, stage.teacher)):
-        randomize(network, 5 + number)
-    stage.streams = None
-    batch = replace(stage.batch(Tick(0, 0, 0, 1, 1, 0.5)), limit=99)
+    stage = shipped(tmp_path)
+    batch = replace(stage.batch(Tick(0, 0, 0, 1, 1, 0.5)), limit=99, first=False)
     batch = replace(batch, script=replace(batch.script, switch=switch))
-    generator = torch.Generator()
-    teacher, strengths = stage.teacher, batch.script.strengths
 
     def check() -> None:
         stage.streams = None
-        for _ in range(4):
+        for number in range(3):
             rolled = stage.roll(stage.student, batch, with_gradient=False)
-        places, first = rolled.places, len(rolled.places) - 1
-        assert places.tolist() == [0, 3, 4, 5, 6]
-        seen, tracks = rolled.seen, batch.script.tracks_of(places)
-        assert torch.equal(seen[:, first:], rolled.window.x)
+            new = rolled.window.x.shape[1]
+            assert new == (6 if number else 9)
+        assert rolled.places.tolist() == [0, *range(7, 15), *range(15, 21)]
         noisy = torch.randn(rolled.window.x.shape, generator=torch.Generator().manual_seed(3))
-        found = (noisy - stage.scores(rolled, generator).real(noisy, torch.full((2,), 0.6))) / 0.6
-        motion = teacher.motion(tracks, GRID)
-        text, _, nothing = (
-            teacher.dit.embed_text(teacher.text_encoder(batch.script.words[:, i]))
-            for i in (int(switch is not None), 0, 2)
-        )
-        words = Text("words", text)
-        past = tuple(LatentChunk(i, i, seen[:, i : i + 1], motion[:, i : i + 1], words) for i in range(first))
-        state = LatentState(_cache_of(stage), context=past)
-        state = ByChunk().rebuild(PlainRunner(teacher.dit), state, SeededNoise(0, CPU), "refresh", words)
-        view = state.ring.view(state.cursor, 1)
-        over = strengths_over(strengths, tracks.state, PLAN, places)
+        sigmas = torch.linspace(0.3, 0.9, 2 * new).view(2, new)
+        scores = stage.scores(rolled, torch.Generator())
+        found = (noisy - scores.real(noisy, sigmas)) / sigmas[..., None, None, None]
+        expected = teacher_goes_on(stage, rolled, noisy, sigmas, switch is not None)
         for row in range(2):
-            told = Conditioning(text, nothing, motion[:, first:], Guidance(*over[row, first].tolist()))
-            expected = guided_velocity(teacher.dit, noisy, 0.6, told, view)
-            torch.testing.assert_close(found[row], expected[row], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[row], torch.cat(expected[row]), rtol=1e-4, atol=1e-5)
 
     with torch.no_grad():
-        assert_needs(check, monkeypatch, SelfForcingStage, "_committed", lambda self, rolled, generator: None)
+        assert_needs(check, monkeypatch, RunningStreams, "context", without_the_window)
+
+
+def test_updates_of_the_shipped_recipe_never_span_a_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All frames that an update scores are told the same, so that the past is committed under their words."""
+    stage = shipped(tmp_path)
+    stage.config = replace(stage.config, script=replace(stage.config.script, switch_share=1.0))
+
+    def check() -> None:
+        switches = set()
+        for seed in range(40):
+            generator = torch.Generator().manual_seed(seed)
+            switch = stage.script(2, generator).switch
+            assert switch is not None
+            switches.add(switch)
+        begins = {9, 15, 21, 27}
+        assert switches <= begins
+        assert len(switches) > 1
+
+    anywhere = lambda begins, config, draws: int(torch.randint(3, 25, (), generator=draws))  # noqa: E731
+    assert_needs(check, monkeypatch, distill.running, "draw_switch", anywhere)
+    script = replace(stage.config.script, switch_from=10, switch_to=14)
+    with pytest.raises(ConfigError, match=r"begin, \[9, 15, 21, 27\], between them, found \(10, 14\)"):
+        draw_switch([9, 15, 21, 27], script, torch.Generator())
 
 
 def _cache_of(stage: SelfForcingStage) -> CacheRing:
@@ -285,14 +354,15 @@ def test_tracks_of_a_stretch_are_those_of_the_whole(stage: SelfForcingStage) -> 
 
 
 def test_scripts_switch_in_their_share_and_at_chunks(stage: SelfForcingStage) -> None:
-    plan, generator = ChunkPlan(3, 1, 1, 6), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     config = ScriptConfig(switch_share=0.5, switch_from=3, switch_to=9)
     scripts = [
-        draw_script(stage.clips, 3, plan, config, WINDOWS, GuidanceRange(), generator) for _ in range(200)
+        draw_script(stage.clips, 3, [1, 4, 7, 9, 13], config, WINDOWS, GuidanceRange(), generator)
+        for _ in range(200)
     ]
     switched = [script for script in scripts if script.switch is not None]
     assert 70 < len(switched) < 130
-    assert {script.switch for script in switched} == {1, 4, 7}
+    assert {script.switch for script in switched} == {4, 7, 9}
     for script in scripts:
         assert bool((script.strengths.sum(1) >= 1).all())
         if script.switch is not None:
@@ -320,7 +390,7 @@ def test_prompts_alone_make_scripts() -> None:
     prompts = [(torch.tensor([i, 0]), torch.tensor([i, 0])) for i in range(2, 12)]
     generator = torch.Generator().manual_seed(0)
     always = ScriptConfig(switch_share=1.0)
-    script = prompt_script(prompts, 64, PLAN, always, GuidanceRange(), generator)
+    script = prompt_script(prompts, 64, [5, 8], always, GuidanceRange(), generator)
     assert script.words.shape == (64, 3, 2)
     assert not script.words[:, 2].any()
     changed = (script.words[:, 0] != script.words[:, 1]).any(1)
@@ -366,8 +436,8 @@ def test_init_targets_follow_the_teacher(tmp_path: Path) -> None:
     windows, strengths = batch.windows, batch.strengths
     sigmas = torch.tensor(FlowMatchScheduler(4, 3.0).sigmas()[::-1])
     with torch.no_grad():
-        past = committed(windows)
-        condition = condition_of(stage.teacher, windows, strengths)
+        condition, past = condition_of(stage.teacher, windows, strengths)
+        assert past is not None
         lowest = replace(batch, levels=torch.ones_like(batch.levels))
         x, level, target = _consistency(stage, lowest, condition, past, sigmas)
         velocity = guided(stage.teacher, x, level, condition, past)

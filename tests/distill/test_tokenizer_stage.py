@@ -88,7 +88,9 @@ def test_batches_follow_the_curriculum_and_the_place(stage: TokenizerStage) -> N
         return stage.batch(Tick(step, 0, 0, 1, 1, progress)).video.shape[1]
 
     assert [frames(step, 0.1) for step in range(4)] == [1, 1, 1, 1]
-    assert sorted(frames(step, 0.5) for step in range(4)) == [1, 5, 5, 5]
+    later = [frames(step, 0.5) for step in range(20)]
+    assert set(later) == {1, 5}
+    assert abs(later.count(1) / 20 - DATA.image_share) < 0.08
     place = Tick(1, 0, 0, 2, 1, 0.5)
     assert torch.equal(stage.batch(place).video, stage.batch(place).video)
     assert not torch.equal(stage.batch(place).video, stage.batch(replace(place, rank=1)).video)

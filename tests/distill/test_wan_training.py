@@ -24,6 +24,7 @@ from distill.families import DiffusionRun, NetworkSpec
 from distill.families.captions import CaptionTable
 from distill.families.wan import WanFamily
 from distill.flow import FlowMatching
+from distill.running import ScriptConfig
 from distill.stages import build_stage, load_run, stage_class
 from distill.trainer import Tick, Trainer, make_accelerator
 from models.causal_dit import CausalDiT
@@ -257,6 +258,8 @@ def test_sharded_processes_switch_together(tmp_path: Path) -> None:
 
     def scripts(parallel: str) -> list[list[tuple[int | None, str]]]:
         config = self_forcing_run(tmp_path, None, prompts=str(tmp_path / "prompts.txt"), parallel=parallel)
+        rollout = replace(config.rollout, max_frames=30)
+        config = replace(config, rollout=rollout, script=ScriptConfig(switch_share=0.5))
         stage = build_stage(config, CPU)
         ticks = [[Tick(step, 0, rank, 2, 1, 0.5) for step in range(24)] for rank in (0, 1)]
         drawn = [[stage.batch(tick).script for tick in row] for row in ticks]

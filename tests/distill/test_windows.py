@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import distill.window_tracks
 import distill.windows
 from distill.config import ConfigError
+from distill.flow import FlowBatch
 from distill.latent_cache import CacheConfig, LatentCache, LatentClips
-from distill.scenes import SceneConfig, caption_vocabulary
-from distill.windows import WindowConfig, image_batch, turning_batch, turning_frames, window_batch
+from distill.scenes import MOTIONS, SceneConfig, caption_vocabulary
+from distill.windows import WindowConfig, beginnings, changes, flow_batch, image_batch, whole_clips
 from models.context import ChunkPlan
 from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE
 from models.text_encoder import Vocabulary
@@ -18,6 +20,7 @@ from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from tests.tiny_models import assert_needs
 
 LATENTS, FRAMES, TRACKS = 21, 81, 3
+SINGLE = ChunkPlan()
 
 
 def marked_clips(count: int = 40, switch: int = LATENTS, dragged: bool = False) -> LatentClips:
@@ -37,6 +40,10 @@ def marked_clips(count: int = 40, switch: int = LATENTS, dragged: bool = False) 
         camera=torch.zeros(count, FRAMES, dtype=torch.bool),
         background=torch.tensor([False, False, True]).expand(count, -1).clone(),
         pinned=torch.tensor([False, False, True]).expand(count, -1).clone(),
+        motions=torch.tensor([[0, -1], [5, -1]], dtype=torch.int8).expand(count, -1, -1).clone(),
+        turning=((torch.arange(LATENTS) == 7) & (torch.arange(2)[:, None] == 0))
+        .expand(count, -1, -1)
+        .clone(),
     )
 
 
@@ -44,83 +51,145 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def whole_batch(
+    clips: LatentClips, size: int, config: WindowConfig, plan: ChunkPlan = SINGLE, seed: int = 0
+) -> FlowBatch:
+    """Whole clips with all that belongs to them."""
+    draws = generator(seed)
+    layout = whole_clips(clips, size, config, draws, plan)
+    return flow_batch(clips, layout, config, config.silence, draws, plan)
+
+
+def latent_frames(batch: FlowBatch) -> torch.Tensor:
+    return batch.x0[:, :, 0, 0, 0].round().long()
+
+
 def test_windows_keep_to_the_chunks_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One level, one caption, clean or not, for the frames of a chunk; the sink is the first whole chunk."""
-    config = WindowConfig(frames=9, min_gap_prefix=6, text_drop=0.0, target_text_drop=0.3)
+    """One level, one caption, a target or not, for the frames of a chunk; the sink is the first chunk."""
+    config = WindowConfig(frames=10, min_gap_prefix=6, text_drop=0.0, target_text_drop=0.3, gap_share=0.5)
 
     def check() -> None:
-        batch = window_batch(marked_clips(switch=7), 200, config, generator(), ChunkPlan(3, 3, 3, 3))
-        latent = batch.x0[:, :, 0, 0, 0].round().long()
+        batch = whole_batch(marked_clips(switch=7), 200, config, ChunkPlan(3, 3, 3, 3))
+        latent = latent_frames(batch)
+        assert latent.shape == (200, 9)
         assert torch.equal(latent[:, :3], torch.arange(3).expand(200, -1))
         assert (latent[:, 3] > 3).any()
         assert torch.equal(latent[:, 4:] - latent[:, 3:-1], torch.ones(200, 5).long())
-        for told in (batch.sigma, batch.weight, batch.segment.float()):
+        for told in (batch.sigma, (batch.weight > 0).float(), batch.segment.float()):
             chunks = told.unflatten(1, (3, 3))
             assert torch.equal(chunks, chunks[:, :, :1].expand(-1, -1, 3))
-        clean = set((batch.weight == 0).sum(1).tolist())
-        assert clean == {0, 3, 6}
-        assert ((batch.weight == 0).sum(1)[latent[:, 3] > 3] == 6).all()
+        behind_a_gap = latent[:, 3] > 3
+        assert set((batch.weight == 0).sum(1)[behind_a_gap].tolist()) == {6}
+        assert not (batch.weight == 0)[~behind_a_gap].any()
 
     alone = lambda plan, count: torch.arange(count)  # noqa: E731
     assert_needs(check, monkeypatch, distill.windows, "chunk_starts", alone)
 
 
+def test_every_latent_frame_of_a_whole_clip_is_a_target() -> None:
+    batch = whole_batch(marked_clips(), 16, WindowConfig(turning_weight=3.0))
+    assert torch.equal(latent_frames(batch), torch.arange(LATENTS).expand(16, -1))
+    assert batch.noise.shape == batch.x0.shape
+    # what turns weighs more; in these clips latent frame 7
+    assert torch.equal(batch.weight, torch.where(torch.arange(LATENTS) == 7, 3.0, 1.0).expand(16, -1))
+    assert batch.counts["targets"] == 16 * LATENTS
+    assert batch.counts["turning"] == 16
+    assert batch.counts[MOTIONS[0]] == 16 * LATENTS
+    assert sum(batch.counts[name] for name in MOTIONS) == 16 * LATENTS
+
+
 def test_tracks_lie_on_the_pixel_frames_of_their_latents() -> None:
     """Window slot 0 is frame 0; slot i holds latent l, so its four points are frames 4l - 3 .. 4l."""
-    batch = window_batch(marked_clips(), 64, WindowConfig(no_motion=0.0), generator())
-    latent = batch.x0[:, :, 0, 0, 0].round().long()
+    batch = whole_batch(marked_clips(), 64, WindowConfig(frames=10, no_motion=0.0, gap_share=0.7))
+    latent = latent_frames(batch)
     frame = (batch.tracks.points[:, 0, :, 0] * 100).round().long()
     assert torch.equal(latent[:, 0], torch.zeros(64).long())
     assert torch.equal(frame[:, 0], torch.zeros(64).long())
+    assert (latent[:, 1] > 1).any()
     for slot in range(1, 10):
         expected = latent[:, slot, None] * 4 + torch.arange(-3, 1)
         assert torch.equal(frame[:, 4 * slot - 3 : 4 * slot + 1], expected)
 
 
-def test_after_a_gap_there_is_enough_clean_context() -> None:
-    config = WindowConfig(gap_share=1.0, forcing_share=0.0)
-    batch = window_batch(marked_clips(), 200, config, generator())
-    latent = batch.x0[:, :, 0, 0, 0].round()
-    assert (latent[:, 1] > 1).any()
-    assert torch.equal(latent[:, 2:] - latent[:, 1:-1], torch.ones(200, 8))
-    clean = batch.weight == 0
-    assert clean[:, : config.min_gap_prefix].all()
-    assert (batch.sigma[clean] <= config.context_noise).all()
-    assert (batch.sigma[clean] == 0).float().mean() > 0.3
-    assert (batch.weight.sum(1) > 0).all()
+def test_after_a_gap_there_is_enough_context() -> None:
+    config = WindowConfig(frames=10, gap_share=1.0)
+    batch = whole_batch(marked_clips(), 200, config)
+    latent = latent_frames(batch)
+    gap = latent[:, 1] > 1
+    assert gap.any()
+    assert torch.equal(latent[:, 2:] - latent[:, 1:-1], torch.ones(200, 8).long())
+    assert (batch.weight[gap, : config.min_gap_prefix] == 0).all()
+    assert (batch.weight[gap, config.min_gap_prefix :] > 0).all()
+    assert (batch.weight[~gap] > 0).all()
 
 
-def test_windows_at_a_change_are_streams_that_switched() -> None:
-    """Either captions change from frame to frame, or all of the past is clean context under the new words."""
-    config = WindowConfig(gap_share=0.0, forcing_share=0.5, text_drop=0.0, target_text_drop=0.0)
-    batch = window_batch(marked_clips(switch=4), 400, config, generator())
-    recached = (batch.segment == 1).all(1)
-    assert 0.35 < recached.float().mean() < 0.65
-    assert (batch.weight[recached, :4] == 0).all()
-    assert (batch.weight[recached, 4:] == 1).all()
-    kept = batch.segment[~recached]
-    assert torch.equal(kept, (torch.arange(10) >= 4).long().expand_as(kept))
+def test_what_was_committed_has_little_noise_or_none() -> None:
+    config = WindowConfig(context_noise=0.15, clean_share=0.5)
+    committed = whole_batch(marked_clips(), 400, config).committed
+    assert committed is not None
+    assert torch.equal(committed.sigma, committed.sigma[:, :1].expand(-1, LATENTS))
+    assert (committed.sigma <= 0.15).all()
+    assert 0.4 < (committed.sigma[:, 0] == 0).float().mean() < 0.6
 
 
-def test_a_change_in_the_gap_leaves_the_prefix_alone() -> None:
-    """After a gap nothing may be asked of a latent frame that has frame 0 alone as context."""
-    config = WindowConfig(gap_share=1.0, forcing_share=0.0, text_drop=0.0, target_text_drop=0.0)
-    batch = window_batch(marked_clips(switch=6), 600, config, generator())
-    latent = batch.x0[:, :, 0, 0, 0].round()
-    assert (batch.weight[:, : config.min_gap_prefix] == 0).all()
-    gap = latent[:, 1] > 6
-    recached = (batch.segment == 1).all(1)
-    assert 0.35 < recached[gap].float().mean() < 0.65
-    # a change in the window's first clean frames is read from frame to frame
-    early = (latent[:, 1] > 3) & (latent[:, 1] <= 6)
-    assert not recached[early].any()
+def test_whole_clips_are_steady_but_for_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one changes, each latent frame is committed and made under its own caption: the cache is kept."""
+    clips = marked_clips(40)
+    clips.switch[::2] = 6
+    config = WindowConfig(keep_share=0.25, text_drop=0.0, target_text_drop=0.0)
+
+    def check() -> None:
+        batch = whole_batch(clips, 400, config)
+        assert batch.committed is not None
+        changing = (batch.segment == 1).any(1)
+        assert 0.17 < changing.float().mean() < 0.33
+        assert torch.equal(batch.segment, batch.committed.segment)
+        after = (torch.arange(LATENTS) >= 6).long()
+        assert torch.equal(batch.segment[changing], after.expand_as(batch.segment[changing]))
+
+    def any_rows(rows: torch.Tensor, size: int, draws: torch.Generator) -> torch.Tensor:
+        return torch.randint(40, (size,), generator=draws)
+
+    assert_needs(check, monkeypatch, distill.windows, "_drawn", any_rows)
+
+
+@pytest.mark.parametrize("switch", [1, 2, 8, 9, 15])
+def test_changes_are_streams_that_have_just_recached(switch: int) -> None:
+    """A stream's context at that time, all of it under the new words, and the frames from the change on."""
+    config = WindowConfig(text_drop=0.0, target_text_drop=0.0, change_frames=6)
+    clips, draws, plan = marked_clips(switch=switch), generator(), ChunkPlan()
+    layout = changes(clips, 20, config, draws, plan)
+    batch = flow_batch(clips, layout, config, config.quiet, draws, plan)
+    past = [0, *range(switch - 8, switch)] if switch > 9 else list(range(switch))
+    expected = torch.tensor([*past, *range(switch, switch + 6)])
+    assert torch.equal(latent_frames(batch), expected.expand(20, -1))
+    assert batch.noise.shape[1] == batch.weight.shape[1] == 6
+    assert torch.equal(batch.targets[0, :, 0, 0, 0].long(), torch.arange(switch, switch + 6))
+    assert batch.committed is not None
+    assert (batch.segment == 1).all()
+    assert (batch.committed.segment == 1).all()
+    assert batch.counts[MOTIONS[5]] == 20 * 6
+
+
+def test_changes_need_clips_that_change() -> None:
+    with pytest.raises(ConfigError, match="change_probability"):
+        changes(marked_clips(), 4, WindowConfig(), generator())
+
+
+def test_beginnings_show_several_objects_in_their_share() -> None:
+    clips = marked_clips(40)
+    clips.motions[:4, :, 1] = 3
+    config = WindowConfig(pairs_share=0.5)
+    rows = beginnings(clips, 400, config, generator()).rows
+    assert 0.45 < (rows < 4).float().mean() < 0.65
+    layout = beginnings(clips, 8, config, generator())
+    assert torch.equal(layout.frames, torch.arange(3).expand(8, -1))
 
 
 def test_cells_near_an_object_weigh_more() -> None:
     """Points walk along the diagonal, so the weighted cells of a latent frame are those around it."""
-    batch = window_batch(marked_clips(), 32, WindowConfig(object_weight=3.0, object_reach=0.2), generator())
-    latent = batch.x0[:, :, 0, 0, 0].round()
-    for sample, weights in zip(latent, batch.focus, strict=True):
+    batch = whole_batch(marked_clips(), 4, WindowConfig(object_weight=3.0, object_reach=0.2))
+    for sample, weights in zip(latent_frames(batch), batch.focus, strict=True):
         for index, cells in zip(sample.tolist(), weights, strict=True):
             places = torch.tensor([max(0.0, 4 * index - 3), 4 * index]) / 100
             near = ((places[:, None] - (torch.arange(4) + 0.5) / 4 + 0.5) % 1 - 0.5).abs() < 0.2
@@ -130,42 +199,57 @@ def test_cells_near_an_object_weigh_more() -> None:
 
 
 def test_dropped_text_reads_the_empty_segment() -> None:
-    config = WindowConfig(text_drop=0.3, target_text_drop=0.3, forcing_share=0.0)
-    batch = window_batch(marked_clips(), 600, config, generator())
+    """Some samples know no text at all; others make single chunks without it behind a past that had it."""
+    config = WindowConfig(text_drop=0.3, target_text_drop=0.2)
+    batch = whole_batch(marked_clips(), 600, config)
+    assert batch.committed is not None
     assert float(batch.words[:, 2].abs().max()) == 0
-    none = batch.segment == 2
-    whole = none.all(1)
-    assert 0.2 < whole.float().mean() < 0.45
-    partly = none.any(1) & ~whole
-    assert partly.any()
-    assert torch.equal(none[partly], batch.weight[partly] == 1)
+    none, past = batch.segment == 2, batch.committed.segment == 2
+    whole = past.all(1)
+    assert 0.2 < whole.float().mean() < 0.4
+    assert none[whole].all()
+    assert not past[~whole].any()
+    assert 0.15 < none[~whole].float().mean() < 0.25
+
+
+def test_dropped_motion_is_that_of_targets_alone() -> None:
+    batch = whole_batch(marked_clips(), 200, WindowConfig(target_motion_drop=0.2))
+    assert batch.committed is not None
+    assert 0.15 < batch.committed.mute.float().mean() < 0.25
+    motion = torch.ones(200, LATENTS, 1, 2, 2)
+    own = batch.motion_of_targets(motion)
+    assert torch.equal(own[:, :, 0, 0, 0] == 0, batch.committed.mute)
+    past = batch.past(motion)
+    assert past is not None
+    assert past.motion is motion
 
 
 def test_a_drag_is_always_told() -> None:
-    batch = window_batch(marked_clips(dragged=True), 400, WindowConfig(no_motion=1.0), generator())
+    batch = whole_batch(marked_clips(dragged=True), 400, WindowConfig(frames=8, gap_share=0.7, no_motion=1.0))
     frame = (batch.tracks.points[:, 0, :, 0] * 100).round()
     during = (frame >= 20) & (frame < 50)
     told = batch.tracks.state[:, 0] != UNSPECIFIED
     assert during.any()
     assert (told | ~during).all()
     # without a drag in reach, no_motion = 1 means none, with one nothing but it
+    assert (~during.any(1)).any()
     assert (batch.tracks.state[~during.any(1)] == UNSPECIFIED).all()
     assert (batch.tracks.state[:, 1:] == UNSPECIFIED).all()
-    other = window_batch(marked_clips(dragged=True), 400, WindowConfig(no_motion=0.0), generator())
+    other = whole_batch(marked_clips(dragged=True), 400, WindowConfig(no_motion=0.0))
     assert (other.tracks.state[:, 1] != UNSPECIFIED).any()
 
 
 def test_hidden_points_are_occluded_not_unspecified() -> None:
     clips = marked_clips()
     clips.visible[:] = False
-    states = window_batch(clips, 64, WindowConfig(no_motion=0.0), generator()).tracks.state
+    states = whole_batch(clips, 64, WindowConfig(no_motion=0.0)).tracks.state
     assert OCCLUDED in states
     assert VISIBLE not in states
 
 
 def test_batches_are_functions_of_the_generator() -> None:
     clips = marked_clips()
-    one, two, other = (window_batch(clips, 8, WindowConfig(), generator(s)) for s in (1, 1, 2))
+    one, two, other = (whole_batch(clips, 8, WindowConfig(), seed=s) for s in (1, 1, 2))
     assert torch.equal(one.noise, two.noise)
     assert torch.equal(one.segment, two.segment)
     assert not torch.equal(one.noise, other.noise)
@@ -174,10 +258,11 @@ def test_batches_are_functions_of_the_generator() -> None:
 def test_image_batches_are_first_frames_with_text_alone() -> None:
     clips = marked_clips()
     clips = LatentClips(**{**vars(clips), "latents": clips.latents[:, :1]})
-    batch = image_batch(clips, 200, WindowConfig(text_drop=0.25), generator(1))
+    batch = image_batch(clips, 200, WindowConfig(text_drop=0.15, target_text_drop=0.1), generator(1))
     assert batch.x0.shape == (200, 1, 2, 4, 4)
     assert (batch.tracks.state == UNSPECIFIED).all()
     assert batch.words.shape[1] == 2
+    assert batch.committed is None
     assert 0.1 < (batch.segment == 1).float().mean() < 0.4
 
 
@@ -197,7 +282,7 @@ def test_cache_holds_what_the_tokenizer_says_and_resumes(tmp_path: Path) -> None
     cache.build(0, 1, torch.device("cpu"))
     clips, images = cache.load(images=False), cache.load(images=True)
     assert (clips.latents.shape, images.latents.shape) == ((5, 3, 4, 4, 4), (3, 1, 4, 4, 4))
-    files = sorted(cache.directory.iterdir())
+    files = sorted(cache.directory.glob("*.safetensors"))
     stamps = [f.stat().st_mtime_ns for f in files]
     files[0].unlink()
     cache.build(0, 1, torch.device("cpu"))
@@ -216,44 +301,34 @@ def test_processes_build_all_shards_however_late_one_begins(tmp_path: Path) -> N
     assert len(cache.load(images=True).latents) == 3
 
 
+def test_caches_of_other_mixtures_are_named_and_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line for each, with what differs; nothing is said where there is none."""
+    cache_in(tmp_path).build(0, 1, torch.device("cpu"))
+    assert "another mixture" not in capsys.readouterr().err
+    other = cache_in(tmp_path, seed=2)
+
+    def check() -> None:
+        other.directory.exists() and [
+            f.unlink() for f in other.directory.iterdir()
+        ] and other.directory.rmdir()
+        other.build(0, 1, torch.device("cpu"))
+        said = [line for line in capsys.readouterr().err.splitlines() if "another mixture" in line]
+        assert len(said) == 1
+        assert said[0].endswith("not used: seed there 1, here 2")
+        assert str(cache_in(tmp_path).directory) in said[0]
+
+    assert_needs(check, monkeypatch, LatentCache, "others", lambda self: [])
+
+
 def test_config_errors_name_the_key() -> None:
     with pytest.raises(ConfigError, match=r"cache\.frames: expected 1 \+ 4k"):
         CacheConfig(frames=80)
     with pytest.raises(ConfigError, match=r"windows\.frames"):
         WindowConfig(frames=3)
-
-
-@pytest.mark.parametrize("switch", [1, 2, 9, 18])
-def test_turnings_end_soon_after_a_change(switch: int) -> None:
-    """All before the change is clean and read under the new words; what follows it is the target."""
-    config = WindowConfig(text_drop=0.0, turning_frames=8, turning_targets=3)
-    batch = turning_batch(marked_clips(switch=switch), 100, config, generator())
-    latent = batch.x0[:, :, 0, 0, 0].round()
-    assert torch.equal(latent[:, 0], torch.zeros(100))
-    assert torch.equal(latent[:, 2:] - latent[:, 1:-1], torch.ones(100, 6))
-    assert torch.equal(batch.weight, (latent >= switch).float())
-    assert (batch.weight.sum(1) >= 3).all()
-    assert (batch.segment == 1).all()
-    assert (batch.sigma[batch.weight == 0] <= config.context_noise).all()
-
-
-def test_turnings_show_the_start_of_a_drag_under_the_words_of_its_time() -> None:
-    """Drags of these clips start at pixel frame 20, in latent frame 5; at 12 the caption changes."""
-    config = WindowConfig(text_drop=0.0, turning_frames=8, turning_targets=3)
-    clips = marked_clips(switch=12, dragged=True)
-    assert turning_frames(clips)[0].tolist() == [12, 5, LATENTS]
-    batch = turning_batch(clips, 200, config, generator())
-    latent = batch.x0[:, :, 0, 0, 0].round()
-    drag = latent[:, -1] == 7
-    assert 0.3 < drag.float().mean() < 0.7
-    assert torch.equal(batch.weight, (latent >= torch.where(drag, 5, 12)[:, None]).float())
-    assert (batch.segment[drag] == 0).all()
-    assert (batch.segment[~drag] == 1).all()
-
-
-def test_turnings_need_clips_with_turnings() -> None:
-    with pytest.raises(ConfigError, match="change_probability"):
-        turning_batch(marked_clips(), 4, WindowConfig(), generator())
+    with pytest.raises(ConfigError, match=r"windows\.keep_share: expected within \[0, 1\], found 1.5"):
+        WindowConfig(keep_share=1.5)
 
 
 def camera_clips() -> LatentClips:
@@ -280,11 +355,11 @@ def camera_clips() -> LatentClips:
 
 def test_a_camera_move_is_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """By several of its tracks in every frame of it, free ones, and never outside of the picture."""
-    config = WindowConfig(no_motion=1.0, motion_mask=1.0, gap_share=0.5)
+    config = WindowConfig(frames=8, no_motion=1.0, motion_mask=1.0, gap_share=0.7)
 
     def check() -> None:
-        batch = window_batch(camera_clips(), 400, config, generator())
-        latent = batch.x0[:, :, 0, 0, 0].round().long()
+        batch = whole_batch(camera_clips(), 400, config)
+        latent = latent_frames(batch)
         frame = torch.cat([latent[:, :1], (latent[:, 1:, None] * 4 + torch.arange(-3, 1)).flatten(1)], 1)
         told = batch.tracks.state != UNSPECIFIED
         during = (frame >= 20) & (frame < 50)
@@ -303,13 +378,4 @@ def test_a_camera_move_is_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def few(carried: torch.Tensor, _: torch.Generator) -> torch.Tensor:
         return torch.zeros(carried.shape[:2], dtype=torch.bool)
 
-    assert_needs(check, monkeypatch, distill.windows, "_camera_tracks", few)
-
-
-def test_a_camera_move_is_a_turning() -> None:
-    """The camera of these clips moves from pixel frame 20 on, in latent frame 5."""
-    clips = camera_clips()
-    assert turning_frames(clips)[0].tolist() == [LATENTS, LATENTS, 5]
-    batch = turning_batch(clips, 20, WindowConfig(turning_frames=8, turning_targets=3), generator())
-    latent = batch.x0[:, :, 0, 0, 0].round()
-    assert torch.equal(batch.weight, (latent >= 5).float())
+    assert_needs(check, monkeypatch, distill.window_tracks, "_camera_tracks", few)

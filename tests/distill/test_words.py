@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.__main__ import main
-from distill.config import CheckpointConfig, ConfigError, OptimConfig, PreviewConfig, write_yaml
+from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, write_yaml
 from distill.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -27,7 +27,9 @@ from distill.scenes.captions import object_places
 from distill.scenes.vocabulary import COLOUR_WORDS, SIZE_WORDS
 from distill.stage import Tick
 from distill.stages.causal import CausalStage
+from distill.stages.diffusion import DiffusionStage
 from distill.stages.init import InitStage
+from distill.stages.self_forcing import SelfForcingStage
 from distill.stages.teacher import TeacherStage
 from distill.stages.words import TextSizes, WordsRun, WordsStage
 from distill.words import told
@@ -37,7 +39,7 @@ from distill.words.told import ATTRIBUTES, CaptionSampler, ToldBatch, Which, is_
 from models.text_encoder import Vocabulary
 from streamgen.structured import to_plain
 from tests.tiny_models import assert_needs
-from tests.tiny_stages import CPU, NETWORK, causal_run, init_run, teacher_run
+from tests.tiny_stages import CPU, NETWORK, causal_run, init_run, self_forcing_run, teacher_run
 
 WORLD = Vocabulary(caption_vocabulary())
 SCENES = SceneConfig(object_weights=(0.3, 0.4, 0.3))
@@ -216,17 +218,22 @@ def test_the_export_is_where_later_stages_start(tmp_path: Path) -> None:
     assert causal.module.heads is not None
     assert_same(causal.module.text_encoder, stage.module.encoder)
     assert_same(causal.module.heads, stage.module.heads)
-    # the next stage takes both from the checkpoint, and without a weight only what streams need
+    # the next stage takes both from the checkpoint, or from another start, and without a weight only what
+    # streams need
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     with torch.no_grad():
         for parameter in causal.module.parameters():
             parameter.copy_(parameter.bfloat16())
     causal.export(checkpoint)
-    words = WordsConfig(str(out), weight=0.2)
+    words = WordsConfig(weight=0.2)
     teacher = TeacherStage(teacher_run(tmp_path, init=str(checkpoint), words=words), CPU)
     assert_same(teacher.module.heads, causal.module.heads)
     assert_same(teacher.module.text_encoder, causal.module.text_encoder)
+    words = WordsConfig(str(out), weight=0.2)
+    teacher = TeacherStage(teacher_run(tmp_path, init=str(checkpoint), words=words), CPU)
+    assert_same(teacher.module.heads, stage.module.heads)
+    assert_same(teacher.module.text_encoder, stage.module.encoder)
     plain = TeacherStage(teacher_run(tmp_path, init=str(checkpoint)), CPU)
     assert plain.module.heads is None
 
@@ -267,9 +274,25 @@ def test_later_stages_keep_the_encoder_telling_objects_apart(
     assert "words_loss" in made.loss(made.module, made.batch(tick(0)))[1]
 
 
-def test_a_stage_without_the_term_refuses_its_weight(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"words\.weight: expected 0 in this stage"):
-        InitStage(init_run(tmp_path, words=WordsConfig(weight=0.1)), CPU)
+@pytest.mark.parametrize(("stage", "run"), [(InitStage, init_run), (SelfForcingStage, self_forcing_run)])
+def test_students_keep_the_encoder_telling_objects_apart(
+    stage: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student's loss has the heads' on captions of the update; neither average nor critic has heads."""
+    words = WordsConfig(weight=1.0, batch=16)
+    made = stage(run(tmp_path, words=words), CPU)
+    step = next(step for step in range(9) if made.target(step) == "student")
+
+    def check() -> None:
+        made.student.zero_grad(set_to_none=True)
+        loss, metrics = made.loss(made.student, made.batch(tick(step)))
+        assert "words_loss" in metrics
+        loss.backward()
+        assert made.student.heads.maps["motion"].weight.grad.abs().sum() > 0
+
+    assert_needs(check, monkeypatch, DiffusionStage, "told", lambda self, at: None)
+    if isinstance(made, SelfForcingStage):
+        assert made.critic.heads is None
 
 
 def test_later_stages_end_with_binding_probes_and_their_gate(
