@@ -211,10 +211,20 @@ def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) 
     dit = with_guidance(widen_dit(part_of(tensors, "dit"), module.dit), module)
     load_into(module.dit, dit, f"{where} (dit)")
     load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
-    known = read_vocabulary(directory / VOCABULARY, read_tiny_config(directory).text_encoder)
-    _load_encoder(words_encoder(module), part_of(tensors, "text_encoder"), known, vocabulary, where)
+    load_encoder(words_encoder(module), directory, vocabulary)
     if module.heads is not None and (directory / word_heads.FILE).is_file():
         _load_heads(module.heads, directory)
+
+
+def load_encoder(encoder: TextEncoder, directory: Path, vocabulary: Vocabulary) -> None:
+    """Take the text encoder of a checkpoint directory, word embeddings by word.
+
+    Raises:
+        CheckpointError: missing or damaged weights, or an encoder of other sizes.
+    """
+    tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
+    known = read_vocabulary(directory / VOCABULARY, read_tiny_config(directory).text_encoder)
+    _load_encoder(encoder, part_of(tensors, "text_encoder"), known, vocabulary, where)
 
 
 def load_words(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) -> None:

@@ -4,6 +4,7 @@ Diffusion teaches a text encoder what words look like, and hardly whose they are
 depend on it. That is learned here, in minutes, and kept by a term of later stages (`words.weight`).
 """
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from streamgen.structured import to_plain
 
 from ..config import ConfigError, RunConfig, require, write_yaml
 from ..evaluation.intervals import Figure
+from ..families.tiny import load_encoder
 from ..optim import ParameterGroups, split_parameters
 from ..scenes import SceneConfig, caption_vocabulary
 from ..scenes.captions import MAX_WORDS
@@ -49,6 +51,9 @@ class WordsRun(RunConfig):
         batch: captions of an update.
         test: captions that the gate is measured on, none of which is ever trained on.
         gate: least accuracy of every attribute on these; 0 for none.
+        start: a checkpoint directory whose encoder training begins with; null: a fresh one.
+        near: weight of the distance from what that encoder says of the same captions (of its own size),
+            so that a network that has learned to read it goes on understanding.
     """
 
     text: TextSizes = field(default_factory=TextSizes)
@@ -57,6 +62,8 @@ class WordsRun(RunConfig):
     batch: int = 128
     test: int = 4000
     gate: float = 0.99
+    start: str | None = None
+    near: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,20 +71,30 @@ class WordsRun(RunConfig):
         require(self.batch >= 1, "batch", ">= 1", self.batch)
         require(self.test >= 1, "test", ">= 1", self.test)
         require(0 <= self.gate <= 1, "gate", "within [0, 1]", self.gate)
+        require(self.near >= 0, "near", ">= 0", self.near)
+        require(self.near == 0 or self.start is not None, "near", "0 without a start", self.near)
         require(not self.scenes.include_held_out, "scenes.include_held_out", "false in training", True)
 
 
 class ToldEncoder(nn.Module):
     """The text encoder with its heads' loss in forward, which is what data parallelism wraps."""
 
-    def __init__(self, encoder: TextEncoder, heads: AttributeHeads) -> None:
+    def __init__(self, encoder: TextEncoder, heads: AttributeHeads, near: float = 0.0) -> None:
         super().__init__()
-        self.encoder, self.heads = encoder, heads
+        self.encoder, self.heads, self.near = encoder, heads, near
 
-    def forward(self, told: ToldBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Loss on captions, and of how many objects each attribute is right."""
-        loss, right = self.heads(self.encoder(told.ids), told)
-        return loss, dict(right)
+    def forward(self, told: ToldBatch, start: Tensor | None) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss on captions, and of how many objects each attribute is right; with what the `start` says of
+        them, `(B, L, dim)`, and the distance from it.
+        """
+        said = self.encoder(told.ids)
+        loss, right = self.heads(said, told)
+        metrics: dict[str, Tensor | float] = dict(right)
+        if start is not None:
+            apart = (said - start).square().sum() / start.square().sum()
+            loss = loss + self.near * apart
+            metrics["apart"] = apart.detach()
+        return loss, metrics
 
 
 class WordsStage:
@@ -88,6 +105,11 @@ class WordsStage:
         self.vocabulary = read_words(config.vocabulary)
         self.sampler = CaptionSampler(self.vocabulary, config.text.length, config.scenes)
         self.module = told_encoder(config, len(self.vocabulary)).to(device)
+        self.start: TextEncoder | None = None
+        if config.start is not None:
+            load_encoder(self.module.encoder, Path(config.start), self.vocabulary)
+            if config.near:
+                self.start = copy.deepcopy(self.module.encoder).requires_grad_(False).eval()
 
     @classmethod
     def networks(cls, config: WordsRun) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
@@ -112,8 +134,9 @@ class WordsStage:
         return self.sampler.draw(self.config.batch, generator).to(self.device)
 
     def loss(self, module: nn.Module, batch: ToldBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The heads' loss on captions."""
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
+        """The heads' loss on captions, and the distance from a start."""
+        start = None if self.start is None else self.start(batch.ids)
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch, start)
         return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
@@ -161,7 +184,7 @@ def told_encoder(config: WordsRun, vocabulary: int) -> ToldEncoder:
         encoder = TextEncoder(
             TextEncoderConfig(vocabulary=vocabulary, dim=text.dim, layers=text.layers, length=text.length)
         )
-        return ToldEncoder(encoder, AttributeHeads(text.dim))
+        return ToldEncoder(encoder, AttributeHeads(text.dim), config.near)
 
 
 def read_words(file: str | None) -> Vocabulary:

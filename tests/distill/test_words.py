@@ -1,5 +1,6 @@
 """Words: captions with what they say, heads that learn whose it is, gates, and the term that keeps it."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.__main__ import main
-from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, write_yaml
+from distill.config import CheckpointConfig, ConfigError, OptimConfig, PreviewConfig, write_yaml
 from distill.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -31,14 +32,14 @@ from distill.stages.diffusion import DiffusionStage
 from distill.stages.init import InitStage
 from distill.stages.self_forcing import SelfForcingStage
 from distill.stages.teacher import TeacherStage
-from distill.stages.words import TextSizes, WordsRun, WordsStage
+from distill.stages.words import TextSizes, ToldEncoder, WordsRun, WordsStage
 from distill.words import told
 from distill.words.heads import AttributeHeads, WordsConfig, at_objects
 from distill.words.probes import binding_probes, told_accuracies
 from distill.words.told import ATTRIBUTES, CaptionSampler, ToldBatch, Which, is_test
 from models.text_encoder import Vocabulary
 from streamgen.structured import to_plain
-from tests.tiny_models import assert_needs
+from tests.tiny_models import assert_needs, randomize
 from tests.tiny_stages import CPU, NETWORK, causal_run, init_run, self_forcing_run, teacher_run
 
 WORLD = Vocabulary(caption_vocabulary())
@@ -236,6 +237,38 @@ def test_the_export_is_where_later_stages_start(tmp_path: Path) -> None:
     assert_same(teacher.module.text_encoder, stage.module.encoder)
     plain = TeacherStage(teacher_run(tmp_path, init=str(checkpoint)), CPU)
     assert plain.module.heads is None
+
+
+def test_words_go_on_from_an_encoder_and_stay_near_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a network has learned to read stays what it was: the loss has the distance from the start."""
+    run = words_run(tmp_path)
+    source = CausalStage(causal_run(tmp_path), CPU)
+    randomize(source.network, 3)
+    checkpoint = tmp_path / "start"
+    checkpoint.mkdir()
+    source.export(checkpoint)
+    text = TextSizes(**{name: vars(NETWORK)[f"text_{name}"] for name in ("dim", "layers", "length")})
+    run = replace(run, text=replace(text, length=run.text.length), start=str(checkpoint))
+
+    def learned(near: float) -> float:
+        made = WordsStage(replace(run, near=near), CPU)
+        start = copy.deepcopy(made.module.encoder)
+        told = made.batch(tick(99))
+        learn(made.module.parameters(), lambda step: made.loss(made.module, made.batch(tick(step)))[0], 25)
+        with torch.no_grad():
+            before, after = start(told.ids), made.module.encoder(told.ids)
+        return float((after - before).square().sum() / before.square().sum())
+
+    def check() -> None:
+        assert learned(100.0) < 0.3 * learned(0.0)
+
+    forward = ToldEncoder.forward
+    forget = lambda self, told, start: forward(self, told, None)  # noqa: E731
+    assert_needs(check, monkeypatch, ToldEncoder, "forward", forget)
+    with pytest.raises(ConfigError, match=r"near: expected 0 without a start"):
+        replace(run, start=None, near=1.0)
 
 
 def assert_same(one: Any, other: Any) -> None:
