@@ -46,8 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--policy",
         choices=("recache", "keep", "clear"),
-        default="recache",
-        help="with --model: what becomes of the cache where words change",
+        help="with --model: what becomes of the cache where words change (default: recache)",
     )
     parser.add_argument("-o", "--out", help="folder of the marks")
     parser.add_argument(
@@ -91,8 +90,16 @@ def _check(options: argparse.Namespace) -> None:
     }
     if len(found := [name for name, value in given.items() if value]) > 1:
         raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
-    if options.exam and (options.truth or options.write or options.report):
-        raise InputError(f"--exam: expected with --mark or --model, found with {found[0]}")
+    # what would count for nothing is a mistake
+    for name, value, fits in (
+        ("--exam", options.exam, ("--model", "--mark")),
+        ("--policy", options.policy, ("--model",)),
+        ("--set", options.settings, ("--model",)),
+        ("--name", options.name, ("--mark",)),
+    ):
+        mode = found[0] if found else "--model"
+        if value and mode not in fits:
+            raise InputError(f"{name}: expected with {' or '.join(fits)}, found with {mode}")
     if options.exam and options.overrides:
         raise InputError(f"--exam: has its own streams, found {options.overrides[0]}, too")
     if options.write is None and options.out is None:
@@ -148,7 +155,9 @@ def _examine(options: argparse.Namespace, exam: Any) -> Any:
         about = About("truth", "truth", "", "", {}, dict(exam.what))
         job = Job(about, out_dir / "videos", TruthMaker(exam.size))
     else:
-        maker = ModelMaker(options.model or "tiny", parse_settings(options.settings), options.policy)
+        maker = ModelMaker(
+            options.model or "tiny", parse_settings(options.settings), options.policy or "recache"
+        )
         job = Job(model_about(maker, exam), out_dir / "videos", maker)
     _made(options.out)
     rows = run_exam(exam, job, out_dir, options.processes)

@@ -66,7 +66,7 @@ class Marker:
 
     def mark(self, fact: Fact) -> Mark:
         """The mark of a fact about these frames; its frames exist."""
-        mark = _MARKS[fact.kind](self, fact)
+        mark = MARKS[fact.kind](self, fact)
         return replace(mark, found=plain(mark.found))
 
     @property
@@ -253,7 +253,7 @@ def _no_drift(marker: Marker, fact: Fact) -> Mark:
     return Mark(worst, worst >= 1 - fact.given)
 
 
-_MARKS: Mapping[str, Callable[[Marker, Fact], Mark]] = {
+MARKS: Mapping[str, Callable[[Marker, Fact], Mark]] = {
     "colour": _shares("colour"),
     "shape": _shares("shape"),
     "background": _shares("background"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamgen.errors import InputError
+from streamgen.suggest import shorten
 
 from .facts import Fact
 from .marking import Mark
@@ -151,14 +152,18 @@ def read_about(folder: Path) -> About:
 
 
 def _check_about(folder: Path, found: About, expected: About) -> None:
-    for name, value in asdict(expected).items():
-        other = asdict(found)[name]
-        if other != value and name != "name":
-            raise InputError(
-                f"{folder}: has marks of other {name}, {_brief(other)}, expected {_brief(value)}; "
-                "take another folder with -o"
-            )
+    """Raise InputError where marks are of something else; what they are called does not matter."""
+    ours, theirs = asdict(expected), asdict(found)
+    for name in ("source", "weights", "policy"):
+        _check_equal(folder, name, theirs[name], ours[name])
+    for part in ("settings", "exam"):
+        for key in {**ours[part], **theirs[part]}:
+            _check_equal(folder, f"{part}.{key}", theirs[part].get(key), ours[part].get(key))
 
 
-def _brief(value: Any) -> str:
-    return str(value)[:80]
+def _check_equal(folder: Path, name: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise InputError(
+            f"{folder}: has marks of other {name}, {shorten(found, 24)}, expected {shorten(expected, 24)}; "
+            "take another folder with -o"
+        )

@@ -18,6 +18,7 @@ from streamgen.video.write import VideoFileSink
 from ..evaluation.measures import REVISION, Instruments
 from ..evaluation.pool import each, once, one_thread
 from ..evaluation.streams import Policy
+from ..evaluation.suites import FPS
 from ..scenes import SceneConfig
 from .config import ExamConfig
 from .folder import exam_digest, write_exam
@@ -194,13 +195,18 @@ class Exam:
         """Side of the frames in pixels.
 
         Raises:
-            InputError: transcripts of several sizes, or of frames that are not square.
+            InputError: frames that the readers cannot read: of several sizes, not square, of a size or a rate
+                that is none of the world's.
         """
-        sizes = sorted({(one.width, one.height) for one in self.transcripts})
-        if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
-            found = ", ".join(f"{width}x{height}" for width, height in sizes)
-            raise InputError(f"transcripts: expected square frames of one size, found {found}")
-        return sizes[0][0]
+        formats = sorted({(one.width, one.height, one.fps) for one in self.transcripts})
+        (width, height, fps), *others = formats
+        if others or width != height or width < 32 or width % 16 or fps != FPS:
+            found = ", ".join(f"{width}x{height} at {fps:g}" for width, height, fps in formats)
+            raise InputError(
+                "transcripts: expected square frames of one size, a multiple of 16 from 32 on, at "
+                f"{FPS} frames per second, found {found}"
+            )
+        return width
 
 
 def model_about(maker: ModelMaker, exam: Exam) -> About:

@@ -163,6 +163,9 @@ def _transcript(content: Any) -> Transcript:
 
 
 def _check_events(rows: list[Any], frames: int, fps: float) -> None:
+    first = rows[0] if isinstance(rows[0], dict) else {}
+    if first.get("frame") != 0 or not isinstance(first.get("prompt"), str):
+        raise InputError(f"events[0]: expected a prompt at frame 0, found {shorten(rows[0])}")
     before = -1
     for place, row in enumerate(rows):
         where = f"events[{place}]: "
@@ -179,9 +182,9 @@ def _check_events(rows: list[Any], frames: int, fps: float) -> None:
         seconds = row.get("seconds", frame / fps)
         if not is_number(seconds) or abs(seconds * fps - frame) > 0.5:
             raise InputError(f"{where}seconds: expected {frame / fps:g}, found {shorten(seconds)}")
+        if not set(row) - {"frame", "seconds", "sink"}:
+            raise InputError(f"{where}expected something that changes, found {', '.join(row)}")
         before = frame
-    if rows[0]["frame"] != 0 or not isinstance(rows[0].get("prompt"), str):
-        raise InputError("events[0]: expected a prompt at frame 0")
 
 
 def _fact(place: int, row: Any, frames: int, fps: float) -> Fact:
