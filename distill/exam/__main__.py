@@ -112,19 +112,19 @@ def _run(options: argparse.Namespace) -> Any:
     # Imported late, so that usage errors answer at once.
     from ..config import read_overrides
     from .config import exam_config
-    from .folder import read_exam, write_exam
+    from .folder import exam_digest, read_exam, write_exam
     from .runner import Exam
 
     if options.report:
         return _reports(options)
     if options.exam:
-        return _examine(options, Exam.read(read_exam(Path(options.exam))))
+        return _examine(options, Exam(read_exam(Path(options.exam))))
     exam = Exam.of(exam_config(read_overrides(options.overrides)))
     if options.write is None:
         return _examine(options, exam)
     write_exam(Path(options.write), exam.transcripts)
     sys.stderr.write(f"{len(exam.transcripts)} transcripts: {options.write}\n")
-    return {"streams": len(exam.transcripts), **exam.what}
+    return {"streams": len(exam.transcripts), "digest": exam_digest(exam.transcripts)}
 
 
 def _reports(options: argparse.Namespace) -> Any:
@@ -133,7 +133,7 @@ def _reports(options: argparse.Namespace) -> Any:
     out_dir = _made(options.out)
     rows = compare_exams(options.report, out_dir)
     sys.stderr.write(f"report: {out_dir / 'index.html'}\n")
-    return rows
+    return {"exams": rows}
 
 
 def _examine(options: argparse.Namespace, exam: Any) -> Any:
@@ -150,10 +150,9 @@ def _examine(options: argparse.Namespace, exam: Any) -> Any:
         check_version(videos, needed=False)
         check_videos(videos, exam.transcripts)
         name = options.name or videos.resolve().name
-        job = Job(About(name, "videos", "", "", {}, dict(exam.what)), videos)
+        job = Job(About(name, "videos"), videos)
     elif options.truth:
-        about = About("truth", "truth", "", "", {}, dict(exam.what))
-        job = Job(about, out_dir / "videos", TruthMaker(exam.size))
+        job = Job(About("truth", "truth"), out_dir / "videos", TruthMaker(exam.size))
     else:
         maker = ModelMaker(
             options.model or "tiny", parse_settings(options.settings), options.policy or "recache"

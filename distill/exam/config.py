@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from ..config import build, require
 from .plans import CATEGORIES, Plan, plan
-from .transcript import VERSION
 
 Size = Literal["small", "medium", "full"]
 _SIZES: tuple[Size, ...] = ("small", "medium", "full")
@@ -70,11 +69,6 @@ class ExamConfig:
         """Streams of each category, in their order."""
         values = asdict(self)
         return {name: values[name] for name in CATEGORIES}
-
-    @property
-    def what(self) -> dict[str, Any]:
-        """What each stream is, counts aside: marks that are put together agree in it."""
-        return {"version": VERSION, "seed": self.seed, "pixels": self.pixels}
 
     def plans(self) -> list[Plan]:
         """Its streams, category by category."""

@@ -261,7 +261,7 @@ def _drags(draws: Draws, kind: str) -> Parts:
     drawn = [[i * (_DRAWN - 1) // (len(places) - 1), *place] for i, place in enumerate(places)]
     let_go, start = _HELD + _DRAWN, _HELD + _DRAWN + _RELEASE
     frames = _until(start - GRACE)
-    after = _other(draws, subject, "colour") if kind == "with words" else subject
+    after = _other(draws, subject, "colour") if kind == "with-words" else subject
     held, colour = COLOURS[subject.colour], COLOURS[after.colour]
     facts = scene_facts((subject,), (4, _HELD), "beginning", ("colour", "shape", "background"))
     facts.append(
@@ -354,7 +354,7 @@ CATEGORIES: Mapping[str, tuple[tuple[str, ...], Callable[[Draws, str], Parts]]] 
     "retention": ((*SWITCH_KINDS, "second"), _retention),
     "reuse": (tuple(_AWAY), _reuse),
     "returns": (tuple(_AWAY), _returns),
-    "drags": (("straight", "bent", "with words"), _drags),
+    "drags": (("straight", "bent", "with-words"), _drags),
     "switches": (("whole", "more", "fewer", "quick"), _switches),
     "long": (("plain", "steered"), _long),
 }

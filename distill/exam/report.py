@@ -1,6 +1,7 @@
 """A report on one exam, and several beside each other, made of rows alone."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -116,7 +117,7 @@ def make_report(
         Section(
             "",
             [
-                f"Version {about.exam.get('version', '-')}, {len(transcripts)} streams; {about.source}, "
+                f"Version {about.version}, {len(transcripts)} streams; {about.source}, "
                 f"weights {about.weights[:16] or '-'}, policy {about.policy or '-'}.",
                 "Each mark is the share of a stream's facts that were seen as expected, averaged over "
                 "streams: value, 95 % interval, number of streams. The last column holds the same videos "
@@ -128,6 +129,7 @@ def make_report(
     for category in dict.fromkeys(one.category for one in transcripts):
         name = _sheet([one for one in transcripts if one.category == category], videos, out_dir, category)
         sections.append(Section(category, [Picture(name)]))
+    sections.append(Section("What these streams missed", [_missed(rows, transcripts)]))
     sections.append(Section("Settings", [json.dumps(about.settings)]))
     write_page(out_dir / "index.html", f"exam of {about.name}", sections)
     return report
@@ -179,6 +181,32 @@ def _sheet(transcripts: Sequence[Transcript], videos: Path, out_dir: Path, categ
     return name
 
 
+def _missed(rows: Sequence[FactRow], transcripts: Sequence[Transcript]) -> Table:
+    """The facts that were not seen as expected, of the streams that are shown."""
+    counts: Counter[str] = Counter()
+    shown = set()
+    for one in transcripts:
+        counts[one.category] += 1
+        if counts[one.category] <= _SHOWN:
+            shown.add(one.id)
+    missed = [row for row in rows if row.own and not row.mark and row.stream in shown]
+    return Table(
+        ["", "asks", "fact", "frames", "object", "expected", "found"],
+        [
+            [
+                row.stream,
+                row.asks,
+                row.fact,
+                "{} to {}".format(*row.frames),
+                row.object,
+                row.expect,
+                row.found,
+            ]
+            for row in missed
+        ],
+    )
+
+
 def _words(event: Mapping[str, Any]) -> str:
     parts = [event["prompt"]] if "prompt" in event else []
     return ", ".join([*parts, *(key for key in ("motion", "gestures", "settings", "cache") if key in event)])
@@ -192,16 +220,13 @@ def compare_exams(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any
         comparisons with the first one on equal streams.
 
     Raises:
-        InputError: a folder without marks, or marks of another exam than the first one's.
+        InputError: a folder without marks, or streams that were told something else than those of the first.
     """
     finished = [_finished(argument) for argument in arguments]
-    first_name, first_about, first_rows = finished[0]
+    first_name, _, first_rows = finished[0]
     rows = []
     for name, about, own in finished:
-        if about.exam != first_about.exam:
-            raise InputError(
-                f"--report {name}: expected the exam of {first_name}, {first_about.exam}, found {about.exam}"
-            )
+        _check_same(name, own, first_name, first_rows)
         figures = figures_of(own)
         row: dict[str, Any] = {"name": name, "weights": about.weights, "policy": about.policy}
         row["figures"] = {key: vars(figure) for key, figure in figures.items() if figure.n}
@@ -225,6 +250,20 @@ def compare_exams(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any
     ]
     write_page(out_dir / "index.html", "exams", sections)
     return rows
+
+
+def _check_same(name: str, rows: Sequence[FactRow], first_name: str, first: Sequence[FactRow]) -> None:
+    """Raise InputError unless two exams share streams, and these were told the same."""
+    told = {row.stream: row.transcript for row in first if row.own}
+    shared = [row for row in rows if row.own and row.stream in told]
+    if not shared:
+        raise InputError(f"--report {name}: expected some of the streams of {first_name}, found none")
+    for row in shared:
+        if row.transcript != told[row.stream]:
+            raise InputError(
+                f"--report {name}: expected the exam of {first_name}, "
+                f"found another transcript of {row.stream}"
+            )
 
 
 def compared(first: Sequence[FactRow], second: Sequence[FactRow]) -> list[dict[str, Any]]:

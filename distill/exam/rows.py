@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from streamgen.errors import InputError
 from streamgen.suggest import shorten
 
+from ..evaluation.measures import REVISION
 from .facts import Fact
 from .marking import Mark
-from .transcript import Transcript
+from .transcript import VERSION, Transcript
 
 ROWS, ABOUT = "rows.jsonl", "about.json"
 
@@ -63,14 +64,23 @@ def fact_row(stream: Transcript, told: Transcript, place: int, mark: Mark, video
 
 @dataclass(frozen=True)
 class About:
-    """What the marks of a folder are marks of."""
+    """What the marks of a folder are marks of.
+
+    Attributes:
+        name: what the system is called.
+        source: `model`, `truth`, or `videos` that someone brought.
+        weights, policy, settings: of a model; empty for others.
+        version: of the exam.
+        reader: revision of the readers, `measures.REVISION`.
+    """
 
     name: str
     source: str
-    weights: str
-    policy: str
-    settings: dict[str, Any]
-    exam: dict[str, Any]
+    weights: str = ""
+    policy: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+    reader: int = REVISION
 
 
 class MarkFile:
@@ -154,11 +164,10 @@ def read_about(folder: Path) -> About:
 def _check_about(folder: Path, found: About, expected: About) -> None:
     """Raise InputError where marks are of something else; what they are called does not matter."""
     ours, theirs = asdict(expected), asdict(found)
-    for name in ("source", "weights", "policy"):
+    for name in ("source", "weights", "policy", "version", "reader"):
         _check_equal(folder, name, theirs[name], ours[name])
-    for part in ("settings", "exam"):
-        for key in {**ours[part], **theirs[part]}:
-            _check_equal(folder, f"{part}.{key}", theirs[part].get(key), ours[part].get(key))
+    for key in {**ours["settings"], **theirs["settings"]}:
+        _check_equal(folder, f"settings.{key}", theirs["settings"].get(key), ours["settings"].get(key))
 
 
 def _check_equal(folder: Path, name: str, found: Any, expected: Any) -> None:

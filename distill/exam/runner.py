@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +15,13 @@ from streamgen.errors import InputError
 from streamgen.video.read import read_clip
 from streamgen.video.write import VideoFileSink
 
-from ..evaluation.measures import REVISION, Instruments
+from ..evaluation.measures import Instruments
 from ..evaluation.pool import each, once, one_thread
 from ..evaluation.streams import Policy
-from ..evaluation.suites import FPS
+from ..evaluation.suites import FPS, EvaluationConfig, SuiteBuilder
 from ..scenes import SceneConfig
 from .config import ExamConfig
-from .folder import exam_digest, write_exam
+from .folder import write_exam
 from .marking import Marker, marks_of
 from .plans import Plan
 from .rows import About, FactRow, MarkFile, fact_row
@@ -172,23 +172,16 @@ def do_task(work: Work, task: Task) -> list[FactRow]:
 
 @dataclass(frozen=True)
 class Exam:
-    """Transcripts, by name the plans of those that have one, and what tells the set apart."""
+    """Transcripts, and by name the plans of those that have one."""
 
     transcripts: Sequence[Transcript]
-    plans: Mapping[str, Plan]
-    what: Mapping[str, Any]
+    plans: Mapping[str, Plan] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ExamConfig) -> "Exam":
         """The fixed set."""
         plans = config.plans()
-        transcripts = [one.transcript(config.pixels) for one in plans]
-        return cls(transcripts, {one.id: one for one in plans}, config.what)
-
-    @classmethod
-    def read(cls, transcripts: Sequence[Transcript]) -> "Exam":
-        """Someone's own set."""
-        return cls(transcripts, {}, {"digest": exam_digest(transcripts)})
+        return cls([one.transcript(config.pixels) for one in plans], {one.id: one for one in plans})
 
     @property
     def size(self) -> int:
@@ -213,7 +206,7 @@ def model_about(maker: ModelMaker, exam: Exam) -> About:
     """What marks of a model are marks of.
 
     Raises:
-        CheckpointError, InputError: a model that cannot be loaded, or one of other frames.
+        CheckpointError, InputError: a model that cannot be loaded, or one of other frames or another world.
     """
     pipeline: Pipeline = load_pipeline(maker.model)
     geometry = pipeline.geometry
@@ -224,8 +217,10 @@ def model_about(maker: ModelMaker, exam: Exam) -> About:
                 f"{w}x{h} at {fps:g} fps" for w, h, fps in ((one.width, one.height, one.fps), made)
             )
             raise InputError(f"model {maker.model}: the exam is of {expected}, the model makes {found}")
+    # it says whether the model knows the world's words
+    SuiteBuilder(EvaluationConfig(), pipeline.vocabulary)
     settings = asdict(pipeline.settings.updated(maker.settings))
-    return About(pipeline.name, "model", pipeline.digest, maker.policy, settings, dict(exam.what))
+    return About(pipeline.name, "model", pipeline.digest, maker.policy, settings)
 
 
 @dataclass(frozen=True)
@@ -243,8 +238,8 @@ def run_exam(exam: Exam, job: Job, out_dir: Path, processes: int) -> list[FactRo
     Raises:
         InputError: the folder has marks of something else, or a video does not fit its transcript.
     """
-    file = MarkFile(out_dir, replace(job.about, exam=job.about.exam | {"reader": REVISION}))
     write_exam(out_dir, exam.transcripts)
+    file = MarkFile(out_dir, job.about)
     tasks = tasks_of(exam.transcripts, exam.plans)
     wanted = {
         task.transcript.id: (

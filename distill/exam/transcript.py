@@ -134,7 +134,7 @@ def _transcript(content: Any) -> Transcript:
     if missing := [key for key in known if key not in content]:
         raise InputError(f"{missing[0]}: missing")
     for key in ("id", "category", "kind"):
-        if not isinstance(content[key], str) or not _NAME.fullmatch(content[key].replace(" ", "-")):
+        if not isinstance(content[key], str) or not _NAME.fullmatch(content[key]):
             raise InputError(f"{key}: expected small letters, digits, - and _, found {shorten(content[key])}")
     for key, low, high in (
         ("fps", 1, 240),
