@@ -27,6 +27,7 @@ from ..evaluation.reading import Reading, torus_apart
 from ..evaluation.streams import StreamSpec, Subject, Video
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 from .facts import STRETCH_SECONDS, Fact
+from .outlines import without_outlines
 from .transcript import Transcript
 
 #: Frames between two looks at what is slow to read.
@@ -62,6 +63,8 @@ class Marker:
         self._instruments, self.fps = instruments, fps
         spec = StreamSpec("", "", 0, len(frames), ())
         self.view = instruments.view(Video(spec, frames, len(frames), torch.zeros(0, 2)))
+        # what is read of an object by its colour; where there is any object, its outline is part of it
+        self.objects = replace(self.view, reading=without_outlines(self.view.reading))
         self._shapes: dict[tuple[int, int], Tensor] = {}
 
     def mark(self, fact: Fact) -> Mark:
@@ -71,14 +74,14 @@ class Marker:
 
     @property
     def reading(self) -> Reading:
-        """What is read from each frame."""
-        return self.view.reading
+        """What is read of objects by their colours from each frame."""
+        return self.objects.reading
 
     def has_shape(self, colour: str, shape: str) -> Tensor:
         """(T,) bool: the object of this colour has this shape."""
         key = (SHAPES.index(shape), COLOURS.index(colour))
         if key not in self._shapes:
-            self._shapes[key] = self._instruments.shape_run(self.view, *key)
+            self._shapes[key] = self._instruments.shape_run(self.objects, *key)
         return self._shapes[key]
 
     def motion(self, colour: str, start: int) -> str | None:
@@ -92,13 +95,13 @@ class Marker:
             assert colour is not None
             return self.has_shape(colour, word)
         if name == "count":
-            return count_objects(self.reading, 1) == word
+            return count_objects(self.view.reading, 1) == word
         if name == "background":
             return self.reading.background == BACKGROUNDS.index(word)
         return self.reading.found(COLOURS.index(word))
 
-    def part(self, start: int, stop: int, fact: Fact) -> View:
-        """Frames `[start, stop)` alone, as of a stream of the fact's one object."""
+    def part(self, view: View, start: int, stop: int, fact: Fact) -> View:
+        """Frames `[start, stop)` of a view alone, as of a stream of the fact's one object."""
         words = fact.expect if isinstance(fact.expect, Mapping) else {}
         subject = Subject(
             0,
@@ -109,7 +112,7 @@ class Marker:
         )
         spec = replace(self.view.video.spec, subjects=(subject,))
         video = replace(self.view.video, spec=spec, frames=self.view.video.frames[start:stop])
-        return View(video, Reading(*(values[start:stop] for values in vars(self.reading).values())))
+        return View(video, Reading(*(values[start:stop] for values in vars(view.reading).values())))
 
     def drift(self, view: View) -> list[float]:
         """How right each stretch is: the mean share of its frames that show colour, shape and background."""
@@ -139,7 +142,7 @@ def _shares(name: str) -> Callable[[Marker, Fact], Mark]:
 
 def _count(marker: Marker, fact: Fact) -> Mark:
     start, stop = fact.frames
-    counts = count_objects(marker.part(start, stop, fact).reading, _LOOK)
+    counts = count_objects(marker.part(marker.view, start, stop, fact).reading, _LOOK)
     share = float((counts == fact.expect).float().mean())
     return Mark(share, share >= 1 - fact.given)
 
@@ -178,7 +181,7 @@ def _background_kept(marker: Marker, fact: Fact) -> Mark:
 
 def _place_kept(marker: Marker, fact: Fact) -> Mark:
     """The fastest step around the first frame, in steps that the object goes otherwise."""
-    view = marker.part(0, len(marker.view.video.frames), fact)
+    view = marker.part(marker.view, 0, len(marker.view.video.frames), fact)
     view = replace(view, video=replace(view.video, event=fact.frames[0]))
     fastest, own = hop(view, "colour" if fact.object is None else "motion")
     return Mark(fastest / own, fastest <= fact.given * own)
@@ -249,7 +252,7 @@ def ground_likeness(view: View, first: int, second: int) -> float:
 
 def _no_drift(marker: Marker, fact: Fact) -> Mark:
     """How right the worst stretch is."""
-    worst = min(marker.drift(marker.part(*fact.frames, fact)))
+    worst = min(marker.drift(marker.part(marker.objects, *fact.frames, fact)))
     return Mark(worst, worst >= 1 - fact.given)
 
 

@@ -16,6 +16,7 @@ from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from ..scenes.vocabulary import BACKGROUND_PHRASES, MOTION_PHRASES, held_out_indices
 from .asks import GRACE, Parts, beginning, change, count, reshown, scene_facts
 from .facts import Fact
+from .outlines import alike
 from .transcript import Transcript
 
 #: Frames before the first event of a stream: a multiple of four and one, where chunks of every size begin.
@@ -146,6 +147,7 @@ def _unlike(draws: Draws, *others: Subject, background: int | None = None) -> Su
         return draws.pick([value for value in values if value not in taken])
 
     colours, shapes = ({vars(other)[name] for other in others} for name in ("colour", "shape"))
+    colours |= {colour for other in others for colour in alike(other.colour)}
     # white may stand over every ground but one, which may be the one asked for
     white = COLOURS.index("white") if background == BACKGROUNDS.index("snow") else -1
     pairs = [(c, s) for c, s in trained_pairs() if c not in (*colours, white) and s not in shapes]
@@ -159,8 +161,8 @@ def _unlike(draws: Draws, *others: Subject, background: int | None = None) -> Su
 
 
 def _other(draws: Draws, before: Subject, kind: str, taken: Sequence[int] = ()) -> Subject:
-    """The subject with another value of one attribute, colour and shape a pair of training's; `taken` are
-    colours of other objects.
+    """The subject with another value of one attribute, colour and shape a pair of training's; not of the
+    colours that are `taken` because of other objects.
     """
     values = {
         "colour": [c for c, s in trained_pairs() if s == before.shape and c not in taken],
@@ -203,7 +205,8 @@ def _retention(draws: Draws, kind: str) -> Parts:
     if kind == "second":
         others = (_unlike(draws, before, background=before.background),)
     changed = "colour" if kind == "second" else kind
-    after = _other(draws, before, changed, [other.colour for other in others])
+    taken = [colour for other in others for colour in (other.colour, *alike(other.colour))]
+    after = _other(draws, before, changed, taken)
     brief = " and ".join([_brief(after, changed), *(f"a {SHAPES[other.shape]}" for other in others)])
     first = (before, *others)
     scenes = [(0, canonical(*first), first), (BEFORE, brief, (after, *others))]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from streamgen.motion.file import load_motion
 
+from ..evaluation.reading import torus_apart
 from ..evaluation.streams import Subject
 from ..evaluation.suites import FPS
 from ..scenes import SceneConfig
@@ -17,6 +18,8 @@ from ..scenes.vocabulary import SIZE_RADII
 from .plans import Plan, Scene
 
 _TEXTURES = 1 << 20
+#: Draws of the places of several objects.
+_TRIES = 8
 
 
 class Truth:
@@ -39,7 +42,7 @@ class Truth:
         slots = max(len(scene.subjects) for scene in plan.scenes)
         jitter = torch.randint(0, 3, (1, slots), generator=generator)
         grounds = torch.randint(0, _TEXTURES, (6, 4), generator=generator)
-        places = _places(plan, slots, generator)
+        places = _clear_places(plan, slots, generator)
         video: Tensor | None = None
         for scene in plan.scenes:
             drawn = self._scene(scene, places, jitter, grounds)
@@ -80,6 +83,17 @@ class Truth:
         ends = (before[mixed].float(), after[mixed].float())
         video[mixed] = torch.lerp(*ends, share[mixed, None, None, None]).round().to(torch.uint8)
         return video
+
+
+def _clear_places(plan: Plan, slots: int, generator: torch.Generator) -> Tensor:
+    """Places as `_places` has them; of several objects those of a few draws in which they are in each other's
+    way for the fewest frames.
+    """
+    drawn = [_places(plan, slots, generator) for _ in range(1 if slots == 1 else _TRIES)]
+    reach = 2 * max(_reach(subject) for scene in plan.scenes for subject in scene.subjects)
+    apart = [torus_apart(one[0, 0] / WORLD_SIZE, one[0, -1] / WORLD_SIZE) * WORLD_SIZE for one in drawn]
+    touching = [int((distance < reach).sum()) for distance in apart]
+    return drawn[touching.index(min(touching))]
 
 
 def _places(plan: Plan, slots: int, generator: torch.Generator) -> Tensor:

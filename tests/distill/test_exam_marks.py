@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.exam import truth
+from distill.exam import marking, truth
 from distill.exam.facts import KINDS, Fact
 from distill.exam.marking import MARKS, Marker, marks_of, path_places
 from distill.exam.plans import CATEGORIES, Plan, plan
@@ -233,6 +233,32 @@ def test_a_ground_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
         return scene(self, scene_, places, jitter, grounds + torch.tensor([0, 0, 3, 5]) * count[0])
 
     assert_needs(lambda: told_and_seen(told, "returns"), monkeypatch, Truth, "_scene", elsewhere)
+
+
+def test_objects_of_truth_keep_out_of_each_others_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that lie on one another all the time used to be marked as one, and as of neither's shape."""
+    words = ["red circle right sea", "yellow circle left sea"]
+    facts = [Fact("count", (0, 40), 2)]
+    plans = [plan_of({0: words}, facts, 40, name=f"update-{number}") for number in range(2)]
+
+    def check() -> None:
+        counts = [marker(world().video(told)).mark(told.facts[0]).found for told in plans]
+        assert sum(counts) / len(counts) > 0.6, counts
+
+    assert_needs(check, monkeypatch, truth, "_TRIES", 1)
+
+
+def test_an_outline_is_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a large yellow object reads as orange, in as many pixels as a small object has."""
+    video = world().video(_larger(plan_of({0: ["yellow circle right sea"]}, frames=12)))
+
+    def check() -> None:
+        assert right(video, Fact("colour", (0, 12), "yellow"))
+        assert not right(video, Fact("colour", (0, 12), "orange"))
+
+    assert_needs(check, monkeypatch, marking, "without_outlines", lambda reading: reading)
+    both = world().video(plan_of({0: ["yellow circle right sea", "orange circle left sea"]}, frames=12))
+    assert right(both, Fact("colour", (0, 12), "orange"))
 
 
 @pytest.mark.slow
