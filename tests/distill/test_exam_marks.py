@@ -46,61 +46,66 @@ def recoloured(video: Tensor) -> Tensor:
 # a fact of a stream; what is made of its frames, so that it does not hold
 CASES: dict[str, tuple[Plan, Fact, Callable[[Tensor], Tensor]]] = {
     "colour": (
-        plan_of({0: ["red circle right sea"]}),
-        Fact("colour", (0, 80), "red"),
-        lambda v: torch.cat([v[:60], recoloured(v[60:])]),
+        plan_of({0: ["red circle right sea"]}, frames=20),
+        Fact("colour", (0, 20), "red"),
+        lambda v: torch.cat([v[:14], recoloured(v[14:])]),
     ),
     "shape": (
-        plan_of({0: ["red square stays sea"]}),
-        Fact("shape", (0, 80), "square", object="red"),
-        lambda v: world().video(plan_of({0: ["red circle stays sea"]})),
+        plan_of({0: ["red square stays sea"]}, frames=20),
+        Fact("shape", (0, 20), "square", object="red"),
+        lambda v: world().video(plan_of({0: ["red circle stays sea"]}, frames=20)),
     ),
     "background": (
-        plan_of({0: ["red circle stays grass"]}),
-        Fact("background", (0, 80), "grass"),
-        lambda v: world().video(plan_of({0: ["red circle stays grass"], 60: ["red circle stays snow"]})),
+        plan_of({0: ["red circle stays grass"]}, frames=20),
+        Fact("background", (0, 20), "grass"),
+        lambda v: world().video(
+            plan_of({0: ["red circle stays grass"], 15: ["red circle stays snow"]}, frames=20)
+        ),
     ),
     "motion": (
-        plan_of({0: ["red circle right sea"]}),
-        Fact("motion", (0, 80), "right", object="red"),
+        plan_of({0: ["red circle right sea"]}, frames=50),
+        Fact("motion", (0, 50), "right", object="red"),
         lambda v: v.flip(2),
     ),
     "count": (
-        plan_of({0: ["red circle stays sea", "yellow circle stays sea"]}),
-        Fact("count", (0, 80), 2),
-        lambda v: world().video(plan_of({0: ["red circle stays sea"]})),
+        plan_of({0: ["red circle stays sea", "yellow circle stays sea"]}, frames=12),
+        Fact("count", (0, 12), 2),
+        lambda v: world().video(plan_of({0: ["red circle stays sea"]}, frames=12)),
     ),
     "path": (
-        plan_of({0: ["red circle up sea"]}, motions={0: led(*HELD), 25: led(*DRAWN)}),
+        plan_of({0: ["red circle up sea"]}, frames=58, motions={0: led(*HELD), 25: led(*DRAWN)}),
         Fact("path", (25, 58), [[25, 0.3, 0.3], [41, 0.7, 0.4], [57, 0.4, 0.7]], object="red"),
         lambda v: v.roll(6, 1),
     ),
     "background_kept": (
-        plan_of({0: ["red circle stays bricks"]}),
-        Fact("background_kept", (39, 41), 25.0),
-        lambda v: torch.cat([v[:40], (v[40:].float() * 0.6).to(torch.uint8)]),
+        plan_of({0: ["red circle stays bricks"]}, frames=8),
+        Fact("background_kept", (3, 5), 25.0),
+        lambda v: torch.cat([v[:4], (v[4:].float() * 0.6).to(torch.uint8)]),
     ),
     "place_kept": (
-        plan_of({0: ["red circle right sea"], 40: ["blue circle right sea"]}),
-        Fact("place_kept", (40, 56)),
-        lambda v: moved(v, 46, 20, 0),
+        plan_of({0: ["red circle right sea"], 20: ["blue circle right sea"]}, frames=36),
+        Fact("place_kept", (20, 36)),
+        lambda v: moved(v, 26, 20, 0),
     ),
     "identity_kept": (
-        plan_of({0: ["red square stays grass"], 40: ["red square stays snow"]}),
-        Fact("identity_kept", (50, 80), object="red", against=(0, 40)),
-        lambda v: torch.cat([v[:40], world().video(_larger(plan_of({0: ["red square stays grass"]})))[40:]]),
+        plan_of({0: ["red square stays grass"], 10: ["red square stays snow"]}, frames=24),
+        Fact("identity_kept", (14, 24), object="red", against=(0, 10)),
+        lambda v: torch.cat(
+            [v[:10], world().video(_larger(plan_of({0: ["red square stays grass"]}, frames=24)))[10:]]
+        ),
     ),
     "shown_within": (
-        plan_of({0: [RED], 40: [BLUE]}),
-        Fact("shown_within", (40, 80), {"colour": "blue"}, 0.5),
-        lambda v: torch.cat([v[:40], v[39:40].expand(9, -1, -1, -1), v[40:-9]]),
+        plan_of({0: [RED], 10: [BLUE]}, frames=40),
+        Fact("shown_within", (10, 40), {"colour": "blue"}, 0.5),
+        lambda v: torch.cat([v[:10], v[9:10].expand(9, -1, -1, -1), v[10:-9]]),
     ),
     "returns": (
         plan_of(
-            {0: ["red circle stays bricks"], 30: ["red circle stays sea"], 50: ["red circle stays bricks"]}
+            {0: ["red circle stays bricks"], 10: ["red circle stays sea"], 20: ["red circle stays bricks"]},
+            frames=32,
         ),
-        Fact("returns", (60, 80), 0.6, against=(0, 30)),
-        lambda v: moved(v, 50, 5, 3),
+        Fact("returns", (24, 32), 0.6, against=(0, 10)),
+        lambda v: moved(v, 20, 5, 3),
     ),
     "no_drift": (
         plan_of({0: ["red square stays sea"]}, frames=128),
@@ -144,17 +149,17 @@ def test_a_fact_holds_of_frames_that_show_it_and_of_no_others(kind: str) -> None
 
 
 def test_a_motion_shows_within_a_time_if_it_does_from_then_on() -> None:
-    told = plan_of({0: ["red circle right sea"], 40: ["red circle up sea"]}, frames=120)
+    told = plan_of({0: ["red circle right sea"], 8: ["red circle up sea"]}, frames=73)
     video = world().video(told)
-    up, right_ = (Fact("shown_within", (40, 120), {"motion": m}, 1.0, "red") for m in ("up", "right"))
+    up, right_ = (Fact("shown_within", (8, 73), {"motion": m}, 1.0, "red") for m in ("up", "right"))
     assert right(video, up)
     assert not right(video, right_)
 
 
 def test_a_tolerance_is_how_far_off_it_may_be() -> None:
-    video = world().video(plan_of({0: [RED], 60: [BLUE]}))
-    assert not right(video, Fact("colour", (0, 80), "red"))
-    assert right(video, Fact("colour", (0, 80), "red", tolerance=0.4))
+    video = world().video(plan_of({0: [RED], 12: [BLUE]}, frames=20))
+    assert not right(video, Fact("colour", (0, 20), "red"))
+    assert right(video, Fact("colour", (0, 20), "red", tolerance=0.5))
 
 
 def test_a_path_is_straight_between_its_places() -> None:
@@ -169,8 +174,9 @@ def test_a_path_is_straight_between_its_places() -> None:
 
 
 def test_facts_about_frames_that_a_control_lacks_have_no_mark() -> None:
-    told = plan_of({0: [RED]}, [Fact("colour", (0, 80), "red"), Fact("colour", (0, 40), "red")])
-    marks = marks_of(marker(world().video(told)[:50]), told.transcript(SIZE))
+    facts = [Fact("colour", (0, 20), "red"), Fact("colour", (0, 10), "red")]
+    told = plan_of({0: [RED]}, facts, frames=20)
+    marks = marks_of(marker(world().video(told)[:15]), told.transcript(SIZE))
     assert marks[0] is None
     assert marks[1] is not None
     assert marks[1].right
@@ -188,19 +194,19 @@ def told_and_seen(told: Plan, *kinds: str) -> None:
 
 def test_the_world_is_led_and_goes_its_own_way_again(monkeypatch: pytest.MonkeyPatch) -> None:
     let_go = Fact("place_kept", (58, 74), object="red")
-    facts = [CASES["path"][1], let_go, Fact("motion", (66, 115), "up", object="red")]
-    told = plan_of({0: ["red circle up sea"]}, facts, 115, {0: led(*HELD), 25: led(*DRAWN)})
+    facts = [CASES["path"][1], let_go]
+    told = plan_of({0: ["red circle up sea"]}, facts, 75, {0: led(*HELD), 25: led(*DRAWN)})
 
     def check() -> None:
-        told_and_seen(told, "path", "place_kept", "motion")
+        told_and_seen(told, "path", "place_kept")
 
     assert_needs(check, monkeypatch, truth, "_led", lambda motion: torch.full((25, 2), 32.0))
     assert_needs(check, monkeypatch, Simulation, "carry", lambda self, places, held: None)
 
 
 def test_the_world_takes_up_what_a_scene_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = [Fact("motion", (8, 60), "right", object="red"), Fact("motion", (66, 130), "up", object="red")]
-    told = plan_of({0: ["red circle right sea"], 60: ["red circle up sea"]}, facts, 130)
+    facts = [Fact("motion", (0, 50), "right", object="red"), Fact("motion", (54, 103), "up", object="red")]
+    told = plan_of({0: ["red circle right sea"], 50: ["red circle up sea"]}, facts, 103)
 
     def check() -> None:
         told_and_seen(told, "motion")
@@ -210,11 +216,11 @@ def test_the_world_takes_up_what_a_scene_tells(monkeypatch: pytest.MonkeyPatch) 
 
 def test_scenes_fade_and_places_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     told, fact, _ = CASES["shown_within"]
-    told = dataclasses.replace(told, facts=(fact, Fact("place_kept", (40, 56))))
+    told = dataclasses.replace(told, facts=(fact, Fact("place_kept", (10, 26))))
     video = world().video(told)
     # within four frames, and without a jump
     steps = video.float().diff(dim=0).abs().mean((1, 2, 3))
-    assert float(steps[39:43].max()) < 3 * float(steps[39:43].min())
+    assert float(steps[9:13].max()) < 3 * float(steps[9:13].min())
 
     def check() -> None:
         told_and_seen(told, "shown_within", "place_kept")
