@@ -87,7 +87,7 @@ def prompt_sheet(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> Non
     """Show streams of fixed prompts as `prompts.png` and `prompts.mp4`."""
     frames = round(seconds * pipeline.geometry.fps)
     plain = [stream(pipeline, prompt, i, frames) for i, prompt in enumerate(PROMPTS)]
-    show(_large(plain), PROMPTS, out_dir / "prompts.png", pipeline.geometry.fps)
+    show(larger(plain), PROMPTS, out_dir / "prompts.png", pipeline.geometry.fps)
 
 
 def sample_sheets(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
@@ -99,13 +99,13 @@ def sample_sheets(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> No
         for i, (before, after) in enumerate(SWITCHES)
     ]
     fps = pipeline.geometry.fps
-    show(_large(switched), [f"{a}  ->  {b}" for a, b in SWITCHES], out_dir / "switches.png", fps, frames=12)
-    dragged = [_dragged(pipeline, prompt, i, target, frames) for i, (prompt, target) in enumerate(DRAGS)]
+    show(larger(switched), [f"{a}  ->  {b}" for a, b in SWITCHES], out_dir / "switches.png", fps, frames=12)
+    drawn = [dragged(pipeline, prompt, i, target, frames) for i, (prompt, target) in enumerate(DRAGS)]
     names = [f"{prompt}; dragged to {target}" for prompt, target in DRAGS]
-    show(_large([_marked(v, t) for v, t in dragged]), names, out_dir / "drags.png", fps, frames=12)
+    show(larger([marked(v, t) for v, t in drawn]), names, out_dir / "drags.png", fps, frames=12)
 
 
-def _dragged(
+def dragged(
     pipeline: Pipeline, prompt: str, seed: int, target: tuple[float, float], frames: int
 ) -> tuple[Tensor, Tensor]:
     """A stream whose object is taken where it is after half a second and drawn to `target` within `frames`
@@ -142,7 +142,7 @@ def object_centre(frame: Tensor) -> tuple[float, float]:
     return float((weight.sum(0) * grid).sum() / total), float((weight.sum(1) * grid).sum() / total)
 
 
-def _marked(video: Tensor, path: Tensor) -> Tensor:
+def marked(video: Tensor, path: Tensor) -> Tensor:
     """A small cross at the track's place."""
     video = video.clone()
     size = video.shape[1]
@@ -154,6 +154,6 @@ def _marked(video: Tensor, path: Tensor) -> Tensor:
     return video
 
 
-def _large(videos: Sequence[Tensor]) -> list[Tensor]:
-    """Twice the size, for people."""
-    return [v.repeat_interleave(2, 1).repeat_interleave(2, 2) for v in videos]
+def larger(videos: Sequence[Tensor], zoom: int = 2) -> list[Tensor]:
+    """Several times the size, for people."""
+    return [v.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for v in videos]

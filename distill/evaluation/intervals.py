@@ -40,7 +40,9 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     share, square = right / count, _Z**2 / count
     centre = (share + square / 2) / (1 + square)
     reach = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # exact where rounding would leave a trace of a number
+    low = centre - reach if right > 0 else 0.0
+    return max(0.0, low), min(1.0, centre + reach)
 
 
 def bootstrap(rows: Tensor, statistic: Statistic, resamples: int = RESAMPLES) -> tuple[float, float]:

@@ -189,10 +189,10 @@ def read_switch(instruments: Instruments, view: View) -> Read:
             "background": lambda: reading.background == after.background,
             "shape": lambda: instruments.shape_run(view, after.shape, after.colour),
         }[switch.kind]()
-        found["shown_after"] = _first_lasting(right[event:])
-    hop, step = _hop(view, switch.kind)
+        found["shown_after"] = first_lasting(right[event:])
+    fastest, step = hop(view, switch.kind)
     psnr = math.nan if switch.kind == "background" else background_psnr(view, event - 1, event)
-    return found | {"psnr": psnr, "hop": hop * 64, "step": step * 64}
+    return found | {"psnr": psnr, "hop": fastest * 64, "step": step * 64}
 
 
 def background_psnr(view: View, first: int, second: int) -> float:
@@ -294,7 +294,7 @@ def drift_points(
     return points
 
 
-def _hop(view: View, kind: str) -> tuple[float, float]:
+def hop(view: View, kind: str) -> tuple[float, float]:
     """The fastest step of the object across a switch, and its own step: that before it, or where the motion
     is to change and that makes it faster, that after it; in widths per frame.
 
@@ -326,7 +326,7 @@ def _like(area: Tensor, usual: Tensor, change: float) -> Tensor:
     return ((area - usual).abs() <= change * usual) & (area > 0)
 
 
-def _first_lasting(right: Tensor) -> int | None:
+def first_lasting(right: Tensor) -> int | None:
     """First frame from which the following frames are right nearly always."""
     if len(right) < _LASTING:
         return None

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,9 @@ from .measures import Instruments, Read, read_video
 from .rows import TRUTH, Row, row_of
 from .streams import StreamSpec, render, save_video, stream_name
 from .truth import Truth, TruthSuite
+
+T = TypeVar("T")
+W = TypeVar("W")
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,22 @@ def make_rows(
     What each row says does not depend on `processes`, which work on one thread each: two streams at a time
     are faster than one on two threads.
     """
+    # long ones first, so that none is left alone at the end
+    order = sorted(specs, key=lambda pair: -pair[0].frames)
+    yield from each(work, _rows, [*suites, *order], processes)
+
+
+def each(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any], processes: int) -> Iterator[T]:
+    """`do(work, task)` of each task as it is done, begun in their order, in several processes of one thread.
+
+    `work` is sent to each process once; `do` is a function of a module.
+    """
     context = multiprocessing.get_context("spawn")
-    count = min(processes, len(specs) + len(suites))
+    count = min(processes, len(tasks))
     if not count:
         return
     with ProcessPoolExecutor(count, context, _open_worker, (work,)) as pool:
-        # long ones first, so that none is left alone at the end
-        order = sorted(specs, key=lambda pair: -pair[0].frames)
-        waiting: list[Future[list[Row]]] = [pool.submit(_truth_rows, suite) for suite in suites]
-        waiting += [pool.submit(_stream_rows, spec, keep) for spec, keep in order]
+        waiting: list[Future[T]] = [pool.submit(_do, do, task) for task in tasks]
         try:
             for done in as_completed(waiting):
                 yield done.result()
@@ -90,7 +100,7 @@ def one_thread() -> Iterator[None]:
 _worker: dict[str, Any] = {}
 
 
-def _open_worker(work: Work) -> None:
+def _open_worker(work: Any) -> None:
     # Ctrl-C reaches the whole group: a worker just ends, and the main process says what became of the run
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -98,18 +108,20 @@ def _open_worker(work: Work) -> None:
     _worker.update(work=work)
 
 
-def _once(name: str, make: Callable[[], Any]) -> Any:
+def _do(do: Callable[[Any, Any], T], task: Any) -> T:
+    return do(_worker["work"], task)
+
+
+def once(name: str, make: Callable[[], T]) -> T:
+    """What a process makes when it is first asked for it, and keeps for all its tasks."""
     if name not in _worker:
         _worker[name] = make()
-    return _worker[name]
+    found: T = _worker[name]
+    return found
 
 
-def _stream_rows(spec: StreamSpec, keep: bool) -> list[Row]:
-    work: Work = _worker["work"]
-    pipeline = _once("pipeline", lambda: load_pipeline(work.model))
-    return [work.stream_row(pipeline, spec, keep)]
-
-
-def _truth_rows(suite: TruthSuite) -> list[Row]:
-    work: Work = _worker["work"]
-    return work.truth_rows(suite)
+def _rows(work: Work, task: TruthSuite | tuple[StreamSpec, bool]) -> list[Row]:
+    if isinstance(task, TruthSuite):
+        return work.truth_rows(task)
+    pipeline = once("pipeline", lambda: load_pipeline(work.model))
+    return [work.stream_row(pipeline, *task)]

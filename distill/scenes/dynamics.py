@@ -6,7 +6,7 @@ the camera has moved, the rest may lie across the border as well: only what boun
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -299,3 +299,21 @@ class Simulation:
                 self._restart(plan.drag_start + plan.drag_frames == frame)
             positions.append(self._position)
         return Trajectories(torch.stack(positions, 2), dragged)
+
+    def take_up(self, motion: Tensor) -> None:
+        """Other motions (B, O) from the next frame on, as behind a change; those that stay the same go on."""
+        changed = motion != self._plan.motion[:, 0]
+        self._plan = replace(self._plan, motion=motion[:, None].expand(-1, 2, -1))
+        self._motions = [self._constants(motion)] * 2
+        self._now = self._motions[0]
+        self._restart(changed)
+
+    def carry(self, places: Tensor, held: Tensor) -> None:
+        """Objects that are `held` (B, O) were led through places (B, O, T, 2) in world units, T at least 2;
+        from the last of these on they go their own way, as behind a drag.
+        """
+        chosen = held[..., None]
+        self._position = torch.where(chosen, places[:, :, -1], self._position)
+        self._velocity = torch.where(chosen, places[:, :, -1] - places[:, :, -2], self._velocity)
+        self._anchor = self._position - self._offset()
+        self._restart(held)

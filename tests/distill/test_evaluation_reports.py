@@ -4,8 +4,7 @@ import json
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,9 @@ from distill.evaluation.suites import EvaluationConfig, SuiteBuilder
 from distill.scenes import SceneConfig, caption_vocabulary
 from models.text_encoder import Vocabulary
 from streamgen import StreamEvent, load_pipeline
+from tests.at_once import AtOnce
 from tests.quick_instruments import quick_instruments
 from tests.tiny_checkpoints import write_checkpoint
-
-
-class AtOnce(Executor):
-    """Does the work when it is submitted, in this process: a process of its own takes seconds to start."""
-
-    def __init__(
-        self, processes: int, context: object, begin: Callable[..., None], given: tuple[Any, ...]
-    ) -> None:
-        begin(*given)
-
-    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*given, **named))
-        return done
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,0 +1,1 @@
+"""The interactive exam: steered streams of any system, marked against ground truth."""

@@ -1,0 +1,178 @@
+"""A row for each mark: what was expected, what was read. Reports are made of rows alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamgen.errors import InputError
+from streamgen.suggest import shorten
+
+from ..evaluation.measures import REVISION
+from .facts import Fact
+from .marking import Mark
+from .transcript import VERSION, Transcript
+
+ROWS, ABOUT = "rows.jsonl", "about.json"
+
+
+@dataclass(frozen=True)
+class FactRow:
+    """The mark of one fact.
+
+    Attributes:
+        stream: whose video was looked at.
+        told: whose fact it is: the same, or for the control another stream of the category.
+        category, kind: of the stream.
+        place: of the fact in its transcript.
+        fact, asks, frames, object, expect, tolerance: the fact.
+        found: what was read, a number or word; None where it cannot be seen.
+        mark: 1.0 where that is as expected, else 0.0.
+        transcript, video: digests of the told transcript and of the video's file.
+    """
+
+    stream: str
+    told: str
+    category: str
+    kind: str
+    place: int
+    fact: str
+    asks: str
+    frames: list[int]
+    object: str | None
+    expect: Any
+    tolerance: float
+    found: Any
+    mark: float
+    transcript: str
+    video: str
+
+    @property
+    def own(self) -> bool:
+        """Whether the video is the one that was told the fact."""
+        return self.stream == self.told
+
+
+def fact_row(stream: Transcript, told: Transcript, place: int, mark: Mark, video: str) -> FactRow:
+    """The row of a fact of `told` on the video of `stream`, whose file has the digest `video`."""
+    fact: Fact = told.facts[place]
+    what = (stream.id, told.id, stream.category, stream.kind, place, fact.kind, fact.asks)
+    about = (list(fact.frames), fact.object, fact.expect, fact.given)
+    return FactRow(*what, *about, mark.found, float(mark.right), told.digest, video)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the marks of a folder are marks of.
+
+    Attributes:
+        name: what the system is called.
+        source: `model`, `truth`, or `videos` that someone brought.
+        weights, policy, settings: of a model; empty for others.
+        version: of the exam.
+        reader: revision of the readers, `measures.REVISION`.
+    """
+
+    name: str
+    source: str
+    weights: str = ""
+    policy: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+    reader: int = REVISION
+
+
+class MarkFile:
+    """The marks in a folder: a line of JSON for each fact.
+
+    Args:
+        folder: of the marks.
+        about: what they are marks of.
+
+    Raises:
+        InputError: the folder has marks of something else, or lines that are none.
+    """
+
+    def __init__(self, folder: Path, about: About) -> None:
+        self.path = folder / ROWS
+        if (folder / ABOUT).exists():
+            _check_about(folder, read_about(folder), about)
+        self.rows = read_rows(folder) if self.path.exists() else []
+        (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
+
+    def keep(self, wanted: Mapping[str, tuple[str, Sequence[str]]]) -> set[str]:
+        """Leave out all rows but those of wanted streams: by name the digest of the video and those of the
+        transcripts it is held against. Returns the streams of which all rows are there.
+        """
+        by_stream: dict[str, list[FactRow]] = {}
+        for row in self.rows:
+            if row.stream in wanted and row.video == wanted[row.stream][0]:
+                by_stream.setdefault(row.stream, []).append(row)
+        done = {
+            name
+            for name, rows in by_stream.items()
+            if {row.transcript for row in rows} == set(wanted[name][1])
+        }
+        self.rows = [row for name in done for row in by_stream[name]]
+        self.path.write_text("".join(map(_line, self.rows)), encoding="utf-8")
+        return done
+
+    def add(self, rows: Sequence[FactRow]) -> None:
+        """Append the rows of one stream."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(map(_line, rows)))
+        self.rows += rows
+
+
+def _line(row: FactRow) -> str:
+    return json.dumps(asdict(row), allow_nan=False) + "\n"
+
+
+def read_rows(folder: Path) -> list[FactRow]:
+    """The marks in a folder. A last line that was cut off while it was written is left out.
+
+    Raises:
+        InputError: no marks, or a line that is none.
+    """
+    path = folder / ROWS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected the marks of an exam ({error})") from None
+    rows = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        try:
+            rows.append(FactRow(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} line {number}: expected the mark of a fact ({error})") from None
+    return rows
+
+
+def read_about(folder: Path) -> About:
+    """What a folder's marks are marks of.
+
+    Raises:
+        InputError: it does not say.
+    """
+    try:
+        return About(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: expected a marked exam's folder with {ABOUT} ({error})") from None
+
+
+def _check_about(folder: Path, found: About, expected: About) -> None:
+    """Raise InputError where marks are of something else; what they are called does not matter."""
+    ours, theirs = asdict(expected), asdict(found)
+    for name in ("source", "weights", "policy", "version", "reader"):
+        _check_equal(folder, name, theirs[name], ours[name])
+    for key in {**ours["settings"], **theirs["settings"]}:
+        _check_equal(folder, f"settings.{key}", theirs["settings"].get(key), ours["settings"].get(key))
+
+
+def _check_equal(folder: Path, name: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise InputError(
+            f"{folder}: has marks of other {name}, {shorten(found, 24)}, expected {shorten(expected, 24)}; "
+            "take another folder with -o"
+        )
