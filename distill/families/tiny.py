@@ -68,7 +68,13 @@ class TinyFamily(Family):
         network = super().network(spec)
         start = self.run.words.start
         if spec.heads and not spec.frozen and start is not None:
-            load_words(network, Path(start), self.vocabulary)
+            successor = load_words(words_encoder(network), network.heads, Path(start), self.vocabulary)
+            if spec.start is not None and successor is not None:
+                # the network goes on reading what it has learned to read
+                reader = network.dit.text_embedding[0]
+                assert isinstance(reader, nn.Linear)
+                with torch.no_grad():
+                    reader.weight.copy_(reader.weight @ successor.to(reader.weight))
         return network
 
     @classmethod
@@ -227,22 +233,25 @@ def load_encoder(encoder: TextEncoder, directory: Path, vocabulary: Vocabulary) 
     _load_encoder(encoder, part_of(tensors, "text_encoder"), known, vocabulary, where)
 
 
-def load_words(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) -> None:
+def load_words(
+    encoder: TextEncoder, heads: nn.Module | None, directory: Path, vocabulary: Vocabulary
+) -> Tensor | None:
     """Take the text encoder, word embeddings by word, and heads where there are some, from an export of the
-    words stage.
+    words stage; returns the map to the encoder that it is to follow on, `(dim, dim)`, None for none.
 
     Raises:
         CheckpointError: missing or damaged weights, or an encoder of other sizes.
     """
     path = directory / word_heads.FILE
-    text, file = part_of(read_tensors(path), "text_encoder"), directory / VOCABULARY
+    tensors, file = read_tensors(path), directory / VOCABULARY
     try:
         known = Vocabulary(file.read_text(encoding="utf-8").split())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"vocabulary {file}: {error}") from None
-    _load_encoder(words_encoder(module), text, known, vocabulary, str(path))
-    if module.heads is not None:
-        _load_heads(module.heads, directory)
+    _load_encoder(encoder, part_of(tensors, "text_encoder"), known, vocabulary, str(path))
+    if heads is not None:
+        _load_heads(heads, directory)
+    return tensors.get("successor.weight")
 
 
 def _load_heads(heads: nn.Module, directory: Path) -> None:
