@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.video_codec import VideoCodec
 
+from .engine.attention import attention_text
 from .engine.decoder import StreamingDecoder
 from .engine.runner import PlainRunner
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
@@ -72,6 +73,7 @@ def run_bench(
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "attention": attention_text(device, pipeline.dtype, pipeline.dit.config.head_dim),
         "width": geometry.width,
         "height": geometry.height,
         "steps": session.controls.settings.steps,

@@ -62,7 +62,8 @@ def guided_velocity(
     if dit.config.guidance:
         strengths = conditioning.strengths
         if strengths is None:
-            strengths = torch.tensor([w_t, w_m], device=x.device).expand(*x.shape[:2], 2)
+            # filled in on the device: a tensor of numbers would be copied there in every step
+            strengths = torch.stack([torch.full(x.shape[:2], w, device=x.device) for w in (w_t, w_m)], -1)
         return _predict(dit, x, sigma, text, context, motion, strengths)
     if w_t + w_m == 1:
         return _predict(dit, x, sigma, text, context, motion)

@@ -111,6 +111,7 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
     result = json.loads(done.stdout)
     assert (result["width"], result["height"], result["fps_target"], result["threads"]) == (32, 32, 16, 1)
     assert (result["device"], result["dtype"]) == ("cpu", "float32")
+    assert result["attention"] == "torch, fused on the CPU"
     assert result["realtime_factor"] == pytest.approx(result["pixel_fps"] / 16, rel=1e-3)
     assert set(result["chunk_ms"]) == {"denoise", "commit", "decode", "copy", "total"}
     assert all(part["p99"] >= part["p50"] > 0 for part in result["chunk_ms"].values())
@@ -143,6 +144,7 @@ def test_inspect_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[st
     assert report["tokenizer"]["match"] is True
     assert report["chunk_plan"]["window_frames"] == 3
     assert report["settings"]["steps"] == 2
+    assert report["attention_kernel"].startswith(("cpu: torch, fused", "cuda"))
     assert report["problems"] == []
     table = call(capsys, "inspect", checkpoint)
     assert table.code == 0
