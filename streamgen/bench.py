@@ -1,5 +1,6 @@
 """Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small."""
 
+import copy
 import random
 import statistics
 import threading
@@ -72,6 +73,7 @@ def run_bench(
         "device": device_name(device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "runner": session.runner.name,
         "torch": torch.__version__,
         "attention": attention_text(device, pipeline.dtype, pipeline.dit.config.head_dim),
         "width": geometry.width,
@@ -159,15 +161,16 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     if not wanted:
         yield copies
         return
-    plain, model = session.runner, session.model
+    runner, model = session.runner, session.model
     hook = model.dit.register_forward_hook(lambda *_: synchronize(model.device))
-    timed = PlainRunner(model.dit, model.codec)
+    assert isinstance(runner, PlainRunner), "all of ours decode through a decoder that can be taken out"
+    timed = copy.copy(runner)
     timed.decoder = _TimedDecoder(model.tokenizer, copies)
     session.runner = timed
     try:
         yield copies
     finally:
-        session.runner = plain
+        session.runner = runner
         hook.remove()
 
 

@@ -49,6 +49,7 @@ _ENGINE = "local, or ray: as tasks on a Ray cluster (extra `ray`)."
 _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
+_RUNNER = "What computes chunks: auto (the fastest here), plain or onnx; of a record or saved stream its own."
 _JOBS = "Jobs file"
 _STEER = "One clip"
 
@@ -81,6 +82,7 @@ Schema = Annotated[
 Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file.")]
 Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
+Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
 Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _WAN = "Models of the Wan family"
@@ -189,6 +191,7 @@ def render(
     settings: Settings = None,
     device: Device = "auto",
     threads: Threads = None,
+    runner: Runner = None,
     save_state: SaveState = None,
     continue_from: ContinueFrom = None,
     extend: Extend = None,
@@ -245,6 +248,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; torch decides by default.")
     ] = None,
+    runner: Runner = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -253,10 +257,13 @@ def bench(
 
     from ..bench import run_bench
     from ..pipeline import load_pipeline
+    from .options import note_runner
 
     if threads is not None:
         torch.set_num_threads(threads)
-    result = run_bench(load_pipeline(model, device), chunks, (lambda text: None) if quiet else say)
+    pipeline = load_pipeline(model, device, runner=runner)
+    note_runner(pipeline, lambda note: say(f"note: {note}"))
+    result = run_bench(pipeline, chunks, (lambda text: None) if quiet else say)
     _show(result, f"streamgen bench: {model}", as_json)
 
 

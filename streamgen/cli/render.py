@@ -1,7 +1,9 @@
 """`streamgen render`: which of its uses is meant, and those that make one clip."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..render.clip import Hooks, check_output, record_notes, word_notes, write_clip
@@ -11,7 +13,7 @@ from ..render.job_file import STDIN, SUFFIXES
 from ..render.records import read_timeline
 from ..render.sources import Clip, open_continuation, open_job, open_timeline
 from ..stream.snapshot import read_meta
-from .options import SECONDS, RenderOptions, open_model, refuse
+from .options import MAX_THREADS, SECONDS, RenderOptions, note_runner, open_model, refuse
 from .progress import Reporter, Stop, reporter_for
 
 
@@ -77,8 +79,11 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
     path = options.output / f"{slug(job.label)}.mp4" if options.output.is_dir() else options.output
     check_output(path)
     _check_state(options.save_state)
+    if saved is not None:
+        _take_threads(options, read_meta(saved))
     pipeline = open_model(options, options.device)
     if saved is None:
+        note_runner(pipeline, reporter.note)
         clip = open_job(pipeline, job, path)
     else:
         if options.source is None:
@@ -93,7 +98,7 @@ def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> 
     own = ("seed", "at", "motion", "gestures", "cache", "settings", "continue_from", "extend")
     refuse(options, own, "a timeline has its own")
     file = Path(str(options.source))
-    read_timeline(file)
+    _take_threads(options, read_timeline(file)[1])
     check_output(options.output)
     _check_state(options.save_state)
     pipeline = open_model(options, options.device)
@@ -116,6 +121,18 @@ def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) ->
         reporter.say(f"{clip.path.name}: its frames are those that were recorded, bit for bit")
     reporter.finished(record)
     reporter.result(clip.path)
+
+
+def _take_threads(options: RenderOptions, recorded: Mapping[str, Any]) -> None:
+    """Compute with as many threads as a stream was made with, unless it is said how many: frames are
+    bit-exact for one number.
+    """
+    threads = recorded.get("threads")
+    on_cpu = str(recorded.get("device", "cpu")) == "cpu"
+    if options.threads is None and on_cpu and type(threads) is int and 1 <= threads <= MAX_THREADS:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _with_own_prompt(saved: Path, job: RenderJob) -> RenderJob:

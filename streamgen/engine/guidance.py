@@ -49,6 +49,14 @@ class Conditioning:
     guidance: Guidance
     strengths: Tensor | None = None
 
+    def weights(self) -> tuple[float, float]:
+        """Strengths of text and motion guidance that hold in this chunk: without tracks there is none of
+        motion.
+        """
+        if self.motion is None:
+            return max(1.0, self.guidance.text), 0.0
+        return self.guidance.text, self.guidance.motion
+
 
 def guided_velocity(
     dit: CausalDiT, x: Tensor, sigma: float, conditioning: Conditioning, context: AttentionContext
@@ -57,8 +65,7 @@ def guided_velocity(
     `joint_guidance` of all branches in one forward over the committed context that they share.
     """
     text, motion = conditioning.text, conditioning.motion
-    w_t = conditioning.guidance.text if motion is not None else max(1.0, conditioning.guidance.text)
-    w_m = conditioning.guidance.motion if motion is not None else 0.0
+    w_t, w_m = conditioning.weights()
     if dit.config.guidance:
         strengths = conditioning.strengths
         if strengths is None:

@@ -10,18 +10,15 @@ from torch import Tensor
 
 from models.causal_dit import CausalDiT, TextContext
 from models.joint_recache import JointRecache
-from models.kv_cache import CacheCursor, CacheRing
+from models.kv_cache import CacheCursor, CacheRing, CacheView
 from models.video_codec import VideoCodec
 
-from ..errors import InputError, NonFiniteError
-from ..suggest import unknown_key
+from ..errors import NonFiniteError
 from .attention import attention_kernels, attention_scope
 from .decoder import DecoderState, StreamingDecoder
 from .guidance import Conditioning, guided_velocity
 from .noise import NoiseSource
-from .sampler import Sampling, denoise_chunk
-
-RUNNERS = ("auto", "plain")
+from .sampler import Sampling, Velocity, denoise_chunk
 
 
 class Runner(Protocol):
@@ -118,13 +115,14 @@ class PlainRunner:
         shape = (ring.shape.batch, length, channels, rows * patch, columns * patch)
         view, watch = ring.view(cursor, length), _FiniteWatch()
         start = noise.initial(index, shape)
+        velocity = self.velocity(view, conditioning)
         # all of the chunk's draws before its first step, so that no step waits for a copy to the device
         steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
         fresh = [noise.renoise(index, step, shape) for step in range(steps - 1)] if sampling.renoise else []
         watch(0, "noise", start)
         with attention_scope(self.kernels):
             latents = denoise_chunk(
-                lambda x, sigma: guided_velocity(self.dit, x, sigma, conditioning, view),
+                velocity,
                 start,
                 sampling.sigmas,
                 fresh.__getitem__ if sampling.renoise else None,
@@ -134,6 +132,10 @@ class PlainRunner:
             )
         watch.check(index)
         return latents
+
+    def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
+        """The guided velocity of one chunk, at any noise level."""
+        return lambda x, sigma: guided_velocity(self.dit, x, sigma, conditioning, view)
 
     @torch.no_grad()
     def commit(
@@ -195,14 +197,3 @@ class _FiniteWatch:
         raise NonFiniteError(
             f"chunk {chunk}: step {step + 1}: {name} is not finite; the stream stays where it was"
         )
-
-
-def check_runner(name: str) -> str:
-    """The runner that a name stands for on this machine; `auto` is the plain one.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    if name not in RUNNERS:
-        raise InputError(unknown_key(name, RUNNERS, noun="runner"))
-    return "plain" if name == "auto" else name

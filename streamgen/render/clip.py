@@ -217,6 +217,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "device": device_name(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "runner": session.runner.name,
         # of all raw frames; of an extended clip there are the digests of its parts alone
         "sha256": sink.sha256 if clip.head is None else None,
         "parts": [asdict(part) for part in parts],

@@ -16,6 +16,7 @@ from typing import Any
 from models.context import ChunkPlan
 from models.kv_cache import MAX_POSITIONS, RopeMode
 
+from ..engine.choice import Chosen
 from ..errors import InputError
 from ..motion.file import load_motion
 from ..motion.gestures import MOTION, Gesture, changed, released
@@ -172,7 +173,8 @@ def open_continuation(
     began = time.perf_counter()
     fps = pipeline.geometry.fps
     frames = job.length(fps)
-    session = pipeline.resume(state)
+    chosen = pipeline.choose(recorded=read_meta(state).get("runner"))
+    session = pipeline.resume(state, runner=chosen.runner)
     first = _continues_at(session, state)
     head = None if extend is None else _head(extend, pipeline, first)
     _check_positions(session, first + frames)
@@ -188,7 +190,7 @@ def open_continuation(
     key = _digest({"job": job_key(pipeline, job), "state": file_digest(str(state)), "new_prompt": new_prompt})
     values = job.to_json() | {"continue_from": str(state)}
     prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
-    notes = _reach_notes(changes, first + frames, fps)
+    notes = _notes(chosen, _reach_notes(changes, first + frames, fps))
     return Clip(
         session, path, first, frames, values, key, prompts, tuple(receipts), began, head=head, notes=notes
     )
@@ -220,7 +222,8 @@ def open_timeline(
     if seconds is None:
         seconds = max((entry.frame for entry in timeline.events), default=0) / fps + _TAIL_SECONDS
     frames = frame_count(seconds, fps)
-    session = pipeline.replay(timeline, image, video)
+    chosen = pipeline.choose(recorded=record.get("runner"))
+    session = pipeline.replay(timeline, image, video, runner=chosen.runner)
     _check_positions(session, frames)
     prompts = dict.fromkeys(entry.event.prompt for entry in timeline.events if entry.event.prompt is not None)
     values: dict[str, Any] = {"timeline": str(file), "seconds": seconds, "seed": timeline.seed}
@@ -235,7 +238,7 @@ def open_timeline(
     ]
     # a recorded event was asked for up to a chunk before it took effect
     slack = pipeline.geometry.temporal * pipeline.plan.chunk_frames
-    notes = _reach_notes(changes, frames, fps, slack)
+    notes = _notes(chosen, _reach_notes(changes, frames, fps, slack))
     return Clip(
         session, path, 0, frames, values, key, tuple(prompts), (), began, replays=replays, notes=notes
     )
@@ -264,6 +267,9 @@ def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
     geometry = pipeline.geometry
     size = [geometry.width, geometry.height, geometry.fps]
     content = {"job": values, "settings": settings, "size": size, "weights": pipeline.digest}
+    if pipeline.asked_runner not in (None, "auto"):
+        # one that was asked for by name; what auto takes is another on another machine, and no other job
+        content["runner"] = pipeline.asked_runner
     return _digest(content | ({"copy": copy} if copy else {}))
 
 
@@ -413,6 +419,11 @@ def _reach_notes(changes: Sequence[_Change], end: int, fps: float, slack: int = 
             # plain motion without points lets go of all that began before
             break
     return tuple(reversed(notes))
+
+
+def _notes(chosen: Chosen, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """What is not as it was recorded, before what of the motions is not shown."""
+    return notes if chosen.note is None else (chosen.note, *notes)
 
 
 def _motion_digests(motion: Motion | None) -> Any:

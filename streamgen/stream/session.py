@@ -141,13 +141,13 @@ class Session:
         Events that wait now and did not wait then are refused.
 
         Raises:
-            InputError: the snapshot is of another model, size, dtype or runner, or damaged.
+            InputError: the snapshot is of another model, size or dtype, or damaged.
         """
         with self._generating:
             self._conclude(self._now)
             same = self.state.noise.identity == snapshot.meta.get("noise")
             noise = self.state.noise if same else None
-            self._go(decode(snapshot, self.model, self.runner.name, noise, self.epoch + 1))
+            self._go(decode(snapshot, self.model, noise, self.epoch + 1))
 
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one, on a cache of its own."""
@@ -162,8 +162,7 @@ class Session:
         noise: NoiseSource | None = None,
     ) -> "Session":
         """A session that goes on where a snapshot was taken; raises as `restore` and `Pipeline.open` do."""
-        runner = runner or PlainRunner(model.dit, model.codec)
-        restored = decode(snapshot, model, runner.name, noise)
+        restored = decode(snapshot, model, noise)
         session = cls(model, restored.state, runner)
         session._go(restored)
         return session

@@ -205,7 +205,7 @@ def test_ctrl_c_before_the_stream(
 ) -> None:
     """While the model loads there is nothing to finish."""
 
-    def load(*arguments: object) -> None:
+    def load(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("streamgen.cli.options.load_pipeline", load)
