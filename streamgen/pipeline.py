@@ -1,5 +1,6 @@
 """A loaded model that opens streams."""
 
+import os
 import threading
 import warnings
 from collections.abc import Mapping
@@ -10,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engine.choice import Chosen, Sizes, check_runner, choose_runner, default_runner
+from .engine.budget import StepBudget
+from .engine.choice import (
+    Chosen,
+    Sizes,
+    check_runner,
+    choose_runner,
+    default_runner,
+    one_thread_is_enough,
+)
 from .engine.decoder import DecoderState, encode_frames
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
 from .engine.runner import Runner
@@ -62,6 +71,7 @@ class Pipeline(StreamModel):
         runner: str | Runner | None = None,
         decode: bool = True,
         log: str | Path | None = None,
+        deadline_ms: float | None = None,
     ) -> Session:
         """Begin a stream.
 
@@ -79,6 +89,8 @@ class Pipeline(StreamModel):
                 what the pipeline was loaded with, else `auto`.
             decode: False gives a stream of latents, which needs no picture decoder.
             log: a file that the event log is appended to as the stream goes on.
+            deadline_ms: what a chunk may take until its pictures are there: it gets as many steps as fit,
+                which the log tells, so that a replay takes the same.
 
         Raises:
             InputError: bad prompt, settings, image or clip, tracks for a model that knows none, or a runner
@@ -94,6 +106,7 @@ class Pipeline(StreamModel):
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
+        budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         chosen = self.runner(runner)
         latents, start = self._opening(image, video)
         if self.needs_null(merged):
@@ -107,7 +120,7 @@ class Pipeline(StreamModel):
             draws,
             latents,
         )
-        return Session(self, state, chosen, None if log is None else Path(log))
+        return Session(self, state, chosen, None if log is None else Path(log), budget)
 
     def runner(self, runner: str | Runner | None = None, recorded: str | None = None) -> Runner:
         """The runner of `choose`, or the one that is given. Warns where it is another than was asked for.
@@ -137,9 +150,24 @@ class Pipeline(StreamModel):
         key = (wanted, asked is None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
-                sizes = Sizes(self.geometry, self.settings.plan(self.plan))
-                self._runners[key] = choose_runner(wanted, self.dit, self.codec, sizes, asked is None)
+                parts = (self.dit, self.codec, self._sizes())
+                self._runners[key] = choose_runner(wanted, *parts, recorded=asked is None)
             return self._runners[key]
+
+    def settle_threads(self) -> None:
+        """Let torch and the runners use one thread on CPUs, where that makes chunks at twice the rate at
+        which they play: such a stream keeps its rate beside other processes. For programs that own their
+        process, before the first stream; what OMP_NUM_THREADS says wins.
+        """
+        if self.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
+            return
+        name = self.asked_runner or default_runner()
+        if one_thread_is_enough(name, self.dit, self.codec, self._sizes()):
+            torch.set_num_threads(1)
+
+    def _sizes(self) -> Sizes:
+        settings = self.settings
+        return Sizes(self.geometry, settings.plan(self.plan), settings.sampling(), settings.guidance())
 
     def resume(
         self,
@@ -148,6 +176,7 @@ class Pipeline(StreamModel):
         *,
         runner: str | Runner | None = None,
         log: str | Path | None = None,
+        deadline_ms: float | None = None,
     ) -> Session:
         """Go on with a stream that `Session.save` wrote.
 
@@ -155,13 +184,15 @@ class Pipeline(StreamModel):
             noise: the stream's source of draws, where it was not its seed.
             runner: by default the one that the stream ran on.
             log: the stream's event log, where it lies neither in the file nor where it was.
+            deadline_ms: see `open`; without one the stream goes on with the steps that its last one came to.
 
         Raises:
             InputError: missing or damaged file or log, or one of another model, source of draws or version.
         """
         snapshot = read_snapshot(Path(path), self.device, None if log is None else Path(log))
         chosen = self.runner(runner, snapshot.meta.get("runner"))
-        return Session.of(self, snapshot, chosen, noise)
+        budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
+        return Session.of(self, snapshot, chosen, noise, budget)
 
     def replay(
         self,

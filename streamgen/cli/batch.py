@@ -31,6 +31,7 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
     """
     single = ("at", "motion", "gestures", "cache", "image", "video", "save_state", "continue_from", "extend")
     refuse(options, single, "a jobs file has its own")
+    refuse(options, ("deadline",), "jobs are not watched while they are made")
     if options.engine not in ENGINES:
         raise InputError(f"--engine: expected one of {', '.join(ENGINES)}, found {options.engine!r}")
     items = items_of_options(options)

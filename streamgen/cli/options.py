@@ -44,6 +44,7 @@ class RenderOptions:
     device: str = "auto"
     threads: int | None = None
     runner: str | None = None
+    deadline: float | None = None
     save_state: Path | None = None
     continue_from: Path | None = None
     extend: Path | None = None
@@ -72,13 +73,18 @@ class RenderOptions:
         return Outputs(self.png, self.preview)
 
 
-def open_model(options: RenderOptions, device: str) -> Pipeline:
+def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pipeline:
     """The pipeline that the options name.
+
+    Args:
+        settled: whether it is said already on how many threads it runs.
 
     Raises:
         StreamgenError: see `load_pipeline`; or the model decodes no pictures, which a video needs.
     """
     pipeline = _load(options, device)
+    if options.threads is None and not settled:
+        pipeline.settle_threads()
     if pipeline.codec is None:
         raise InputError(
             f"model {options.model}: has decoder none and streams latents alone; a video needs vae or tiny"

@@ -1,12 +1,13 @@
 """Which runner computes a model's chunks: by name, or what is fastest here.
 
-`auto` is decided by a measurement at load, of a pass and a decode by each runner in turns, which takes a
-fraction of a second and is kept in the user's cache folder for this kind of machine and model. All that it
-chooses from agree with the plain runner within a stated tolerance.
+`auto` is decided by a measurement at load, of a chunk by each runner in turns, which takes a fraction of a
+second and is kept in the user's cache folder for this kind of machine and model. All that it chooses from
+agree with the plain runner within a stated tolerance.
 """
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -40,7 +41,9 @@ RUNNERS = ("auto", "plain", "onnx")
 RUNNER_VARIABLE = "STREAMGEN_RUNNER"
 # `auto` tries no runtime that keeps weights a second time on networks above this
 _MOST_PARAMETERS = 200_000_000
-_TURNS = 4
+_TURNS = 3
+# times as fast as it plays
+_ENOUGH = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,13 @@ class Sizes:
 
     geometry: LatentGeometry
     plan: ChunkPlan
+    sampling: Sampling
+    guidance: Guidance
+
+    @property
+    def chunk_seconds(self) -> float:
+        """How long the pictures of a chunk play."""
+        return self.plan.chunk_frames * self.geometry.temporal / self.geometry.fps
 
 
 @dataclass(frozen=True)
@@ -122,43 +132,81 @@ def fastest(
         folder: where it is kept; by default the user's cache folder.
         measure: seconds of a runner's work, the shortest of a few; by default `work_seconds`.
     """
+    seconds = measured(dit, codec, sizes, folder, measure)
+    return min(seconds, key=lambda name: seconds[name], default="plain")
+
+
+def one_thread_is_enough(
+    name: str,
+    dit: CausalDiT,
+    codec: VideoCodec | None,
+    sizes: Sizes,
+    folder: Path | None = None,
+    measure: Callable[[Runner], float] | None = None,
+) -> bool:
+    """Whether a runner makes chunks at twice the rate at which they play on one thread: then more of them are
+    no use, and where other processes want the cores, threads that wait for each other are what stalls.
+
+    Args:
+        name: of the runner; `auto`: of the fastest.
+        folder, measure: see `fastest`.
+    """
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        seconds = measured(dit, codec, sizes, folder, measure)
+    finally:
+        torch.set_num_threads(threads)
+    least = min(seconds.values(), default=math.inf) if name == "auto" else seconds.get(name, math.inf)
+    return least * _ENOUGH <= sizes.chunk_seconds
+
+
+def measured(
+    dit: CausalDiT,
+    codec: VideoCodec | None,
+    sizes: Sizes,
+    folder: Path | None = None,
+    measure: Callable[[Runner], float] | None = None,
+) -> dict[str, float]:
+    """Seconds of a chunk by runner, the shortest of a few; nothing where there is but the plain one, or the
+    network is too large to be measured at load. Kept once they are known; see `fastest`.
+    """
     if unusable(dit) is not None or sum(x.numel() for x in dit.parameters()) > _MOST_PARAMETERS:
-        return "plain"
+        return {}
+    names = RUNNERS[1:]
     file, key = (folder or _cache_folder()) / "runners.json", _key(dit, codec, sizes)
-    known = _read(file)
-    if isinstance(known.get(key), dict) and known[key].get("runner") in RUNNERS[1:]:
-        return str(known[key]["runner"])
+    known = _read(file).get(key)
+    if isinstance(known, dict) and all(isinstance(known.get(name), int | float) for name in names):
+        return {name: float(known[name]) for name in names}
     measure = measure or (lambda runner: work_seconds(runner, dit, codec, sizes))
     try:
         runners: dict[str, Runner] = {"plain": PlainRunner(dit, codec), "onnx": _onnx(dit, codec, sizes)}
-        seconds = {name: float("inf") for name in runners}
+        seconds = dict.fromkeys(names, math.inf)
         for _ in range(_TURNS):
             for name, runner in runners.items():
                 seconds[name] = min(seconds[name], measure(runner))
     except Exception:  # a runtime that does not work here is not the fastest
-        return "plain"
-    name = min(seconds, key=lambda each: seconds[each])
-    row = {"runner": name} | {f"{each}_ms": round(value * 1000, 3) for each, value in seconds.items()}
-    _write(file, _read(file) | {key: row})
-    return name
+        return {}
+    _write(file, _read(file) | {key: {name: round(value, 6) for name, value in seconds.items()}})
+    return seconds
 
 
 @torch.no_grad()
 def work_seconds(runner: Runner, dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> float:
-    """Seconds of one denoising step, a commit and a decode with the window full."""
+    """Seconds of a chunk with the window full: its steps, its commit and its decoding."""
     config, plan, geometry = dit.config, sizes.plan, sizes.geometry
     shape = CacheShape(config.layers, config.heads, config.head_dim, geometry.token_grid)
     ring = CacheRing(shape, plan, dit.rope, torch.device("cpu"))
     cursor, length = CacheCursor(frames=plan.attention_frames), plan.chunk_frames
     text = dit.embed_text(torch.zeros(1, 8, config.text_dim))
-    conditioning = Conditioning(text, text, None, Guidance(1.0, 0.0))
+    conditioning = Conditioning(text, text, None, sizes.guidance)
     state = None
     if codec is not None:
         size = (1, 1, geometry.latent_channels, geometry.latent_height, geometry.latent_width)
         _, state = runner.decode(torch.zeros(size), DecoderState.initial(codec))
     noise, timesteps = SeededNoise(0, torch.device("cpu")), torch.zeros(1, length)
     began = time.perf_counter()
-    latents = runner.denoise(ring, cursor, (1, length), conditioning, noise, Sampling((1.0, 0.0)))
+    latents = runner.denoise(ring, cursor, (1, length), conditioning, noise, sizes.sampling)
     runner.commit(ring, cursor, latents, timesteps, text, None)
     if state is not None:
         runner.decode(latents, state)

@@ -1,4 +1,4 @@
-"""The runner on ONNX Runtime (extra `onnx`): CPUs, float32, batch 1.
+"""The runner on ONNX Runtime: CPUs, float32, batch 1.
 
 It is compared with the plain runner (`TOLERANCE`), and is bit-exact with itself at one number of threads. A
 pass reads the ring where it lies and writes the chunk's keys and values where they stay, as the plain one
@@ -35,7 +35,8 @@ _FLOAT = np.float32
 
 
 class OnnxRunner(PlainRunner):
-    """Passes of the network and the decoder of `VideoTokenizer` as ONNX graphs.
+    """Passes of the network and the decoder of `VideoTokenizer` as ONNX graphs. Weights are copied when a
+    graph is first run: networks that are being trained run on the plain runner.
 
     Args:
         dit: float32, on the CPU.
@@ -314,7 +315,7 @@ def unusable(dit: CausalDiT) -> str | None:
     from importlib.util import find_spec
 
     if find_spec("onnxruntime") is None:
-        return 'needs the package onnxruntime: pip install "streamgen[onnx]"'
+        return "needs the package onnxruntime: pip install onnxruntime"
     weight = dit.head.head.weight
     if weight.device.type != "cpu":
         return f"runs on CPUs, the model is on {weight.device}"

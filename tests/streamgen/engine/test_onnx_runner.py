@@ -133,6 +133,48 @@ def test_snapshots_cross_runners(pipelines: list[Pipeline], tmp_path: Path) -> N
         assert difference(other, ahead) < TOLERANCE
 
 
+def test_a_failure_in_any_pass_leaves_the_stream(
+    pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C before and after each pass of a chunk with a recache: the next try gives what there would have
+    been.
+    """
+    pipeline, run = pipelines[0], onnx_runner.Binding.run
+    session = pipeline.open(RED, runner="onnx")
+    for _ in range(5):
+        next(session)
+    start = session.snapshot()
+    session.submit(StreamEvent(prompt=BLUE))
+    expected = [next(session).latents for _ in range(3)]
+    passes = 0
+    for after in (False, True):
+        for place in range(100):
+            other = Session.of(pipeline, start, session.runner)
+            other.submit(StreamEvent(prompt=BLUE))
+            count = iter(range(1000))
+
+            def broken(self: onnx_runner.Binding, count: Any = count, place: int = place) -> None:
+                hit = next(count) == place
+                if not hit or after:  # noqa: B023
+                    run(self)
+                if hit:
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr(onnx_runner.Binding, "run", broken)
+            try:
+                next(other)
+                break
+            except KeyboardInterrupt:
+                passes += 1
+            monkeypatch.setattr(onnx_runner.Binding, "run", run)
+            assert other.pending
+            for latents in expected:
+                assert torch.equal(next(other).latents, latents)
+        monkeypatch.setattr(onnx_runner.Binding, "run", run)
+    # four commits, two steps of two branches each, one decode
+    assert passes == 2 * (4 + 2 * 2 + 1)
+
+
 def test_two_streams_in_turns_are_what_each_is_alone(pipelines: list[Pipeline]) -> None:
     pipeline = pipelines[0]
     alone = [[next(session).latents for _ in range(6)] for session in opened_twice(pipeline)]
