@@ -26,13 +26,13 @@ from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 
 from ..errors import InputError
-from ..machine import own_version
+from ..machine import free_bytes, own_version
 from ..suggest import unknown_key
 from .decoder import DecoderState
 from .geometry import LatentGeometry
 from .guidance import Conditioning, Guidance
 from .noise import SeededNoise
-from .onnx_runner import OnnxRunner, unusable
+from .onnx.runner import OnnxRunner, unusable
 from .runner import PlainRunner, Runner
 from .sampler import Sampling
 
@@ -108,7 +108,7 @@ def choose_runner(
         name = fastest(dit, codec, sizes)
     if name == "plain":
         return Chosen(PlainRunner(dit, codec))
-    reason = unusable(dit)
+    reason = unusable(dit) or _too_large(dit)
     if reason is not None and not recorded:
         raise InputError(f"runner {name}: {reason}")
     if reason is None:
@@ -174,7 +174,7 @@ def measured(
     if unusable(dit) is not None or sum(x.numel() for x in dit.parameters()) > _MOST_PARAMETERS:
         return {}
     names = RUNNERS[1:]
-    file, key = (folder or _cache_folder()) / "runners.json", _key(dit, codec, sizes)
+    file, key = _cache_file(folder), _key(dit, codec, sizes)
     known = _read(file).get(key)
     if isinstance(known, dict) and all(isinstance(known.get(name), int | float) for name in names):
         return {name: float(known[name]) for name in names}
@@ -221,6 +221,17 @@ def _onnx(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> OnnxRunner:
     return runner
 
 
+def _too_large(dit: CausalDiT) -> str | None:
+    """Why a network's weights have no room beside themselves, as they lie for the runtime; None where they
+    have.
+    """
+    free = free_bytes(torch.device("cpu"))
+    needed = 2 * sum(x.numel() * x.element_size() for x in dit.parameters())
+    if free is None or needed <= free:
+        return None
+    return f"needs {needed / 2**30:.1f} GiB for its own form of the weights, {free / 2**30:.1f} are free"
+
+
 def _key(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> str:
     """What a measurement is good for, as hex digits: sizes, versions, processor and threads."""
     decoder = asdict(codec.config) if isinstance(codec, VideoTokenizer) else type(codec).__name__
@@ -252,12 +263,20 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamgen"
+def _cache_file(folder: Path | None) -> Path | None:
+    """Where measurements are kept; None for a user without a place of their own."""
+    if folder is None:
+        try:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamgen"
+        except RuntimeError:
+            return None
+    return folder / "runners.json"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path | None) -> dict[str, Any]:
     """What is kept; nothing where there is no file, or a damaged one."""
+    if file is None:
+        return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -265,8 +284,10 @@ def _read(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def _write(file: Path | None, content: dict[str, Any]) -> None:
     """Keep it, where there is a place for it; a machine without one measures every time."""
+    if file is None:
+        return
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

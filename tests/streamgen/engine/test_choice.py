@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
-from streamgen.engine import choice, onnx_runner
+from streamgen.engine import choice
 from streamgen.engine.choice import RUNNER_VARIABLE, Sizes, fastest, work_seconds
+from streamgen.engine.onnx import runner as onnx_runner
 from streamgen.engine.runner import PlainRunner, Runner
 from tests.command_line import call
 from tests.streams import BLUE, RED, take
@@ -129,6 +130,12 @@ def test_what_fails_falls_back_with_one_line(pipeline: Pipeline, monkeypatch: py
         session = pipeline.open(RED, runner="onnx")
     assert session.runner.name == "plain"
     assert torch.equal(take(session, 2), take(pipeline.open(RED, runner="plain"), 2))
+
+
+def test_weights_without_room_are_told(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "free_bytes", lambda device: 1000)
+    with pytest.raises(InputError, match=r"runner onnx: needs [\d.]+ GiB for its own form of the weights"):
+        pipeline.open(RED, runner="onnx")
 
 
 def test_records_name_the_runner_and_renders_take_it(

@@ -14,9 +14,9 @@ from models.context import ChunkPlan
 from models.kv_cache import CacheView
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen import Pipeline, Session, StreamEvent, load_pipeline
-from streamgen.engine import onnx_runner
 from streamgen.engine.decoder import DecoderState, StreamingDecoder
-from streamgen.engine.onnx_runner import TOLERANCE, ChunkPass, OnnxRunner
+from streamgen.engine.onnx import runner as onnx_runner
+from streamgen.engine.onnx.runner import TOLERANCE, ChunkPass, OnnxRunner
 from streamgen.motion.tracks import drag
 from tests.streams import BLUE, RED, context_keys
 from tests.tiny_checkpoints import write_checkpoint

@@ -19,7 +19,7 @@ from models.tokenizer_layers import (
 )
 from models.video_tokenizer import VideoTokenizer
 
-from .onnx_graph import CONTRIB, Graph
+from .graph import CONTRIB, Graph
 
 
 def decoder_graph(tokenizer: VideoTokenizer, frames: int, grid: tuple[int, int]) -> Graph:

@@ -19,15 +19,15 @@ from models.kv_cache import CacheCursor, CacheRing, CacheView
 from models.video_codec import VideoCodec
 from models.video_tokenizer import TokenizerState, VideoTokenizer
 
-from ..errors import InputError
-from .decoder import DecoderState
-from .guidance import Conditioning, joint_guidance
-from .noise import NoiseSource
-from .onnx_decoder import decoder_graph, temporal_bias
-from .onnx_dit import Modulation, PassShape, base_of, dit_graph
-from .onnx_graph import Graph
-from .runner import PlainRunner
-from .sampler import Sampling, Velocity
+from ...errors import InputError
+from ..decoder import DecoderState
+from ..guidance import Conditioning, joint_guidance
+from ..noise import NoiseSource
+from ..runner import PlainRunner
+from ..sampler import Sampling, Velocity
+from .decoder import decoder_graph, temporal_bias
+from .dit import Modulation, PassShape, base_of, dit_graph
+from .graph import Graph
 
 # largest difference to a chunk of the plain runner from the same state, in standard deviations of its latents
 TOLERANCE = 2e-4

@@ -7,6 +7,7 @@ as the parts of the ring before and behind the chunk's own places, rotation tabl
 first layer, and the modulation of all layers at a noise level.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from models.causal_dit import CausalDiT, DiTBlock, Head, timestep_embedding
 
-from .onnx_graph import CONTRIB, Graph
+from .graph import CONTRIB, Graph
 
 # shift, scale and gate of attention, and of the feed-forward
 _PARTS = 6
@@ -182,6 +183,8 @@ class Modulation:
 
     def __init__(self, dit: CausalDiT, most: int = 32) -> None:
         self.dit, self.most = dit, most
+        # streams of several threads ask
+        self._looking = threading.Lock()
         self._kept: dict[tuple[float, tuple[float, float] | None, int], Tensor] = {}
 
     @torch.no_grad()
@@ -193,13 +196,14 @@ class Modulation:
             `(count x D,)` for one frame, `(count, T, 1, D)` for more; not to be changed.
         """
         key = (timestep, strengths, frames)
-        found = self._kept.pop(key, None)
-        if found is None:
-            found = self._made(timestep, strengths, frames)
-        self._kept[key] = found
-        if len(self._kept) > self.most:
-            self._kept.pop(next(iter(self._kept)), None)
-        return found
+        with self._looking:
+            found = self._kept.pop(key, None)
+            if found is None:
+                found = self._made(timestep, strengths, frames)
+            self._kept[key] = found
+            if len(self._kept) > self.most:
+                self._kept.pop(next(iter(self._kept)))
+            return found
 
     def _made(self, timestep: float, strengths: tuple[float, float] | None, frames: int) -> Tensor:
         dit = self.dit
