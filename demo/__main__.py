@@ -18,7 +18,8 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
     runner: Annotated[
-        str | None, typer.Option(help="What computes chunks: auto (the fastest here), plain or onnx.")
+        str | None,
+        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx or compile."),
     ] = None,
     deadline: Annotated[
         float | None, typer.Option(help="Milliseconds that a chunk may take: as many steps as fit.")

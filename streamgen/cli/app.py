@@ -49,7 +49,10 @@ _ENGINE = "local, or ray: as tasks on a Ray cluster (extra `ray`)."
 _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
-_RUNNER = "What computes chunks: auto (the fastest here), plain or onnx; of a record or saved stream its own."
+_RUNNER = (
+    "What computes chunks: auto (the fastest here), plain, onnx or compile; by default a record's or saved "
+    "stream's own."
+)
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _JOBS = "Jobs file"
 _STEER = "One clip"

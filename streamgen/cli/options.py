@@ -112,6 +112,8 @@ def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
     Raises:
         InputError: it cannot be had.
     """
+    if pipeline.asked_runner == "compile":
+        say("runner compile: programs are made, which takes minutes the first time")
     note = pipeline.choose().note
     if note is not None:
         say(note)

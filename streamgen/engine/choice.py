@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.causal_dit import CausalDiT
 from models.context import ChunkPlan
@@ -28,6 +29,7 @@ from models.video_tokenizer import VideoTokenizer
 from ..errors import InputError
 from ..machine import free_bytes, own_version
 from ..suggest import unknown_key
+from .compiled import CompiledRunner
 from .decoder import DecoderState
 from .geometry import LatentGeometry
 from .guidance import Conditioning, Guidance
@@ -36,7 +38,9 @@ from .onnx.runner import OnnxRunner, unusable
 from .runner import PlainRunner, Runner
 from .sampler import Sampling
 
-RUNNERS = ("auto", "plain", "onnx")
+RUNNERS = ("auto", "plain", "onnx", "compile")
+# what `auto` chooses from; compiling takes minutes, and is for those who ask
+_CANDIDATES = ("plain", "onnx")
 # where none is asked for
 RUNNER_VARIABLE = "STREAMGEN_RUNNER"
 # `auto` tries no runtime that keeps weights a second time on networks above this
@@ -108,12 +112,12 @@ def choose_runner(
         name = fastest(dit, codec, sizes)
     if name == "plain":
         return Chosen(PlainRunner(dit, codec))
-    reason = unusable(dit) or _too_large(dit)
+    reason = (unusable(dit) or _too_large(dit)) if name == "onnx" else None
     if reason is not None and not recorded:
         raise InputError(f"runner {name}: {reason}")
     if reason is None:
         try:
-            return Chosen(_onnx(dit, codec, sizes))
+            return Chosen(_onnx(dit, codec, sizes) if name == "onnx" else _compiled(dit, codec, sizes))
         except Exception as error:  # whatever the runtime has to say, the plain runner needs none of it
             reason = " ".join(str(error).split())[:200] or type(error).__name__
     return Chosen(PlainRunner(dit, codec), f"runner {name}: {reason}; going on with the plain one")
@@ -173,7 +177,7 @@ def measured(
     """
     if unusable(dit) is not None or sum(x.numel() for x in dit.parameters()) > _MOST_PARAMETERS:
         return {}
-    names = RUNNERS[1:]
+    names = _CANDIDATES
     file, key = _cache_file(folder), _key(dit, codec, sizes)
     known = _read(file).get(key)
     if isinstance(known, dict) and all(isinstance(known.get(name), int | float) for name in names):
@@ -194,23 +198,32 @@ def measured(
 @torch.no_grad()
 def work_seconds(runner: Runner, dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> float:
     """Seconds of a chunk with the window full: its steps, its commit and its decoding."""
-    config, plan, geometry = dit.config, sizes.plan, sizes.geometry
-    shape = CacheShape(config.layers, config.heads, config.head_dim, geometry.token_grid)
-    ring = CacheRing(shape, plan, dit.rope, torch.device("cpu"))
-    cursor, length = CacheCursor(frames=plan.attention_frames), plan.chunk_frames
-    text = dit.embed_text(torch.zeros(1, 8, config.text_dim))
-    conditioning = Conditioning(text, text, None, sizes.guidance)
-    state = None
+    geometry, state, device = sizes.geometry, None, dit.head.head.weight.device
     if codec is not None:
         size = (1, 1, geometry.latent_channels, geometry.latent_height, geometry.latent_width)
-        _, state = runner.decode(torch.zeros(size), DecoderState.initial(codec))
-    noise, timesteps = SeededNoise(0, torch.device("cpu")), torch.zeros(1, length)
+        _, state = runner.decode(torch.zeros(size, device=device), DecoderState.initial(codec))
+    latents, seconds = _chunk(runner, dit, sizes, sizes.plan.attention_frames)
+    began = time.perf_counter()
+    if state is not None:
+        runner.decode(latents, state)
+    return seconds + time.perf_counter() - began
+
+
+@torch.no_grad()
+def _chunk(runner: Runner, dit: CausalDiT, sizes: Sizes, frames: int) -> tuple[Tensor, float]:
+    """A chunk behind so many latent frames, and the seconds that it took, its commit counted."""
+    config, plan, weight = dit.config, sizes.plan, dit.head.head.weight
+    shape = CacheShape(config.layers, config.heads, config.head_dim, sizes.geometry.token_grid)
+    ring = CacheRing(shape, plan, dit.rope, weight.device, weight.dtype)
+    cursor, length = CacheCursor(frames=frames), plan.chunk_frames
+    text = dit.embed_text(torch.zeros(1, 8, config.text_dim, device=weight.device, dtype=weight.dtype))
+    conditioning = Conditioning(text, text, None, sizes.guidance)
+    noise = SeededNoise(0, weight.device, weight.dtype)
+    timesteps = torch.zeros(1, length, device=weight.device)
     began = time.perf_counter()
     latents = runner.denoise(ring, cursor, (1, length), conditioning, noise, sizes.sampling)
     runner.commit(ring, cursor, latents, timesteps, text, None)
-    if state is not None:
-        runner.decode(latents, state)
-    return time.perf_counter() - began
+    return latents, time.perf_counter() - began
 
 
 def _onnx(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> OnnxRunner:
@@ -230,6 +243,16 @@ def _too_large(dit: CausalDiT) -> str | None:
     if free is None or needed <= free:
         return None
     return f"needs {needed / 2**30:.1f} GiB for its own form of the weights, {free / 2**30:.1f} are free"
+
+
+def _compiled(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> CompiledRunner:
+    """The compiled runner with the programs of a window that fills and of a full one; torch keeps them on the
+    disk for the next process.
+    """
+    runner = CompiledRunner(dit, codec)
+    for frames in (sizes.plan.sink_frames, sizes.plan.attention_frames):
+        _chunk(runner, dit, sizes, frames)
+    return runner
 
 
 def _key(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> str:

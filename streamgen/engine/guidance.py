@@ -1,7 +1,9 @@
 """What steers a chunk: text, motion and guidance strengths, and the guided velocity they give."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -82,6 +84,44 @@ def guided_velocity(
     motions = torch.cat([motion, motion, torch.zeros_like(motion)])
     v_full, v_motion, v_text = _predict(dit, _repeat(x, 3), sigma, texts, context, motions).chunk(3)
     return joint_guidance(v_full, v_motion, v_text, w_t, w_m)
+
+
+class Pass(Protocol):
+    """A network's prediction for one chunk under some words and motion."""
+
+    def __call__(self, x: Tensor, timestep: float, strengths: tuple[float, float] | None = None) -> Tensor:
+        """The velocity `(B, T, C, h, w)` of noisy latents at a timestep of 0 to 1000."""
+        ...
+
+
+def guided_passes(
+    conditioning: Conditioning,
+    pass_of: Callable[[TextContext, Tensor | None], Pass],
+    takes_strengths: bool,
+) -> Callable[[Tensor, float], Tensor]:
+    """`guided_velocity` for runners whose passes are of one batch: branches one after the other.
+
+    Args:
+        pass_of: from words and motion latents to their pass, made once a chunk.
+        takes_strengths: whether the network has an input for the strengths.
+    """
+    text, null, motion = conditioning.text, conditioning.null_text, conditioning.motion
+    w_t, w_m = weights = conditioning.weights()
+    whole = pass_of(text, motion)
+    if takes_strengths:
+        return lambda x, sigma: whole(x, 1000 * sigma, weights)
+    if w_t + w_m == 1:
+        return lambda x, sigma: whole(x, 1000 * sigma)
+    without = pass_of(null, motion)
+    # words alone are all there is where there is no motion
+    words = whole if motion is None else pass_of(text, None)
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        full, silent = whole(x, 1000 * sigma), without(x, 1000 * sigma)
+        still = full if motion is None else words(x, 1000 * sigma)
+        return joint_guidance(full, silent, still, w_t, w_m)
+
+    return velocity
 
 
 def joint_guidance(

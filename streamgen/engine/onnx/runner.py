@@ -21,7 +21,7 @@ from models.video_tokenizer import TokenizerState, VideoTokenizer
 
 from ...errors import InputError
 from ..decoder import DecoderState
-from ..guidance import Conditioning, joint_guidance
+from ..guidance import Conditioning, guided_passes
 from ..noise import NoiseSource
 from ..runner import PlainRunner
 from ..sampler import Sampling, Velocity
@@ -79,24 +79,8 @@ class OnnxRunner(PlainRunner):
         """See `PlainRunner`; branches of guidance one after the other."""
         if view.ring.shape.batch != 1 or conditioning.strengths is not None:
             return super().velocity(view, conditioning)
-        text, null, motion = conditioning.text, conditioning.null_text, conditioning.motion
-        w_t, w_m = weights = conditioning.weights()
-        if self.dit.config.guidance:
-            guided = self._pass(view, text, motion)
-            return lambda x, sigma: guided(x, 1000 * sigma, weights)
-        whole = self._pass(view, text, motion)
-        if w_t + w_m == 1:
-            return lambda x, sigma: whole(x, 1000 * sigma)
-        without = self._pass(view, null, motion)
-        # words alone are all there is where there is no motion
-        words = whole if motion is None else self._pass(view, text, None)
-
-        def velocity(x: Tensor, sigma: float) -> Tensor:
-            full, silent = whole(x, 1000 * sigma), without(x, 1000 * sigma)
-            still = full if motion is None else words(x, 1000 * sigma)
-            return joint_guidance(full, silent, still, w_t, w_m)
-
-        return velocity
+        pass_of = lambda text, motion: self._pass(view, text, motion)  # noqa: E731
+        return guided_passes(conditioning, pass_of, self.dit.config.guidance)
 
     @torch.no_grad()
     def commit(
