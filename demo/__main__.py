@@ -17,6 +17,13 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     model: Annotated[str, typer.Option(help="A model's name or a checkpoint directory.")] = "tiny",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx or compile."),
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(help="Milliseconds that a chunk may take: as many steps as fit.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     auth: Annotated[str | None, typer.Option(help="user:password, asked for by the browser.")] = None,
@@ -37,18 +44,27 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     access = Access(_is_loopback(host), tuple(o.rstrip("/") for o in origin or ()), auth)
     try:
         from streamgen import load_pipeline
+        from streamgen.engine.budget import StepBudget
 
         from .engine import PipelineEngine
         from .live import Limits
         from .lobby import Rules
         from .server import Options
 
+        if deadline is not None:
+            StepBudget.of(deadline)
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
         print(f"loading {model} ...", file=sys.stderr)
-        engine = PipelineEngine(load_pipeline(model, device))
+        pipeline = load_pipeline(model, device, runner=runner)
+        if threads is None:
+            pipeline.settle_threads()
+        note = pipeline.choose().note
+        if note is not None:
+            print(f"note: {note}", file=sys.stderr)
+        engine = PipelineEngine(pipeline, deadline)
         rules = Rules(max_sessions=max_sessions, max_waiting=max_waiting, idle_seconds=60 * idle_minutes)
         options = Options(rules, Limits(recording_bytes=record_mb * 2**20), access, root_path)
         serve(engine, options, host, port)

@@ -4,6 +4,7 @@ The two protocols are all that sessions, worker and server know; `fake_engine` h
 tests and measurements.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +140,14 @@ class Engine(Protocol):
 
 
 class PipelineEngine:
-    """A loaded streamgen model."""
+    """A loaded streamgen model.
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    Args:
+        deadline_ms: what a chunk may take, see `Pipeline.open`.
+    """
+
+    def __init__(self, pipeline: Pipeline, deadline_ms: float | None = None) -> None:
+        self.pipeline, self.deadline_ms = pipeline, deadline_ms
         geometry, plan = pipeline.geometry, pipeline.plan
         card = find_model(pipeline.name) / CARD
         self._info = ModelInfo(
@@ -165,7 +170,10 @@ class PipelineEngine:
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> "SessionStream":
         video = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
-        return SessionStream(self.pipeline.open(prompt, seed, video=video, settings=settings))
+        session = self.pipeline.open(
+            prompt, seed, video=video, settings=settings, deadline_ms=self.deadline_ms
+        )
+        return SessionStream(session)
 
 
 class SessionStream:
@@ -173,6 +181,7 @@ class SessionStream:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._told = False
 
     @property
     def next_frame(self) -> int:
@@ -206,6 +215,10 @@ class SessionStream:
 
     def step(self) -> Generated:
         chunk = next(self.session)
+        note = self.session.deadline_note
+        if note is not None and not self._told:
+            self._told = True
+            print(f"note: {note}", file=sys.stderr, flush=True)
         return Generated(chunk.frames.cpu().numpy(), chunk.start_frame, chunk.index, chunk.receipts)
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:

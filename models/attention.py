@@ -20,14 +20,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend:
         k, v: `(B, S, H, D)` keys and `(B, S, H, Dv)` values.
         mask: boolean, broadcastable to `(B, H, L, S)`, true where a query may look at a key; None means
             everywhere.
-        backend: `auto` takes the fused kernel on accelerators and the explicit one on the CPU, where the
-            fused kernel's backward pass and small sizes are several times slower.
+        backend: `auto` is `chosen_backend`.
 
     Returns:
         `(B, L, H, Dv)`.
     """
     if backend == "auto":
-        backend = "explicit" if q.device.type == "cpu" else "sdpa"
+        backend = chosen_backend(q.device.type, q.shape[-1], v.shape[-1])
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if backend == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
@@ -35,6 +34,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend:
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return (at_least_float32(scores).softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
+
+
+def chosen_backend(device_type: str, width: int, value_width: int) -> Backend:
+    """What `auto` stands for: torch's fused kernel, `sdpa`, with and without a mask and with gradient.
+
+    On CPUs scores are written out, `explicit`, where values are not as wide as keys (the doubled keys of
+    `MaskedContext`): torch's CPU kernel does not take those, and what it falls back to is slower (measured:
+    docs/decisions/speed.md).
+
+    Args:
+        width, value_width: of one head's keys and values.
+    """
+    return "explicit" if device_type == "cpu" and width != value_width else "sdpa"
 
 
 class RMSNorm(nn.Module):

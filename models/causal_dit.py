@@ -157,7 +157,7 @@ class CausalDiT(nn.Module):
         x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         time = self.time_embedding(timestep_embedding(timesteps, self.config.freq_dim).to(x.dtype))
         if guidance is not None:
-            time = time + self._embed_guidance(guidance, x.dtype)
+            time = time + self.embed_guidance(guidance, x.dtype)
         modulation = self.time_projection(time).unflatten(-1, (6, self.config.dim))
         for layer, block in enumerate(self.blocks):
             x = block(x, modulation, text, layer, context)
@@ -180,7 +180,13 @@ class CausalDiT(nn.Module):
             )
         return height // self.config.patch, width // self.config.patch
 
-    def _embed_guidance(self, strengths: Tensor, dtype: torch.dtype) -> Tensor:
+    def embed_guidance(self, strengths: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is added to the time embedding for guidance strengths `(B, T, 2)`: `(B, T, dim)`; zero where
+        both are.
+
+        Raises:
+            ValueError: a network without that input.
+        """
         if not self.config.guidance:
             raise ValueError("guidance strengths given to a network without a guidance input")
         waves = timestep_embedding(strengths * _GUIDANCE_SCALE, self.config.freq_dim)

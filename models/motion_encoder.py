@@ -125,22 +125,23 @@ def splat_weights(points: Tensor, grid: tuple[int, int], splat: str) -> tuple[Te
     Returns:
         flat cell indices `(..., K)` int64 and weights `(..., K)`, K = 1 or 4.
     """
+    # plain numbers, not tensors: those would have to be copied to the device in every chunk
     rows, columns = grid
-    size = torch.tensor([columns, rows], dtype=points.dtype, device=points.device)
-    limit = torch.tensor([columns - 1, rows - 1], device=points.device)
+    x, y = points[..., 0] * columns, points[..., 1] * rows
     if splat == "nearest":
-        cell = (points * size).floor().long().clamp(min=0).minimum(limit)
-        return (cell[..., 1] * columns + cell[..., 0])[..., None], torch.ones_like(points[..., :1])
-    place = points * size - 0.5
-    low = place.floor()
-    frac = place - low
+        column, row = _cell(x.floor(), columns), _cell(y.floor(), rows)
+        return (row * columns + column)[..., None], torch.ones_like(points[..., :1])
+    x, y = x - 0.5, y - 0.5
+    low_x, low_y = x.floor(), y.floor()
+    frac_x, frac_y = x - low_x, y - low_y
     cells, weights = [], []
     for dy in (0, 1):
         for dx in (0, 1):
-            corner = low.long() + torch.tensor([dx, dy], device=points.device)
-            corner = corner.clamp(min=0).minimum(limit)
-            cells.append(corner[..., 1] * columns + corner[..., 0])
-            wx = frac[..., 0] if dx else 1 - frac[..., 0]
-            wy = frac[..., 1] if dy else 1 - frac[..., 1]
-            weights.append(wx * wy)
+            cells.append(_cell(low_y + dy, rows) * columns + _cell(low_x + dx, columns))
+            weights.append((frac_x if dx else 1 - frac_x) * (frac_y if dy else 1 - frac_y))
     return torch.stack(cells, -1), torch.stack(weights, -1)
+
+
+def _cell(place: Tensor, cells: int) -> Tensor:
+    """The cell of whole places along an axis; those outside go to the border."""
+    return place.long().clamp(min=0, max=cells - 1)

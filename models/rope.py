@@ -41,6 +41,8 @@ class RotaryEmbedding3D:
             raise ValueError(f"head_dim must be even and at least 6 for 3-D RoPE, found {head_dim}")
         self.head_dim = head_dim
         self.frequencies = tuple(_ladder(dim, theta) for dim in (head_dim - 2 * space, space, space))
+        # copied to a device once, not in every chunk
+        self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def tables(self, frames: Tensor, height: int, width: int) -> RotaryTables:
         """Tables for all tokens of the given frames.
@@ -53,7 +55,9 @@ class RotaryEmbedding3D:
             tables with `L = F * height * width` rows, on the device of `frames`.
         """
         device = frames.device
-        time, row, column = (f.to(device) for f in self.frequencies)
+        if device not in self._placed:
+            self._placed[device] = tuple(f.to(device) for f in self.frequencies)
+        time, row, column = self._placed[device]
         angles_t = frames.to(torch.float64)[:, None] * time
         angles_h = torch.arange(height, dtype=torch.float64, device=device)[:, None] * row
         angles_w = torch.arange(width, dtype=torch.float64, device=device)[:, None] * column

@@ -145,7 +145,7 @@ class WindowAttention(nn.Module):
             qkv = qkv.roll((-shifts[0], -shifts[1]), dims=(1, 2))
         pattern = "f (a m) (b n) (s k d) -> s f (a b) k (m n) d"
         query, key, value = rearrange(qkv, pattern, s=3, k=self.heads, m=window, n=window)
-        y = attend(self.query_norm(query), self.key_norm(key), value, self._bias(height, width))
+        y = attend(self.query_norm(query), self.key_norm(key), value, self.position_bias(height, width))
         rows = qkv.shape[1] // window
         y = rearrange(y, "f (a b) k (m n) d -> f (a m) (b n) (k d)", a=rows, m=window)
         if any(shifts):
@@ -153,7 +153,7 @@ class WindowAttention(nn.Module):
         y = y[:, :height, :width].unflatten(0, (batch, frames))
         return x + self.out(y)
 
-    def _bias(self, height: int, width: int) -> Tensor:
+    def position_bias(self, height: int, width: int) -> Tensor:
         """Position bias and mask, `(windows or 1, heads, window**2, window**2)`."""
         bias = self.relative_bias[self.relative_index].permute(2, 0, 1)[None]
         visible = window_mask(height, width, self.window, self.shift, bias.device)

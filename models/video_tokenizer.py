@@ -306,7 +306,7 @@ class VideoTokenizer(nn.Module):
         first, groups = self.patchify(video, starts)
         tokens = self.encoder.spatial(self._residual(_join(*self.encoder.embed(first, groups))))
         tokens, keys, values = self.encoder.temporal.step(tokens, state)
-        return self._posterior(tokens, first, groups), self._advanced(state, keys, values, tokens.shape[1])
+        return self._posterior(tokens, first, groups), self.advanced(state, keys, values, tokens.shape[1])
 
     def decode_chunk(self, latents: Tensor, state: TokenizerState) -> tuple[Tensor, TokenizerState]:
         """Frames of a stream's next latents `(B, n, C, h, w)`: `temporal` each, but one of latent frame 0."""
@@ -316,7 +316,7 @@ class VideoTokenizer(nn.Module):
         tokens = self._residual(self.decoder.embed(latents.movedim(2, -1)))
         tokens, keys, values = self.decoder.temporal.step(tokens, state)
         video = self._pixels(tokens, latents, starts)
-        return video, self._advanced(state, keys, values, latents.shape[1])
+        return video, self.advanced(state, keys, values, latents.shape[1])
 
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Store statistics `(2, C)` of raw latents: row 0 for latent frame 0, row 1 for later ones."""
@@ -441,7 +441,7 @@ class VideoTokenizer(nn.Module):
             raise ValueError(f"state: expected a grid of {grid}, found {tuple(state.keys.shape[2:4])}")
         return state
 
-    def _advanced(self, state: TokenizerState, keys: Tensor, values: Tensor, count: int) -> TokenizerState:
+    def advanced(self, state: TokenizerState, keys: Tensor, values: Tensor, count: int) -> TokenizerState:
         """The state after `count` more latent frames."""
         fresh = 1 if state.frames == 0 else 0
         frames = state.frames + fresh + (count - fresh) * self.config.temporal

@@ -1,11 +1,15 @@
 """Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small."""
 
+import copy
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +17,10 @@ from torch import Tensor, nn
 
 from models.video_codec import VideoCodec
 
+from .engine.attention import attention_text
 from .engine.decoder import StreamingDecoder
-from .engine.runner import PlainRunner
+from .engine.runner import PlainRunner, Runner
+from .errors import InputError
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
 from .pipeline import Pipeline
 from .stream.events import StreamEvent
@@ -27,10 +33,43 @@ _EXTRA_WARM_CHUNKS = 8
 _OPENINGS = 5
 _SWITCHES = 24
 _LONG = 300
+_TURNS, _TURN_CHUNKS = 9, 8
+# one chunk of a model by name, with nothing loaded before
+_COLD = """
+import sys, torch
+from streamgen import load_pipeline
+model, device, threads, runner = sys.argv[1:]
+torch.set_num_threads(int(threads))
+next(load_pipeline(model, device, runner=runner).open("a red circle"))
+print("made", flush=True)
+"""
+_TIMED = ("clock", "processor", "switch", "first_frame")
+_LOOP = "while True: pass"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and how.
+
+    Attributes:
+        chunks: to be timed, at least 20; from 300 on, `long_stream` is measured too.
+        settings: `StreamSettings` by name, over the checkpoint's.
+        deadline_ms: what a chunk may take, see `Pipeline.open`.
+        vs: another runner, with which the stream is measured in turns.
+        beside: endless loops beside which the rate is measured, too; 0: none.
+        cold: processes that are started for the first frame with nothing loaded.
+    """
+
+    chunks: int = 100
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    deadline_ms: float | None = None
+    vs: str | None = None
+    beside: int = 0
+    cold: int = 0
 
 
 def run_bench(
-    pipeline: Pipeline, chunks: int, progress: Callable[[str], None] = lambda text: None
+    pipeline: Pipeline, options: BenchOptions, progress: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """Measure a model.
 
@@ -40,17 +79,18 @@ def run_bench(
     Parts are host clocks; on a GPU they come from a run of their own that waits for the device after each
     part, so they add up to more than `total`.
 
-    Args:
-        chunks: to be timed, at least 20; from 300 on, `long_stream` is measured too.
-
     Returns:
         plain values; times in ms, memory in MiB.
+
+    Raises:
+        InputError: a setting, deadline or other runner that cannot be.
     """
-    device, geometry = pipeline.device, pipeline.geometry
+    device, fps, chunks = pipeline.device, pipeline.geometry.fps, options.chunks
+    session = pipeline.open(_PROMPTS[0], 0, settings=options.settings, deadline_ms=options.deadline_ms)
+    other = None if options.vs is None else pipeline.choose(options.vs).runner
     progress("time to first frame")
-    openings = [_first_frame_ms(pipeline, i) for i in range(_OPENINGS + 1)][1:]
-    session = pipeline.open(_PROMPTS[0], seed=0)
-    warm = _warm_chunks(pipeline)
+    openings = [_first_frame_ms(pipeline, i, options) for i in range(_OPENINGS + 1)][1:]
+    warm = _warm_chunks(session)
     on_host = device.type == "cpu"
     progress(f"{chunks} chunks")
     with _parts(session, on_host) as copies:
@@ -65,22 +105,13 @@ def run_bench(
     latencies = _switch_latencies(session, statistics.median(steady))
     with _parts(session, not on_host):
         recaches = _recaches(session)
-    result: dict[str, Any] = {
-        "model": pipeline.name,
-        "weights": pipeline.digest,
-        "device": device_name(device),
-        "dtype": str(pipeline.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "width": geometry.width,
-        "height": geometry.height,
-        "steps": session.controls.settings.steps,
-        "fps_target": geometry.fps,
+    result = _setup(pipeline, session) | {
         "chunks": chunks,
         "warm_chunks": warm,
         "pixel_fps": round(rate, 3),
-        "realtime_factor": round(rate / geometry.fps, 4),
+        "realtime_factor": round(rate / fps, 4),
         "time_to_first_frame_ms": round(statistics.median(openings), 3),
+        "steps_taken": {str(n): stream.steps.count(n) for n in sorted(set(stream.steps))},
         "switch_latency_ms": _spread(latencies) | {"n": len(latencies)},
         "recache_ms": round(statistics.median(recaches) * 1000, 3),
         "chunk_ms": {
@@ -95,6 +126,48 @@ def run_bench(
     }
     if chunks >= _LONG:
         result["long_stream"] = stream.long_stream()
+    if options.deadline_ms is not None:
+        late = sum(1000 * seconds > options.deadline_ms for seconds in steady)
+        result["deadline"] = {"ms": options.deadline_ms, "late": round(late / len(steady), 4)}
+        if session.deadline_note is not None:
+            progress(f"note: {session.deadline_note}")
+    return result | _asked_for(session, other, options, progress)
+
+
+def _setup(pipeline: Pipeline, session: Session) -> dict[str, Any]:
+    """What was measured, and on what."""
+    device, geometry = pipeline.device, pipeline.geometry
+    return {
+        "model": pipeline.name,
+        "weights": pipeline.digest,
+        "device": device_name(device),
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "runner": session.runner.name,
+        "torch": torch.__version__,
+        "attention": attention_text(device, pipeline.dtype, pipeline.dit.config.head_dim),
+        "width": geometry.width,
+        "height": geometry.height,
+        "steps": session.controls.settings.steps,
+        "fps_target": geometry.fps,
+    }
+
+
+def _asked_for(
+    session: Session, other: Runner | None, options: BenchOptions, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """What is measured only where it was asked for."""
+    pipeline, result = session.model, dict[str, Any]()
+    assert isinstance(pipeline, Pipeline)
+    if options.cold:
+        progress(f"first frame of {options.cold} new processes")
+        result["first_frame_cold_ms"] = _spread([_cold_seconds(pipeline) for _ in range(options.cold)])
+    if other is not None:
+        progress(f"in turns with runner {other.name}")
+        result["vs"] = _in_turns(pipeline, (session.runner, other), options)
+    if options.beside:
+        progress(f"beside {options.beside} endless loops")
+        result["beside"] = _beside(session, options)
     return result
 
 
@@ -118,6 +191,7 @@ class _Stream:
         self.frames: list[int] = []
         self.parts: list[dict[str, float]] = []
         self.memory: dict[int, float] = {}
+        self.steps: list[int] = []
 
     def frames_since(self, chunk: int) -> int:
         return sum(self.frames[chunk:])
@@ -157,15 +231,16 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     if not wanted:
         yield copies
         return
-    plain, model = session.runner, session.model
+    runner, model = session.runner, session.model
     hook = model.dit.register_forward_hook(lambda *_: synchronize(model.device))
-    timed = PlainRunner(model.dit, model.codec)
+    assert isinstance(runner, PlainRunner), "all of ours decode through a decoder that can be taken out"
+    timed = copy.copy(runner)
     timed.decoder = _TimedDecoder(model.tokenizer, copies)
     session.runner = timed
     try:
         yield copies
     finally:
-        session.runner = plain
+        session.runner = runner
         hook.remove()
 
 
@@ -180,6 +255,7 @@ def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _S
         stream.seconds.append(time.perf_counter() - started)
         stream.frames.append(len(chunk.frames))
         stream.parts.append(chunk.timings)
+        stream.steps.append(chunk.steps)
         if index in (150, chunks - 1):
             stream.memory[index] = memory_mb(device)
         if index % 100 == 99:
@@ -187,19 +263,20 @@ def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _S
     return stream
 
 
-def _warm_chunks(pipeline: Pipeline) -> int:
+def _warm_chunks(session: Session) -> int:
     """Chunks until the window is full and first calls are behind."""
-    settings, plan = pipeline.settings, pipeline.plan
+    settings, plan = session.controls.settings, session.state.latents.ring.plan
     context = settings.sink_frames + settings.window_frames
     return -(-context // plan.chunk_frames) + 1 + _EXTRA_WARM_CHUNKS
 
 
-def _first_frame_ms(pipeline: Pipeline, seed: int) -> float:
+def _first_frame_ms(pipeline: Pipeline, seed: int, options: BenchOptions) -> float:
     """From a prompt that the model has not seen before to its first frame on the host."""
     synchronize(pipeline.device)
     started = time.perf_counter()
     # a number of its own makes the text new to the pipeline's text cache
-    next(pipeline.open(f"{_PROMPTS[0]} {seed} {random.random()}", seed=seed))
+    prompt = f"{_PROMPTS[0]} {seed} {random.random()}"
+    next(pipeline.open(prompt, seed, settings=options.settings, deadline_ms=options.deadline_ms))
     return (time.perf_counter() - started) * 1000
 
 
@@ -247,3 +324,88 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
         "p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] * 1000, 3),
         "mean": round(statistics.fmean(ordered) * 1000, 3),
     }
+
+
+def _cold_seconds(pipeline: Pipeline) -> float:
+    """From the start of a new process to its first frame on the host.
+
+    Raises:
+        InputError: it did not come to that; the model was loaded with options that a name does not tell.
+    """
+    told = (pipeline.name, str(pipeline.device), str(torch.get_num_threads()), pipeline.choose().runner.name)
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", _COLD, *told], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode or "made" not in done.stdout:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"--cold: a new process made no frame ({last[:200]})")
+    return seconds
+
+
+def _in_turns(pipeline: Pipeline, runners: tuple[Runner, Runner], options: BenchOptions) -> dict[str, Any]:
+    """The same stream by two runners in turns, a few chunks each: how much faster the first one is, by the
+    clock and in processor time of all threads. What disturbs one turn disturbs its neighbour, too.
+    """
+    pairs = [pipeline.open(_PROMPTS[0], 0, settings=options.settings, runner=runner) for runner in runners]
+    for session in pairs:
+        for _ in range(_warm_chunks(session)):
+            next(session)
+    turns: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in _TIMED}
+    for turn in range(_TURNS):
+        # who begins changes, so that what drifts favours nobody
+        for place in (0, 1) if turn % 2 == 0 else (1, 0):
+            session = pairs[place]
+            clock, processor = time.perf_counter(), time.process_time()
+            for _ in range(_TURN_CHUNKS):
+                next(session)
+            synchronize(pipeline.device)
+            turns["clock"][place].append((time.perf_counter() - clock) / _TURN_CHUNKS)
+            turns["processor"][place].append((time.process_time() - processor) / _TURN_CHUNKS)
+            session.submit(StreamEvent(prompt=_PROMPTS[(turn + 1) % 2]))
+            clock = time.perf_counter()
+            _until_applied(session)
+            turns["switch"][place].append(time.perf_counter() - clock)
+            clock = time.perf_counter()
+            next(pipeline.open(_PROMPTS[0], turn, settings=options.settings, runner=runners[place]))
+            turns["first_frame"][place].append(time.perf_counter() - clock)
+    names = [runner.name for runner in runners]
+    return {"runners": names, "turns": _TURNS, "chunks_a_turn": _TURN_CHUNKS} | {
+        what: {f"{names[0]}_ms": _spread(first), f"{names[1]}_ms": _spread(second)}
+        | {"times_faster": _ratio(first, second)}
+        for what, (first, second) in turns.items()
+    }
+
+
+def _beside(session: Session, options: BenchOptions) -> dict[str, Any]:
+    """The share of its rate that a stream keeps beside processes that never wait, in turns with none."""
+    alone: list[float] = []
+    crowded: list[float] = []
+    for turn in range(2 * _TURNS):
+        loops = [
+            subprocess.Popen([sys.executable, "-c", _LOOP]) for _ in range(options.beside if turn % 2 else 0)
+        ]
+        try:
+            if loops:
+                # until they all run
+                time.sleep(0.3)
+            clock = time.perf_counter()
+            for _ in range(_TURN_CHUNKS):
+                next(session)
+            (crowded if loops else alone).append((time.perf_counter() - clock) / _TURN_CHUNKS)
+        finally:
+            for loop in loops:
+                loop.kill()
+                loop.wait()
+    return {
+        "loops": options.beside,
+        "alone_ms": _spread(alone),
+        "beside_ms": _spread(crowded),
+        "share_of_rate": _ratio(crowded, alone),
+    }
+
+
+def _ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """How many times as long the second of each pair took: median, 10th and 90th percentile."""
+    ratios = sorted(b / a for a, b in zip(first, second, strict=True))
+    place = lambda share: ratios[round(share * (len(ratios) - 1))]  # noqa: E731
+    return {"p50": round(place(0.5), 3), "p10": round(place(0.1), 3), "p90": round(place(0.9), 3)}

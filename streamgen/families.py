@@ -8,6 +8,7 @@ import torch
 from .checkpoints.foreign import SUFFIXES
 from .checkpoints.inspect import inspect_file
 from .errors import CheckpointError, InputError
+from .machine import auto_device, default_dtype
 from .stream.model import ModelParts
 from .suggest import unknown_key
 from .tiny.inspect import inspect_tiny
@@ -29,8 +30,7 @@ def load_parts(
     """The parts of a model by name or from a checkpoint directory; see `load_pipeline`."""
     directory = find_model(name)
     chosen = _device(device)
-    if dtype is None:
-        dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
+    dtype = dtype or default_dtype(chosen)
     wan_config = config_file(name)
     if wan_config is not None:
         return load_wan(str(name), wan_config, chosen, dtype, wan)
@@ -85,7 +85,7 @@ def find_model(name: str | Path) -> Path:
 
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return auto_device()
     try:
         chosen = torch.device(device)
         if chosen.type == "meta":

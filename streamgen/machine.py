@@ -29,6 +29,16 @@ def versions() -> dict[str, str]:
     }
 
 
+def auto_device() -> torch.device:
+    """What `auto` takes: a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Of a diffusion network: float32 on the CPU, else bfloat16."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
 def device_name(device: torch.device) -> str:
     """`cpu`, or the device and its product name."""
     if device.type == "cuda":

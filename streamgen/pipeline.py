@@ -1,5 +1,8 @@
 """A loaded model that opens streams."""
 
+import os
+import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .engine.budget import StepBudget
+from .engine.choice import (
+    Chosen,
+    Sizes,
+    check_runner,
+    choose_runner,
+    default_runner,
+    one_thread_is_enough,
+)
 from .engine.decoder import DecoderState, encode_frames
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
-from .engine.runner import PlainRunner, Runner, check_runner
+from .engine.runner import Runner
 from .errors import InputError
 from .families import load_parts
 from .motion.gestures import changed
@@ -19,7 +31,7 @@ from .stream.conditioning import Controls
 from .stream.events import StreamEvent
 from .stream.latents import LatentState
 from .stream.log import EventLog, LogHeader
-from .stream.model import StreamModel
+from .stream.model import ModelParts, StreamModel
 from .stream.recache import recache_of
 from .stream.session import Session
 from .stream.snapshot import read_snapshot
@@ -32,7 +44,17 @@ _MAX_START_FRAMES = 1 + 16 * 60
 
 
 class Pipeline(StreamModel):
-    """Opens streams. Sessions share its weights and nothing else; made by `load_pipeline`."""
+    """Opens streams. Sessions share its weights and its runners, and nothing else; made by `load_pipeline`.
+
+    Attributes:
+        asked_runner: the runner that was asked for when it was loaded; None: what each stream says, or auto.
+    """
+
+    def __init__(self, parts: ModelParts, runner: str | None = None) -> None:
+        super().__init__(parts)
+        self.asked_runner = None if runner is None else check_runner(runner)
+        self._runners: dict[tuple[str, bool, int], Chosen] = {}
+        self._choosing = threading.Lock()
 
     def open(  # noqa: PLR0913  all that a stream can begin with, by name
         self,
@@ -46,9 +68,10 @@ class Pipeline(StreamModel):
         *,
         gestures: Mapping[str, TrackSet | None] | None = None,
         prompt_embeds: Tensor | None = None,
-        runner: str | Runner = "auto",
+        runner: str | Runner | None = None,
         decode: bool = True,
         log: str | Path | None = None,
+        deadline_ms: float | None = None,
     ) -> Session:
         """Begin a stream.
 
@@ -62,12 +85,16 @@ class Pipeline(StreamModel):
             noise: where all draws come from instead of the seed, recorded ones for instance.
             gestures: named tracks from frame 0 on, besides `motion`.
             prompt_embeds: embeddings `(L, dim)` in place of those of the prompt's words.
-            runner: what computes chunks: a name of `RUNNERS`, or one of your own.
+            runner: what computes chunks: a name of `engine.choice.RUNNERS`, or one of your own; by default
+                what the pipeline was loaded with, else `auto`.
             decode: False gives a stream of latents, which needs no picture decoder.
             log: a file that the event log is appended to as the stream goes on.
+            deadline_ms: what a chunk may take until its pictures are there: it gets as many steps as fit,
+                which the log tells, so that a replay takes the same.
 
         Raises:
-            InputError: bad prompt, settings, image or clip, or tracks for a model that knows none.
+            InputError: bad prompt, settings, image or clip, tracks for a model that knows none, or a runner
+                that is unknown or cannot be had.
             CheckpointError: a cache that does not fit into memory.
         """
         event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds)
@@ -79,6 +106,7 @@ class Pipeline(StreamModel):
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
+        budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         chosen = self.runner(runner)
         latents, start = self._opening(image, video)
         if self.needs_null(merged):
@@ -92,38 +120,79 @@ class Pipeline(StreamModel):
             draws,
             latents,
         )
-        return Session(self, state, chosen, None if log is None else Path(log))
+        return Session(self, state, chosen, None if log is None else Path(log), budget)
 
-    def runner(self, runner: str | Runner) -> Runner:
-        """A runner by name, or the one that is given.
+    def runner(self, runner: str | Runner | None = None, recorded: str | None = None) -> Runner:
+        """The runner of `choose`, or the one that is given. Warns where it is another than was asked for.
 
         Raises:
-            InputError: an unknown name.
+            InputError: see `choose`.
         """
-        if not isinstance(runner, str):
+        if runner is not None and not isinstance(runner, str):
             return runner
-        check_runner(runner)
-        return PlainRunner(self.dit, self.codec)
+        chosen = self.choose(runner, recorded)
+        if chosen.note is not None:
+            warnings.warn(chosen.note, RuntimeWarning, stacklevel=3)
+        return chosen.runner
+
+    def choose(self, name: str | None = None, recorded: str | None = None) -> Chosen:
+        """A runner by name, made once for each number of torch's threads.
+
+        Args:
+            name: by default what the pipeline was loaded with.
+            recorded: what the stream ran on before, taken where nothing is asked for.
+
+        Raises:
+            InputError: an unknown runner, or one that cannot run this model here.
+        """
+        asked = name or self.asked_runner
+        wanted = asked or recorded or default_runner()
+        key = (wanted, asked is None, torch.get_num_threads())
+        with self._choosing:
+            if key not in self._runners:
+                parts = (self.dit, self.codec, self._sizes())
+                self._runners[key] = choose_runner(wanted, *parts, recorded=asked is None)
+            return self._runners[key]
+
+    def settle_threads(self) -> None:
+        """Let torch and the runners use one thread on CPUs, where that makes chunks at twice the rate at
+        which they play: such a stream keeps its rate beside other processes. For programs that own their
+        process, before the first stream; what OMP_NUM_THREADS says wins.
+        """
+        if self.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
+            return
+        name = self.asked_runner or default_runner()
+        if one_thread_is_enough(name, self.dit, self.codec, self._sizes()):
+            torch.set_num_threads(1)
+
+    def _sizes(self) -> Sizes:
+        settings = self.settings
+        return Sizes(self.geometry, settings.plan(self.plan), settings.sampling(), settings.guidance())
 
     def resume(
         self,
         path: str | Path,
         noise: NoiseSource | None = None,
         *,
-        runner: str | Runner = "auto",
+        runner: str | Runner | None = None,
         log: str | Path | None = None,
+        deadline_ms: float | None = None,
     ) -> Session:
         """Go on with a stream that `Session.save` wrote.
 
         Args:
             noise: the stream's source of draws, where it was not its seed.
+            runner: by default the one that the stream ran on.
             log: the stream's event log, where it lies neither in the file nor where it was.
+            deadline_ms: see `open`; without one the stream goes on with the steps that its last one came to.
 
         Raises:
             InputError: missing or damaged file or log, or one of another model, source of draws or version.
         """
         snapshot = read_snapshot(Path(path), self.device, None if log is None else Path(log))
-        return Session.of(self, snapshot, self.runner(runner), noise)
+        chosen = self.runner(runner, snapshot.meta.get("runner"))
+        budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
+        return Session.of(self, snapshot, chosen, noise, budget)
 
     def replay(
         self,
@@ -132,7 +201,7 @@ class Pipeline(StreamModel):
         video: str | Path | Tensor | None = None,
         noise: NoiseSource | None = None,
         *,
-        runner: str | Runner = "auto",
+        runner: str | Runner | None = None,
         decode: bool = True,
     ) -> Session:
         """A session that goes through a recorded timeline again; pictures are bit-exact on the same device
@@ -231,6 +300,7 @@ def load_pipeline(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     wan: WanOptions | None = None,
+    runner: str | None = None,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
@@ -239,9 +309,13 @@ def load_pipeline(
         dtype: of the diffusion network; default bfloat16 on a GPU, float32 on the CPU. The tiny family's
             tokenizer stays float32.
         wan: for a model of the Wan family (`wan_model_names`), where its weights are.
+        runner: what its streams are computed by, a name of `engine.choice.RUNNERS`; None leaves it to each
+            stream.
 
     Raises:
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
-            device.
+            device or runner.
     """
-    return Pipeline(load_parts(name, device, dtype, wan))
+    if runner is not None:
+        check_runner(runner)
+    return Pipeline(load_parts(name, device, dtype, wan), runner)

@@ -17,6 +17,8 @@ from filelock import FileLock
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 os.environ["OMP_NUM_THREADS"] = "1" if WORKER else os.environ.get("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# what auto takes is another on another machine; tests of a runner name it
+os.environ.setdefault("STREAMGEN_RUNNER", "plain")
 
 WORKERS = 2
 # Left out unless -m speaks of them.

@@ -133,7 +133,8 @@ class TinyFamily(Family):
         networks = Networks(self.codec, network.dit, words, network.motion_encoder)
         prompts = WordPrompts(words, self.vocabulary)
         checkpoint = checkpoint_config(self.run, network, self.codec, self.digest)
-        return Pipeline(ModelParts("in training", checkpoint, networks, prompts, "in training"))
+        # weights change: the plain runner keeps no copy of them
+        return Pipeline(ModelParts("in training", checkpoint, networks, prompts, "in training"), "plain")
 
     def preview(self, pipeline: Pipeline, out_dir: Path, streams: bool) -> None:
         """See `Family`."""

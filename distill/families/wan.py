@@ -111,7 +111,8 @@ class WanFamily(Family):
         """See `Family`."""
         networks = Networks(self.codec, network.dit, None, network.motion_encoder)
         model, prompts = self.model_for(network), self.captions.prompts
-        return Pipeline(ModelParts("in training", model, networks, prompts, "in training"))
+        # weights change: the plain runner keeps no copy of them
+        return Pipeline(ModelParts("in training", model, networks, prompts, "in training"), "plain")
 
     def preview(self, pipeline: Pipeline, out_dir: Path, streams: bool) -> None:
         """See `Family`: streams from captions, or from prompts where there are no clips."""

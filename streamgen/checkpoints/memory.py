@@ -32,30 +32,21 @@ def network_step_bytes(
     plan: ChunkPlan,
     dtype: torch.dtype,
     *,
-    length: int,
     joint: bool,
-    explicit: bool,
 ) -> int:
     """Most bytes that one forward holds besides weights and cache; estimated from the largest layer.
+    Attention is torch's fused kernel, on CPUs too (`models.attention`): scores are never written out.
 
     Args:
         tokens: of one latent frame.
-        length: tokens of a prompt.
         joint: whether a recache takes all frames of the attention span at once.
-        explicit: whether scores are written out (the CPU) or stay in the kernel.
     """
     size = dtype.itemsize
-    keys = tokens * plan.attention_frames
-    queries = keys if joint else tokens * plan.chunk_frames
-    attention = 0
-    if explicit:
-        # scores in the working precision and in float32, their softmax, and keys and values laid out anew
-        scores = dit.heads * queries * max(keys, length)
-        attention = scores * (4 if size == 4 else 2 * size + 4) * 2 + 2 * keys * dit.dim * size
+    queries = tokens * (plan.attention_frames if joint else plan.chunk_frames)
     feed_forward = 2 * queries * dit.ffn_dim * size
     # the sink's keys are rotated one layer at a time: widened, in halves, put together, and narrowed again
     sink = tokens * plan.sink_frames * dit.dim * (12 + size)
-    return 6 * queries * dit.dim * size + max(attention, feed_forward, sink)
+    return 6 * queries * dit.dim * size + max(feed_forward, sink)
 
 
 def expect_room(

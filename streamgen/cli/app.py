@@ -49,6 +49,11 @@ _ENGINE = "local, or ray: as tasks on a Ray cluster (extra `ray`)."
 _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
+_RUNNER = (
+    "What computes chunks: auto (the fastest here), plain, onnx or compile; by default a record's or saved "
+    "stream's own."
+)
+_DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _JOBS = "Jobs file"
 _STEER = "One clip"
 
@@ -81,6 +86,8 @@ Schema = Annotated[
 Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file.")]
 Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
+Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
+Deadline = Annotated[float | None, typer.Option(help=_DEADLINE)]
 Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _WAN = "Models of the Wan family"
@@ -189,6 +196,8 @@ def render(
     settings: Settings = None,
     device: Device = "auto",
     threads: Threads = None,
+    runner: Runner = None,
+    deadline: Deadline = None,
     save_state: SaveState = None,
     continue_from: ContinueFrom = None,
     extend: Extend = None,
@@ -237,6 +246,7 @@ def render(
 
 @app.command()
 def bench(
+    *,
     model: Model = "tiny",
     device: Device = "auto",
     chunks: Annotated[
@@ -245,18 +255,44 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; torch decides by default.")
     ] = None,
+    runner: Runner = None,
+    settings: Settings = None,
+    deadline: Deadline = None,
+    vs: Annotated[
+        str | None, typer.Option(help="Also in turns with this runner: ratios with their spread.")
+    ] = None,
+    beside: Annotated[
+        int, typer.Option(min=0, max=64, help="Also the rate beside so many endless loops.")
+    ] = 0,
+    cold: Annotated[
+        int, typer.Option(min=0, max=20, help="Processes started for the first frame with nothing loaded.")
+    ] = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure rate and latencies of a model on this machine."""
     import torch
 
-    from ..bench import run_bench
+    from ..bench import BenchOptions, run_bench
+    from ..engine.budget import StepBudget
+    from ..engine.choice import check_runner
     from ..pipeline import load_pipeline
+    from ..render.job import parse_settings
+    from .options import note_runner
 
     if threads is not None:
         torch.set_num_threads(threads)
-    result = run_bench(load_pipeline(model, device), chunks, (lambda text: None) if quiet else say)
+    if vs is not None:
+        check_runner(vs)
+    if deadline is not None:
+        StepBudget.of(deadline)
+    values = parse_settings(settings or ())
+    options = BenchOptions(chunks, values, deadline, vs, beside, cold)
+    pipeline = load_pipeline(model, device, runner=runner)
+    if threads is None:
+        pipeline.settle_threads()
+    note_runner(pipeline, lambda note: say(f"note: {note}"))
+    result = run_bench(pipeline, options, (lambda text: None) if quiet else say)
     _show(result, f"streamgen bench: {model}", as_json)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..engine.choice import check_runner
 from ..errors import InputError, OutputError, StreamgenError
 from ..families import find_model
 from ..render.folder import PAGE, OutputFolder
@@ -16,7 +17,7 @@ from ..render.schedule import Rank, Summary, run_items
 from ..render.sources import check_job
 from ..tiny.config import read_tiny_config
 from .estimate import estimate_seconds
-from .options import SECONDS, WAN_OPTIONS, RenderOptions, open_model, refuse
+from .options import SECONDS, WAN_OPTIONS, RenderOptions, note_runner, open_model, refuse
 from .progress import Reporter, Stop, duration, reporter_for, say
 
 ENGINES = ("local", "ray")
@@ -30,6 +31,7 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
     """
     single = ("at", "motion", "gestures", "cache", "image", "video", "save_state", "continue_from", "extend")
     refuse(options, single, "a jobs file has its own")
+    refuse(options, ("deadline",), "jobs are not watched while they are made")
     if options.engine not in ENGINES:
         raise InputError(f"--engine: expected one of {', '.join(ENGINES)}, found {options.engine!r}")
     items = items_of_options(options)
@@ -43,13 +45,17 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
         refuse(options, WAN_OPTIONS, "with Ray, convert the weights and name their folder as --model")
         from ..render.ray_engine import RayEngine, RayOrder
 
-        order = RayOrder(options.model, options.device, options.threads, options.output.resolve())
+        if options.runner is not None:
+            check_runner(options.runner)
+        machine = (options.device, options.threads, options.runner)
+        order = RayOrder(options.model, *machine, options.output.resolve())
         fps = read_tiny_config(find_model(options.model)).fps
         with stop.listening(), reporter.running():
             engine = RayEngine(order, policy_of(options))
             reporter.begin({item.name: _frames(fps, item) for item in items})
             return _finish(folder, options, reporter, lambda page: engine.run(items, reporter, stop, page))
     pipeline = open_model(options, _device(options.device, rank))
+    note_runner(pipeline, reporter.note)
     runner = ItemRunner(pipeline, folder, policy_of(options), stop)
     order_ = rank.order(items, share_only=options.overwrite)
     with stop.listening(), reporter.running():

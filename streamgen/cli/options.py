@@ -1,5 +1,6 @@
 """The options of `streamgen render`, and what each of its uses does with them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ..pipeline import Pipeline, load_pipeline
 from ..video.outputs import Outputs, PreviewKind
 
 SECONDS = 8.0
+MAX_THREADS = 1024
 WAN_OPTIONS = (
     "weights",
     "random_weights",
@@ -41,6 +43,8 @@ class RenderOptions:
     settings: tuple[str, ...] = ()
     device: str = "auto"
     threads: int | None = None
+    runner: str | None = None
+    deadline: float | None = None
     save_state: Path | None = None
     continue_from: Path | None = None
     extend: Path | None = None
@@ -69,13 +73,18 @@ class RenderOptions:
         return Outputs(self.png, self.preview)
 
 
-def open_model(options: RenderOptions, device: str) -> Pipeline:
+def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pipeline:
     """The pipeline that the options name.
+
+    Args:
+        settled: whether it is said already on how many threads it runs.
 
     Raises:
         StreamgenError: see `load_pipeline`; or the model decodes no pictures, which a video needs.
     """
     pipeline = _load(options, device)
+    if options.threads is None and not settled:
+        pipeline.settle_threads()
     if pipeline.codec is None:
         raise InputError(
             f"model {options.model}: has decoder none and streams latents alone; a video needs vae or tiny"
@@ -86,7 +95,7 @@ def open_model(options: RenderOptions, device: str) -> Pipeline:
 def _load(options: RenderOptions, device: str) -> Pipeline:
     given = vars(options)
     if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
-        return load_pipeline(options.model, device)
+        return load_pipeline(options.model, device, runner=options.runner)
     import torch
 
     from ..wan.options import TextOptions, WanOptions
@@ -94,7 +103,20 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     text = TextOptions(options.text_device or "cpu", keep=not options.free_text, cache=options.text_cache)
     wan = WanOptions(options.weights, options.random_weights, options.model_set, options.text_encoder, text)
-    return load_pipeline(options.model, device, dtype, wan)
+    return load_pipeline(options.model, device, dtype, wan, options.runner)
+
+
+def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
+    """Choose what computes chunks, and say where it is another than was asked for.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    if pipeline.asked_runner == "compile":
+        say("runner compile: programs are made, which takes minutes the first time")
+    note = pipeline.choose().note
+    if note is not None:
+        say(note)
 
 
 def refuse(options: RenderOptions, names: tuple[str, ...], why: str) -> None:

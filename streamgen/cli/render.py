@@ -1,8 +1,11 @@
 """`streamgen render`: which of its uses is meant, and those that make one clip."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ..engine.budget import StepBudget
 from ..errors import InputError
 from ..render.clip import Hooks, check_output, record_notes, word_notes, write_clip
 from ..render.items import slug
@@ -11,7 +14,7 @@ from ..render.job_file import STDIN, SUFFIXES
 from ..render.records import read_timeline
 from ..render.sources import Clip, open_continuation, open_job, open_timeline
 from ..stream.snapshot import read_meta
-from .options import SECONDS, RenderOptions, open_model, refuse
+from .options import MAX_THREADS, SECONDS, RenderOptions, note_runner, open_model, refuse
 from .progress import Reporter, Stop, reporter_for
 
 
@@ -30,6 +33,8 @@ def render_source(options: RenderOptions, stop: Stop) -> int:
         from .batch import render_jobs
 
         return render_jobs(options, stop)
+    if options.deadline is not None:
+        StepBudget.of(options.deadline)
     refuse(options, ("overwrite", "retry_failed", "dry_run", "limit", "shard"), "only a jobs file takes it")
     if options.engine != "local":
         raise InputError("--engine: not here, only a jobs file takes it")
@@ -77,26 +82,28 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
     path = options.output / f"{slug(job.label)}.mp4" if options.output.is_dir() else options.output
     check_output(path)
     _check_state(options.save_state)
-    pipeline = open_model(options, options.device)
+    settled = saved is not None and _take_threads(options, read_meta(saved))
+    pipeline = open_model(options, options.device, settled)
     if saved is None:
-        clip = open_job(pipeline, job, path)
+        note_runner(pipeline, reporter.note)
+        clip = open_job(pipeline, job, path, deadline_ms=options.deadline)
     else:
         if options.source is None:
             job = _with_own_prompt(saved, job)
         new_prompt = options.source is not None
-        clip = open_continuation(pipeline, saved, job, path, new_prompt, options.extend)
+        clip = open_continuation(pipeline, saved, job, path, new_prompt, options.extend, options.deadline)
     _make(clip, options, reporter, stop)
     return 0
 
 
 def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> int:
-    own = ("seed", "at", "motion", "gestures", "cache", "settings", "continue_from", "extend")
+    own = ("seed", "at", "motion", "gestures", "cache", "settings", "continue_from", "extend", "deadline")
     refuse(options, own, "a timeline has its own")
     file = Path(str(options.source))
-    read_timeline(file)
+    settled = _take_threads(options, read_timeline(file)[1])
     check_output(options.output)
     _check_state(options.save_state)
-    pipeline = open_model(options, options.device)
+    pipeline = open_model(options, options.device, settled)
     clip = open_timeline(pipeline, file, options.output, options.seconds, options.image, options.video)
     _make(clip, options, reporter, stop)
     return 0
@@ -108,7 +115,7 @@ def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) ->
     with stop.listening(), reporter.running():
         reporter.begin({clip.path.name: clip.frames})
         reporter.clip_started(clip.path.name, clip.frames)
-        hooks = Hooks(reporter.progress, stop)
+        hooks = Hooks(reporter.progress, stop, reporter.note)
         record = write_clip(clip, hooks, options.save_state, options.outputs())
     for note in record_notes(record):
         reporter.note(note)
@@ -116,6 +123,22 @@ def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) ->
         reporter.say(f"{clip.path.name}: its frames are those that were recorded, bit for bit")
     reporter.finished(record)
     reporter.result(clip.path)
+
+
+def _take_threads(options: RenderOptions, recorded: Mapping[str, Any]) -> bool:
+    """Compute with as many threads as a stream was made with, unless it is said how many: frames are
+    bit-exact for one number. Returns whether that was so.
+    """
+    threads = recorded.get("threads")
+    on_cpu = str(recorded.get("device", "cpu")) == "cpu"
+    if options.threads is not None or not on_cpu or type(threads) is not int:
+        return False
+    if not 1 <= threads <= MAX_THREADS:
+        return False
+    import torch
+
+    torch.set_num_threads(threads)
+    return True
 
 
 def _with_own_prompt(saved: Path, job: RenderJob) -> RenderJob:

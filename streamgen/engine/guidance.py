@@ -1,7 +1,9 @@
 """What steers a chunk: text, motion and guidance strengths, and the guided velocity they give."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +51,14 @@ class Conditioning:
     guidance: Guidance
     strengths: Tensor | None = None
 
+    def weights(self) -> tuple[float, float]:
+        """Strengths of text and motion guidance that hold in this chunk: without tracks there is none of
+        motion.
+        """
+        if self.motion is None:
+            return max(1.0, self.guidance.text), 0.0
+        return self.guidance.text, self.guidance.motion
+
 
 def guided_velocity(
     dit: CausalDiT, x: Tensor, sigma: float, conditioning: Conditioning, context: AttentionContext
@@ -57,12 +67,12 @@ def guided_velocity(
     `joint_guidance` of all branches in one forward over the committed context that they share.
     """
     text, motion = conditioning.text, conditioning.motion
-    w_t = conditioning.guidance.text if motion is not None else max(1.0, conditioning.guidance.text)
-    w_m = conditioning.guidance.motion if motion is not None else 0.0
+    w_t, w_m = conditioning.weights()
     if dit.config.guidance:
         strengths = conditioning.strengths
         if strengths is None:
-            strengths = torch.tensor([w_t, w_m], device=x.device).expand(*x.shape[:2], 2)
+            # filled in on the device: a tensor of numbers would be copied there in every step
+            strengths = torch.stack([torch.full(x.shape[:2], w, device=x.device) for w in (w_t, w_m)], -1)
         return _predict(dit, x, sigma, text, context, motion, strengths)
     if w_t + w_m == 1:
         return _predict(dit, x, sigma, text, context, motion)
@@ -74,6 +84,44 @@ def guided_velocity(
     motions = torch.cat([motion, motion, torch.zeros_like(motion)])
     v_full, v_motion, v_text = _predict(dit, _repeat(x, 3), sigma, texts, context, motions).chunk(3)
     return joint_guidance(v_full, v_motion, v_text, w_t, w_m)
+
+
+class Pass(Protocol):
+    """A network's prediction for one chunk under some words and motion."""
+
+    def __call__(self, x: Tensor, timestep: float, strengths: tuple[float, float] | None = None) -> Tensor:
+        """The velocity `(B, T, C, h, w)` of noisy latents at a timestep of 0 to 1000."""
+        ...
+
+
+def guided_passes(
+    conditioning: Conditioning,
+    pass_of: Callable[[TextContext, Tensor | None], Pass],
+    takes_strengths: bool,
+) -> Callable[[Tensor, float], Tensor]:
+    """`guided_velocity` for runners whose passes are of one batch: branches one after the other.
+
+    Args:
+        pass_of: from words and motion latents to their pass, made once a chunk.
+        takes_strengths: whether the network has an input for the strengths.
+    """
+    text, null, motion = conditioning.text, conditioning.null_text, conditioning.motion
+    w_t, w_m = weights = conditioning.weights()
+    whole = pass_of(text, motion)
+    if takes_strengths:
+        return lambda x, sigma: whole(x, 1000 * sigma, weights)
+    if w_t + w_m == 1:
+        return lambda x, sigma: whole(x, 1000 * sigma)
+    without = pass_of(null, motion)
+    # words alone are all there is where there is no motion
+    words = whole if motion is None else pass_of(text, None)
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        full, silent = whole(x, 1000 * sigma), without(x, 1000 * sigma)
+        still = full if motion is None else words(x, 1000 * sigma)
+        return joint_guidance(full, silent, still, w_t, w_m)
+
+    return velocity
 
 
 def joint_guidance(

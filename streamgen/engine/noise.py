@@ -63,6 +63,9 @@ class SeededNoise:
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
         # not from torch's defaults, which a caller may have changed
         made = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+        if self.device.type == "cuda":
+            # from pinned memory, so that the host goes on while it is copied
+            return made.to(self.dtype).pin_memory().to(self.device, non_blocking=True)
         return made.to(self.device, self.dtype)
 
 

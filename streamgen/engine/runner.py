@@ -10,17 +10,15 @@ from torch import Tensor
 
 from models.causal_dit import CausalDiT, TextContext
 from models.joint_recache import JointRecache
-from models.kv_cache import CacheCursor, CacheRing
+from models.kv_cache import CacheCursor, CacheRing, CacheView
 from models.video_codec import VideoCodec
 
-from ..errors import InputError, NonFiniteError
-from ..suggest import unknown_key
+from ..errors import NonFiniteError
+from .attention import attention_kernels, attention_scope
 from .decoder import DecoderState, StreamingDecoder
 from .guidance import Conditioning, guided_velocity
 from .noise import NoiseSource
-from .sampler import Sampling, denoise_chunk
-
-RUNNERS = ("auto", "plain")
+from .sampler import Sampling, Velocity, denoise_chunk
 
 
 class Runner(Protocol):
@@ -97,6 +95,8 @@ class PlainRunner:
 
     def __init__(self, dit: CausalDiT, codec: VideoCodec | None = None) -> None:
         self.dit = dit
+        weight = dit.head.head.weight
+        self.kernels = attention_kernels(weight.device, weight.dtype, dit.config.head_dim)
         self.decoder = None if codec is None else StreamingDecoder(codec)
 
     def denoise(
@@ -115,18 +115,27 @@ class PlainRunner:
         shape = (ring.shape.batch, length, channels, rows * patch, columns * patch)
         view, watch = ring.view(cursor, length), _FiniteWatch()
         start = noise.initial(index, shape)
+        velocity = self.velocity(view, conditioning)
+        # all of the chunk's draws before its first step, so that no step waits for a copy to the device
+        steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
+        fresh = [noise.renoise(index, step, shape) for step in range(steps - 1)] if sampling.renoise else []
         watch(0, "noise", start)
-        latents = denoise_chunk(
-            lambda x, sigma: guided_velocity(self.dit, x, sigma, conditioning, view),
-            start,
-            sampling.sigmas,
-            (lambda step: noise.renoise(index, step, shape)) if sampling.renoise else None,
-            sampling.exit_step,
-            sampling.with_gradient,
-            watch,
-        )
+        with attention_scope(self.kernels):
+            latents = denoise_chunk(
+                velocity,
+                start,
+                sampling.sigmas,
+                fresh.__getitem__ if sampling.renoise else None,
+                sampling.exit_step,
+                sampling.with_gradient,
+                watch,
+            )
         watch.check(index)
         return latents
+
+    def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
+        """The guided velocity of one chunk, at any noise level."""
+        return lambda x, sigma: guided_velocity(self.dit, x, sigma, conditioning, view)
 
     @torch.no_grad()
     def commit(
@@ -139,7 +148,8 @@ class PlainRunner:
         motion: Tensor | None,
     ) -> CacheCursor:
         """See `Runner`."""
-        self.dit(latents, timesteps, text, ring.view(cursor, latents.shape[1]), motion)
+        with attention_scope(self.kernels):
+            self.dit(latents, timesteps, text, ring.view(cursor, latents.shape[1]), motion)
         return cursor.moved(latents.shape[1])
 
     @torch.no_grad()
@@ -155,7 +165,8 @@ class PlainRunner:
     ) -> CacheCursor:
         """See `Runner`."""
         context = JointRecache(ring, cursor, latents.shape[1], keep_sink)
-        self.dit(latents, timesteps, text, context, motion)
+        with attention_scope(self.kernels):
+            self.dit(latents, timesteps, text, context, motion)
         return context.finish()
 
     def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -186,14 +197,3 @@ class _FiniteWatch:
         raise NonFiniteError(
             f"chunk {chunk}: step {step + 1}: {name} is not finite; the stream stays where it was"
         )
-
-
-def check_runner(name: str) -> str:
-    """The runner that a name stands for on this machine; `auto` is the plain one.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    if name not in RUNNERS:
-        raise InputError(unknown_key(name, RUNNERS, noun="runner"))
-    return "plain" if name == "auto" else name

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,10 +31,13 @@ from .sources import Clip
 
 @dataclass(frozen=True)
 class Hooks:
-    """The caller's part while a clip is made: told `progress(frames)`, asked `stopped()` between chunks."""
+    """The caller's part while a clip is made: told `progress(frames)` and, by `tell(line)`, what it should
+    know at once; asked `stopped()` between chunks.
+    """
 
     progress: Callable[[int], None] = lambda done: None
     stopped: Callable[[], bool] = lambda: False
+    tell: Callable[[str], None] = lambda line: None
 
 
 @dataclass
@@ -43,6 +47,8 @@ class _Tally:
     seconds: dict[str, float] = field(default_factory=dict)
     first_frame: float | None = None
     receipts: dict[int, Receipt] = field(default_factory=dict)
+    steps: Counter[int] = field(default_factory=Counter)
+    told: list[str] = field(default_factory=list)
 
     def add(self, part: str, seconds: float) -> None:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
@@ -181,6 +187,11 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
         for part, seconds in chunk.timings.items():
             tally.add(part, seconds)
         tally.receipts |= {receipt.number: receipt for receipt in chunk.receipts}
+        tally.steps[chunk.steps] += 1
+        note = session.deadline_note
+        if note is not None and not tally.told:
+            tally.told.append(note)
+            hooks.tell(note)
         started = time.perf_counter()
         wanted = chunk.frames[max(0, clip.first_frame - chunk.start_frame) : end - chunk.start_frame].numpy()
         for target in targets:
@@ -217,6 +228,9 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "device": device_name(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "runner": session.runner.name,
+        # how many chunks took so many; which of them is in the timeline
+        "steps": {str(count): tally.steps[count] for count in sorted(tally.steps)},
         # of all raw frames; of an extended clip there are the digests of its parts alone
         "sha256": sink.sha256 if clip.head is None else None,
         "parts": [asdict(part) for part in parts],
@@ -229,7 +243,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "first_frame": clip.first_frame + clip.frames - frames,
         "timeline": session.timeline.to_json(),
         "receipts": [tally.receipts[number].to_json() for number in sorted(tally.receipts)],
-        "notes": list(clip.notes),
+        "notes": [*clip.notes, *tally.told],
         "unknown_words": {prompt: list(found.unknown) for prompt, found in words.items() if found.unknown},
         "dropped_words": {prompt: found.dropped for prompt, found in words.items() if found.dropped},
         "timings": {

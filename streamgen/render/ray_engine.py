@@ -27,11 +27,14 @@ _QUEUED_PER_SLOT = 2
 
 @dataclass(frozen=True)
 class RayOrder:
-    """What a worker needs to begin: model, device, CPU threads (None: one), and the output folder."""
+    """What a worker needs to begin: model, device, CPU threads (None: one), runner (None: the fastest there),
+    and the output folder.
+    """
 
     model: str
     device: str
     threads: int | None
+    runner: str | None
     folder: Path
 
 
@@ -125,7 +128,8 @@ def _runner(order: RayOrder, policy: Policy) -> ItemRunner:
     from ..pipeline import load_pipeline
 
     torch.set_num_threads(order.threads or 1)
-    return ItemRunner(load_pipeline(order.model, order.device), OutputFolder(order.folder), policy)
+    pipeline = load_pipeline(order.model, order.device, runner=order.runner)
+    return ItemRunner(pipeline, OutputFolder(order.folder), policy)
 
 
 def _connected() -> Any:

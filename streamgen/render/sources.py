@@ -16,6 +16,7 @@ from typing import Any
 from models.context import ChunkPlan
 from models.kv_cache import MAX_POSITIONS, RopeMode
 
+from ..engine.choice import Chosen
 from ..errors import InputError
 from ..motion.file import load_motion
 from ..motion.gestures import MOTION, Gesture, changed, released
@@ -27,6 +28,7 @@ from ..stream.events import Receipt, StreamEvent
 from ..stream.model import StreamModel
 from ..stream.recache import recache_of
 from ..stream.session import Session
+from ..stream.settings import STEP_SETTINGS
 from ..stream.snapshot import read_meta
 from ..stream.state import StreamState
 from ..suggest import shorten
@@ -91,11 +93,14 @@ class Head:
     record: Mapping[str, Any]
 
 
-def open_job(pipeline: Pipeline, job: RenderJob, path: Path, copy: int = 0) -> Clip:
+def open_job(
+    pipeline: Pipeline, job: RenderJob, path: Path, copy: int = 0, deadline_ms: float | None = None
+) -> Clip:
     """A clip of a job; everything in it is checked before the first frame.
 
     Args:
         copy: how many jobs before this one ask for the very same clip; part of its key.
+        deadline_ms: what a chunk may take, see `Pipeline.open`.
 
     Raises:
         InputError: a setting, motion file, image, clip or length that cannot be, or a file that changed
@@ -116,6 +121,7 @@ def open_job(pipeline: Pipeline, job: RenderJob, path: Path, copy: int = 0) -> C
         job.video,
         job.set,
         gestures=opening.gestures,
+        deadline_ms=deadline_ms,
     )
     if job_key(pipeline, job, copy) != key:
         raise InputError("a file of this job changed while it was read")
@@ -123,7 +129,8 @@ def open_job(pipeline: Pipeline, job: RenderJob, path: Path, copy: int = 0) -> C
     receipts = tuple(_submit(session, change.event(), change.frame) for change in later)
     prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
     notes = _reach_notes(changes, frames, fps)
-    return Clip(session, path, 0, frames, job.to_json(), key, prompts, receipts, began, notes=notes)
+    values = job.to_json() | ({} if deadline_ms is None else {"deadline_ms": deadline_ms})
+    return Clip(session, path, 0, frames, values, key, prompts, receipts, began, notes=notes)
 
 
 def check_job(pipeline: Pipeline, job: RenderJob) -> tuple[str, ...]:
@@ -156,6 +163,7 @@ def open_continuation(
     path: Path,
     new_prompt: bool,
     extend: Path | None = None,
+    deadline_ms: float | None = None,
 ) -> Clip:
     """A clip that goes on where the saved stream's clip ended. All times of the job count from there.
 
@@ -164,6 +172,7 @@ def open_continuation(
         new_prompt: whether the job's first prompt is a change; else the stream keeps its own, and any change
             it still waits for.
         extend: the clip that the stream was saved at the end of; the new frames are put behind its own.
+        deadline_ms: what a chunk may take, see `Pipeline.resume`.
 
     Raises:
         InputError: a damaged state, one of another model, a setting or motion file that cannot be, or a clip
@@ -172,7 +181,8 @@ def open_continuation(
     began = time.perf_counter()
     fps = pipeline.geometry.fps
     frames = job.length(fps)
-    session = pipeline.resume(state)
+    chosen = pipeline.choose(recorded=read_meta(state).get("runner"))
+    session = pipeline.resume(state, runner=chosen.runner, deadline_ms=deadline_ms)
     first = _continues_at(session, state)
     head = None if extend is None else _head(extend, pipeline, first)
     _check_positions(session, first + frames)
@@ -187,8 +197,9 @@ def open_continuation(
     receipts += [_submit(session, change.event(), change.frame) for change in changes[1:]]
     key = _digest({"job": job_key(pipeline, job), "state": file_digest(str(state)), "new_prompt": new_prompt})
     values = job.to_json() | {"continue_from": str(state)}
+    values |= {} if deadline_ms is None else {"deadline_ms": deadline_ms}
     prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
-    notes = _reach_notes(changes, first + frames, fps)
+    notes = _notes(chosen, _reach_notes(changes, first + frames, fps))
     return Clip(
         session, path, first, frames, values, key, prompts, tuple(receipts), began, head=head, notes=notes
     )
@@ -220,7 +231,8 @@ def open_timeline(
     if seconds is None:
         seconds = max((entry.frame for entry in timeline.events), default=0) / fps + _TAIL_SECONDS
     frames = frame_count(seconds, fps)
-    session = pipeline.replay(timeline, image, video)
+    chosen = pipeline.choose(recorded=record.get("runner"))
+    session = pipeline.replay(timeline, image, video, runner=chosen.runner)
     _check_positions(session, frames)
     prompts = dict.fromkeys(entry.event.prompt for entry in timeline.events if entry.event.prompt is not None)
     values: dict[str, Any] = {"timeline": str(file), "seconds": seconds, "seed": timeline.seed}
@@ -235,7 +247,7 @@ def open_timeline(
     ]
     # a recorded event was asked for up to a chunk before it took effect
     slack = pipeline.geometry.temporal * pipeline.plan.chunk_frames
-    notes = _reach_notes(changes, frames, fps, slack)
+    notes = _notes(chosen, _reach_notes(changes, frames, fps, slack))
     return Clip(
         session, path, 0, frames, values, key, tuple(prompts), (), began, replays=replays, notes=notes
     )
@@ -249,7 +261,12 @@ def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
     Raises:
         InputError: an unknown setting, or a file that cannot be read.
     """
-    settings = pipeline.settings.updated(job.set).to_json()
+    settings = {
+        name: value
+        for name, value in pipeline.settings.updated(job.set).to_json().items()
+        # as it was before there were such settings, so that folders of then are known
+        if value or name not in STEP_SETTINGS
+    }
     values = job.to_json() | {"frames": job.length(pipeline.geometry.fps)}
     for name in ("seconds", "samples", "size", "set"):
         values.pop(name, None)
@@ -264,6 +281,9 @@ def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
     geometry = pipeline.geometry
     size = [geometry.width, geometry.height, geometry.fps]
     content = {"job": values, "settings": settings, "size": size, "weights": pipeline.digest}
+    if pipeline.asked_runner not in (None, "auto"):
+        # one that was asked for by name; what auto takes is another on another machine, and no other job
+        content["runner"] = pipeline.asked_runner
     return _digest(content | ({"copy": copy} if copy else {}))
 
 
@@ -413,6 +433,11 @@ def _reach_notes(changes: Sequence[_Change], end: int, fps: float, slack: int = 
             # plain motion without points lets go of all that began before
             break
     return tuple(reversed(notes))
+
+
+def _notes(chosen: Chosen, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """What is not as it was recorded, before what of the motions is not shown."""
+    return notes if chosen.note is None else (chosen.note, *notes)
 
 
 def _motion_digests(motion: Motion | None) -> Any:

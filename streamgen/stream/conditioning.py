@@ -47,9 +47,8 @@ def motion_latents(model: StreamModel, gestures: tuple[Gesture, ...], state: Lat
         return None
     encoder = model.motion_encoder
     assert encoder is not None, "tracks are refused where they come in"
-    batch = Tracks(
-        *(x[None].to(model.device) for x in (tracks.points, tracks.state, tracks.pinned, tracks.ids))
-    )
+    parts = (tracks.points, tracks.state, tracks.pinned, tracks.ids)
+    batch = Tracks(*(x[None].to(model.device, non_blocking=True) for x in parts))
     grid = (geometry.latent_height, geometry.latent_width)
     latents: Tensor = encoder(batch, grid, first=start == 0)
     return latents.to(model.dtype)

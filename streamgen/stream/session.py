@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..engine.budget import StepBudget
 from ..engine.noise import NoiseSource
 from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
@@ -15,18 +16,21 @@ from .model import StreamModel
 from .queue import EventQueue
 from .snapshot import Restored, Snapshot, decode, encode, write_snapshot
 from .state import FrameChunk, StreamState
-from .step import Decision, admitted, conclude, decide, settled, step
+from .step import Decision, admitted, conclude, decide, paced, settled, step
 from .timeline import Timeline
 
 
 @dataclass(frozen=True, eq=False)
 class _Moment:
-    """A state, the chunk that led there, what its events came to, and what a restore has brought."""
+    """A state, the chunk that led there, what its events came to, what a restore has brought, and what chunks
+    have taken where there is a deadline.
+    """
 
     state: StreamState
     chunk: FrameChunk | None = None
     decision: Decision | None = None
     brought: Restored | None = None
+    budget: StepBudget | None = None
 
 
 class Session:
@@ -43,13 +47,18 @@ class Session:
     """
 
     def __init__(
-        self, model: StreamModel, state: StreamState, runner: Runner | None = None, log: Path | None = None
+        self,
+        model: StreamModel,
+        state: StreamState,
+        runner: Runner | None = None,
+        log: Path | None = None,
+        budget: StepBudget | None = None,
     ) -> None:
         self.model = model
         self.runner: Runner = runner or PlainRunner(model.dit, model.codec)
         self.geometry, self.seed = model.geometry, state.log.header.seed
         self.log_file = None if log is None else LogFile(log, state.log)
-        self._queue, self._now, self._owed = EventQueue(), _Moment(state), False
+        self._queue, self._now, self._owed = EventQueue(), _Moment(state, budget=budget), False
         self._generating = threading.RLock()
 
     @property
@@ -81,6 +90,11 @@ class Session:
     def pending(self) -> tuple[Receipt, ...]:
         """Receipts of the events that wait, in order of submission."""
         return tuple(item.receipt for item in self._queue.items)
+
+    @property
+    def deadline_note(self) -> str | None:
+        """One line where no number of steps meets the deadline."""
+        return None if self._now.budget is None else self._now.budget.note
 
     def in_force(self, receipt: Receipt) -> bool:
         """Whether an event was applied in the stream as it is now: not in a future that a rewind undid."""
@@ -141,17 +155,17 @@ class Session:
         Events that wait now and did not wait then are refused.
 
         Raises:
-            InputError: the snapshot is of another model, size, dtype or runner, or damaged.
+            InputError: the snapshot is of another model, size or dtype, or damaged.
         """
         with self._generating:
             self._conclude(self._now)
             same = self.state.noise.identity == snapshot.meta.get("noise")
             noise = self.state.noise if same else None
-            self._go(decode(snapshot, self.model, self.runner.name, noise, self.epoch + 1))
+            self._go(decode(snapshot, self.model, noise, self.epoch + 1))
 
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one, on a cache of its own."""
-        return Session.of(self.model, self.snapshot(), self.runner, self.state.noise)
+        return Session.of(self.model, self.snapshot(), self.runner, self.state.noise, self._now.budget)
 
     @classmethod
     def of(
@@ -160,11 +174,11 @@ class Session:
         snapshot: Snapshot,
         runner: Runner | None = None,
         noise: NoiseSource | None = None,
+        budget: StepBudget | None = None,
     ) -> "Session":
         """A session that goes on where a snapshot was taken; raises as `restore` and `Pipeline.open` do."""
-        runner = runner or PlainRunner(model.dit, model.codec)
-        restored = decode(snapshot, model, runner.name, noise)
-        session = cls(model, restored.state, runner)
+        restored = decode(snapshot, model, noise)
+        session = cls(model, restored.state, runner, budget=budget)
         session._go(restored)
         return session
 
@@ -176,16 +190,21 @@ class Session:
     def _next(self) -> _Moment:
         """The moment behind the next chunk."""
         timings: dict[str, float] = {}
-        decision = decide(self.model, self.state, self._queue.due(self.next_frame))
+        decision, budget = decide(self.model, self.state, self._queue.due(self.next_frame)), self._now.budget
+        if budget is not None:
+            decision = paced(self.model, self.state, decision, budget)
         state = settled(self.runner, self.state, decision, timings.__setitem__)
         # the same stream with its last chunk committed, which stays if the rest fails
         self._now = replace(self._now, state=state)
-        return _Moment(*step(self.model, self.runner, state, decision, timings), decision)
+        state, chunk = step(self.model, self.runner, state, decision, timings)
+        if budget is not None:
+            budget = budget.after(chunk.timings, chunk.steps, decision.rebuilds)
+        return _Moment(state, chunk, decision, budget=budget)
 
     def _go(self, restored: Restored) -> None:
         """Become what a snapshot says."""
         self.seed = restored.state.log.header.seed
-        self._now = _Moment(restored.state, restored.owed, brought=restored)
+        self._now = _Moment(restored.state, restored.owed, brought=restored, budget=self._now.budget)
         self._owed = restored.owed is not None
         self._conclude(self._now)
 

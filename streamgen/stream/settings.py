@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from models.context import ChunkPlan
 from models.kv_cache import RopeMode
 
+from ..engine.budget import subset
 from ..engine.guidance import Guidance
 from ..engine.sampler import Sampling
 from ..engine.scheduler import FlowMatchScheduler
@@ -19,6 +20,8 @@ from .recache import RecacheMode, SinkPolicy
 Sampler = Literal["euler", "renoise"]
 CommitNoise = Literal["drawn", "none"]
 
+# Steps of some chunks; 0 where they are as all others.
+STEP_SETTINGS = ("first_steps", "change_steps", "budget_steps")
 # These shape the cache, so they are fixed when a stream opens.
 OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
@@ -28,7 +31,8 @@ class StreamSettings:
     """Settings of a stream.
 
     Attributes:
-        steps: network evaluations per chunk, 1 to 1000.
+        steps: network evaluations per chunk, 1 to 1000. Of a model with trained noise levels (sampler
+            renoise) fewer steps than it was trained with take a subset of those levels.
         shift: timestep shift of the noise levels.
         sampler: `euler` (probability-flow ODE) or `renoise` (few-step students).
         context_noise: noise level in [0, 1) at which finished chunks enter the cache.
@@ -41,6 +45,10 @@ class StreamSettings:
         sink_policy: what a recache does with the sink where an event does not say: `refresh` or `keep`.
         commit_noise: with context noise above 0, `drawn` gives committed chunks noise of that level, `none`
             only its timestep, as the published inference code of Self Forcing does.
+        first_steps: steps of the first chunk of a stream or scene; 0: as `steps`.
+        change_steps: steps of a chunk with which the words change or the cache is made anew; 0: as `steps`.
+        budget_steps: steps of all chunks, whatever the three say; 0: none. What a deadline comes to is
+            recorded so, and replayed.
 
     Raises:
         ValueError: a value out of range.
@@ -58,10 +66,16 @@ class StreamSettings:
     recache_mode: RecacheMode = "chunks"
     sink_policy: SinkPolicy = "refresh"
     commit_noise: CommitNoise = "drawn"
+    first_steps: int = 0
+    change_steps: int = 0
+    budget_steps: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps must be in 1..1000, found {self.steps}")
+        for name in STEP_SETTINGS:
+            if not 0 <= vars(self)[name] <= 1000:
+                raise ValueError(f"{name} must be in 0..1000, found {vars(self)[name]}")
         if not 0 <= self.context_noise < 1:
             raise ValueError(f"context_noise must be in [0, 1), found {self.context_noise}")
         if self.sampler not in get_args(Sampler):
@@ -117,11 +131,33 @@ class StreamSettings:
         """Strengths of joint guidance."""
         return Guidance(self.text_guidance, self.motion_guidance)
 
-    def sampling(self) -> Sampling:
-        """What the rollout needs of these settings."""
-        sigmas = FlowMatchScheduler(self.steps, self.shift).sigmas()
+    def steps_of(self, first: bool, changed: bool) -> int:
+        """Steps of a chunk.
+
+        Args:
+            first: it begins a stream or a scene.
+            changed: with it the words change, or the cache is made anew.
+        """
+        special = (first and self.first_steps) or (changed and self.change_steps)
+        return self.budget_steps or special or self.steps
+
+    def sampling(self, steps: int | None = None, trained: "StreamSettings | None" = None) -> Sampling:
+        """What the rollout needs of these settings.
+
+        Args:
+            steps: of the chunk; by default `self.steps`.
+            trained: the settings of the checkpoint, whose noise levels fewer steps are taken from.
+        """
+        count = self.steps if steps is None else steps
+        sigmas = FlowMatchScheduler(count, self.shift).sigmas()
+        if trained is not None and self._knows_levels(trained) and count < trained.steps:
+            sigmas = subset(FlowMatchScheduler(trained.steps, trained.shift).sigmas(), count)
         drawn = self.commit_noise == "drawn"
         return Sampling(sigmas, self.sampler == "renoise", self.context_noise, drawn)
+
+    def _knows_levels(self, trained: "StreamSettings") -> bool:
+        """Whether these settings solve at the noise levels that a checkpoint was distilled at."""
+        return self.sampler == trained.sampler == "renoise" and self.shift == trained.shift
 
     def plan(self, base: ChunkPlan) -> ChunkPlan:
         """The checkpoint's chunk plan with this stream's sink and window.

@@ -94,7 +94,9 @@ def encode(
         tensors["opening"] = state.opening.clone()
     if owed is not None:
         tensors |= {"owed.frames": owed.frames.clone(), "owed.latents": owed.latents.clone()}
-    meta |= _identity(model, runner) | {
+    meta |= _identity(model) | {
+        "runner": runner,
+        "threads": torch.get_num_threads(),
         "written_by": f"streamgen {own_version()}",
         "seed": state.log.header.seed,
         "noise": state.noise.identity,
@@ -151,19 +153,17 @@ def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, A
     return tensors, meta
 
 
-def decode(
-    snapshot: Snapshot, model: StreamModel, runner: str, noise: NoiseSource | None, epoch: int = 0
-) -> Restored:
-    """The state and the waiting events of a snapshot, on a cache of their own.
+def decode(snapshot: Snapshot, model: StreamModel, noise: NoiseSource | None, epoch: int = 0) -> Restored:
+    """The state and the waiting events of a snapshot, on a cache of their own; any runner goes on with it.
 
     Args:
         noise: the stream's source of draws where it is not its seed's.
 
     Raises:
-        InputError: another model, size, dtype, runner or source of draws, or damaged.
+        InputError: another model, size, dtype or source of draws, or damaged.
     """
     meta, tensors = snapshot.meta, snapshot.tensors
-    check_fits(meta, model, runner)
+    check_fits(meta, model)
     try:
         texts = [_text(row, tensors[f"text.{i}"], model) for i, row in enumerate(meta["texts"])]
         controls = Controls(
@@ -189,12 +189,12 @@ def decode(
     return Restored(state, pending, receipts, owed)
 
 
-def check_fits(meta: dict[str, Any], model: StreamModel, runner: str) -> None:
-    """Raise InputError where a snapshot's header names another format, version, model, size, dtype, chunk
-    plan or runner.
+def check_fits(meta: dict[str, Any], model: StreamModel) -> None:
+    """Raise InputError where a snapshot's header names another format, version, model, size, dtype or chunk
+    plan.
     """
     check_version(meta)
-    for what, expected in _identity(model, runner).items():
+    for what, expected in _identity(model).items():
         if meta.get(what) != expected:
             raise InputError(f"snapshot: expected {what} {expected}, found {meta.get(what)}")
 
@@ -310,7 +310,7 @@ def _checked_log(found: EventLog, header: LogHeader, events: int, digest: str, p
     return log
 
 
-def _identity(model: StreamModel, runner: str) -> dict[str, Any]:
+def _identity(model: StreamModel) -> dict[str, Any]:
     """What a snapshot and the model it is opened on have to share."""
     return {
         "format": FORMAT,
@@ -319,7 +319,6 @@ def _identity(model: StreamModel, runner: str) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "chunks": [model.plan.first_chunk_frames, model.plan.chunk_frames],
         "size": [model.geometry.width, model.geometry.height],
-        "runner": runner,
     }
 
 

@@ -68,6 +68,7 @@ class FrameChunk:
         receipts: of the events that took effect with this chunk, or were found impossible at its start.
         timings: seconds spent per part (`commit` of the chunk before, `event`, `denoise`, `decode`).
         latents: `(1, T', C, h, w)` clean.
+        steps: network evaluations it took; 0 where its latents were given.
     """
 
     frames: Tensor
@@ -78,3 +79,4 @@ class FrameChunk:
     receipts: tuple[Receipt, ...]
     timings: dict[str, float]
     latents: Tensor
+    steps: int = 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..engine.budget import StepBudget
 from ..engine.runner import Runner
 from ..errors import InputError
 from ..motion.gestures import MOTION, Gesture, asked_tracks, changed
@@ -165,10 +166,9 @@ def step(
         )
     conditioning = chunk_conditioning(model, controls, latents)
     measure("event", time.perf_counter() - began)
-    sampling = controls.settings.sampling()
-    after, made = advance(
-        runner, latents, conditioning, controls.text, state.noise, sampling, state.given(), measure
-    )
+    steps = steps_of(state, decision)
+    sampling, given = controls.settings.sampling(steps, model.settings), state.given()
+    after, made = advance(runner, latents, conditioning, controls.text, state.noise, sampling, given, measure)
     began = time.perf_counter()
     frames, decoder = model.no_frames(), state.decoder
     if decoder is not None:
@@ -180,8 +180,38 @@ def step(
         log = log.appended(made.index, frame, decision.event, numbers)
     receipts = tuple(item.receipt for item in decision.taken)
     fps, epoch = model.geometry.fps, state.epoch
-    chunk = FrameChunk(frames, frame, fps, made.index, epoch, receipts, timings, made.latents)
+    taken = steps if given is None else 0
+    chunk = FrameChunk(frames, frame, fps, made.index, epoch, receipts, timings, made.latents, taken)
     return state.moved(after, controls, decoder, log), chunk
+
+
+def steps_of(state: StreamState, decision: Decision) -> int:
+    """Network evaluations of the next chunk, as its settings say."""
+    first = decision.action == "clear" or not state.latents.recent
+    changed = decision.action in ("recache", "clear") or not decision.controls.text.same(state.controls.text)
+    return decision.controls.settings.steps_of(first, changed)
+
+
+def paced(model: StreamModel, state: StreamState, decision: Decision, budget: StepBudget) -> Decision:
+    """The decision with as many steps as a deadline allows, as the log tells and a replay repeats it."""
+    settings = decision.controls.settings
+    own = steps_of(state, Decision(replace(decision.controls, settings=replace(settings, budget_steps=0))))
+    most = max(own, settings.steps, settings.first_steps, settings.change_steps)
+    if settings.sampler == "renoise":
+        most = max(most, model.settings.steps)
+    steps = budget.choose(settings.budget_steps or own, most, decision.rebuilds)
+    if steps == settings.budget_steps:
+        return decision
+    controls = replace(decision.controls, settings=replace(settings, budget_steps=steps))
+    if len(state.log) == 0:
+        return replace(decision, controls=controls, event=_opening(controls))
+    changes = {"budget_steps": steps}
+    event = decision.event
+    if event is None:
+        return replace(decision, controls=controls, event=StreamEvent(settings=changes))
+    return replace(
+        decision, controls=controls, event=replace(event, settings=dict(event.settings or {}) | changes)
+    )
 
 
 def conclude(decision: Decision, chunk: FrameChunk) -> None:

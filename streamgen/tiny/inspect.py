@@ -16,6 +16,7 @@ from models.video_tokenizer import VideoTokenizer
 from ..checkpoints.digest import tensor_digest
 from ..checkpoints.directory import MODEL, TOKENIZER, VOCABULARY, attention_text
 from ..checkpoints.inspect import compare_tensors, read_or_note
+from ..engine.attention import own_attention_text
 from ..errors import CheckpointError
 from .config import TinyConfig, read_tiny_config, read_vocabulary
 
@@ -74,6 +75,7 @@ def inspect_tiny(path: Path) -> dict[str, Any]:
     report["parts"] = parts
     report["chunk_plan"] = asdict(config.plan)
     report["attention"] = attention_text(config.plan, config.sampling)
+    report["attention_kernel"] = own_attention_text(config.dit.head_dim)
     report["settings"] = config.sampling.to_json()
     return report | {"problems": problems}
 

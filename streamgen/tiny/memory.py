@@ -23,9 +23,7 @@ from ..machine import free_bytes
 from .config import TinyConfig
 
 
-def stream_parts(
-    config: TinyConfig, plan: ChunkPlan, device: torch.device, dtype: torch.dtype
-) -> dict[str, int]:
+def stream_parts(config: TinyConfig, plan: ChunkPlan, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of one more stream of a model that is loaded, by part: cache, two prompts, the decoder's state,
     and what a step takes for a moment.
 
@@ -39,9 +37,7 @@ def stream_parts(
         geometry.tokens_per_frame,
         plan,
         dtype,
-        length=length,
         joint=config.sampling.recache_mode == "joint",
-        explicit=device.type == "cpu",
     )
     return {
         "cache": cache_bytes(config.dit, geometry, plan, dtype),
@@ -65,10 +61,10 @@ def check_memory(config: TinyConfig, device: torch.device, dtype: torch.dtype) -
         "tokenizer": parameter_count(tokenizer) * torch.float32.itemsize,
     }
     plan = config.sampling.plan(config.plan)
-    parts = weights | stream_parts(config, plan, device, dtype)
+    parts = weights | stream_parts(config, plan, dtype)
     held = sum(weights.values())
     what = f"{config.width}x{config.height}"
-    smaller = lambda: [(n, held + x) for n, x in _smaller(config, plan, device, dtype)]  # noqa: E731
+    smaller = lambda: [(n, held + x) for n, x in _smaller(config, plan, dtype)]  # noqa: E731
     expect_room(parts, free_bytes(device), what, device, smaller)
 
 
@@ -80,19 +76,17 @@ def stream_check(config: TinyConfig, device: torch.device, dtype: torch.dtype) -
 
     def check(plan: ChunkPlan) -> None:
         if plan not in known:
-            known[plan] = stream_parts(config, plan, device, dtype)
+            known[plan] = stream_parts(config, plan, dtype)
         what = f"a stream of {config.width}x{config.height}"
-        smaller = lambda: _smaller(config, plan, device, dtype)  # noqa: E731
+        smaller = lambda: _smaller(config, plan, dtype)  # noqa: E731
         expect_room(known[plan], free_bytes(device), what, device, smaller)
 
     return check
 
 
-def _smaller(
-    config: TinyConfig, plan: ChunkPlan, device: torch.device, dtype: torch.dtype
-) -> list[tuple[str, int]]:
+def _smaller(config: TinyConfig, plan: ChunkPlan, dtype: torch.dtype) -> list[tuple[str, int]]:
     plans = [(window, replace(plan, window_frames=window)) for window in smaller_windows(plan)]
-    return [(f"window_frames {w}", sum(stream_parts(config, p, device, dtype).values())) for w, p in plans]
+    return [(f"window_frames {w}", sum(stream_parts(config, p, dtype).values())) for w, p in plans]
 
 
 def _decoder_bytes(config: TinyConfig, frames: int) -> tuple[int, int]:

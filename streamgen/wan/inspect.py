@@ -24,6 +24,7 @@ from models.wan_vae import WanVAE
 
 from ..checkpoints.directory import attention_text
 from ..checkpoints.foreign import KIND_NAMES, read_payload
+from ..engine.attention import own_attention_text
 from ..errors import CheckpointError
 from .config import CONFIG, WanConfig, read_wan_config
 from .convert import CARD
@@ -48,6 +49,7 @@ def inspect_wan(path: Path) -> dict[str, Any]:
         "size": {"width": config.width, "height": config.height, "fps": config.fps},
         "chunk_plan": vars(config.plan),
         "attention": attention_text(config.plan, config.sampling),
+        "attention_kernel": own_attention_text(config.dit.head_dim),
         "settings": config.sampling.to_json(),
         "assumed": assumed(config.dit, config.text.length),
         "memory_gib": memory_table(config, config.plan),
@@ -117,7 +119,7 @@ def foreign_report(path: Path) -> dict[str, Any] | None:
 
 def memory_table(config: WanConfig, plan: ChunkPlan) -> dict[str, float]:
     """GiB on an accelerator in bfloat16, by part and in all, without the text encoder."""
-    setup = Setup(plan, torch.bfloat16, torch.bfloat16, config.decoder, False, None)
+    setup = Setup(plan, torch.bfloat16, torch.bfloat16, config.decoder, None)
     parts = memory_parts(config, setup)
     return {name: round(value / GIB, 2) for name, value in parts.items()} | {
         "all": round(sum(parts.values()) / GIB, 2)

@@ -66,7 +66,6 @@ def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: 
         dtype,
         torch.float32 if device.type == "cpu" else dtype,
         config.decoder,
-        device.type == "cpu",
         text.dtype if same else None,
     )
 

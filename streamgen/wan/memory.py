@@ -39,7 +39,6 @@ class Setup:
         plan: chunks, sink and window of the stream.
         dtype, codec_dtype: of the diffusion network and its cache, and of the picture decoder.
         decoder: `vae`, `tiny` or `none`.
-        explicit_attention: whether scores are written out (the CPU) or stay in the kernel.
         text_dtype: of a text encoder that lies on the same device; None where it does not.
     """
 
@@ -47,7 +46,6 @@ class Setup:
     dtype: torch.dtype
     codec_dtype: torch.dtype
     decoder: str
-    explicit_attention: bool
     text_dtype: torch.dtype | None
 
 
@@ -82,9 +80,7 @@ def stream_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
         geometry.tokens_per_frame,
         setup.plan,
         setup.dtype,
-        length=length,
         joint=config.sampling.recache_mode == "joint",
-        explicit=setup.explicit_attention,
     )
     codec = build_decoder(config, setup.decoder)
     if codec is not None:

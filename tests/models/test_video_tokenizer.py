@@ -175,14 +175,14 @@ def check_long_stream() -> None:
 @pytest.mark.parametrize("check", [check_encode_streaming, check_decode_streaming, check_long_stream])
 def test_streaming_equals_whole(check: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     check()
-    advanced = VideoTokenizer._advanced
+    advanced = VideoTokenizer.advanced
 
     def forget(
         self: VideoTokenizer, state: TokenizerState, keys: Tensor, values: Tensor, count: int
     ) -> TokenizerState:
         return replace(advanced(self, state, keys, values, count), valid=0)
 
-    monkeypatch.setattr(VideoTokenizer, "_advanced", forget)
+    monkeypatch.setattr(VideoTokenizer, "advanced", forget)
     must_fail(check)
 
 

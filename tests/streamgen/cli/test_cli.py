@@ -104,13 +104,15 @@ def test_usage_errors_are_one_line(
 
 
 def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = call(capsys, "bench", "--model", checkpoint, "--json", "--chunks", 20, "--threads", 1, "-q")
+    done = call(capsys, "bench", "--model", checkpoint, "--json", "--chunks", 20, "--threads", 1,
+                "--cold", 0, "-q")  # fmt: skip
     assert done.code == 0, done
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
     result = json.loads(done.stdout)
     assert (result["width"], result["height"], result["fps_target"], result["threads"]) == (32, 32, 16, 1)
     assert (result["device"], result["dtype"]) == ("cpu", "float32")
+    assert result["attention"] == "torch, fused on the CPU"
     assert result["realtime_factor"] == pytest.approx(result["pixel_fps"] / 16, rel=1e-3)
     assert set(result["chunk_ms"]) == {"denoise", "commit", "decode", "copy", "total"}
     assert all(part["p99"] >= part["p50"] > 0 for part in result["chunk_ms"].values())
@@ -121,11 +123,48 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
     assert "long_stream" not in result
 
 
+def test_bench_in_turns(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runners on one stream, a setting, a deadline; of a runner against itself the ratio is about 1."""
+    monkeypatch.setattr("streamgen.bench._TURNS", 3)
+    done = call(capsys, "bench", "--model", checkpoint, "--json", "--chunks", 20, "--cold", 0, "--vs", "onnx",
+                "--set", "steps=1", "--set", "change_steps=2", "--deadline", 1000, "-q")  # fmt: skip
+    assert done.code == 0, done
+    result = json.loads(done.stdout)
+    assert (result["runner"], result["vs"]["runners"]) == ("plain", ["plain", "onnx"])
+    for what in ("clock", "processor", "switch", "first_frame"):
+        ratio = result["vs"][what]["times_faster"]
+        assert 0 < ratio["p10"] <= ratio["p50"] <= ratio["p90"]
+        assert result["vs"][what]["onnx_ms"]["p50"] > 0
+    assert result["deadline"] == {"ms": 1000, "late": 0.0}
+    assert sum(result["steps_taken"].values()) == 20 + result["warm_chunks"]
+    for arguments, message in (
+        (["--vs", "plane"], "unknown runner 'plane' (did you mean 'plain'?)"),
+        (["--set", "stepps=1"], "did you mean 'steps'"),
+        (["--deadline", "0"], "deadline: expected a positive number of milliseconds, found 0.0"),
+    ):
+        assert message in call(capsys, "bench", "--model", checkpoint, *arguments).error()
+
+
+@pytest.mark.slow
+def test_bench_cold_and_beside(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamgen.bench._TURNS", 2)
+    done = call(capsys, "bench", "--model", checkpoint, "--json", "--chunks", 20, "--beside", 1, "-q")
+    assert done.code == 0, done
+    result = json.loads(done.stdout)
+    assert result["first_frame_cold_ms"]["p50"] > result["time_to_first_frame_ms"]
+    assert result["beside"]["loops"] == 1
+    assert result["beside"]["share_of_rate"]["p50"] > 0
+
+
 @pytest.mark.slow
 def test_bench_counts_frames_not_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """8 frames a chunk: the rate is 8 over the mean chunk time, however fast the machine is."""
     model = write_checkpoint(tmp_path / "m", plan=ChunkPlan(2, 1, 1, 2))
-    done = call(capsys, "bench", "--model", model, "--json", "--chunks", 300, "-q")
+    done = call(capsys, "bench", "--model", model, "--json", "--chunks", 300, "--cold", 0, "-q")
     result = json.loads(done.stdout)
     long = result["long_stream"]
     assert long["chunks"] == 300 + result["warm_chunks"]
@@ -143,6 +182,7 @@ def test_inspect_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[st
     assert report["tokenizer"]["match"] is True
     assert report["chunk_plan"]["window_frames"] == 3
     assert report["settings"]["steps"] == 2
+    assert report["attention_kernel"].startswith(("cpu: torch, fused", "cuda"))
     assert report["problems"] == []
     table = call(capsys, "inspect", checkpoint)
     assert table.code == 0
@@ -203,7 +243,7 @@ def test_ctrl_c_before_the_stream(
 ) -> None:
     """While the model loads there is nothing to finish."""
 
-    def load(*arguments: object) -> None:
+    def load(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("streamgen.cli.options.load_pipeline", load)

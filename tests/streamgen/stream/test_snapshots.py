@@ -62,7 +62,6 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], Any], str
         "expected dtype torch.float32, found torch.bfloat16",
     ),
     "chunks": (lambda m, t: m.update(chunks=[3, 3]), r"expected chunks \[1, 1\], found \[3, 3\]"),
-    "runner": (lambda m, t: m.update(runner="graph"), "expected runner plain, found graph"),
     "log cut short": (lambda m, t: t.update(log=t["log"][:-3]), "cut short"),
     "log without an entry": (
         lambda m, t: t.update(log=t["log"][:0]),

@@ -33,7 +33,7 @@ def test_parts_are_what_a_stream_allocates(
     session = pipeline.open("a red circle", settings=settings)
     next(session)
     next(session)
-    parts = stream_parts(pipeline.config, session.state.latents.ring.plan, CPU, dtype)
+    parts = stream_parts(pipeline.config, session.state.latents.ring.plan, dtype)
     assert session.state.decoder is not None
     state = session.state.decoder.tokenizer.tensors()
     assert parts["decoder state"] == sum(4 * x.numel() for x in state.values() if x.is_floating_point())
@@ -50,7 +50,7 @@ def test_openings_and_forks_are_checked(
     session = pipeline.open("a red circle")
     next(session)
     session.save(tmp_path / "state")
-    needed = sum(stream_parts(pipeline.config, pipeline.plan, CPU, torch.float32).values())
+    needed = sum(stream_parts(pipeline.config, pipeline.plan, torch.float32).values())
     for left in (needed, needed - 1):
         monkeypatch.setattr(streamgen.tiny.memory, "free_bytes", lambda device, left=left: left)
         for door in (

@@ -34,7 +34,7 @@ FULL = read_wan_config(CONFIGS / "wan-1.3b-longlive.yaml")
 
 
 def setup(**changes: object) -> Setup:
-    plain = Setup(FULL.plan, torch.bfloat16, torch.bfloat16, "vae", False, None)
+    plain = Setup(FULL.plan, torch.bfloat16, torch.bfloat16, "vae", None)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -119,7 +119,7 @@ def small_pipeline(*more: str) -> Pipeline:
 
 
 def small_setup(plan: ChunkPlan) -> Setup:
-    return Setup(plan, torch.float32, torch.float32, "vae", True, None)
+    return Setup(plan, torch.float32, torch.float32, "vae", None)
 
 
 WIDE = {"window_frames": 300}

@@ -1,0 +1,320 @@
+"""Which runner computes a model's chunks: by name, or what is fastest here.
+
+`auto` is decided by a measurement at load, of a chunk by each runner in turns, which takes a fraction of a
+second and is kept in the user's cache folder for this kind of machine and model. All that it chooses from
+agree with the plain runner within a stated tolerance.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.causal_dit import CausalDiT
+from models.context import ChunkPlan
+from models.kv_cache import CacheCursor, CacheRing, CacheShape
+from models.video_codec import VideoCodec
+from models.video_tokenizer import VideoTokenizer
+
+from ..errors import InputError
+from ..machine import free_bytes, own_version
+from ..suggest import unknown_key
+from .compiled import CompiledRunner
+from .decoder import DecoderState
+from .geometry import LatentGeometry
+from .guidance import Conditioning, Guidance
+from .noise import SeededNoise
+from .onnx.runner import OnnxRunner, unusable
+from .runner import PlainRunner, Runner
+from .sampler import Sampling
+
+RUNNERS = ("auto", "plain", "onnx", "compile")
+# what `auto` chooses from; compiling takes minutes, and is for those who ask
+_CANDIDATES = ("plain", "onnx")
+# where none is asked for
+RUNNER_VARIABLE = "STREAMGEN_RUNNER"
+# `auto` tries no runtime that keeps weights a second time on networks above this
+_MOST_PARAMETERS = 200_000_000
+_TURNS = 3
+# times as fast as it plays
+_ENOUGH = 2.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a runner is made and measured for."""
+
+    geometry: LatentGeometry
+    plan: ChunkPlan
+    sampling: Sampling
+    guidance: Guidance
+
+    @property
+    def chunk_seconds(self) -> float:
+        """How long the pictures of a chunk play."""
+        return self.plan.chunk_frames * self.geometry.temporal / self.geometry.fps
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A runner, and one line where it is another than was asked for."""
+
+    runner: Runner
+    note: str | None = None
+
+
+def default_runner() -> str:
+    """What is taken where none is asked for: `auto`, or what the environment says.
+
+    Raises:
+        InputError: the environment names an unknown one.
+    """
+    return check_runner(os.environ.get(RUNNER_VARIABLE) or "auto")
+
+
+def check_runner(name: str) -> str:
+    """The name of a runner.
+
+    Raises:
+        InputError: an unknown one.
+    """
+    if name not in RUNNERS:
+        raise InputError(unknown_key(name, RUNNERS, noun="runner"))
+    return name
+
+
+def choose_runner(
+    name: str, dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes, recorded: bool = False
+) -> Chosen:
+    """A runner by name, ready to run.
+
+    Args:
+        recorded: the name is what a record says, not what was asked for: where it cannot be had, the plain
+            runner goes on, and the note says so.
+
+    Raises:
+        InputError: an unknown name, or one that cannot run this model here, and why.
+    """
+    if recorded and name not in RUNNERS:
+        return Chosen(PlainRunner(dit, codec), f"runner {name}: unknown here; going on with the plain one")
+    name = check_runner(name)
+    if name == "auto":
+        name = fastest(dit, codec, sizes)
+    if name == "plain":
+        return Chosen(PlainRunner(dit, codec))
+    reason = (unusable(dit) or _too_large(dit)) if name == "onnx" else None
+    if reason is not None and not recorded:
+        raise InputError(f"runner {name}: {reason}")
+    if reason is None:
+        try:
+            return Chosen(_onnx(dit, codec, sizes) if name == "onnx" else _compiled(dit, codec, sizes))
+        except Exception as error:  # whatever the runtime has to say, the plain runner needs none of it
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return Chosen(PlainRunner(dit, codec), f"runner {name}: {reason}; going on with the plain one")
+
+
+def fastest(
+    dit: CausalDiT,
+    codec: VideoCodec | None,
+    sizes: Sizes,
+    folder: Path | None = None,
+    measure: Callable[[Runner], float] | None = None,
+) -> str:
+    """The name of the runner that measures fastest for a model on this machine; kept once it is known.
+
+    Args:
+        folder: where it is kept; by default the user's cache folder.
+        measure: seconds of a runner's work, the shortest of a few; by default `work_seconds`.
+    """
+    seconds = measured(dit, codec, sizes, folder, measure)
+    return min(seconds, key=lambda name: seconds[name], default="plain")
+
+
+def one_thread_is_enough(
+    name: str,
+    dit: CausalDiT,
+    codec: VideoCodec | None,
+    sizes: Sizes,
+    folder: Path | None = None,
+    measure: Callable[[Runner], float] | None = None,
+) -> bool:
+    """Whether a runner makes chunks at twice the rate at which they play on one thread: then more of them are
+    no use, and where other processes want the cores, threads that wait for each other are what stalls.
+
+    Args:
+        name: of the runner; `auto`: of the fastest.
+        folder, measure: see `fastest`.
+    """
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        seconds = measured(dit, codec, sizes, folder, measure)
+    finally:
+        torch.set_num_threads(threads)
+    least = min(seconds.values(), default=math.inf) if name == "auto" else seconds.get(name, math.inf)
+    return least * _ENOUGH <= sizes.chunk_seconds
+
+
+def measured(
+    dit: CausalDiT,
+    codec: VideoCodec | None,
+    sizes: Sizes,
+    folder: Path | None = None,
+    measure: Callable[[Runner], float] | None = None,
+) -> dict[str, float]:
+    """Seconds of a chunk by runner, the shortest of a few; nothing where there is but the plain one, or the
+    network is too large to be measured at load. Kept once they are known; see `fastest`.
+    """
+    if unusable(dit) is not None or sum(x.numel() for x in dit.parameters()) > _MOST_PARAMETERS:
+        return {}
+    names = _CANDIDATES
+    file, key = _cache_file(folder), _key(dit, codec, sizes)
+    known = _read(file).get(key)
+    if isinstance(known, dict) and all(isinstance(known.get(name), int | float) for name in names):
+        return {name: float(known[name]) for name in names}
+    measure = measure or (lambda runner: work_seconds(runner, dit, codec, sizes))
+    try:
+        runners: dict[str, Runner] = {"plain": PlainRunner(dit, codec), "onnx": _onnx(dit, codec, sizes)}
+        seconds = dict.fromkeys(names, math.inf)
+        for _ in range(_TURNS):
+            for name, runner in runners.items():
+                seconds[name] = min(seconds[name], measure(runner))
+    except Exception:  # a runtime that does not work here is not the fastest
+        return {}
+    _write(file, _read(file) | {key: {name: round(value, 6) for name, value in seconds.items()}})
+    return seconds
+
+
+@torch.no_grad()
+def work_seconds(runner: Runner, dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> float:
+    """Seconds of a chunk with the window full: its steps, its commit and its decoding."""
+    geometry, state, device = sizes.geometry, None, dit.head.head.weight.device
+    if codec is not None:
+        size = (1, 1, geometry.latent_channels, geometry.latent_height, geometry.latent_width)
+        _, state = runner.decode(torch.zeros(size, device=device), DecoderState.initial(codec))
+    latents, seconds = _chunk(runner, dit, sizes, sizes.plan.attention_frames)
+    began = time.perf_counter()
+    if state is not None:
+        runner.decode(latents, state)
+    return seconds + time.perf_counter() - began
+
+
+@torch.no_grad()
+def _chunk(runner: Runner, dit: CausalDiT, sizes: Sizes, frames: int) -> tuple[Tensor, float]:
+    """A chunk behind so many latent frames, and the seconds that it took, its commit counted."""
+    config, plan, weight = dit.config, sizes.plan, dit.head.head.weight
+    shape = CacheShape(config.layers, config.heads, config.head_dim, sizes.geometry.token_grid)
+    ring = CacheRing(shape, plan, dit.rope, weight.device, weight.dtype)
+    cursor, length = CacheCursor(frames=frames), plan.chunk_frames
+    text = dit.embed_text(torch.zeros(1, 8, config.text_dim, device=weight.device, dtype=weight.dtype))
+    conditioning = Conditioning(text, text, None, sizes.guidance)
+    noise = SeededNoise(0, weight.device, weight.dtype)
+    timesteps = torch.zeros(1, length, device=weight.device)
+    began = time.perf_counter()
+    latents = runner.denoise(ring, cursor, (1, length), conditioning, noise, sizes.sampling)
+    runner.commit(ring, cursor, latents, timesteps, text, None)
+    return latents, time.perf_counter() - began
+
+
+def _onnx(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> OnnxRunner:
+    """The ONNX runner with the programs that every stream needs."""
+    geometry, runner = sizes.geometry, OnnxRunner(dit, codec)
+    for frames in {sizes.plan.first_chunk_frames, sizes.plan.chunk_frames}:
+        runner.warm(geometry.token_grid, frames, (geometry.latent_height, geometry.latent_width))
+    return runner
+
+
+def _too_large(dit: CausalDiT) -> str | None:
+    """Why a network's weights have no room beside themselves, as they lie for the runtime; None where they
+    have.
+    """
+    free = free_bytes(torch.device("cpu"))
+    needed = 2 * sum(x.numel() * x.element_size() for x in dit.parameters())
+    if free is None or needed <= free:
+        return None
+    return f"needs {needed / 2**30:.1f} GiB for its own form of the weights, {free / 2**30:.1f} are free"
+
+
+def _compiled(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> CompiledRunner:
+    """The compiled runner with the programs of a window that fills and of a full one; torch keeps them on the
+    disk for the next process.
+    """
+    runner = CompiledRunner(dit, codec)
+    for frames in (sizes.plan.sink_frames, sizes.plan.attention_frames):
+        _chunk(runner, dit, sizes, frames)
+    return runner
+
+
+def _key(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> str:
+    """What a measurement is good for, as hex digits: sizes, versions, processor and threads."""
+    decoder = asdict(codec.config) if isinstance(codec, VideoTokenizer) else type(codec).__name__
+    values = {
+        "dit": asdict(dit.config),
+        "decoder": decoder,
+        "sizes": asdict(sizes),
+        "versions": [own_version(), torch.__version__, _version("onnxruntime")],
+        "machine": [platform.machine(), _processor()],
+        "threads": torch.get_num_threads(),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _processor() -> str:
+    """The processor's name, which platform does not know on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    named = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return hashlib.sha256("".join(sorted(named)).encode()).hexdigest() if named else platform.processor()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _cache_file(folder: Path | None) -> Path | None:
+    """Where measurements are kept; None for a user without a place of their own."""
+    if folder is None:
+        try:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamgen"
+        except RuntimeError:
+            return None
+    return folder / "runners.json"
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    """What is kept; nothing where there is no file, or a damaged one."""
+    if file is None:
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(file: Path | None, content: dict[str, Any]) -> None:
+    """Keep it, where there is a place for it; a machine without one measures every time."""
+    if file is None:
+        return
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The networks on ONNX Runtime: graphs that are written here, and the runner that runs them."""
