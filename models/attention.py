@@ -26,7 +26,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend:
         `(B, L, H, Dv)`.
     """
     if backend == "auto":
-        backend = chosen_backend(q.device.type, q.shape[-1], v.shape[-1])
+        half_trained = q.requires_grad and q.dtype in (torch.bfloat16, torch.float16)
+        backend = chosen_backend(q.device.type, q.shape[-1], v.shape[-1], half_trained)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if backend == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
@@ -36,17 +37,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend:
     return (at_least_float32(scores).softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
 
 
-def chosen_backend(device_type: str, width: int, value_width: int) -> Backend:
-    """What `auto` stands for: torch's fused kernel, `sdpa`, with and without a mask and with gradient.
+def chosen_backend(device_type: str, width: int, value_width: int, half_trained: bool = False) -> Backend:
+    """What `auto` stands for: torch's fused kernel, `sdpa`, with and without a mask.
 
     On CPUs scores are written out, `explicit`, where values are not as wide as keys (the doubled keys of
-    `MaskedContext`): torch's CPU kernel does not take those, and what it falls back to is slower (measured:
+    `MaskedContext`), which torch's CPU kernel does not take, and in half precision with gradient: its
+    backward pass takes up to seven times as long there at the few tokens of a latent frame (measured:
     docs/decisions/speed.md).
 
     Args:
         width, value_width: of one head's keys and values.
+        half_trained: in half precision, with gradient.
     """
-    return "explicit" if device_type == "cpu" and width != value_width else "sdpa"
+    return "explicit" if device_type == "cpu" and (width != value_width or half_trained) else "sdpa"
 
 
 class RMSNorm(nn.Module):

@@ -82,6 +82,8 @@ def test_what_is_chosen_on_cpus() -> None:
     # the doubled keys of a masked context, which torch's CPU kernel does not take
     assert chosen_backend("cpu", 128, 64) == "explicit"
     assert chosen_backend("cuda", 128, 64) == "sdpa"
+    assert chosen_backend("cpu", 64, 64, half_trained=True) == "explicit"
+    assert chosen_backend("cuda", 64, 64, half_trained=True) == "sdpa"
     cpu = torch.device("cpu")
     assert attention_kernels(cpu, torch.float32, 64) == ()
     assert "fused" in attention_text(cpu, torch.float32, 64)
