@@ -73,6 +73,12 @@ def _of(name: str) -> Mark:
     return lambda row: row.read[name]
 
 
+def _first_whole(row: Row) -> float:
+    """Whether the first frame holds one object, of the colour and shape it was told."""
+    (subject,), first = row.expected["subjects"], row.read["first"]
+    return float(first["objects"] == 1 and first["look"] == f"{subject['colour']} {subject['shape']}")
+
+
 def _released(row: Row) -> float:
     return float(row.read["motion"] == row.expected["subjects"][0]["motion"])
 
@@ -164,6 +170,7 @@ def _plain_metrics() -> list[Metric]:
         Metric("unseen", shown("look"), _names(_PLAIN, "unseen_accuracy"), by={"plain": "unseen_by_pair.{}"})
     )
     found += [Metric("unseen", shown(name), _names(_PLAIN, f"unseen.{name}")) for name in ATTRIBUTES]
+    found.append(Metric("prompts", _first_whole, _names(_PLAIN, "first_frame_whole")))
     return [*found, Metric("prompts", _of("seam"), _names(_PLAIN, "seam"), intervals.average)]
 
 

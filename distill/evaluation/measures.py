@@ -22,7 +22,7 @@ from .streams import Subject, Video
 from .suites import FPS, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
 
 #: A report's rows are of one revision; another one reads something else from the same frames.
-REVISION = 1
+REVISION = 2
 #: Where a dragged object cannot be seen, it counts as this far away (of the width).
 LOST = 0.5
 #: A step counts as at least this (of the width: a pixel of 64 to either side is what reading a changing shape
@@ -136,7 +136,16 @@ def plain(value: Any) -> Any:
 
 
 def _read_plain(instruments: Instruments, view: View) -> Read:
-    return instruments.shown(view) | {"seam": seam(view.video)}
+    return instruments.shown(view) | {"seam": seam(view.video), "first": _first(instruments, view)}
+
+
+def _first(instruments: Instruments, view: View) -> Read:
+    """What the first frame shows, which no later one can mend: how many `objects`, and `look`, the colour and
+    shape of what is read there as one object.
+    """
+    objects = int(count_objects(view.reading, len(view.video.frames))[0])
+    looks = [name for name, share in instruments.shown(view, 0, 1)["look"].items() if share > 0]
+    return {"objects": objects, "look": looks[0] if looks else None}
 
 
 def _read_drag(instruments: Instruments, view: View) -> Read:

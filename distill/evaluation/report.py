@@ -36,6 +36,7 @@ HEADLINES: tuple[tuple[str, str, str], ...] = (
     ("background across a switch, dB", "switch_kept_psnr", ">= 25"),
     ("what should stay stayed", "switch_kept", ">= 0.88"),
     ("hop at a switch, pixels of 64", "switch_hop", ""),
+    ("first frame holds one object, as told", "first_frame_whole", ">= 0.98"),
     ("step at a chunk's begin over others, of 255", "seam", "as truth"),
     ("60 s: first 4 s", "drift.start", ""),
     ("60 s: last 4 s", "drift.end", "within 0.03"),

@@ -83,6 +83,22 @@ def test_clips_of_the_world_show_what_they_say(instruments: Instruments, plain: 
     assert max(found[f"control.shuffled.{name}_accuracy"] for name in ATTRIBUTES) < 0.5, found
     # no chunks, no seams: of 255 levels
     assert abs(found["seam"]) < 0.3
+    assert found["first_frame_whole"] >= 0.9
+
+
+def test_a_first_frame_with_another_object_is_not_whole(instruments: Instruments, plain: list[View]) -> None:
+    """Whatever later frames show: the first frame alone counts."""
+    videos = []
+    for view in plain[:4]:
+        frames = view.video.frames.clone()
+        frames[0] = (
+            frames[0]
+            .roll((32, 32), (0, 1))
+            .where(view.reading.masks[0].any(0).roll((32, 32), (0, 1))[..., None], frames[0])
+        )
+        videos.append(dataclasses.replace(view.video, frames=frames))
+    found = [row.read["first"]["objects"] for row in rows_of(instruments, videos)]
+    assert min(found) >= 2, found
 
 
 def test_pairs_of_the_world_are_read_right(instruments: Instruments, truth: Truth, count: int) -> None:
