@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .config import require
 
@@ -106,11 +105,3 @@ class Census:
     def count(self, name: str) -> int:
         """How many there were."""
         return self._counts[name]
-
-    def state(self) -> dict[str, Any]:
-        """The counts."""
-        return dict(self._counts)
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from counts; names that are not counted any more are dropped."""
-        self._counts.update({name: int(state[name]) for name in self._counts if name in state})

@@ -79,16 +79,8 @@ class WindowStage(DiffusionStage):
         """How windows are made."""
         return self.config.windows
 
-    def state(self) -> dict[str, Any]:
-        """What was seen so far."""
-        return {"census": self.census.state()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
-        self.census.load_state(state["census"])
-
     def counted(self, batch: FlowBatch) -> dict[str, float]:
-        """Count the targets of a batch; the shares of all so far, for the log."""
+        """Count the targets of a batch; the shares of all since this process began, for the log."""
         self.census.add(batch.counts)
         kinds, motions = self.census.shares(list(self.config.mixture.kinds)), self.census.shares(MOTIONS)
         turning = self.census.count("turning") / max(1, self.census.count("targets"))

@@ -160,12 +160,11 @@ class InitStage(WindowStage):
         return replace(self.config.windows, text_drop=0.0, target_text_drop=0.0, target_motion_drop=0.0)
 
     def state(self) -> dict[str, Any]:
-        """The moving average, and what was seen so far."""
-        return super().state() | {"average": self.average.state_dict()}
+        """The moving average."""
+        return {"average": self.average.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a saved moving average."""
-        super().load_state(state)
         self.average.load_state_dict(state["average"])
 
     def batch(self, tick: Tick) -> InitBatch:

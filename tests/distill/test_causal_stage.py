@@ -21,7 +21,8 @@ from distill.families.tiny import (
 from distill.flow import FlowMatching
 from distill.latent_cache import CacheConfig
 from distill.mixture import Kind, MixtureConfig
-from distill.scenes import SceneConfig
+from distill.scenes import MOTIONS, SceneConfig
+from distill.stage import StatefulStage
 from distill.stages.causal import CausalRun, CausalStage
 from distill.trainer import Tick
 from distill.turning_probe import TurningGate, check_turning, plot_turning
@@ -140,13 +141,17 @@ def test_every_kind_of_batch_gets_its_share_and_has_a_loss(
     assert_needs(check, monkeypatch, distill.mixture.Turns, "at", lambda self, number: "clips")
 
 
-def test_what_was_seen_goes_on_over_a_resume(tmp_path: Path) -> None:
-    stage, again = (CausalStage(tiny_run(tmp_path), CPU) for _ in range(2))
-    for step in range(4):
-        stage.loss(stage.module, stage.batch(Tick(step, 0, 0, 1, 0, 0.5)))
-    again.load_state(stage.state())
-    assert again.census.state() == stage.census.state()
-    assert again.census.count("targets") > 0
+def test_what_was_seen_is_counted(tmp_path: Path) -> None:
+    """Shares of kinds and of motions sum to one; nothing is state, so any number of processes goes on."""
+    stage = CausalStage(tiny_run(tmp_path), CPU)
+    for step in range(6):
+        _, metrics = stage.loss(stage.module, stage.batch(Tick(step, 0, 0, 1, 0, 0.5)))
+    kinds = [metrics[f"seen/{kind}"] for kind in stage.config.mixture.kinds]
+    motions = [metrics[f"seen/{motion.replace(' ', '_')}"] for motion in MOTIONS]
+    assert sum(kinds) == pytest.approx(1)
+    assert sum(motions) == pytest.approx(1)
+    assert metrics["seen/targets"] == stage.census.count("targets") > 0
+    assert not isinstance(stage, StatefulStage)
 
 
 def test_the_turning_probe_tells_turns_from_straight_ways(tmp_path: Path) -> None:
