@@ -1,6 +1,6 @@
 """The sizes of Wan-family networks, read off their tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,24 @@ from models.wan_vae import WAN_LATENT_MEAN, WAN_LATENT_STD, WanVAE, WanVAEConfig
 
 HEAD_DIM = 128
 TEXT_LENGTH = 512
+_BY_WIDTH = {1536: "1.3B", 3072: "5B", 5120: "14B"}
+_FOREIGN = (
+    ("img_emb.", "an image-to-video DiT (img_emb)"),
+    ("cross_attn.k_img.", "an image-to-video DiT (k_img)"),
+    ("attn2.add_k_proj.", "an image-to-video DiT (add_k_proj)"),
+    ("vace_blocks.", "a VACE model (vace_blocks)"),
+)
+
+
+def size_word(width: int) -> str:
+    """What published models of a width are called: 1.3B, 5B, 14B."""
+    return _BY_WIDTH.get(width, "an unpublished size")
+
+
+def foreign_layers(names: Iterable[str]) -> str | None:
+    """What a DiT is whose layers streamgen does not have; None for a text-to-video one."""
+    names = list(names)
+    return next((word for part, word in _FOREIGN if any(part in name for name in names)), None)
 
 
 def expected_module(kind: Kind, tensors: Tensors) -> nn.Module | None:
