@@ -51,7 +51,7 @@ _BESIDE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a vocabulary", re.compile(r"(?:^|\.)spiece_model$")),
 )
 _MEMORY = re.compile(r"(?:^|\.)(memory_\w+)")
-_DEEPEST = 4
+_DEEPEST, _LONGEST = 4, 300
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def sections(payload: Any) -> dict[str, Tensors]:
     "" for tensors at the top.
 
     Raises:
-        ValueError: no tensors anywhere.
+        ValueError: no tensors anywhere, or names that no network has.
     """
     if not isinstance(payload, Mapping):
         raise ValueError(f"expected named tensors, found {type(payload).__name__}")
@@ -176,6 +176,9 @@ def sections(payload: Any) -> dict[str, Tensors]:
 
 def _collect(values: Mapping[Any, Any], name: str, found: dict[str, Tensors], depth: int) -> None:
     tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
+    strange = next((key for key in tensors if not key.isprintable() or len(key) > _LONGEST), None)
+    if strange is not None:
+        raise ValueError(f"{strange[:40]!r}: expected printable names of at most {_LONGEST} characters")
     if tensors:
         found[name] = tensors
     if depth > 0:

@@ -176,7 +176,7 @@ def _read_shards(path: Path, names_only: bool) -> dict[str, Tensor]:
     if missing:
         raise CheckpointError(
             f"weights {path}: {len(missing)} of its {len(shards)} shards are missing, "
-            f"the first is {missing[0]}"
+            f"the first is {shorten(missing[0])}"
         )
     out: dict[str, Tensor] = {}
     for file in files.values():
@@ -205,6 +205,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _shard(index: Path, shard: str) -> Path:
     """The file of a shard, which lies in the folder of its index or below it."""
     parts = PurePosixPath(shard.replace("\\", "/"))
+    if any(len(part.encode(errors="replace")) > 255 for part in parts.parts):
+        raise CheckpointError(f"weights {index}: shard {shorten(shard)}: longer than a file name can be")
     if parts.is_absolute() or ".." in parts.parts or "\0" in shard or ":" in shard:
         raise CheckpointError(
             f"weights {index}: shard {shorten(shard)}: expected a file in the folder of the index, "

@@ -103,8 +103,8 @@ def foreign_report(path: Path) -> dict[str, Any] | None:
     }
     try:
         report |= _sizes(read.kind, read.tensors)
-    except (ValueError, KeyError, IndexError) as error:
-        report["problems"] = [f"incomplete: {error}"]
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        report["problems"] = [f"incomplete: {one_line(error)}"]
     return report
 
 

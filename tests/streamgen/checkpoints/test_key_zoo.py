@@ -304,13 +304,14 @@ def test_header_of_a_sparse_gigabyte(tmp_path: Path) -> None:
     [
         (
             {"a": "x.safetensors", "b": "y.safetensors"},
-            "2 of its 2 shards are missing, the first is x.safeten",
+            "2 of its 2 shards are missing, the first is 'x.safeten",
         ),
         ({"a": "../x.safetensors"}, "expected a file in the folder of the index, found one outside"),
         ({"a": "/x.safetensors"}, "found one outside"),
         ({"a": "C:\\x.safetensors"}, "found one outside"),
         ({"a": "index.json"}, "expected a weights file, found the index itself"),
         ({"a": "other.json"}, "expected a weights file, found another kind of file"),
+        ({"a": "x" * 300 + ".pt"}, "longer than a file name can be"),
         ({"a": 3}, "expected an index with a weight_map"),
         ({}, "expected an index with a weight_map"),
         ([], "expected an index with a weight_map"),
