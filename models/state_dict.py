@@ -2,15 +2,14 @@
 
 Our names are those of Wan2.1 (https://github.com/Wan-Video/Wan2.1), for the diffusion transformer as for the
 autoencoder. Other formats: diffusers (WanTransformer3DModel, AutoencoderKLWan), the trainers of Self-Forcing,
-Causal-Forcing and LongLive (sections, wrapper prefixes and infixes), PEFT LoRA, TAEHV, and UMT5 as Wan2.1 and
-as transformers name it. Tensors in, tensors out; errors are ValueErrors that name the key, what was expected
-and what was found.
+Causal-Forcing and LongLive (wrapper prefixes and infixes), TAEHV, and UMT5 as Wan2.1 and as transformers name
+it. What wraps them is unwrapped in `unwrap.py`, LoRAs are read in `lora.py`. Tensors in, tensors out; errors
+are ValueErrors that name the key, what was expected and what was found.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 # Order matters: a LoRA has the names of what it changes, a checkpoint of ours those of Wan below its parts.
 _SIGNS: tuple[tuple[Kind, str], ...] = (
-    ("lora", r"\.lora_(A|B|down|up)\."),
+    ("lora", r"[._]lora[._](A|B|down|up)(\.|$)|\.diff(_[bm])?$|^lora_unet_|^lycoris_|\.(lokr|hada)_"),
     ("streamgen", r"^dit\.patch_embedding\.weight$"),
     ("diffusers_dit", r"^condition_embedder\.|^blocks\.\d+\.attn1\."),
     ("wan_dit", r"^blocks\.\d+\.self_attn\.|^head\.modulation$"),
@@ -32,9 +31,8 @@ _SIGNS: tuple[tuple[Kind, str], ...] = (
     ("umt5", r"^(shared|encoder\.embed_tokens)\.weight$|^encoder\.block\.\d+\."),
     ("taehv", r"^decoder\.\d+\.conv\.0\.weight$|^decoder\.\d+\.weight$"),
 )
-_INFIXES = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "_forward_module.")
+INFIXES = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "_forward_module.")
 _PREFIXES = ("generator.", "model.diffusion_model.", "diffusion_model.", "model.", "module.")
-GENERATOR_SECTIONS = ("generator_ema", "generator", "model", "state_dict", "")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _DIT_TOP = (
@@ -65,6 +63,11 @@ _DIT_BLOCK = (
         )
     ),
 )
+# layers of a DiT in both namings, those of a block without their place
+DIT_LAYERS: Mapping[str, tuple[str, ...]] = {
+    part: tuple(name.rstrip(".") for pair in table for name in pair)
+    for part, table in (("top", _DIT_TOP), ("block", _DIT_BLOCK))
+}
 _VAE_RESIDUAL = (
     ("residual.0.", "norm1."),
     ("residual.2.", "conv1."),
@@ -113,58 +116,29 @@ def identify(names: Iterable[str]) -> Kind:
     )
 
 
-def sections(payload: Any) -> dict[str, Tensors]:
-    """The dictionaries of tensors in what a checkpoint file holds, by name; "" for tensors at the top.
-
-    Raises:
-        ValueError: no tensors anywhere.
-    """
-    if not isinstance(payload, Mapping):
-        raise ValueError(f"expected named tensors, found {type(payload).__name__}")
-    found: dict[str, Tensors] = {}
-    top = {str(k): v for k, v in payload.items() if isinstance(v, Tensor)}
-    if top:
-        found[""] = top
-    for name, value in payload.items():
-        if isinstance(value, Mapping):
-            inner = {str(k): v for k, v in value.items() if isinstance(v, Tensor)}
-            if inner:
-                found[str(name)] = inner
-    if not found:
-        raise ValueError(
-            f"expected named tensors, found {', '.join(map(str, list(payload)[:5])) or 'nothing'}"
-        )
-    return found
-
-
-def choose_section(found: Mapping[str, Tensors], wanted: Iterable[str]) -> tuple[str, Tensors]:
-    """The first of the wanted sections that is there, with wrapper names stripped.
-
-    Raises:
-        ValueError: none of them.
-    """
-    wanted = tuple(wanted)
-    for name in wanted:
-        if name in found:
-            return name, strip_wrappers(found[name])
-    expected = ", ".join(name or "tensors at the top" for name in wanted)
-    raise ValueError(f"expected one of the sections {expected}, found {', '.join(found)}")
-
-
-def strip_wrappers(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Names without the infixes of FSDP, activation checkpointing and compile, and without a prefix that all
-    of them share.
+def strip_infixes(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Names without the infixes of FSDP, activation checkpointing and compile.
 
     Raises:
         ValueError: two names become one.
     """
     out: Tensors = {}
     for name, tensor in tensors.items():
-        for infix in _INFIXES:
+        for infix in INFIXES:
             name = name.replace(infix, "")
         if name in out:
             raise ValueError(f"{name}: found twice once wrapper names are stripped")
         out[name] = tensor
+    return out
+
+
+def strip_wrappers(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Names without infixes (`strip_infixes`), and without a prefix that all of them share.
+
+    Raises:
+        ValueError: two names become one.
+    """
+    out = strip_infixes(tensors)
     stripped = True
     while stripped:
         stripped = False
@@ -175,9 +149,13 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def check_dtypes(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for the first tensor that is no plain floating point number, fp8 for instance."""
+    """Raise ValueError for the first tensor that is no plain floating point number, fp8 for instance, or not
+    dense.
+    """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dtype not in FLOATS:
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name}: expected a dense tensor, found {tensor.layout}")
+        if tensor.dtype not in FLOATS:
             found = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(
                 f"{name}: expected float32, float16 or bfloat16, found {found} (use the unquantised weights)"
@@ -233,81 +211,6 @@ def umt5_to_transformers(tensors: Mapping[str, Tensor]) -> Tensors:
     return renamed
 
 
-@dataclass(frozen=True)
-class LoraPair:
-    """One low-rank change: `down (rank, in)` and `up (out, rank)`."""
-
-    down: Tensor
-    up: Tensor
-
-
-def lora_pairs(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
-    """The changes of a PEFT LoRA by the name of the layer they change, in our names.
-
-    Raises:
-        ValueError: half of a pair is missing, ranks differ, or a name that is none of a LoRA.
-    """
-    halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in strip_wrappers(tensors).items():
-        match = re.fullmatch(r"(?:base_model\.model\.)?(?:model\.)?(.+)\.lora_([AB])\.(?:\w+\.)?weight", name)
-        if match is None:
-            raise ValueError(f"{name}: expected <layer>.lora_A.weight or <layer>.lora_B.weight")
-        layer = match[1]
-        if ".attn1." in layer or ".attn2." in layer or ".ffn.net." in layer:
-            layer = _dit_name(layer.removeprefix("transformer.") + ".", back=True).rstrip(".")
-        halves.setdefault(layer, {})[match[2]] = tensor
-    pairs = {}
-    for layer, half in halves.items():
-        if set(half) != {"A", "B"}:
-            missing = ({"A", "B"} - set(half)).pop()
-            raise ValueError(f"{layer}.lora_{missing}.weight: missing")
-        down, up = half["A"], half["B"]
-        if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]:
-            raise ValueError(
-                f"{layer}: expected lora_A (rank, in) and lora_B (out, rank) of one rank, found "
-                f"{tuple(down.shape)} and {tuple(up.shape)}"
-            )
-        pairs[layer] = LoraPair(down, up)
-    return pairs
-
-
-def merge_lora(
-    tensors: Mapping[str, Tensor],
-    pairs: Mapping[str, LoraPair],
-    alpha: float | None = None,
-    rank: int | None = None,
-) -> Tensors:
-    """Weights with a LoRA merged into them: `W + alpha / rank * B A` (arXiv 2106.09685), in float32 at least.
-
-    Args:
-        tensors: a DiT under our names.
-        pairs: from `lora_pairs`.
-        alpha: scale; None means the rank, as LongLive has it.
-        rank: the rank that is expected; None takes any.
-
-    Raises:
-        ValueError: a layer that the model does not have, of another shape, or another rank.
-    """
-    out = dict(tensors)
-    for layer, pair in pairs.items():
-        name = f"{layer}.weight"
-        if name not in out:
-            raise ValueError(f"{layer}: changed by the LoRA, but not a layer of this model")
-        weight, found = out[name], pair.down.shape[0]
-        if rank is not None and found != rank:
-            raise ValueError(f"{layer}: expected a LoRA of rank {rank}, found {found}")
-        expected = (pair.up.shape[0], pair.down.shape[1])
-        if tuple(weight.shape) != expected:
-            raise ValueError(
-                f"{layer}: expected a LoRA for shape {tuple(weight.shape)}, found one for {expected}"
-            )
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        scale = 1.0 if alpha is None else alpha / found
-        change = pair.up.to(wide) @ pair.down.to(wide)
-        out[name] = (weight.to(wide) + scale * change).to(weight.dtype)
-    return out
-
-
 def widen_patch_embedding(tensors: Mapping[str, Tensor], channels: int) -> Tensors:
     """A DiT whose patch embedding reads `channels` input channels: new ones (motion) have zero weights, so
     that the network computes what it did.
@@ -325,6 +228,15 @@ def widen_patch_embedding(tensors: Mapping[str, Tensor], channels: int) -> Tenso
         return dict(tensors)
     extra = weight.new_zeros(weight.shape[0], missing, *weight.shape[2:])
     return dict(tensors) | {"patch_embedding.weight": torch.cat([weight, extra], 1)}
+
+
+def dit_layer(layer: str) -> str:
+    """A layer of a DiT in diffusers naming (`blocks.0.attn1.to_q`, no parameter) under our name.
+
+    Raises:
+        ValueError: not a layer of it.
+    """
+    return _dit_name(layer + ".", back=True).rstrip(".")
 
 
 def _rename(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> Tensors:

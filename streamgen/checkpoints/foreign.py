@@ -3,8 +3,9 @@
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -12,19 +13,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.state_dict import Kind, Tensors, check_dtypes, choose_section, identify, sections, to_wan
+from models.state_dict import Kind
+from models.unwrap import Unwrapped, unwrap
 
 from ..errors import CheckpointError
+from ..suggest import shorten
+from .header import read_header
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", ".json", *_PICKLES)
+_LARGEST_INDEX = 64 * 2**20
 
 
-def read_payload(path: Path) -> Any:
+def read_payload(path: Path, names_only: bool = False) -> Any:
     """What a weights file holds: a mapping of tensors, or for a trainer's pickle whatever it nests.
 
-    A `.safetensors.index.json` reads all of its shards. Pickles are read with `weights_only=True` and mapped
-    to memory, so that what is not used costs nothing.
+    What a file is, its first bytes say. A `.safetensors.index.json` reads all of its shards. Pickles are read
+    with `weights_only=True`; all files are mapped to memory, so that what is not used costs nothing.
+
+    Args:
+        names_only: tensors of the meta device, which have names, dtypes and shapes; no number is read.
 
     Raises:
         CheckpointError: missing, of an unknown format, truncated, or with objects that are no tensors.
@@ -32,43 +40,38 @@ def read_payload(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"weights {path}: no such file")
     suffix = path.suffix.lower()
+    if suffix == ".gguf":
+        raise CheckpointError(f"weights {path}: GGUF is not read, use the safetensors file in bf16 or fp8")
     if suffix not in SUFFIXES:
         raise CheckpointError(f"weights {path}: expected a file that ends in {', '.join(SUFFIXES)}")
+    start = _start(path)
+    _refuse_pages(path, start)
     if suffix == ".json":
-        return _read_shards(path)
-    if suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"weights {path}: truncated or not safetensors ({error})") from None
-    return _read_pickle(path)
+        return _read_shards(path, names_only)
+    # a length below 2^40, and the brace that JSON begins with
+    is_safetensors = start[8:9] == b"{" and start[5:8] == b"\0\0\0"
+    is_pickle = start.startswith((b"PK\x03\x04", b"\x80"))
+    if is_safetensors or (suffix == ".safetensors" and not is_pickle):
+        header = read_header(path)
+        return header.tensors if names_only else _read_safetensors(path)
+    return _read_pickle(path, names_only)
 
 
-def read_foreign(path: Path, wanted: Iterable[str]) -> tuple[Kind, Tensors, str]:
+def read_foreign(path: Path, wanted: Iterable[str], kind: Kind | None = None) -> Unwrapped:
     """Weights under our names, whatever wraps them.
 
     Args:
         wanted: sections of a trainer's file, in order of preference.
-
-    Returns:
-        what they are (after renaming a diffusers file is a Wan one), the tensors, and the section they lay
-        in.
+        kind: what is looked for in a file that holds several networks.
 
     Raises:
-        CheckpointError: unreadable, of no known kind, or quantised.
+        CheckpointError: unreadable, of no known kind, or of a kind that cannot be used.
     """
     payload = read_payload(path)
     try:
-        found = sections(payload)
-        # a flat file has no sections to choose from
-        section, tensors = choose_section(found, (*wanted, "generator_lora", ""))
-        kind = identify(tensors)
-        check_dtypes(tensors)
-        renamed = to_wan(tensors, kind)
+        return unwrap(payload, wanted, kind)
     except ValueError as error:
-        raise CheckpointError(f"weights {path}: {error}") from None
-    ours: dict[Kind, Kind] = {"diffusers_dit": "wan_dit", "diffusers_vae": "wan_vae"}
-    return ours.get(kind, kind), renamed, section
+        raise CheckpointError(f"weights {path}: {one_line(error)}") from None
 
 
 def expect_kind(path: Path, found: Kind, expected: Kind) -> None:
@@ -99,42 +102,119 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_pickle(path: Path) -> Any:
+def one_line(error: Exception, limit: int = 400) -> str:
+    """An error's text on one line: names in foreign files may hold anything."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _start(path: Path) -> bytes:
     try:
+        with path.open("rb") as file:
+            return file.read(1024)
+    except OSError as error:
+        raise CheckpointError(f"weights {path}: cannot be read ({error.strerror or error})") from None
+
+
+def _refuse_pages(path: Path, start: bytes) -> None:
+    """Raise CheckpointError for what downloads leave in place of weights."""
+    if start.startswith(b"version https://git-lfs"):
+        found = re.search(rb"^size (\d{1,18})$", start, re.MULTILINE)
+        size = f" of {int(found[1]) / 1e9:.2g} GB" if found else ""
+        raise CheckpointError(
+            f"weights {path}: a Git LFS pointer{size}, not the file itself: fetch it with `git lfs pull` or "
+            "give hf://owner/repo/file"
+        )
+    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
+        raise CheckpointError(f"weights {path}: an HTML page, not weights: the download was refused or moved")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"weights {path}: truncated or not safetensors ({one_line(error, 120)})"
+        ) from None
+
+
+def _read_pickle(path: Path, names_only: bool) -> Any:
+    device = "meta" if names_only else "cpu"
+    try:
+        if path.suffix.lower() == ".safetensors":
+            # torch goes by the name; a stream of bytes has none, and cannot be mapped
+            with path.open("rb") as file:
+                return torch.load(file, map_location=device, weights_only=True)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location=device, weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
             # written in the format of before torch 1.6, which cannot be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        text = " ".join(str(error).split())
+        text = one_line(error, 4000)
         if "GLOBAL " not in text and "Unsupported" not in text:
             raise CheckpointError(
                 f"weights {path}: truncated or not a file of torch.save ({text[:120]})"
             ) from None
-        name = text.split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in text else "other objects"
+        name = text.split("GLOBAL ")[1].split(" ")[0][:80] if "GLOBAL " in text else "other objects"
         raise CheckpointError(
             f"weights {path}: expected tensors alone, found {name}; it is not read, since that may run code"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:  # what a damaged pickle raises is whatever its bytes happen to call
         raise CheckpointError(
-            f"weights {path}: truncated or not a file of torch.save ({text[:120]})"
+            f"weights {path}: truncated or not a file of torch.save ({one_line(error, 120)})"
         ) from None
 
 
-def _read_shards(path: Path) -> dict[str, Tensor]:
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(names.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"weights {path}: expected an index with a weight_map") from None
-    out: dict[str, Tensor] = {}
-    for shard in shards:
-        out |= read_payload(path.with_name(str(shard)))
-    missing = sorted(set(names) - set(out))
+def _read_shards(path: Path, names_only: bool) -> dict[str, Tensor]:
+    names = _weight_map(path)
+    shards = sorted(set(names.values()))
+    files = {shard: _shard(path, shard) for shard in shards}
+    missing = [shard for shard, file in files.items() if not file.is_file()]
     if missing:
-        raise CheckpointError(f"weights {path}: {missing[0]}: named in the index, but in no shard")
+        raise CheckpointError(
+            f"weights {path}: {len(missing)} of its {len(shards)} shards are missing, "
+            f"the first is {shorten(missing[0])}"
+        )
+    out: dict[str, Tensor] = {}
+    for file in files.values():
+        found = read_payload(file, names_only)
+        if not isinstance(found, Mapping):
+            raise CheckpointError(f"weights {file}: expected named tensors, found {type(found).__name__}")
+        out |= {str(name): tensor for name, tensor in found.items()}
+    absent = sorted(set(names) - set(out))
+    if absent:
+        raise CheckpointError(f"weights {path}: {shorten(absent[0])}: named in the index, but in no shard")
     return out
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        if path.stat().st_size > _LARGEST_INDEX:
+            raise ValueError
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not names or not all(isinstance(shard, str) and shard for shard in names.values()):
+            raise ValueError
+        return {str(name): shard for name, shard in names.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"weights {path}: expected an index with a weight_map") from None
+
+
+def _shard(index: Path, shard: str) -> Path:
+    """The file of a shard, which lies in the folder of its index or below it."""
+    parts = PurePosixPath(shard.replace("\\", "/"))
+    if any(len(part.encode(errors="replace")) > 255 for part in parts.parts):
+        raise CheckpointError(f"weights {index}: shard {shorten(shard)}: longer than a file name can be")
+    if parts.is_absolute() or ".." in parts.parts or "\0" in shard or ":" in shard:
+        raise CheckpointError(
+            f"weights {index}: shard {shorten(shard)}: expected a file in the folder of the index, "
+            "found one outside"
+        )
+    if parts.suffix.lower() not in SUFFIXES or parts.suffix.lower() == ".json":
+        raise CheckpointError(
+            f"weights {index}: shard {shorten(shard)}: expected a weights file, found "
+            f"{'the index itself' if parts.name == index.name else 'another kind of file'}"
+        )
+    return index.parent / parts

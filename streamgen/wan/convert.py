@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.state_dict import GENERATOR_SECTIONS, Kind, Tensors, to_diffusers
+from models.state_dict import Kind, Tensors, to_diffusers
+from models.unwrap import GENERATOR_SECTIONS
 
 from ..checkpoints.directory import MODEL, TOKENIZER
 from ..checkpoints.foreign import KIND_NAMES, file_sha256, read_foreign
@@ -152,19 +153,16 @@ def _read(source: Path, config: WanConfig | None) -> WanTensors:
         raise InputError(
             f"{source}: this model is base + LoRA, expected the folder that holds both, found one file"
         )
-    kind, tensors, section = read_foreign(
-        source, config.sources.section if config is not None else GENERATOR_SECTIONS
-    )
-    sha256 = file_sha256(source)
+    read = read_foreign(source, config.sources.section if config is not None else GENERATOR_SECTIONS)
+    kind, sha256 = read.kind, file_sha256(source)
     places: dict[Kind, str] = {"wan_dit": "dit", "wan_vae": "vae", "taehv": "tiny_decoder"}
     if kind not in places:
         raise CheckpointError(
             f"weights {source}: expected a Wan DiT, a Wan VAE or TAEHV, found {KIND_NAMES[kind]}"
         )
-    found = WanTensors(
-        files=[SourceFile(places[kind], source.name, kind, section, source.stat().st_size, sha256)]
-    )
-    setattr(found, places[kind], tensors)
+    size, notes = source.stat().st_size, tuple(read.notes())
+    found = WanTensors(files=[SourceFile(places[kind], source.name, kind, read.section, size, sha256, notes)])
+    setattr(found, places[kind], read.tensors)
     return found
 
 

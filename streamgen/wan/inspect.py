@@ -9,21 +9,14 @@ from torch import Tensor
 
 from models.causal_dit import CausalDiT
 from models.context import ChunkPlan
-from models.state_dict import (
-    GENERATOR_SECTIONS,
-    Kind,
-    Tensors,
-    choose_section,
-    identify,
-    lora_pairs,
-    sections,
-    to_wan,
-)
+from models.lora import read_lora
+from models.state_dict import Kind, Tensors
 from models.tiny_decoder import TinyDecoder
+from models.unwrap import sections, unwrap
 from models.wan_vae import WanVAE
 
 from ..checkpoints.directory import attention_text
-from ..checkpoints.foreign import KIND_NAMES, read_payload
+from ..checkpoints.foreign import KIND_NAMES, one_line, read_payload
 from ..engine.attention import own_attention_text
 from ..errors import CheckpointError
 from .config import CONFIG, WanConfig, read_wan_config
@@ -95,25 +88,25 @@ def foreign_report(path: Path) -> dict[str, Any] | None:
     payload = read_payload(path)
     try:
         found = sections(payload)
-        name, tensors = choose_section(found, (*GENERATOR_SECTIONS, "generator_lora", *found))
-        kind = identify(tensors)
+        read = unwrap(payload)
     except ValueError as error:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and "expected a Wan DiT" in str(error):
             return None
-        raise CheckpointError(f"weights {path}: {error}") from None
-    if kind == "streamgen":
+        raise CheckpointError(f"weights {path}: {one_line(error)}") from None
+    if read.kind == "streamgen":
         return None
     report: dict[str, Any] = {
         "path": str(path),
-        "kind": KIND_NAMES[kind],
+        "kind": KIND_NAMES[read.naming],
         "family": "wan",
         "sections": {section or "top": len(group) for section, group in found.items()},
-        "section_read": name or "top",
+        "section_read": read.section or "top",
+        "notes": read.notes(),
     }
     try:
-        report |= _sizes(kind, tensors)
-    except (ValueError, KeyError, IndexError) as error:
-        report["problems"] = [f"incomplete: {error}"]
+        report |= _sizes(read.kind, read.tensors)
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        report["problems"] = [f"incomplete: {one_line(error)}"]
     return report
 
 
@@ -136,13 +129,12 @@ def _sizes(kind: Kind, tensors: Tensors) -> dict[str, Any]:
         "problems": [],
     }
     if kind == "lora":
-        pairs = lora_pairs(tensors)
-        ranks = sorted({pair.down.shape[0] for pair in pairs.values()})
-        return report | {"layers": len(pairs), "rank": ranks}
-    module = expected_module(kind, to_wan(tensors, kind))
+        lora = read_lora(tensors)
+        return report | {"layers": len(lora.pairs), "rank": lora.ranks(), "whole": len(lora.diffs)}
+    module = expected_module(kind, tensors)
     if module is None:
         return report
-    compared = _compare(to_wan(tensors, kind), module.state_dict())
+    compared = _compare(tensors, module.state_dict())
     report |= compared
     report["problems"] = _problems(KIND_NAMES[kind], compared)
     if isinstance(module, CausalDiT):

@@ -1,6 +1,6 @@
 """The sizes of Wan-family networks, read off their tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,24 @@ from models.wan_vae import WAN_LATENT_MEAN, WAN_LATENT_STD, WanVAE, WanVAEConfig
 
 HEAD_DIM = 128
 TEXT_LENGTH = 512
+_BY_WIDTH = {1536: "1.3B", 3072: "5B", 5120: "14B"}
+_FOREIGN = (
+    ("img_emb.", "an image-to-video DiT (img_emb)"),
+    ("cross_attn.k_img.", "an image-to-video DiT (k_img)"),
+    ("attn2.add_k_proj.", "an image-to-video DiT (add_k_proj)"),
+    ("vace_blocks.", "a VACE model (vace_blocks)"),
+)
+
+
+def size_word(width: int) -> str:
+    """What published models of a width are called: 1.3B, 5B, 14B."""
+    return _BY_WIDTH.get(width, "an unpublished size")
+
+
+def foreign_layers(names: Iterable[str]) -> str | None:
+    """What a DiT is whose layers streamgen does not have; None for a text-to-video one."""
+    names = list(names)
+    return next((word for part, word in _FOREIGN if any(part in name for name in names)), None)
 
 
 def expected_module(kind: Kind, tensors: Tensors) -> nn.Module | None:
@@ -34,12 +52,20 @@ def expected_module(kind: Kind, tensors: Tensors) -> nn.Module | None:
 
 
 def dit_config_of(tensors: Mapping[str, Tensor]) -> CausalDiTConfig:
-    """The sizes of a DiT from its tensors; heads, which no shape tells, are those of Wan (128 wide)."""
+    """The sizes of a DiT from its tensors; heads, which no shape tells, are those of Wan (128 wide).
+
+    Raises:
+        ValueError, KeyError: too little is there to say, or numbers of blocks that no file has.
+    """
     dim, channels, _, patch, _ = tensors["patch_embedding.weight"].shape
+    blocks = {int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")}
+    if patch < 1 or not blocks or max(blocks) > 2 * len(blocks) + 8:
+        # a name decides how many layers are made for the comparison
+        raise ValueError(f"blocks.{max(blocks, default=0)}: expected blocks in a row, found {len(blocks)}")
     latent = tensors["head.head.weight"].shape[0] // patch**2
     return CausalDiTConfig(
         dim=dim,
-        layers=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+        layers=1 + max(blocks),
         heads=dim // HEAD_DIM if dim % HEAD_DIM == 0 else 1,
         ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
         latent_channels=latent,
@@ -69,12 +95,14 @@ def assumed(dit: CausalDiTConfig, length: int | None = None) -> dict[str, str]:
 
 def vae_config_of(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     """The sizes of a VAE from its tensors; statistics, which no tensor tells, are Wan2.1's where they fit."""
-    z = tensors["conv2.weight"].shape[0]
+    z, res_blocks = tensors["conv2.weight"].shape[0], vae_res_blocks(tensors) - 1
+    if not 1 <= res_blocks <= 16:
+        raise ValueError(f"decoder: expected at most 16 residual blocks for each size, found {res_blocks}")
     known = z == len(WAN_LATENT_MEAN)
     return WanVAEConfig(
         dim=tensors["encoder.conv1.weight"].shape[0],
         latent_channels=z,
-        res_blocks=vae_res_blocks(tensors) - 1,
+        res_blocks=res_blocks,
         latent_mean=WAN_LATENT_MEAN if known else (0.0,) * z,
         latent_std=WAN_LATENT_STD if known else (1.0,) * z,
     )

@@ -257,8 +257,9 @@ def _from_pretrained(kind: str, source: str, **options: Any) -> Any:
 
 def _published_encoder(path: Path, folder: Path, dtype: torch.dtype) -> Any:
     """The encoder of Wan2.1's own file, with the sizes read from its tensors."""
-    kind, tensors, _ = read_foreign(path, ("", "model"))
-    expect_kind(path, kind, "wan_umt5")
+    read = read_foreign(path, ("", "model"), "wan_umt5")
+    expect_kind(path, read.kind, "wan_umt5")
+    tensors = read.tensors
     transformers = _transformers()
     buckets, heads = tensors["blocks.0.pos_embedding.embedding.weight"].shape
     config = transformers.UMT5Config(

@@ -8,26 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.state_dict import (
-    Kind,
-    Tensors,
-    check_dtypes,
-    lora_pairs,
-    merge_lora,
-    widen_patch_embedding,
-)
+from models.lora import merge_lora, read_lora
+from models.state_dict import Kind, Tensors, check_dtypes, widen_patch_embedding
 
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
 from ..checkpoints.foreign import expect_kind, file_sha256, read_foreign
 from ..errors import CheckpointError
 from .config import Sources, WanConfig
+from .sizes import foreign_layers, size_word
 
 TINY_DECODER = "tiny_decoder.safetensors"
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file that weights came from: what it is, the section of it that was read, and its fingerprint."""
+    """One file that weights came from: what it is, the section of it that was read, its fingerprint, and what
+    was done to read it (`Unwrapped.notes`).
+    """
 
     part: str
     path: str
@@ -35,6 +32,7 @@ class SourceFile:
     section: str
     bytes: int
     sha256: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -98,6 +96,7 @@ class _Reader:
         else:
             sources = self.config.sources
             self.found.dit = self._foreign("dit", "wan_dit", sources.dit, sources.section)
+            self._expect_model(self.found.dit)
             if sources.lora:
                 self.found.dit = self._with_lora(self.found.dit, sources)
         if "patch_embedding.weight" not in self.found.dit:
@@ -112,7 +111,7 @@ class _Reader:
         lora = self._foreign("lora", "lora", sources.lora, wanted)
         path = _existing(self.directory, sources.lora)
         try:
-            return merge_lora(tensors, lora_pairs(lora), sources.lora_alpha, sources.lora_rank)
+            return merge_lora(tensors, read_lora(lora), sources.lora_alpha, sources.lora_rank)
         except ValueError as error:
             raise CheckpointError(f"weights {path}: {error}") from None
 
@@ -130,10 +129,26 @@ class _Reader:
         if path is None:
             expected = " or ".join(names) or f"{part} in this model's config"
             raise CheckpointError(f"weights {self.directory}: {part}: expected {expected}, found none")
-        found, tensors, section = read_foreign(path, wanted)
-        expect_kind(path, found, kind)
-        self._note(part, path, found, section)
-        return tensors
+        found = read_foreign(path, wanted, kind)
+        expect_kind(path, found.kind, kind)
+        self._note(part, path, found.kind, found.section, tuple(found.notes()))
+        return found.tensors
+
+    def _expect_model(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise CheckpointError where a DiT is another model as a whole; single tensors are compared
+        later.
+        """
+        other, own = foreign_layers(tensors), self.config.dit
+        weight = tensors.get("patch_embedding.weight")
+        if other is not None:
+            raise CheckpointError(f"weights {self.directory}: {other}, which no text-to-video model here has")
+        if weight is None or weight.dim() != 5 or weight.shape[0] == own.dim:
+            return
+        found, expected = size_word(weight.shape[0]), size_word(own.dim)
+        raise CheckpointError(
+            f"weights {self.directory}: patch_embedding.weight: a DiT of {found} (width {weight.shape[0]}), "
+            f"this model's config is of {expected} (width {own.dim})"
+        )
 
     def _check(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
@@ -141,9 +156,10 @@ class _Reader:
         except ValueError as error:
             raise CheckpointError(f"weights {path}: {error}") from None
 
-    def _note(self, part: str, path: Path, kind: Kind, section: str) -> None:
+    def _note(self, part: str, path: Path, kind: Kind, section: str, notes: tuple[str, ...] = ()) -> None:
         sha256 = file_sha256(path) if self.digests else None
-        self.found.files.append(SourceFile(part, path.name, kind, section, path.stat().st_size, sha256))
+        size = path.stat().st_size
+        self.found.files.append(SourceFile(part, path.name, kind, section, size, sha256, notes))
 
 
 def assign(module: nn.Module, tensors: Tensors, where: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -8,20 +8,17 @@ from torch import Tensor, nn
 
 from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import BidirectionalContext
+from models.lora import lora_pairs, merge_lora
 from models.state_dict import (
-    GENERATOR_SECTIONS,
     check_dtypes,
-    choose_section,
     identify,
-    lora_pairs,
-    merge_lora,
-    sections,
     strip_wrappers,
     to_diffusers,
     to_wan,
     umt5_to_transformers,
     widen_patch_embedding,
 )
+from models.unwrap import GENERATOR_SECTIONS, sections, unwrap
 from models.wan_vae import WanVAE, WanVAEConfig
 from tests.tiny_models import randomize, tiny_dit
 
@@ -178,19 +175,15 @@ def test_trainer_files_are_unwrapped() -> None:
         "critic": {f"model.{n}": t for n, t in state.items()},
         "step": 7,
     }
-    found = sections(payload)
-    assert set(found) == {"generator", "generator_ema", "critic"}
+    assert set(sections(payload)) == {"generator", "generator_ema", "critic"}
     for wanted, offset in ((GENERATOR_SECTIONS, 0.0), (("generator",), 1.0)):
-        name, tensors = choose_section(found, wanted)
-        assert set(tensors) == set(state)
-        assert torch.equal(tensors["head.head.weight"], state["head.head.weight"] + offset), name
-    assert (
-        choose_section(sections({f"_orig_mod.{n}": t for n, t in state.items()}), GENERATOR_SECTIONS)[0] == ""
-    )
-    with pytest.raises(
-        ValueError, match="expected one of the sections generator, found generator_ema, critic"
-    ):
-        choose_section({k: v for k, v in found.items() if k != "generator"}, ["generator"])
+        found = unwrap(payload, wanted)
+        assert set(found.tensors) == set(state)
+        assert torch.equal(found.tensors["head.head.weight"], state["head.head.weight"] + offset), wanted
+        assert found.section == wanted[0]
+    assert unwrap({f"_orig_mod.{n}": t for n, t in state.items()}).section == ""
+    with pytest.raises(ValueError, match="expected one of the sections generator, found critic"):
+        unwrap({"critic": payload["critic"]}, ["generator"])
     with pytest.raises(ValueError, match="found twice once wrapper names are stripped"):
         strip_wrappers({"a": state["head.head.bias"], "_orig_mod.a": state["head.head.bias"]})
 

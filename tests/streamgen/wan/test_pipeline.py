@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.kv_cache import CacheCursor
-from models.state_dict import lora_pairs, merge_lora
+from models.lora import lora_pairs, merge_lora
 from streamgen import InputError, Pipeline, StreamEvent, TrackSet, load_pipeline
 from streamgen.engine.noise import SeededNoise
 from streamgen.errors import CheckpointError
@@ -273,12 +273,17 @@ def broken(kind: str, directory: Path) -> None:
         directory / name for name in ("models/longlive_base.pt", "models/lora.pt", "Wan2.1_VAE.pth")
     )
     payload, bias = torch.load(base, weights_only=True), "model.head.head.bias"
-    state = payload["generator"]
-    fp8 = state[bias].to(torch.float8_e4m3fn)
+    state, linear = payload["generator"], "model.blocks.0.ffn.0.weight"
+    codes = state[linear].to(torch.int8)
     changed: dict[str, Any] = {
         "missing": {"generator": {n: x for n, x in state.items() if n != bias}},
         "shape": {"generator": state | {bias: torch.zeros(3)}},
-        "fp8": {"generator": state | {bias: fp8}},
+        "int8": {"generator": state | {linear: codes}},
+        "whole numbers": {"generator": state | {bias: torch.zeros(64, dtype=torch.int64)}},
+        "another size": {"generator": state | {"model.patch_embedding.weight": torch.zeros(40, 16, 1, 2, 2)}},
+        "image to video": {
+            "generator": state | {"model.blocks.0.cross_attn.k_img.weight": torch.zeros(24, 24)}
+        },
         "nan": {"generator": state | {bias: state[bias] * float("nan")}},
         "section": {"critic": state},
         "family": torch.load(vae, weights_only=True),
@@ -305,7 +310,10 @@ def broken(kind: str, directory: Path) -> None:
     [
         ("missing", r"1 missing tensors \(head\.head\.bias\)"),
         ("shape", r"head\.head\.bias: expected shape \(64,\), found \(3,\)"),
-        ("fp8", r"head\.head\.bias: expected float32, float16 or bfloat16, found float8_e4m3fn"),
+        ("int8", r"blocks\.0\.ffn\.0\.weight: int8 numbers without their scale"),
+        ("whole numbers", r"head\.head\.bias: expected float32, float16 or bfloat16, found int64"),
+        ("another size", r"a DiT of an unpublished size \(width 40\), this model's config is of"),
+        ("image to video", r"an image-to-video DiT \(k_img\), which no text-to-video model here has"),
         ("nan", r"head\.head\.bias: expected finite numbers, found NaN or infinity"),
         ("section", "expected one of the sections generator, model"),
         ("family", "longlive_base.pt: expected a Wan DiT, found a Wan VAE"),

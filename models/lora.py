@@ -1,0 +1,305 @@
+"""LoRAs in the namings that people have, and merging them.
+
+PEFT (`base_model.model.X.lora_A.weight`), diffusers (`transformer.X.lora_A.weight`, `X.lora.down.weight`),
+ComfyUI and musubi (`diffusion_model.X.lora_down.weight`), kohya
+(`lora_unet_blocks_0_self_attn_q.lora_down.weight`), each over Wan's or diffusers' layer names; `X.alpha`, a
+rank for every layer, whole differences (`X.diff`, `X.diff_b`, `X.diff_m`), DoRA's magnitudes for every row.
+Tensors in, tensors out; errors are ValueErrors of one line.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .state_dict import DIT_LAYERS, Tensors, dit_layer, strip_wrappers
+
+_PREFIX = re.compile(r"^(?:base_model\.model\.|model\.|transformer\.|diffusion_model\.|unet\.|dit\.|net\.)+")
+_UNDERSCORED = re.compile(r"^(?:lora_unet|lora_transformer|lycoris)_(.+)$")
+# what a tensor is to its layer, by how its name ends
+_ROLES: tuple[tuple[str, str], ...] = (
+    ("down", r"\.lora_(?:A|down)(?:\.\w+)?\.weight|\.lora\.down\.weight|_lora\.down\.weight|\.lora_A"),
+    ("up", r"\.lora_(?:B|up)(?:\.\w+)?\.weight|\.lora\.up\.weight|_lora\.up\.weight|\.lora_B"),
+    ("magnitude", r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?|\.dora_scale"),
+    ("alpha", r"\.alpha"),
+    ("bias", r"\.diff_b|\.lora_B(?:\.\w+)?\.bias|\.lora_up\.bias"),
+    ("modulation", r"\.diff_m"),
+    ("diff", r"\.diff"),
+)
+_ENDS = tuple((role, re.compile(rf"(?P<layer>.+?)(?:{pattern})")) for role, pattern in _ROLES)
+_OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "lora_mid": "LoCon", "glora": "GLoRA", "oft_": "OFT"}
+_IMAGE = re.compile(r"\b(?:k_img|v_img|norm_k_img|add_k_proj|add_v_proj|img_emb|image_embedder)\b")
+_SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}
+_HEAD_DIM = 128
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """One low-rank change: `down (rank, in)` and `up (out, rank)`; `alpha`, one number, is its scale times
+    the rank (None: the rank); `magnitude` (out,) is DoRA's.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: Tensor | None = None
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What a LoRA changes, under our names: `pairs` by layer, `diffs` by parameter (whole differences)."""
+
+    pairs: dict[str, LoraPair] = field(default_factory=dict)
+    diffs: dict[str, Tensor] = field(default_factory=dict)
+
+    def ranks(self) -> list[int]:
+        """The ranks that occur, ascending."""
+        return sorted({pair.down.shape[0] for pair in self.pairs.values()})
+
+
+def read_lora(tensors: Mapping[str, Tensor]) -> Lora:
+    """A LoRA in any of the namings of this module.
+
+    Raises:
+        ValueError: half of a pair is missing, ranks differ, an adapter of another kind, or a name that is
+        none
+            of a LoRA.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in strip_wrappers(tensors).items():
+        layer, role = _split(name)
+        roles = layers.setdefault(layer, {})
+        if role in roles:
+            raise ValueError(f"{layer}: two tensors for the same part of it, the second is {name}")
+        roles[role] = tensor
+    lora = Lora()
+    for layer, roles in layers.items():
+        _add_layer(lora, layer, roles)
+    if not lora.pairs and not lora.diffs:
+        raise ValueError("expected the changes of a LoRA, found none")
+    return lora
+
+
+def lora_pairs(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
+    """The low-rank changes of a LoRA by the name of the layer they change, in our names.
+
+    Raises:
+        ValueError: see `read_lora`; or it has whole differences too.
+    """
+    lora = read_lora(tensors)
+    if lora.diffs:
+        raise ValueError(
+            f"{next(iter(lora.diffs))}: expected low-rank changes alone, found a whole difference"
+        )
+    return lora.pairs
+
+
+def merge_lora(
+    tensors: Mapping[str, Tensor],
+    lora: Lora | Mapping[str, LoraPair],
+    alpha: float | None = None,
+    rank: int | None = None,
+    strength: float = 1.0,
+) -> Tensors:
+    """Weights with a LoRA merged into them: `W + strength * alpha / rank * B A` (arXiv 2106.09685), in
+    float32 at least. DoRA's rows are scaled to their magnitudes (arXiv 2402.09353), and strength goes from W
+    to that.
+
+    Args:
+        tensors: a DiT under our names.
+        lora: from `read_lora` or `lora_pairs`.
+        alpha: over what the file says; None means the file's own, or the rank where it has none.
+        rank: the rank that is expected; None takes any.
+        strength: 0 changes nothing, 1 is what was trained.
+
+    Raises:
+        ValueError: a layer that the model does not have, of another shape, another rank, or numbers that are
+            not finite.
+    """
+    if not math.isfinite(strength):
+        raise ValueError(f"strength: expected a finite number, found {strength}")
+    if not isinstance(lora, Lora):
+        lora = Lora(dict(lora))
+    problem = misfit(tensors, lora)
+    if problem is not None:
+        raise ValueError(problem)
+    out = dict(tensors)
+    for layer, pair in lora.pairs.items():
+        name = f"{layer}.weight"
+        _check_pair(out, layer, pair, rank)
+        wide = torch.promote_types(out[name].dtype, torch.float32)
+        weight = out[name].to(wide)
+        change = _scale(layer, pair, alpha) * (pair.up.to(wide) @ pair.down.to(wide))
+        if pair.magnitude is not None:
+            change = _dora(layer, weight + change, pair.magnitude.to(wide)) - weight
+        out[name] = (weight + strength * change).to(out[name].dtype)
+    for name, diff in lora.diffs.items():
+        if name not in out:
+            raise ValueError(f"{name}: changed by the LoRA, but not a parameter of this model")
+        if out[name].numel() != diff.numel() or out[name].shape[0] not in diff.shape[:2]:
+            raise ValueError(
+                f"{name}: expected a difference of shape {tuple(out[name].shape)}, found {tuple(diff.shape)}"
+            )
+        wide = torch.promote_types(out[name].dtype, torch.float32)
+        changed = out[name].to(wide) + strength * diff.to(wide).reshape(out[name].shape)
+        out[name] = changed.to(out[name].dtype)
+    return out
+
+
+def misfit(tensors: Mapping[str, Tensor], lora: Lora) -> str | None:
+    """One sentence on why a LoRA is for another model, where the whole of it is; None where it may fit."""
+    image = next((name for name in (*lora.pairs, *lora.diffs) if _IMAGE.search(name)), None)
+    layer = next((n for n in lora.pairs if n.endswith(("self_attn.q", "cross_attn.q"))), None)
+    own = tensors.get("blocks.0.self_attn.q.weight")
+    if own is None or own.dim() != 2:
+        return None
+    found = lora.pairs[layer].down.shape[1] if layer is not None else own.shape[1]
+    if found == own.shape[1] and image is None:
+        return None
+    if found == own.shape[1]:
+        return f"an I2V LoRA on a T2V model: {image} is a layer for pictures, which this model does not have"
+    sizes = [_SIZES.get(width, f"width {width}") for width in (found, own.shape[1])]
+    if found % _HEAD_DIM == 0 and own.shape[1] % _HEAD_DIM == 0:
+        counts = f"{found // _HEAD_DIM} heads against {own.shape[1] // _HEAD_DIM}"
+    else:
+        counts = f"{found} numbers wide against {own.shape[1]}"
+    return f"{'an I2V' if image else 'a'} {sizes[0]} LoRA on a {sizes[1]} T2V: {counts}"
+
+
+def merged_bundle(tensors: Mapping[str, Tensor]) -> tuple[Tensors, int]:
+    """A whole network that was saved with its adapters beside its layers (`X.base_layer.weight` with
+    `X.lora_A.default.weight`, PEFT) as plain layers, and how many adapters were merged; other tensors as they
+    are.
+
+    Raises:
+        ValueError: an adapter that does not fit its layer.
+    """
+    if not any(".base_layer." in name or ".modules_to_save." in name for name in tensors):
+        return dict(tensors), 0
+    base: Tensors = {}
+    adapters: Tensors = {}
+    for name, tensor in tensors.items():
+        if _role(name) is not None:
+            adapters[name] = tensor
+        elif ".original_module." not in name:
+            plain = name.replace(".base_layer.", ".")
+            base[re.sub(r"\.modules_to_save\.\w+\.", ".", plain)] = tensor
+    if not adapters:
+        return base, 0
+    lora = Lora()
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in adapters.items():
+        found = _role(name)
+        assert found is not None
+        layers.setdefault(found[0], {})[found[1]] = tensor
+    for layer, roles in layers.items():
+        _add_layer(lora, layer, roles)
+    return merge_lora(base, lora), len(layers)
+
+
+def _role(name: str) -> tuple[str, str] | None:
+    """The layer and what a tensor is to it; None for names that are none of a LoRA."""
+    for role, pattern in _ENDS:
+        if (match := pattern.fullmatch(name)) is not None:
+            return match["layer"], role
+    return None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The layer in our names, and what a tensor is to it."""
+    other = next((word for part, word in _OTHER_KINDS.items() if part in name), None)
+    if other is not None:
+        raise ValueError(f"{name}: expected a LoRA, found {other}, which is not read: merge it before")
+    found = _role(name)
+    if found is None:
+        raise ValueError(
+            f"{name}: expected <layer>.lora_A.weight or <layer>.lora_B.weight, or .alpha, .diff, ..."
+        )
+    layer, role = found
+    flat = _UNDERSCORED.match(layer)
+    if flat is not None:
+        return _unflattened(flat[1], name), role
+    layer = _PREFIX.sub("", layer)
+    if _IMAGE.search(layer):
+        # no layer of ours: it is named when the LoRA is compared with a model
+        return layer, role
+    return (dit_layer(layer) if _is_diffusers(layer) else layer), role
+
+
+def _is_diffusers(layer: str) -> bool:
+    return (
+        re.search(r"\.attn[12]\.|\.ffn\.net\.|^condition_embedder\.|^proj_out$|\.norm2$", layer) is not None
+    )
+
+
+def _unflattened(flat: str, name: str) -> str:
+    """`blocks_0_self_attn_q` as a layer: kohya writes underscores for dots."""
+    block = re.fullmatch(r"blocks_(\d+)_(.+)", flat)
+    inner, place = (block[2], f"blocks.{block[1]}.") if block else (flat, "")
+    for layer in DIT_LAYERS["block" if block else "top"]:
+        if layer.replace(".", "_") == inner:
+            return dit_layer(place + layer) if _is_diffusers(place + layer) else place + layer
+    if block and inner.endswith(("_k_img", "_v_img")):
+        return place + inner.replace("cross_attn_", "cross_attn.")
+    raise ValueError(f"{name}: not a layer of a Wan DiT")
+
+
+def _add_layer(lora: Lora, layer: str, roles: dict[str, Tensor]) -> None:
+    """One layer of a LoRA from its tensors by role."""
+    down, up = roles.get("down"), roles.get("up")
+    if (down is None) != (up is None):
+        raise ValueError(f"{layer}.lora_{'A' if down is None else 'B'}.weight: missing")
+    if down is not None and up is not None:
+        if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]:
+            raise ValueError(
+                f"{layer}: expected lora_A (rank, in) and lora_B (out, rank) of one rank, found "
+                f"{tuple(down.shape)} and {tuple(up.shape)}"
+            )
+        alpha = roles.get("alpha")
+        if alpha is not None and alpha.numel() != 1:
+            raise ValueError(f"{layer}.alpha: expected one number, found shape {tuple(alpha.shape)}")
+        magnitude = roles.get("magnitude")
+        if magnitude is not None and tuple(magnitude.shape) not in ((up.shape[0],), (up.shape[0], 1)):
+            raise ValueError(
+                f"{layer}: expected a DoRA magnitude for each of {up.shape[0]} rows, found shape "
+                f"{tuple(magnitude.shape)}"
+            )
+        lora.pairs[layer] = LoraPair(down, up, alpha, magnitude)
+    elif "magnitude" in roles:
+        raise ValueError(f"{layer}: a DoRA magnitude without its lora_A and lora_B")
+    for role, parameter in (("diff", "weight"), ("bias", "bias"), ("modulation", "modulation")):
+        if role in roles:
+            whole = role == "diff" and layer.endswith("modulation")
+            lora.diffs[layer if whole else f"{layer}.{parameter}"] = roles[role]
+
+
+def _check_pair(tensors: Mapping[str, Tensor], layer: str, pair: LoraPair, rank: int | None) -> None:
+    weight, found = tensors.get(f"{layer}.weight"), pair.down.shape[0]
+    if weight is None:
+        raise ValueError(f"{layer}: changed by the LoRA, but not a layer of this model")
+    if rank is not None and found != rank:
+        raise ValueError(f"{layer}: expected a LoRA of rank {rank}, found {found}")
+    expected = (pair.up.shape[0], pair.down.shape[1])
+    if tuple(weight.shape) != expected:
+        raise ValueError(
+            f"{layer}: expected a LoRA for shape {tuple(weight.shape)}, found one for {expected}"
+        )
+
+
+def _scale(layer: str, pair: LoraPair, alpha: float | None) -> float:
+    rank = pair.down.shape[0]
+    if alpha is None and pair.alpha is not None and pair.alpha.device.type != "meta":
+        alpha = float(pair.alpha)
+    if alpha is None:
+        return 1.0
+    if not math.isfinite(alpha):
+        raise ValueError(f"{layer}.alpha: expected a finite number, found {alpha}")
+    return alpha / rank
+
+
+def _dora(layer: str, changed: Tensor, magnitude: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(changed, dim=1, keepdim=True)
+    return magnitude.reshape(-1, 1) / norm * changed

@@ -1,0 +1,82 @@
+"""Damaged weights files are one line each, whatever is wrong with them; none is a traceback."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from models.lora import merge_lora, read_lora
+from models.unwrap import GENERATOR_SECTIONS
+from streamgen.checkpoints.directory import check_tensors
+from streamgen.checkpoints.foreign import read_foreign
+from streamgen.errors import StreamgenError
+from streamgen.families import inspect_checkpoint
+from tests.command_line import call
+from tests.foreign_layouts import plain
+from tests.foreign_mutations import write_mutation
+
+
+def outcome(path: Path) -> str:
+    """Read a file as a model's network or LoRA; the refusal, or what it is."""
+    try:
+        found = read_foreign(path, GENERATOR_SECTIONS)
+        if found.kind == "lora":
+            try:
+                merge_lora(plain(), read_lora(found.tensors))
+            except ValueError as error:
+                # as the loader does
+                return str(error)
+        else:
+            check_tensors(plain(), found.tensors, str(path))
+        return f"read: {found.kind}"
+    except StreamgenError as error:
+        return str(error)
+
+
+def inspected(path: Path) -> str:
+    """The refusal of `inspect`, or nothing."""
+    try:
+        inspect_checkpoint(path)
+    except StreamgenError as error:
+        return str(error)
+    return ""
+
+
+def run_mutations(seeds: range, folder: Path) -> dict[str, int]:
+    """How many of the mutated files were read and refused; anything else is raised."""
+    counts = {"read": 0, "refused": 0}
+    for seed in seeds:
+        path = write_mutation(seed, folder)
+        text = outcome(path)
+        assert "\n" not in text, (seed, text)
+        counts["read" if text.startswith("read: ") else "refused"] += 1
+        assert "\n" not in inspected(path), seed
+        path.unlink()
+    return counts
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings_of_torch() -> object:
+    with warnings.catch_warnings():
+        # torch warns of the pickle protocols that damaged bytes ask for
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_two_hundred_mutations(tmp_path: Path) -> None:
+    counts = run_mutations(range(200), tmp_path)
+    # neither all good nor all refused for the same first reason
+    assert counts["read"] > 30, counts
+    assert counts["refused"] > 60, counts
+
+
+@pytest.mark.slow
+def test_two_thousand_mutations(tmp_path: Path) -> None:
+    run_mutations(range(200, 2200), tmp_path)
+
+
+def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(12):
+        done = call(capsys, "inspect", write_mutation(seed, tmp_path))
+        if done.code != 0:
+            done.error()
