@@ -23,17 +23,15 @@ from .engine.runner import PlainRunner, Runner
 from .errors import InputError
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
 from .pipeline import Pipeline
+from .roofline.peaks import measure_peaks
+from .roofline.shares import chunk_work, shares
 from .stream.events import StreamEvent
 from .stream.session import Session
 from .stream.state import FrameChunk
 
 # Words of the shipped model; to another one they are as good as any.
 _PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
-_EXTRA_WARM_CHUNKS = 8
-_OPENINGS = 5
-_SWITCHES = 24
 _LONG = 300
-_TURNS, _TURN_CHUNKS = 9, 8
 # one chunk of a model by name, with nothing loaded before
 _COLD = """
 import sys, torch
@@ -48,6 +46,25 @@ _LOOP = "while True: pass"
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How often things are measured.
+
+    Attributes:
+        warm: chunks that are left out once the window is full.
+        openings, switches, recaches: first frames, changes of words at a random moment, rebuilds of the
+            cache.
+        turns, turn_chunks: with another runner or beside loops, and the chunks of each turn.
+    """
+
+    warm: int = 8
+    openings: int = 5
+    switches: int = 24
+    recaches: int = 8
+    turns: int = 9
+    turn_chunks: int = 8
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """What is measured, and how.
 
@@ -58,6 +75,8 @@ class BenchOptions:
         vs: another runner, with which the stream is measured in turns.
         beside: endless loops beside which the rate is measured, too; 0: none.
         cold: processes that are started for the first frame with nothing loaded.
+        roofline: also count a chunk's work, measure the device's ceilings, and tell the shares of them.
+        effort: how often things are measured.
     """
 
     chunks: int = 100
@@ -66,6 +85,8 @@ class BenchOptions:
     vs: str | None = None
     beside: int = 0
     cold: int = 0
+    roofline: bool = False
+    effort: Effort = field(default_factory=Effort)
 
 
 def run_bench(
@@ -85,12 +106,12 @@ def run_bench(
     Raises:
         InputError: a setting, deadline or other runner that cannot be.
     """
-    device, fps, chunks = pipeline.device, pipeline.geometry.fps, options.chunks
+    device, fps, chunks, effort = pipeline.device, pipeline.geometry.fps, options.chunks, options.effort
     session = pipeline.open(_PROMPTS[0], 0, settings=options.settings, deadline_ms=options.deadline_ms)
     other = None if options.vs is None else pipeline.choose(options.vs).runner
     progress("time to first frame")
-    openings = [_first_frame_ms(pipeline, i, options) for i in range(_OPENINGS + 1)][1:]
-    warm = _warm_chunks(session)
+    openings = [_first_frame_ms(pipeline, i, options) for i in range(effort.openings + 1)][1:]
+    warm = _warm_chunks(session, effort)
     on_host = device.type == "cpu"
     progress(f"{chunks} chunks")
     with _parts(session, on_host) as copies:
@@ -102,9 +123,9 @@ def run_bench(
         with _parts(session, True) as copies:
             parts, copied = _timed(session, min(chunks, 50), progress).parts, copies
     progress("prompt switches")
-    latencies = _switch_latencies(session, statistics.median(steady))
+    latencies = _switch_latencies(session, statistics.median(steady), effort.switches)
     with _parts(session, not on_host):
-        recaches = _recaches(session)
+        recaches = _recaches(session, effort.recaches)
     result = _setup(pipeline, session) | {
         "chunks": chunks,
         "warm_chunks": warm,
@@ -131,7 +152,19 @@ def run_bench(
         result["deadline"] = {"ms": options.deadline_ms, "late": round(late / len(steady), 4)}
         if session.deadline_note is not None:
             progress(f"note: {session.deadline_note}")
+    if options.roofline:
+        progress("work of a chunk, and the device's ceilings")
+        result["roofline"] = _roofline(session, result["chunk_ms"])
     return result | _asked_for(session, other, options, progress)
+
+
+def _roofline(session: Session, parts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The device's ceilings, and the share of them that each part of a chunk reaches."""
+    peaks = measure_peaks(session.model.device, session.model.dtype)
+    measured = {part: spread["p50"] for part, spread in parts.items()}
+    # what is counted for decoding has the copy to the host in it
+    measured["decode"] = measured.get("decode", 0.0) + measured.get("copy", 0.0)
+    return {"peaks": peaks.to_json()} | shares(chunk_work(session), measured, peaks)
 
 
 def _setup(pipeline: Pipeline, session: Session) -> dict[str, Any]:
@@ -164,7 +197,7 @@ def _asked_for(
         result["first_frame_cold_ms"] = _spread([_cold_seconds(pipeline) for _ in range(options.cold)])
     if other is not None:
         progress(f"in turns with runner {other.name}")
-        result["vs"] = _in_turns(pipeline, (session.runner, other), options)
+        result["vs"] = in_turns(pipeline, (session.runner, other), options)
     if options.beside:
         progress(f"beside {options.beside} endless loops")
         result["beside"] = _beside(session, options)
@@ -232,8 +265,8 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
         yield copies
         return
     runner, model = session.runner, session.model
-    hook = model.dit.register_forward_hook(lambda *_: synchronize(model.device))
     assert isinstance(runner, PlainRunner), "all of ours decode through a decoder that can be taken out"
+    hook = runner.dit.register_forward_hook(lambda *_: synchronize(model.device))
     timed = copy.copy(runner)
     timed.decoder = _TimedDecoder(model.tokenizer, copies)
     session.runner = timed
@@ -263,11 +296,11 @@ def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _S
     return stream
 
 
-def _warm_chunks(session: Session) -> int:
+def _warm_chunks(session: Session, effort: Effort) -> int:
     """Chunks until the window is full and first calls are behind."""
     settings, plan = session.controls.settings, session.state.latents.ring.plan
     context = settings.sink_frames + settings.window_frames
-    return -(-context // plan.chunk_frames) + 1 + _EXTRA_WARM_CHUNKS
+    return -(-context // plan.chunk_frames) + 1 + effort.warm
 
 
 def _first_frame_ms(pipeline: Pipeline, seed: int, options: BenchOptions) -> float:
@@ -280,13 +313,13 @@ def _first_frame_ms(pipeline: Pipeline, seed: int, options: BenchOptions) -> flo
     return (time.perf_counter() - started) * 1000
 
 
-def _switch_latencies(session: Session, chunk_seconds: float) -> list[float]:
+def _switch_latencies(session: Session, chunk_seconds: float, count: int) -> list[float]:
     draw = random.Random(0)
     latencies = []
-    for index in range(_SWITCHES):
+    for _ in range(count):
         next(session)
         submitted: list[float] = []
-        event = StreamEvent(prompt=_PROMPTS[(index + 1) % 2])
+        event = StreamEvent(prompt=_other_words(session))
         timer = threading.Timer(draw.random() * chunk_seconds, _submit, (session, event, submitted))
         timer.start()
         _until_applied(session)
@@ -300,6 +333,11 @@ def _submit(session: Session, event: StreamEvent, submitted: list[float]) -> Non
     session.submit(event)
 
 
+def _other_words(session: Session) -> str:
+    """Other words than the stream has now: only a change rebuilds the cache."""
+    return _PROMPTS[session.controls.prompt == _PROMPTS[0]]
+
+
 def _until_applied(session: Session) -> FrameChunk:
     while True:
         chunk = next(session)
@@ -307,11 +345,11 @@ def _until_applied(session: Session) -> FrameChunk:
             return chunk
 
 
-def _recaches(session: Session) -> list[float]:
+def _recaches(session: Session, count: int) -> list[float]:
     """Seconds that applying a prompt takes whose text is known: the rebuilding of the cache."""
     seconds = []
-    for index in range(8):
-        session.submit(StreamEvent(prompt=_PROMPTS[(index + 1) % 2]))
+    for _ in range(count):
+        session.submit(StreamEvent(prompt=_other_words(session)))
         seconds.append(_until_applied(session).timings["event"])
     return seconds
 
@@ -342,26 +380,27 @@ def _cold_seconds(pipeline: Pipeline) -> float:
     return seconds
 
 
-def _in_turns(pipeline: Pipeline, runners: tuple[Runner, Runner], options: BenchOptions) -> dict[str, Any]:
+def in_turns(pipeline: Pipeline, runners: tuple[Runner, Runner], options: BenchOptions) -> dict[str, Any]:
     """The same stream by two runners in turns, a few chunks each: how much faster the first one is, by the
     clock and in processor time of all threads. What disturbs one turn disturbs its neighbour, too.
     """
     pairs = [pipeline.open(_PROMPTS[0], 0, settings=options.settings, runner=runner) for runner in runners]
     for session in pairs:
-        for _ in range(_warm_chunks(session)):
+        for _ in range(_warm_chunks(session, options.effort)):
             next(session)
     turns: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in _TIMED}
-    for turn in range(_TURNS):
+    count, chunks = options.effort.turns, options.effort.turn_chunks
+    for turn in range(count):
         # who begins changes, so that what drifts favours nobody
         for place in (0, 1) if turn % 2 == 0 else (1, 0):
             session = pairs[place]
             clock, processor = time.perf_counter(), time.process_time()
-            for _ in range(_TURN_CHUNKS):
+            for _ in range(chunks):
                 next(session)
             synchronize(pipeline.device)
-            turns["clock"][place].append((time.perf_counter() - clock) / _TURN_CHUNKS)
-            turns["processor"][place].append((time.process_time() - processor) / _TURN_CHUNKS)
-            session.submit(StreamEvent(prompt=_PROMPTS[(turn + 1) % 2]))
+            turns["clock"][place].append((time.perf_counter() - clock) / chunks)
+            turns["processor"][place].append((time.process_time() - processor) / chunks)
+            session.submit(StreamEvent(prompt=_other_words(session)))
             clock = time.perf_counter()
             _until_applied(session)
             turns["switch"][place].append(time.perf_counter() - clock)
@@ -369,7 +408,7 @@ def _in_turns(pipeline: Pipeline, runners: tuple[Runner, Runner], options: Bench
             next(pipeline.open(_PROMPTS[0], turn, settings=options.settings, runner=runners[place]))
             turns["first_frame"][place].append(time.perf_counter() - clock)
     names = [runner.name for runner in runners]
-    return {"runners": names, "turns": _TURNS, "chunks_a_turn": _TURN_CHUNKS} | {
+    return {"runners": names, "turns": count, "chunks_a_turn": chunks} | {
         what: {f"{names[0]}_ms": _spread(first), f"{names[1]}_ms": _spread(second)}
         | {"times_faster": _ratio(first, second)}
         for what, (first, second) in turns.items()
@@ -380,7 +419,7 @@ def _beside(session: Session, options: BenchOptions) -> dict[str, Any]:
     """The share of its rate that a stream keeps beside processes that never wait, in turns with none."""
     alone: list[float] = []
     crowded: list[float] = []
-    for turn in range(2 * _TURNS):
+    for turn in range(2 * options.effort.turns):
         loops = [
             subprocess.Popen([sys.executable, "-c", _LOOP]) for _ in range(options.beside if turn % 2 else 0)
         ]
@@ -389,9 +428,10 @@ def _beside(session: Session, options: BenchOptions) -> dict[str, Any]:
                 # until they all run
                 time.sleep(0.3)
             clock = time.perf_counter()
-            for _ in range(_TURN_CHUNKS):
+            for _ in range(options.effort.turn_chunks):
                 next(session)
-            (crowded if loops else alone).append((time.perf_counter() - clock) / _TURN_CHUNKS)
+            seconds = (time.perf_counter() - clock) / options.effort.turn_chunks
+            (crowded if loops else alone).append(seconds)
         finally:
             for loop in loops:
                 loop.kill()

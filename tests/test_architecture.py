@@ -24,7 +24,13 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "distill": {"models", "streamgen"},
     "demo": {"streamgen"},
 }
-MAY_PRINT = ("streamgen/cli/*.py", "distill/__main__.py", "distill/evaluate.py", "demo/*.py")
+MAY_PRINT = (
+    "streamgen/cli/*.py",
+    "streamgen/check/__main__.py",
+    "distill/__main__.py",
+    "distill/evaluate.py",
+    "demo/*.py",
+)
 MAX_FILE_LINES = 520
 MAX_FUNCTION_LINES = 70
 CONFIG_NAMES = {"cfg", "config", "conf", "args"}
@@ -151,7 +157,9 @@ ROOMS = (
     ("tiny", "wan"),
     ("families",),
     ("pipeline",),
+    ("roofline",),
     ("bench",),
+    ("check",),
     ("render",),
     ("cli",),
 )

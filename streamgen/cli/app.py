@@ -267,6 +267,9 @@ def bench(
     cold: Annotated[
         int, typer.Option(min=0, max=20, help="Processes started for the first frame with nothing loaded.")
     ] = 1,
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Also the share of the device's ceilings, by part of a chunk.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -287,7 +290,7 @@ def bench(
     if deadline is not None:
         StepBudget.of(deadline)
     values = parse_settings(settings or ())
-    options = BenchOptions(chunks, values, deadline, vs, beside, cold)
+    options = BenchOptions(chunks, values, deadline, vs, beside, cold, roofline)
     pipeline = load_pipeline(model, device, runner=runner)
     if threads is None:
         pipeline.settle_threads()

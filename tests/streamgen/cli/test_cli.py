@@ -5,15 +5,22 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+import streamgen.bench
 from models.context import ChunkPlan
+from streamgen import Pipeline
+from streamgen.bench import BenchOptions, Effort
 from streamgen.cli.app import run
 from streamgen.cli.progress import Stop
+from streamgen.roofline.peaks import Probe
 from tests.command_line import ROOT, call, call_process, environment
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -123,13 +130,25 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
     assert "long_stream" not in result
 
 
+def fewer_turns(monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
+    """Bench with few turns, and ceilings of small pieces."""
+    asked = streamgen.bench.run_bench
+
+    def measured(pipeline: Pipeline, options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
+        return asked(pipeline, replace(options, effort=Effort(turns=turns)), say)
+
+    monkeypatch.setattr(streamgen.bench, "run_bench", measured)
+    monkeypatch.setattr(Probe, "of", lambda device: Probe(64, 2**16, (2, 16, 32, 64), 0.001))
+
+
 def test_bench_in_turns(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runners on one stream, a setting, a deadline; of a runner against itself the ratio is about 1."""
-    monkeypatch.setattr("streamgen.bench._TURNS", 3)
+    fewer_turns(monkeypatch, 3)
     done = call(capsys, "bench", "--model", checkpoint, "--json", "--chunks", 20, "--cold", 0, "--vs", "onnx",
-                "--set", "steps=1", "--set", "change_steps=2", "--deadline", 1000, "-q")  # fmt: skip
+                "--set", "steps=1", "--set", "change_steps=2", "--deadline", 1000, "--roofline",
+                "-q")  # fmt: skip
     assert done.code == 0, done
     result = json.loads(done.stdout)
     assert (result["runner"], result["vs"]["runners"]) == ("plain", ["plain", "onnx"])
@@ -138,6 +157,9 @@ def test_bench_in_turns(
         assert 0 < ratio["p10"] <= ratio["p50"] <= ratio["p90"]
         assert result["vs"][what]["onnx_ms"]["p50"] > 0
     assert result["deadline"] == {"ms": 1000, "late": 0.0}
+    assert set(result["roofline"]) == {"peaks", "denoise", "commit", "decode"}
+    for part in ("denoise", "commit", "decode"):
+        assert result["roofline"][part]["share"] > 0
     assert sum(result["steps_taken"].values()) == 20 + result["warm_chunks"]
     for arguments, message in (
         (["--vs", "plane"], "unknown runner 'plane' (did you mean 'plain'?)"),
@@ -151,7 +173,7 @@ def test_bench_in_turns(
 def test_bench_cold_and_beside(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamgen.bench._TURNS", 2)
+    fewer_turns(monkeypatch, 2)
     done = call(capsys, "bench", "--model", checkpoint, "--json", "--chunks", 20, "--beside", 1, "-q")
     assert done.code == 0, done
     result = json.loads(done.stdout)

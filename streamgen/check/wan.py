@@ -1,0 +1,80 @@
+"""Speed at the shape of Wan 1.3B with random weights: what a stream costs does not depend on what it
+shows.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..bench import BenchOptions, in_turns, run_bench
+from ..pipeline import Pipeline
+from .plan import LONG_LIVE, SELF_FORCING, Plan, Row
+
+
+def window_12(plan: Plan, row: Row) -> None:
+    """LongLive's 3 + 6 + 3 latent frames, joint recache, with both picture decoders."""
+    _rows(plan, row, LONG_LIVE, vae_too=True)
+
+
+def window_21(plan: Plan, row: Row) -> None:
+    """Self-Forcing's 18 + 3 latent frames, recache chunk by chunk."""
+    _rows(plan, row, SELF_FORCING, vae_too=False)
+
+
+def compiled_12(plan: Plan, row: Row) -> None:
+    """The compiled runner at window 12, alone and in turns with the plain one."""
+    pipeline = plan.wan(LONG_LIVE, "decoder=tiny", runner="compile")
+    began = time.perf_counter()
+    chosen = pipeline.choose()
+    row("programs", {"ok": chosen.note is None, "note": chosen.note, "seconds": _since(began)})
+    if chosen.note is not None:
+        return
+    times = in_turns(
+        pipeline, (chosen.runner, pipeline.choose("plain").runner), BenchOptions(effort=plan.effort)
+    )
+    faster = {f"times_faster_{what}": spread["times_faster"]["p50"] for what, spread in _timed(times)}
+    row("against plain", faster | {"turns": times})
+    row("TAEHV", _measured(plan, pipeline))
+
+
+def _rows(plan: Plan, row: Row, name: str, vae_too: bool) -> None:
+    pipeline = plan.wan(name, "decoder=tiny")
+    row("TAEHV", _measured(plan, pipeline))
+    if vae_too:
+        row("Wan VAE", _measured(plan, _with_vae(plan, name, pipeline)))
+
+
+def _with_vae(plan: Plan, name: str, pipeline: Pipeline) -> Pipeline:
+    """The same network with the Wan VAE; the network of the model that the VAE is taken from is tiny."""
+    small = plan.wan(name, "decoder=vae", "dit.layers=1")
+    networks = replace(pipeline.parts.networks, tokenizer=small.parts.networks.tokenizer)
+    return Pipeline(replace(pipeline.parts, networks=networks), "plain")
+
+
+def _measured(plan: Plan, pipeline: Pipeline) -> dict[str, Any]:
+    """A row: rate, latencies, memory, and the whole report of `bench` below it."""
+    if plan.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(plan.device)
+    report = run_bench(pipeline, BenchOptions(plan.chunks, roofline=not plan.small, effort=plan.effort))
+    parts = {f"{part}_ms": spread["p50"] for part, spread in report["chunk_ms"].items()}
+    return {
+        "runner": report["runner"],
+        "fps": report["pixel_fps"],
+        **parts,
+        "recache_ms": report["recache_ms"],
+        "switch_ms": report["switch_latency_ms"]["p50"],
+        "first_frame_ms": report["time_to_first_frame_ms"],
+        "memory_mb": report["peak_memory_mb"],
+        "report": report,
+    }
+
+
+def _timed(times: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(what, spread) for what, spread in times.items() if isinstance(spread, Mapping)]
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 1)

@@ -1,0 +1,1 @@
+"""Work of a chunk, ceilings of a device, and the share of them that is reached."""
