@@ -6,6 +6,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..pipeline import Pipeline, load_pipeline
 from ..video.outputs import Outputs, PreviewKind
+from .progress import say
 
 SECONDS = 8.0
 WAN_OPTIONS = (
@@ -53,7 +54,7 @@ class RenderOptions:
     limit: int | None = None
     shard: str | None = None
     engine: str = "local"
-    weights: Path | None = None
+    weights: str | None = None
     random_weights: bool = False
     model_set: tuple[str, ...] = ()
     text_encoder: str | None = None
@@ -93,7 +94,14 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     text = TextOptions(options.text_device or "cpu", keep=not options.free_text, cache=options.text_cache)
-    wan = WanOptions(options.weights, options.random_weights, options.model_set, options.text_encoder, text)
+    wan = WanOptions(
+        options.weights,
+        options.random_weights,
+        options.model_set,
+        options.text_encoder,
+        text,
+        note=lambda text: say(f"note: {text}"),
+    )
     return load_pipeline(options.model, device, dtype, wan)
 
 

@@ -13,6 +13,7 @@ from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
 from ..checkpoints.digest import tensor_digest
+from ..checkpoints.hub import HubSource
 from ..engine.networks import Networks
 from ..errors import CheckpointError
 from ..stream.model import ModelParts
@@ -20,7 +21,7 @@ from .config import CONFIG, WanConfig, read_wan_config
 from .memory import Setup, build_decoder, check_memory, stream_check
 from .options import TextOptions, WanOptions
 from .text import HashedPrompts, UMT5Prompts
-from .weights import WanTensors, assign, gather, random_tensors
+from .weights import WanTensors, assign, gather, placed, random_tensors
 
 _SEED = 0
 
@@ -41,7 +42,9 @@ def load_wan(
     config = read_wan_config(path, options.overrides)
     if options.random_weights:
         config = replace(config, text=replace(config.text, kind="hashed"))
-    directory = options.weights or (path.parent if path.name == CONFIG else None)
+    directory: Path | HubSource | None = path.parent if path.name == CONFIG else None
+    if options.weights is not None:
+        directory, config = placed(options.weights, config)
     if directory is None and not options.random_weights:
         raise CheckpointError(
             f"model {name}: needs its published weights, --weights DIR (see docs/wan.md); "
@@ -52,6 +55,9 @@ def load_wan(
         check_memory(config, setup, device)
     stream_fits = stream_check(config, setup, device) if options.check_memory else None
     tensors = _tensors(config, None if options.random_weights else directory, dtype)
+    if options.note is not None:
+        for note in tensors.notes():
+            options.note(note)
     digest = _digest(config, tensors, options)
     networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
@@ -87,7 +93,7 @@ def load_vae(config: WanConfig, directory: Path, device: torch.device) -> tuple[
     return vae, digest
 
 
-def _tensors(config: WanConfig, directory: Path | None, dtype: torch.dtype) -> WanTensors:
+def _tensors(config: WanConfig, directory: Path | HubSource | None, dtype: torch.dtype) -> WanTensors:
     part = config.decoder_part
     if directory is not None:
         return gather(config, directory, ("dit",) if part is None else ("dit", part))
@@ -143,7 +149,7 @@ def _place_statistics(
 
 
 def prompt_encoder(
-    config: WanConfig, directory: Path | None, source: str | None, options: TextOptions
+    config: WanConfig, directory: Path | HubSource | None, source: str | None, options: TextOptions
 ) -> UMT5Prompts | HashedPrompts:
     """What encodes a model's prompts, nothing of it loaded yet.
 
@@ -153,7 +159,7 @@ def prompt_encoder(
     """
     if config.text.kind == "hashed":
         return HashedPrompts(config.text)
-    if source is None and directory is not None:
+    if source is None and isinstance(directory, Path):
         inside = (directory / name for name in config.sources.text_encoder)
         source = next((str(folder) for folder in inside if folder.is_dir()), None)
     return UMT5Prompts(source or config.text.source, config.text, options)
