@@ -89,6 +89,12 @@ Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", help="LoRA to merge, FILE[:strength] or hf://.... Repeatable.", rich_help_panel=_WAN
+    ),
+]
 ModelSet = Annotated[
     list[str] | None,
     typer.Option("--model-set", help="Change its config: dit.layers=2. Repeatable.", rich_help_panel=_WAN),
@@ -203,6 +209,7 @@ def render(
     schema: Schema = False,
     weights: Weights = None,
     random_weights: RandomWeights = False,
+    loras: Loras = None,
     model_set: ModelSet = None,
     text_encoder: TextEncoder = None,
     text_device: TextDevice = None,
@@ -229,7 +236,7 @@ def render(
 
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
+    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set, "loras": loras}
     given |= {name: tuple(values or ()) for name, values in lists.items()}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 

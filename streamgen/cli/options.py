@@ -12,6 +12,7 @@ SECONDS = 8.0
 WAN_OPTIONS = (
     "weights",
     "random_weights",
+    "loras",
     "model_set",
     "text_encoder",
     "text_device",
@@ -21,7 +22,7 @@ WAN_OPTIONS = (
 )
 
 # names that are not those of their options
-_OPTIONS = {"settings": "--set", "gestures": "--gesture"}
+_OPTIONS = {"settings": "--set", "gestures": "--gesture", "loras": "--lora"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class RenderOptions:
     engine: str = "local"
     weights: str | None = None
     random_weights: bool = False
+    loras: tuple[str, ...] = ()
     model_set: tuple[str, ...] = ()
     text_encoder: str | None = None
     text_device: str | None = None
@@ -90,6 +92,7 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
         return load_pipeline(options.model, device)
     import torch
 
+    from ..wan.loras import parse_loras
     from ..wan.options import TextOptions, WanOptions
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
@@ -101,6 +104,7 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
         options.text_encoder,
         text,
         note=lambda text: say(f"note: {text}"),
+        loras=parse_loras(options.loras),
     )
     return load_pipeline(options.model, device, dtype, wan)
 

@@ -18,6 +18,7 @@ from ..engine.networks import Networks
 from ..errors import CheckpointError
 from ..stream.model import ModelParts
 from .config import CONFIG, WanConfig, read_wan_config
+from .loras import with_loras
 from .memory import Setup, build_decoder, check_memory, stream_check
 from .options import TextOptions, WanOptions
 from .text import HashedPrompts, UMT5Prompts
@@ -55,8 +56,10 @@ def load_wan(
         check_memory(config, setup, device)
     stream_fits = stream_check(config, setup, device) if options.check_memory else None
     tensors = _tensors(config, None if options.random_weights else directory, dtype)
+    assert tensors.dit is not None
+    tensors.dit, merged = with_loras(tensors.dit, options.loras)
     if options.note is not None:
-        for note in tensors.notes():
+        for note in (*tensors.notes(), *merged):
             options.note(note)
     digest = _digest(config, tensors, options)
     networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
@@ -167,7 +170,7 @@ def prompt_encoder(
 
 def _digest(config: WanConfig, tensors: WanTensors, options: WanOptions) -> str:
     """Fingerprint of the weights: of their bytes, or for random ones of what they are drawn from."""
-    if options.random_weights:
+    if options.random_weights and not options.loras:
         sizes = f"random|{_SEED}|{config.dit}|{config.vae}|{config.decoder}|{config.tiny_decoder}"
         return hashlib.sha256(sizes.encode()).hexdigest()
     parts = {

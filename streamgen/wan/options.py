@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from .loras import LoraFile
+
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -32,6 +34,7 @@ class WanOptions:
         weights: the directory of published or converted files, one file with the network in it, or either on
             the hub (`hf://owner/repo[/file][@revision]`); a converted model's own directory by default.
         random_weights: run without any download, on weights that mean nothing.
+        loras: merged into the network one after the other.
         overrides: changes of the config, dotted `key=value`.
         text_encoder: a folder or hub name, over what the weights directory and the config say.
         text: where the text encoder runs.
@@ -46,3 +49,4 @@ class WanOptions:
     text: TextOptions = field(default_factory=TextOptions)
     check_memory: bool = True
     note: Callable[[str], None] | None = None
+    loras: tuple[LoraFile, ...] = ()
