@@ -134,10 +134,11 @@ def merge_lora(
         _check_pair(out, layer, pair, rank)
         wide = torch.promote_types(out[name].dtype, torch.float32)
         weight = out[name].to(wide)
-        change = _scale(layer, pair, alpha) * (pair.up.to(wide) @ pair.down.to(wide))
+        # in place: one array besides the weights, of a layer at a time
+        change = (pair.up.to(wide) @ pair.down.to(wide)).mul_(_scale(layer, pair, alpha))
         if pair.magnitude is not None:
-            change = _dora(layer, weight + change, pair.magnitude.to(wide)) - weight
-        out[name] = (weight + strength * change).to(out[name].dtype)
+            change = _dora(change.add_(weight), pair.magnitude.to(wide)).sub_(weight)
+        out[name] = change.mul_(strength).add_(weight).to(out[name].dtype)
         if pair.bias is not None:
             _add(out, f"{layer}.bias", strength * _scale(layer, pair, alpha), pair.bias)
     for name, diff in lora.diffs.items():
@@ -309,6 +310,6 @@ def _scale(layer: str, pair: LoraPair, alpha: float | None) -> float:
     return alpha / rank
 
 
-def _dora(layer: str, changed: Tensor, magnitude: Tensor) -> Tensor:
+def _dora(changed: Tensor, magnitude: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(changed, dim=1, keepdim=True)
     return magnitude.reshape(-1, 1) / norm * changed
