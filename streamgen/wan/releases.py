@@ -21,6 +21,7 @@ class Release:
         source: the repository on the hub.
         licence: of the weights, as their repository says.
         note: what else has to be known, to be read behind its name.
+        changes: of that config, dotted `key=value`.
         needs_lora: whether it is a base that streams with a LoRA of the same repository alone.
     """
 
@@ -30,6 +31,7 @@ class Release:
     source: str
     licence: str
     note: str = ""
+    changes: tuple[str, ...] = ()
     needs_lora: bool = False
 
 
@@ -57,6 +59,33 @@ RELEASES: tuple[Release, ...] = (
         "wan-1.3b-causal-forcing-chunk",
         "zhuhz22/Causal-Forcing",
         APACHE,
+    ),
+    Release(
+        "Self Gradient Forcing, frame-wise",
+        r"Self_Gradient_Forcing/.*framewise|framewise/ar/model\.pt",
+        "wan-1.3b-causal-forcing-frame",
+        "JunhaoZhuang/Self_Gradient_Forcing",
+        APACHE,
+        "has sink and window of its README (4 + 16 + 1); four steps are assumed, as of what it started from",
+        ("plan.sink_frames=4", "plan.window_frames=16"),
+    ),
+    Release(
+        "Self Gradient Forcing, chunk-wise",
+        r"Self_Gradient_Forcing/.*chunkwise|chunkwise/ar/model\.pt",
+        "wan-1.3b-causal-forcing-chunk",
+        "JunhaoZhuang/Self_Gradient_Forcing",
+        APACHE,
+        "has sink and window of its README (3 + 6 + 3); four steps are assumed, as of what it started from",
+        ("plan.sink_frames=3", "plan.window_frames=6"),
+    ),
+    Release(
+        "One-Forcing, frame-wise",
+        r"(?:^|/)one_forcing\.",
+        "wan-1.3b-causal-forcing-frame",
+        "JiaqiFeng/OneForcing",
+        "not stated in its README",
+        "takes one step; a window of 20 is assumed, as of what it started from",
+        ("sampling.steps=1",),
     ),
     Release("Self-Forcing", r"self_forcing_dmd", "wan-1.3b-self-forcing", "gdhe17/Self-Forcing", APACHE),
     Release(

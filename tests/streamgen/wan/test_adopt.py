@@ -120,6 +120,17 @@ def test_options_are_taken(published: Path, tmp_path: Path) -> None:
     assert (pipeline.settings.steps, pipeline.settings.rope) == (2, "relative")
 
 
+def test_a_release_changes_what_it_is_known_for(published: Path, tmp_path: Path) -> None:
+    source = tmp_path / "framewise" / "ar" / "model.pt"
+    source.parent.mkdir(parents=True)
+    source.write_bytes((published / "owner" / "repo" / "self_forcing_dmd.pt").read_bytes())
+    report = adopt(str(source), tmp_path / "own", small("decoder=none"))
+    (told,) = report["files"].values()
+    assert "four steps are assumed" in told["release_note"]
+    plan = load_pipeline(tmp_path / "own", "cpu").plan
+    assert (plan.chunk_frames, plan.sink_frames, plan.window_frames) == (1, 4, 16)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -161,6 +172,9 @@ def test_releases_are_told_apart() -> None:
         ("/x/chunkwise/causal_forcing.pt", "wan-1.3b-causal-forcing-chunk"),
         ("C:\\x\\causal_forcing-framewise.safetensors", "wan-1.3b-causal-forcing-frame"),
         ("a/models/longlive_base.pt", "wan-1.3b-longlive"),
+        ("JunhaoZhuang/Self_Gradient_Forcing/chunkwise/ar/model.pt", "wan-1.3b-causal-forcing-chunk"),
+        ("/x/framewise/ar/model.pt", "wan-1.3b-causal-forcing-frame"),
+        ("JiaqiFeng/OneForcing/checkpoints/one_forcing.pt", "wan-1.3b-causal-forcing-frame"),
         ("Wan2.1-T2V-1.3B/diffusion_pytorch_model.safetensors", None),
     ):
         release = find_release(place)
