@@ -335,4 +335,18 @@ def _sources(names: Mapping[str, Any], adoption: Adoption) -> dict[str, Any]:
     lora = adoption.chosen.get("lora")
     out["lora"] = [lora.place] if lora is not None else []
     out["lora_rank"] = None
+    text = next((f.place for f in adoption.files if _is_text_encoder(f)), None)
+    if text is not None:
+        out["text_encoder"] = [str(Path(text).parent)]
     return out
+
+
+def _is_text_encoder(file: Adopted) -> bool:
+    """Whether a local file is one that the text encoder is loaded from: Wan's own, or one of transformers with
+    its config beside it.
+    """
+    if file.read is None or is_hub(file.place):
+        return False
+    path = Path(file.place)
+    whole = file.read.kind == "umt5" and path.with_name("config.json").is_file()
+    return whole or (file.read.kind == "wan_umt5" and path.name.startswith("models_t5"))
