@@ -342,8 +342,8 @@ def _sources(names: Mapping[str, Any], adoption: Adoption) -> dict[str, Any]:
 
 
 def _is_text_encoder(file: Adopted) -> bool:
-    """Whether a local file is one that the text encoder is loaded from: Wan's own, or one of transformers with
-    its config beside it.
+    """Whether a local file is one that the text encoder is loaded from: Wan's own, or one of transformers
+    with its config beside it.
     """
     if file.read is None or is_hub(file.place):
         return False
