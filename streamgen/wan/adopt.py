@@ -163,11 +163,11 @@ def _weights_alone(names: Sequence[str]) -> list[str]:
     return [name for name in weights if not name.startswith(tuple(stems))][:_MOST_FILES] if stems else weights
 
 
-def describe(place: str) -> Adopted:
-    """What a file is; one that cannot be used has a `problem`."""
+def describe(place: str, kind: Kind | None = None) -> Adopted:
+    """What a file is, or its part of a `kind`; one that cannot be used has a `problem`."""
     release = find_release(place.removeprefix("hf://"))
     try:
-        read = unwrap(read_names(place), _sections(release))
+        read = unwrap(read_names(place), _sections(release), kind)
     except StreamgenError as error:
         return Adopted(place, {"problem": str(error)}, None, release)
     except ValueError as error:
@@ -245,11 +245,22 @@ def _choose(adoption: Adoption, options: AdoptOptions) -> None:
         known = [f for f in fit if f.release is not None and f.release.config is not None]
         if fit:
             adoption.chosen[part] = (known or fit)[0]
+        elif part == "vae":
+            inside = _vae_inside(adoption.chosen.get("dit"))
+            adoption.chosen |= {} if inside is None else {"vae": inside}
     dit = adoption.chosen.get("dit")
     if dit is not None and dit.release is not None and dit.release.needs_lora:
         loras = [f for f in adoption.files if f.part == "lora" and "problem" not in f.report]
         if loras:
             adoption.chosen["lora"] = loras[0]
+
+
+def _vae_inside(dit: Adopted | None) -> Adopted | None:
+    """The VAE of a whole checkpoint, in the file of the network."""
+    if dit is None or dit.read is None or not any("vae" in name for name in dit.read.beside):
+        return None
+    file = describe(dit.place, "wan_vae")
+    return file if file.part == "vae" and "problem" not in file.report else None
 
 
 def _problems(adoption: Adoption) -> list[str]:

@@ -132,6 +132,19 @@ def test_options_are_taken(published: Path, tmp_path: Path) -> None:
     assert (pipeline.settings.steps, pipeline.settings.rope) == (2, "relative")
 
 
+def test_a_whole_checkpoint_brings_its_vae(published: Path, tmp_path: Path) -> None:
+    """ComfyUI's: network, VAE and more in one file, which is all that is needed."""
+    source = published / "owner" / "repo"
+    network = torch.load(source / "chunkwise" / "causal_forcing.pt", weights_only=True)["generator"]
+    whole = {n.replace("model.", "model.diffusion_model.", 1): x for n, x in network.items()}
+    vae = torch.load(source / "Wan2.1_VAE.pth", weights_only=True)
+    save_file(whole | {f"vae.{name}": x for name, x in vae.items()}, tmp_path / "all.safetensors")
+    report = adopt(str(tmp_path / "all.safetensors"), tmp_path / "own", small())
+    assert report["problems"] == []
+    expected = first_frames("wan-1.3b-causal-forcing-chunk", loading(source))
+    assert torch.equal(first_frames(tmp_path / "own"), expected)
+
+
 def test_a_release_changes_what_it_is_known_for(published: Path, tmp_path: Path) -> None:
     source = tmp_path / "framewise" / "ar" / "model.pt"
     source.parent.mkdir(parents=True)
