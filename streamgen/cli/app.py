@@ -84,16 +84,14 @@ Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
 Model = Annotated[str, typer.Option(help="Name (see `streamgen models`), checkpoint or adopted folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _WAN = "Models of the Wan family"
-_WEIGHTS = "Folder or file of weights, or hf://owner/repo[/file][@revision]."
+_WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."
 Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN)]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
 ]
 Loras = Annotated[
     list[str] | None,
-    typer.Option(
-        "--lora", help="LoRA to merge, FILE[:strength] or hf://.... Repeatable.", rich_help_panel=_WAN
-    ),
+    typer.Option("--lora", help="LoRA to merge: FILE or FILE:STRENGTH. Repeatable.", rich_help_panel=_WAN),
 ]
 ModelSet = Annotated[
     list[str] | None,
@@ -306,7 +304,7 @@ def inspect(
 
 @app.command()
 def adopt(
-    source: Annotated[str, typer.Argument(help="A file, a folder, or hf://owner/repo[/file][@revision].")],
+    source: Annotated[str, typer.Argument(help="A file, a folder, or hf://owner/repo/file@revision.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a model config into this folder.")
     ] = None,

@@ -190,6 +190,14 @@ def test_the_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "expected a folder that is empty" in refused.error()
 
 
+def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets in a help text are markup, and a closing one without its beginning was a traceback."""
+    for command, words in (("adopt", "hf://owner/repo"), ("render", "FILE:STRENGTH")):
+        done = call(capsys, command, "--help")
+        assert done.code == 0
+        assert words in done.stdout
+
+
 def test_releases_are_told_apart() -> None:
     for place, config in (
         ("gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt", "wan-1.3b-self-forcing"),
