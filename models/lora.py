@@ -25,7 +25,8 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("up", r"\.lora_(?:B|up)(?:\.\w+)?\.weight|\.lora\.up\.weight|_lora\.up\.weight|\.lora_B"),
     ("magnitude", r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?|\.dora_scale"),
     ("alpha", r"\.alpha"),
-    ("bias", r"\.diff_b|\.lora_B(?:\.\w+)?\.bias|\.lora_up\.bias"),
+    ("up_bias", r"\.lora_(?:B|up)(?:\.\w+)?\.bias"),
+    ("bias", r"\.diff_b"),
     ("modulation", r"\.diff_m"),
     ("diff", r"\.diff"),
 )
@@ -39,13 +40,14 @@ _HEAD_DIM = 128
 @dataclass(frozen=True)
 class LoraPair:
     """One low-rank change: `down (rank, in)` and `up (out, rank)`; `alpha`, one number, is its scale times
-    the rank (None: the rank); `magnitude` (out,) is DoRA's.
+    the rank (None: the rank); `magnitude` and `bias` (out,) are DoRA's and PEFT's `lora_bias`.
     """
 
     down: Tensor
     up: Tensor
     alpha: Tensor | None = None
     magnitude: Tensor | None = None
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -132,21 +134,29 @@ def merge_lora(
         _check_pair(out, layer, pair, rank)
         wide = torch.promote_types(out[name].dtype, torch.float32)
         weight = out[name].to(wide)
-        change = _scale(layer, pair, alpha) * (pair.up.to(wide) @ pair.down.to(wide))
+        # in place: one array besides the weights, of a layer at a time
+        change = (pair.up.to(wide) @ pair.down.to(wide)).mul_(_scale(layer, pair, alpha))
         if pair.magnitude is not None:
-            change = _dora(layer, weight + change, pair.magnitude.to(wide)) - weight
-        out[name] = (weight + strength * change).to(out[name].dtype)
+            change = _dora(change.add_(weight), pair.magnitude.to(wide)).sub_(weight)
+        out[name] = change.mul_(strength).add_(weight).to(out[name].dtype)
+        if pair.bias is not None:
+            _add(out, f"{layer}.bias", strength * _scale(layer, pair, alpha), pair.bias)
     for name, diff in lora.diffs.items():
-        if name not in out:
-            raise ValueError(f"{name}: changed by the LoRA, but not a parameter of this model")
-        if out[name].numel() != diff.numel() or out[name].shape[0] not in diff.shape[:2]:
-            raise ValueError(
-                f"{name}: expected a difference of shape {tuple(out[name].shape)}, found {tuple(diff.shape)}"
-            )
-        wide = torch.promote_types(out[name].dtype, torch.float32)
-        changed = out[name].to(wide) + strength * diff.to(wide).reshape(out[name].shape)
-        out[name] = changed.to(out[name].dtype)
+        _add(out, name, strength, diff)
     return out
+
+
+def _add(out: Tensors, name: str, factor: float, diff: Tensor) -> None:
+    """Add `factor` times a difference to a parameter."""
+    if name not in out:
+        raise ValueError(f"{name}: changed by the LoRA, but not a parameter of this model")
+    own = out[name]
+    if own.numel() != diff.numel() or own.shape[0] not in diff.shape[:2]:
+        raise ValueError(
+            f"{name}: expected a difference of shape {tuple(own.shape)}, found {tuple(diff.shape)}"
+        )
+    wide = torch.promote_types(own.dtype, torch.float32)
+    out[name] = (own.to(wide) + factor * diff.to(wide).reshape(own.shape)).to(own.dtype)
 
 
 def misfit(tensors: Mapping[str, Tensor], lora: Lora) -> str | None:
@@ -267,7 +277,7 @@ def _add_layer(lora: Lora, layer: str, roles: dict[str, Tensor]) -> None:
                 f"{layer}: expected a DoRA magnitude for each of {up.shape[0]} rows, found shape "
                 f"{tuple(magnitude.shape)}"
             )
-        lora.pairs[layer] = LoraPair(down, up, alpha, magnitude)
+        lora.pairs[layer] = LoraPair(down, up, alpha, magnitude, roles.get("up_bias"))
     elif "magnitude" in roles:
         raise ValueError(f"{layer}: a DoRA magnitude without its lora_A and lora_B")
     for role, parameter in (("diff", "weight"), ("bias", "bias"), ("modulation", "modulation")):
@@ -300,6 +310,6 @@ def _scale(layer: str, pair: LoraPair, alpha: float | None) -> float:
     return alpha / rank
 
 
-def _dora(layer: str, changed: Tensor, magnitude: Tensor) -> Tensor:
+def _dora(changed: Tensor, magnitude: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(changed, dim=1, keepdim=True)
     return magnitude.reshape(-1, 1) / norm * changed

@@ -21,7 +21,10 @@ Tensors = dict[str, Tensor]
 
 # Order matters: a LoRA has the names of what it changes, a checkpoint of ours those of Wan below its parts.
 _SIGNS: tuple[tuple[Kind, str], ...] = (
-    ("lora", r"[._]lora[._](A|B|down|up)(\.|$)|\.diff(_[bm])?$|^lora_unet_|^lycoris_|\.(lokr|hada)_"),
+    (
+        "lora",
+        r"[._]lora[._](A|B|down|up)(\.|$)|\.diff(_[bm])?$|^lora_unet_|^lycoris_|\.(lokr|hada)_|\.dora_scale$",
+    ),
     ("streamgen", r"^dit\.patch_embedding\.weight$"),
     ("diffusers_dit", r"^condition_embedder\.|^blocks\.\d+\.attn1\."),
     ("wan_dit", r"^blocks\.\d+\.self_attn\.|^head\.modulation$"),

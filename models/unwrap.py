@@ -238,7 +238,7 @@ def _choose(known: list[_Group], groups: list[_Group], wanted: tuple[str, ...], 
         best = min(right, key=lambda group: _rank(group, wanted))
         names = set(best.tensors)
         # an average that was saved before it was complete
-        whole = [g for g in right if g.kind == best.kind and names < set(g.tensors) and kind is not None]
+        whole = [g for g in right if g.kind == best.kind and names < set(g.tensors)]
         return min(whole, key=lambda group: _rank(group, wanted)) if whole else best
     if candidates:
         expected = ", ".join(name or "tensors at the top" for name in wanted)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,4 +19,13 @@ def tensor_digest(state: Mapping[str, Tensor]) -> str:
         header = f"{len(name.encode())}:{name}|{tensor.dtype}|{tuple(tensor.shape)}\n"
         digest.update(header.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
     return digest.hexdigest()

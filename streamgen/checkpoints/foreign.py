@@ -1,10 +1,10 @@
 """Reading weights files that others wrote, without running any of their code."""
 
-import hashlib
 import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,11 +18,44 @@ from models.unwrap import Unwrapped, unwrap
 
 from ..errors import CheckpointError
 from ..suggest import shorten
-from .header import read_header
+from .header import parse_header, read_header
+from .hub import HubSource, fetch, is_hub, open_remote, parse_hub
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", ".json", *_PICKLES)
 _LARGEST_INDEX = 64 * 2**20
+
+
+def read_names(source: str | Path) -> Any:
+    """As `read_payload` with `names_only`, of a local file or of one on the hub, of which a few megabytes are
+    downloaded at most.
+
+    Raises:
+        CheckpointError: see `read_payload`; or the hub cannot be reached or refuses.
+    """
+    if not is_hub(source):
+        return read_payload(Path(source), names_only=True)
+    remote = parse_hub(source)
+    suffix = PurePosixPath(remote.path).suffix.lower()
+    if suffix == ".json":
+        # an index is small, but its shards are not
+        return _read_remote_shards(remote)
+    if suffix not in SUFFIXES:
+        raise CheckpointError(f"weights {remote}: expected a file that ends in {', '.join(SUFFIXES)}")
+    file, size = open_remote(remote)
+    with file:
+        if suffix == ".safetensors":
+            return parse_header(file, size, remote).tensors
+        return _load_pickle(file, "meta", str(remote))
+
+
+def _read_remote_shards(index: HubSource) -> dict[str, Tensor]:
+    local = fetch(index)
+    out: dict[str, Tensor] = {}
+    for shard in sorted(set(_weight_map(local).values())):
+        _shard(local, shard)
+        out |= read_names(str(replace(index, path=str(PurePosixPath(index.path).with_name("") / shard))))
+    return out
 
 
 def read_payload(path: Path, names_only: bool = False) -> Any:
@@ -93,15 +126,6 @@ KIND_NAMES: Mapping[Kind, str] = {
 }
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def one_line(error: Exception, limit: int = 400) -> str:
     """An error's text on one line: names in foreign files may hold anything."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
@@ -140,31 +164,39 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, names_only: bool) -> Any:
     device = "meta" if names_only else "cpu"
+    if path.suffix.lower() != ".safetensors":
+        return _load_pickle(path, device, str(path))
+    # torch goes by the name; a stream of bytes has none, and cannot be mapped
+    with path.open("rb") as file:
+        return _load_pickle(file, device, str(path))
+
+
+def _load_pickle(file: Any, device: str, where: str) -> Any:
+    """What a file of torch.save holds; `file` is a path, which is mapped, or an open file."""
+    mapped = isinstance(file, Path)
     try:
-        if path.suffix.lower() == ".safetensors":
-            # torch goes by the name; a stream of bytes has none, and cannot be mapped
-            with path.open("rb") as file:
-                return torch.load(file, map_location=device, weights_only=True)
         try:
-            return torch.load(path, map_location=device, weights_only=True, mmap=True)
+            return torch.load(file, map_location=device, weights_only=True, mmap=mapped)
         except RuntimeError as error:
-            if "mmap" not in str(error):
+            if "mmap" not in str(error) or not mapped:
                 raise
             # written in the format of before torch 1.6, which cannot be mapped
-            return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(file, map_location=device, weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         text = one_line(error, 4000)
         if "GLOBAL " not in text and "Unsupported" not in text:
             raise CheckpointError(
-                f"weights {path}: truncated or not a file of torch.save ({text[:120]})"
+                f"weights {where}: truncated or not a file of torch.save ({text[:120]})"
             ) from None
         name = text.split("GLOBAL ")[1].split(" ")[0][:80] if "GLOBAL " in text else "other objects"
         raise CheckpointError(
-            f"weights {path}: expected tensors alone, found {name}; it is not read, since that may run code"
+            f"weights {where}: expected tensors alone, found {name}; it is not read, since that may run code"
         ) from None
     except Exception as error:  # what a damaged pickle raises is whatever its bytes happen to call
         raise CheckpointError(
-            f"weights {path}: truncated or not a file of torch.save ({one_line(error, 120)})"
+            f"weights {where}: truncated or not a file of torch.save ({one_line(error, 120)})"
         ) from None
 
 

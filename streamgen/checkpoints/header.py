@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -50,16 +50,21 @@ def read_header(path: Path) -> Header:
         CheckpointError: no header, one that is too long or damaged, or bytes that are missing or left over.
     """
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise _bad(path, f"a header of {length:,} bytes in a file of {size:,}")
-            if length > _LONGEST:
-                raise _bad(path, f"a header of {length:,} bytes, at most {_LONGEST:,} are read")
-            content = json.loads(file.read(length))
+            return parse_header(file, path.stat().st_size, path)
     except OSError as error:
         raise CheckpointError(f"weights {path}: cannot be read ({error.strerror or error})") from None
+
+
+def parse_header(file: BinaryIO, size: int, path: object) -> Header:
+    """As `read_header`, of a file of `size` bytes that is open at its beginning; `path` is for messages."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise _bad(path, f"a header of {length:,} bytes in a file of {size:,}")
+    if length > _LONGEST:
+        raise _bad(path, f"a header of {length:,} bytes, at most {_LONGEST:,} are read")
+    try:
+        content = json.loads(file.read(length))
     except (ValueError, RecursionError):
         raise _bad(path, "a header that is no JSON") from None
     if not isinstance(content, dict):
@@ -75,7 +80,7 @@ def read_header(path: Path) -> Header:
     return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[Tensor, tuple[int, int]]:
+def _entry(path: object, name: str, entry: Any) -> tuple[Tensor, tuple[int, int]]:
     values: dict[str, Any] = entry if isinstance(entry, dict) else {}
     shape: Any = values.get("shape")
     offsets: Any = values.get("data_offsets")
@@ -99,7 +104,7 @@ def _numbers(values: Any) -> bool:
     )
 
 
-def _check_places(path: Path, places: list[tuple[int, int]], found: int) -> None:
+def _check_places(path: object, places: list[tuple[int, int]], found: int) -> None:
     """Raise CheckpointError where tensors overlap, leave gaps, or are not all of the file."""
     end = 0
     for begin, stop in places:
@@ -112,5 +117,5 @@ def _check_places(path: Path, places: list[tuple[int, int]], found: int) -> None
         raise _bad(path, f"{found - end:,} bytes behind its last tensor")
 
 
-def _bad(path: Path, found: str) -> CheckpointError:
+def _bad(path: object, found: str) -> CheckpointError:
     return CheckpointError(f"weights {path}: truncated or not safetensors, found {found}")

@@ -88,14 +88,17 @@ Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
 Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
 Deadline = Annotated[float | None, typer.Option(help=_DEADLINE)]
-Model = Annotated[str, typer.Option(help="Name (see `streamgen models`) or checkpoint directory.")]
+Model = Annotated[str, typer.Option(help="Name (see `streamgen models`), checkpoint or adopted folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _WAN = "Models of the Wan family"
-Weights = Annotated[
-    Path | None, typer.Option(help="Folder of published or converted weights.", rich_help_panel=_WAN)
-]
+_WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."
+Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN)]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="LoRA to merge: FILE or FILE:STRENGTH. Repeatable.", rich_help_panel=_WAN),
 ]
 ModelSet = Annotated[
     list[str] | None,
@@ -213,6 +216,7 @@ def render(
     schema: Schema = False,
     weights: Weights = None,
     random_weights: RandomWeights = False,
+    loras: Loras = None,
     model_set: ModelSet = None,
     text_encoder: TextEncoder = None,
     text_device: TextDevice = None,
@@ -239,7 +243,7 @@ def render(
 
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
+    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set, "loras": loras}
     given |= {name: tuple(values or ()) for name, values in lists.items()}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
@@ -335,6 +339,32 @@ def inspect(
         raise InputError(
             f"{path}: {count} problem{'s' if count > 1 else ''}, it does not load: {report['problems'][0]}"
         )
+
+
+@app.command()
+def adopt(
+    source: Annotated[str, typer.Argument(help="A file, a folder, or hf://owner/repo/file@revision.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a model config into this folder.")
+    ] = None,
+    like: Annotated[str | None, typer.Option(help="Take chunks, window and steps of this model.")] = None,
+    vae: Annotated[str | None, typer.Option(help="VAE that the source lacks: file or hf://...")] = None,
+    tiny_decoder: Annotated[str | None, typer.Option(help="TAEHV in place of a VAE.")] = None,
+    model_set: ModelSet = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what weights of others are, and write a model config that streams them.
+
+    Only names and shapes are read. The written folder is what --model takes.
+    """
+    from ..wan.adopt import AdoptOptions
+    from ..wan.adopt import adopt as adopt_weights
+
+    options = AdoptOptions(like, vae, tiny_decoder, tuple(model_set or ()))
+    report = adopt_weights(source, output, options)
+    _show(report, f"streamgen adopt: {source}", as_json)
+    if not report["usable"]:
+        raise InputError(report["problems"][0])
 
 
 @app.command()

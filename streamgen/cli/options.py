@@ -7,12 +7,14 @@ from pathlib import Path
 from ..errors import InputError
 from ..pipeline import Pipeline, load_pipeline
 from ..video.outputs import Outputs, PreviewKind
+from .progress import say
 
 SECONDS = 8.0
 MAX_THREADS = 1024
 WAN_OPTIONS = (
     "weights",
     "random_weights",
+    "loras",
     "model_set",
     "text_encoder",
     "text_device",
@@ -22,7 +24,7 @@ WAN_OPTIONS = (
 )
 
 # names that are not those of their options
-_OPTIONS = {"settings": "--set", "gestures": "--gesture"}
+_OPTIONS = {"settings": "--set", "gestures": "--gesture", "loras": "--lora"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,9 @@ class RenderOptions:
     limit: int | None = None
     shard: str | None = None
     engine: str = "local"
-    weights: Path | None = None
+    weights: str | None = None
     random_weights: bool = False
+    loras: tuple[str, ...] = ()
     model_set: tuple[str, ...] = ()
     text_encoder: str | None = None
     text_device: str | None = None
@@ -98,11 +101,20 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
         return load_pipeline(options.model, device, runner=options.runner)
     import torch
 
+    from ..wan.loras import parse_loras
     from ..wan.options import TextOptions, WanOptions
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     text = TextOptions(options.text_device or "cpu", keep=not options.free_text, cache=options.text_cache)
-    wan = WanOptions(options.weights, options.random_weights, options.model_set, options.text_encoder, text)
+    wan = WanOptions(
+        options.weights,
+        options.random_weights,
+        options.model_set,
+        options.text_encoder,
+        text,
+        note=lambda text: say(f"note: {text}"),
+        loras=parse_loras(options.loras),
+    )
     return load_pipeline(options.model, device, dtype, wan, options.runner)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from models.state_dict import Kind, Tensors, to_diffusers
 from models.unwrap import GENERATOR_SECTIONS
 
+from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER
-from ..checkpoints.foreign import KIND_NAMES, file_sha256, read_foreign
+from ..checkpoints.foreign import KIND_NAMES, read_foreign
 from ..errors import CheckpointError, InputError
 from ..machine import own_version
 from ..structured import to_plain

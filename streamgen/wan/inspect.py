@@ -64,7 +64,7 @@ def inspect_wan(path: Path) -> dict[str, Any]:
                 "vae": lambda: WanVAE(config.vae),
                 "tiny_decoder": lambda: TinyDecoder(config.tiny_decoder),
             }[part]()
-        report[part] = _compare(tensors, module.state_dict())
+        report[part] = compare_names(tensors, module.state_dict())
         report["problems"] += _problems(part, report[part])
     if (path.parent / CARD).is_file():
         report["card"] = str(path.parent / CARD)
@@ -134,7 +134,7 @@ def _sizes(kind: Kind, tensors: Tensors) -> dict[str, Any]:
     module = expected_module(kind, tensors)
     if module is None:
         return report
-    compared = _compare(tensors, module.state_dict())
+    compared = compare_names(tensors, module.state_dict())
     report |= compared
     report["problems"] = _problems(KIND_NAMES[kind], compared)
     if isinstance(module, CausalDiT):
@@ -149,7 +149,8 @@ def _sizes(kind: Kind, tensors: Tensors) -> dict[str, Any]:
     return report
 
 
-def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Any]:
+def compare_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sizes of the tensors found, and how their names and shapes differ from what is expected."""
     shapes = {
         name: {"expected": list(expected[name].shape), "found": list(x.shape)}
         for name, x in found.items()

@@ -13,14 +13,16 @@ from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
 from ..checkpoints.digest import tensor_digest
+from ..checkpoints.hub import HubSource
 from ..engine.networks import Networks
 from ..errors import CheckpointError
 from ..stream.model import ModelParts
 from .config import CONFIG, WanConfig, read_wan_config
+from .loras import with_loras
 from .memory import Setup, build_decoder, check_memory, stream_check
 from .options import TextOptions, WanOptions
 from .text import HashedPrompts, UMT5Prompts
-from .weights import WanTensors, assign, gather, random_tensors
+from .weights import WanTensors, assign, gather, placed, random_tensors
 
 _SEED = 0
 
@@ -41,7 +43,9 @@ def load_wan(
     config = read_wan_config(path, options.overrides)
     if options.random_weights:
         config = replace(config, text=replace(config.text, kind="hashed"))
-    directory = options.weights or (path.parent if path.name == CONFIG else None)
+    directory: Path | HubSource | None = path.parent if path.name == CONFIG else None
+    if options.weights is not None:
+        directory, config = placed(options.weights, config)
     if directory is None and not options.random_weights:
         raise CheckpointError(
             f"model {name}: needs its published weights, --weights DIR (see docs/wan.md); "
@@ -52,6 +56,11 @@ def load_wan(
         check_memory(config, setup, device)
     stream_fits = stream_check(config, setup, device) if options.check_memory else None
     tensors = _tensors(config, None if options.random_weights else directory, dtype)
+    assert tensors.dit is not None
+    tensors.dit, merged = with_loras(tensors.dit, options.loras)
+    if options.note is not None:
+        for note in (*tensors.notes(), *merged):
+            options.note(note)
     digest = _digest(config, tensors, options)
     networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
@@ -86,7 +95,7 @@ def load_vae(config: WanConfig, directory: Path, device: torch.device) -> tuple[
     return vae, digest
 
 
-def _tensors(config: WanConfig, directory: Path | None, dtype: torch.dtype) -> WanTensors:
+def _tensors(config: WanConfig, directory: Path | HubSource | None, dtype: torch.dtype) -> WanTensors:
     part = config.decoder_part
     if directory is not None:
         return gather(config, directory, ("dit",) if part is None else ("dit", part))
@@ -142,7 +151,7 @@ def _place_statistics(
 
 
 def prompt_encoder(
-    config: WanConfig, directory: Path | None, source: str | None, options: TextOptions
+    config: WanConfig, directory: Path | HubSource | None, source: str | None, options: TextOptions
 ) -> UMT5Prompts | HashedPrompts:
     """What encodes a model's prompts, nothing of it loaded yet.
 
@@ -152,7 +161,7 @@ def prompt_encoder(
     """
     if config.text.kind == "hashed":
         return HashedPrompts(config.text)
-    if source is None and directory is not None:
+    if source is None and isinstance(directory, Path):
         inside = (directory / name for name in config.sources.text_encoder)
         source = next((str(folder) for folder in inside if folder.is_dir()), None)
     return UMT5Prompts(source or config.text.source, config.text, options)
@@ -160,7 +169,7 @@ def prompt_encoder(
 
 def _digest(config: WanConfig, tensors: WanTensors, options: WanOptions) -> str:
     """Fingerprint of the weights: of their bytes, or for random ones of what they are drawn from."""
-    if options.random_weights:
+    if options.random_weights and not options.loras:
         sizes = f"random|{_SEED}|{config.dit}|{config.vae}|{config.decoder}|{config.tiny_decoder}"
         return hashlib.sha256(sizes.encode()).hexdigest()
     parts = {

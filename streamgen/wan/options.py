@@ -1,9 +1,12 @@
 """How to load a model of the Wan family: where its weights are, and where its text encoder runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from .loras import LoraFile
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,22 @@ class WanOptions:
     """How to load a model of this family.
 
     Attributes:
-        weights: the directory of published or converted files; a converted model's own directory by default.
+        weights: the directory of published or converted files, one file with the network in it, or either on
+            the hub (`hf://owner/repo[/file][@revision]`); a converted model's own directory by default.
         random_weights: run without any download, on weights that mean nothing.
+        loras: merged into the network one after the other.
         overrides: changes of the config, dotted `key=value`.
         text_encoder: a folder or hub name, over what the weights directory and the config say.
         text: where the text encoder runs.
         check_memory: refuse what does not fit before allocating it.
+        note: called with a line for each thing that a user should know of how files were read.
     """
 
-    weights: Path | None = None
+    weights: str | Path | None = None
     random_weights: bool = False
     overrides: tuple[str, ...] = ()
     text_encoder: str | None = None
     text: TextOptions = field(default_factory=TextOptions)
     check_memory: bool = True
+    note: Callable[[str], None] | None = None
+    loras: tuple[LoraFile, ...] = ()

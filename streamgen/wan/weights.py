@@ -1,8 +1,8 @@
 """The tensors of a Wan-family model from published files or from a converted directory, under our names."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from models.lora import merge_lora, read_lora
 from models.state_dict import Kind, Tensors, check_dtypes, widen_patch_embedding
+from models.unwrap import unwrap
 
+from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
-from ..checkpoints.foreign import expect_kind, file_sha256, read_foreign
+from ..checkpoints.foreign import expect_kind, one_line, read_foreign, read_names
+from ..checkpoints.hub import HubSource, fetch, is_hub, parse_hub
 from ..errors import CheckpointError
 from .config import Sources, WanConfig
 from .sizes import foreign_layers, size_word
@@ -49,9 +52,16 @@ class WanTensors:
     motion_encoder: Tensors | None = None
     files: list[SourceFile] = field(default_factory=list)
 
+    def notes(self) -> list[str]:
+        """What a user should know of how the files were read, one line for each."""
+        return [f"{file.path}: {note}" for file in self.files for note in file.notes]
 
-def gather(config: WanConfig, directory: Path, parts: Iterable[str], digests: bool = False) -> WanTensors:
-    """The named parts (`dit`, `vae`, `tiny_decoder`) of a directory, converted or as published.
+
+def gather(
+    config: WanConfig, directory: Path | HubSource, parts: Iterable[str], digests: bool = False
+) -> WanTensors:
+    """The named parts (`dit`, `vae`, `tiny_decoder`) of a directory, converted or as published, or of a
+    repository on the hub. A config may also name files by absolute paths and on the hub, wherever that is.
 
     Args:
         digests: also take the sha256 of every file.
@@ -59,7 +69,7 @@ def gather(config: WanConfig, directory: Path, parts: Iterable[str], digests: bo
     Raises:
         CheckpointError: a part that is not there, of another kind, damaged, or a LoRA that does not fit.
     """
-    if not directory.is_dir():
+    if isinstance(directory, Path) and not directory.is_dir():
         raise CheckpointError(f"weights {directory}: expected a directory, found none")
     reader = _Reader(config, directory, digests)
     for part in parts:
@@ -67,13 +77,50 @@ def gather(config: WanConfig, directory: Path, parts: Iterable[str], digests: bo
     return reader.found
 
 
+def placed(weights: str | Path, config: WanConfig) -> tuple[Path | HubSource, WanConfig]:
+    """Where weights lie, and a config that finds them there: of a single file, its folder and a config whose
+    network is that file.
+
+    Raises:
+        InputError: no name on the hub; CheckpointError: nothing there, or a file without a network.
+    """
+    if is_hub(weights):
+        source = parse_hub(weights)
+        if not PurePosixPath(source.path).suffix:
+            return source, config
+        folder: Path | HubSource = replace(source, path=str(PurePosixPath(source.path).parent).strip("."))
+        name = str(source)
+    else:
+        path = Path(weights)
+        if path.is_dir() or not path.suffix:
+            return path, config
+        if not path.is_file():
+            raise CheckpointError(f"weights {path}: no such file or directory")
+        folder, name = path.parent, str(path.resolve())
+    try:
+        kind = unwrap(read_names(name), config.sources.section, "wan_dit").kind
+    except ValueError as error:
+        raise CheckpointError(f"weights {weights}: {one_line(error)}") from None
+    if kind == "streamgen":
+        raise CheckpointError(f"weights {weights}: a part of a checkpoint of ours, name its folder")
+    if kind == "lora":
+        raise CheckpointError(f"weights {weights}: a LoRA, which is given as --lora beside the weights")
+    expect_kind(Path(weights), kind, "wan_dit")
+    return folder, replace(config, sources=replace(config.sources, dit=(name,)))
+
+
 class _Reader:
     """`gather`, step by step."""
 
-    def __init__(self, config: WanConfig, directory: Path, digests: bool) -> None:
+    def __init__(self, config: WanConfig, directory: Path | HubSource, digests: bool) -> None:
         self.config, self.directory, self.digests = config, directory, digests
-        self.converted = (directory / MODEL).is_file()
+        self.converted = self._own(MODEL) is not None
         self.found = WanTensors()
+
+    def _own(self, name: str) -> Path | None:
+        """A file of a converted folder."""
+        path = self.directory / name if isinstance(self.directory, Path) else None
+        return path if path is not None and path.is_file() else None
 
     def read(self, part: str) -> None:
         if part == "dit":
@@ -86,8 +133,8 @@ class _Reader:
 
     def _read_dit(self) -> None:
         channels = self.config.dit.latent_channels + self.config.dit.motion_channels
-        if self.converted:
-            path = self.directory / MODEL
+        path = self._own(MODEL)
+        if path is not None:
             tensors = read_tensors(path)
             self.found.dit = part_of(tensors, "dit")
             self.found.motion_encoder = part_of(tensors, "motion_encoder") or None
@@ -109,15 +156,15 @@ class _Reader:
     def _with_lora(self, tensors: Tensors, sources: Sources) -> Tensors:
         wanted = ("generator_lora", "model", "")
         lora = self._foreign("lora", "lora", sources.lora, wanted)
-        path = _existing(self.directory, sources.lora)
+        path = existing(self.directory, sources.lora)
         try:
             return merge_lora(tensors, read_lora(lora), sources.lora_alpha, sources.lora_rank)
         except ValueError as error:
             raise CheckpointError(f"weights {path}: {error}") from None
 
     def _codec(self, part: str, kind: Kind, names: tuple[str, ...], own: str) -> Tensors:
-        path = self.directory / own
-        if path.is_file():
+        path = self._own(own)
+        if path is not None:
             tensors = read_tensors(path)
             self._check(path, tensors)
             self._note(part, path, kind, "")
@@ -125,7 +172,7 @@ class _Reader:
         return self._foreign(part, kind, names, ("", "state_dict", "model"))
 
     def _foreign(self, part: str, kind: Kind, names: tuple[str, ...], wanted: tuple[str, ...]) -> Tensors:
-        path = _existing(self.directory, names)
+        path = existing(self.directory, names)
         if path is None:
             expected = " or ".join(names) or f"{part} in this model's config"
             raise CheckpointError(f"weights {self.directory}: {part}: expected {expected}, found none")
@@ -207,5 +254,19 @@ def trim_grow_layers(tensors: Tensors, dims: tuple[int, ...]) -> Tensors:
     return out
 
 
-def _existing(directory: Path, names: tuple[str, ...]) -> Path | None:
-    return next((directory / name for name in names if (directory / name).is_file()), None)
+def existing(directory: Path | HubSource, names: tuple[str, ...]) -> Path | None:
+    """The first of the files that is there: names inside `directory`, absolute paths, or names on the hub,
+    which are downloaded.
+
+    Raises:
+        CheckpointError: the hub cannot be reached or refuses.
+    """
+    for name in names:
+        if is_hub(name):
+            return fetch(parse_hub(name))
+        if isinstance(directory, Path) or Path(name).is_absolute():
+            path = directory / name if isinstance(directory, Path) else Path(name)
+            if path.is_file():
+                return path
+    inside = tuple(name for name in names if not Path(name).is_absolute())
+    return directory.find(inside) if isinstance(directory, HubSource) else None

@@ -58,12 +58,14 @@ def test_published_settings_of_every_config() -> None:
         config = read_wan_config(CONFIGS / f"{name}.yaml")
         settings, plan = config.sampling, config.plan
         assert settings.sampling().sigmas == pytest.approx((1, 0.9375, 5 / 6, 0.625, 0), abs=1e-12)
-        assert (settings.rope, settings.context_noise, settings.sampler) == ("absolute", 0.0, "renoise")
+        steady = name.endswith("steady")
+        rope = "relative" if steady else "absolute"
+        assert (settings.rope, settings.context_noise, settings.sampler) == (rope, 0.0, "renoise")
         assert settings.guidance().is_off(motion=False)
         assert config.geometry().token_grid == (30, 52)
         long = "longlive" in name or "motion" in name
         assert plan.attention_frames == (12 if long else 21)
-        assert plan.sink_frames == (3 if long else 0)
+        assert plan.sink_frames == (3 if long or steady else 0)
         assert (settings.recache_mode, settings.sink_policy) == (
             ("joint", "keep") if long else ("chunks", "refresh")
         )

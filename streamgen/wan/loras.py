@@ -1,0 +1,144 @@
+"""LoRAs that a user gives beside a model: where they are, how strong, and merging them at load."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.lora import Lora, merge_lora, read_lora
+from models.state_dict import Tensors
+
+from ..checkpoints.foreign import expect_kind, one_line, read_foreign
+from ..checkpoints.header import read_header
+from ..checkpoints.hub import fetch, is_hub, parse_hub
+from ..errors import CheckpointError, InputError
+from ..suggest import shorten
+
+SECTIONS = ("generator_lora", "generator_ema", "generator", "model", "state_dict", "")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf(inity)?)", re.IGNORECASE)
+# PEFT writes how it was trained beside the file, diffusers into its header
+_BESIDE, _INSIDE = "adapter_config.json", "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA by its file, or by its name on the hub, and its strength: 0 changes nothing, 1 is as trained."""
+
+    place: str
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.strength):
+            raise InputError(
+                f"--lora {self.place}: strength: expected a finite number, found {self.strength}"
+            )
+
+
+def parse_loras(texts: Sequence[str]) -> tuple[LoraFile, ...]:
+    """LoRAs from `FILE[:strength]`.
+
+    Raises:
+        InputError: a strength that is no finite number, or the same file twice.
+    """
+    found = tuple(_parse(text) for text in texts)
+    check_twice(found)
+    return found
+
+
+def check_twice(loras: Sequence[LoraFile]) -> None:
+    """Raise InputError where a LoRA is given twice: one strength says what two would."""
+    seen: set[str] = set()
+    for lora in loras:
+        place = lora.place if is_hub(lora.place) else str(Path(lora.place).resolve())
+        if place in seen:
+            raise InputError(f"--lora {lora.place}: given twice, expected once with one strength")
+        seen.add(place)
+
+
+def _parse(text: str) -> LoraFile:
+    place, colon, tail = text.rpartition(":")
+    if not colon or tail.startswith("//") or Path(text).is_file():
+        return LoraFile(text)
+    if _NUMBER.fullmatch(tail.strip()):
+        return LoraFile(place, float(tail))
+    if len(place) == 1 or "/" in tail or "\\" in tail:
+        # a drive, or a name on the hub
+        return LoraFile(text)
+    raise InputError(f"--lora {shorten(text)}: strength: expected a number, found {shorten(tail)}")
+
+
+def with_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> tuple[Tensors, list[str]]:
+    """A DiT with LoRAs merged into it, one after the other, and a line on each.
+
+    Raises:
+        CheckpointError: missing, no LoRA, or one for another model.
+    """
+    check_twice(loras)
+    notes = []
+    for lora in loras:
+        path = fetch(parse_hub(lora.place)) if is_hub(lora.place) else Path(lora.place)
+        change = load_lora(path)
+        try:
+            tensors = merge_lora(tensors, change, strength=lora.strength)
+        except ValueError as error:
+            raise CheckpointError(f"--lora {lora.place}: {one_line(error)}") from None
+        ranks = ", ".join(map(str, change.ranks())) or "none"
+        count = len(change.pairs) + len(change.diffs)
+        notes.append(f"{path.name}: {count} changes (rank {ranks}) merged at strength {lora.strength:g}")
+    return tensors, notes
+
+
+def load_lora(path: Path) -> Lora:
+    """A LoRA from its file, with the scale that was written beside it or into its header.
+
+    Raises:
+        CheckpointError: missing, unreadable, no LoRA, or scaled in a way that is not read.
+    """
+    found = read_foreign(path, SECTIONS, "lora")
+    expect_kind(path, found.kind, "lora")
+    try:
+        lora = read_lora(found.tensors)
+        return _declared(lora, _training(path))
+    except ValueError as error:
+        raise CheckpointError(f"weights {path}: {one_line(error)}") from None
+
+
+def _declared(lora: Lora, training: Mapping[str, Any]) -> Lora:
+    """The LoRA with the alpha of its training where its tensors have none."""
+    alpha = training.get("lora_alpha")
+    if alpha is None:
+        return lora
+    if training.get("alpha_pattern") or not isinstance(alpha, int | float):
+        raise ValueError(
+            "alpha_pattern: expected one lora_alpha for all layers, or .alpha beside each of them"
+        )
+    rooted = bool(training.get("use_rslora"))
+    pairs = {}
+    for layer, pair in lora.pairs.items():
+        # rank-stabilised LoRAs (arXiv 2312.03732) divide by the root of the rank
+        own = alpha * math.sqrt(pair.down.shape[0]) if rooted else alpha
+        pairs[layer] = pair if pair.alpha is not None else replace(pair, alpha=torch.tensor(float(own)))
+    return replace(lora, pairs=pairs)
+
+
+def _training(path: Path) -> Mapping[str, Any]:
+    """What PEFT or diffusers wrote of a LoRA's training; nothing where they did not."""
+    beside = path.with_name(_BESIDE)
+    try:
+        if beside.is_file():
+            values = json.loads(beside.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            values = json.loads(read_header(path).metadata.get(_INSIDE, "{}"))
+            prefixes = ("transformer.", "unet.")
+            values = {key.removeprefix(next((p for p in prefixes if key.startswith(p)), "")): value
+                      for key, value in values.items()}  # fmt: skip
+        else:
+            values = {}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise CheckpointError(f"weights {path}: {_BESIDE} or its metadata: expected JSON") from None
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,109 @@
+"""Published releases that are known: how their files are called, and the config that streams them.
+
+A file is known by its name and folders alone, which is why what is made of it says so.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+APACHE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release.
+
+    Attributes:
+        name: what people call it.
+        pattern: of its repository and file, `owner/repo/folder/file`, or of the end of a local path.
+        config: the name of the config that streams it; None where it is no streaming model.
+        source: the repository on the hub.
+        licence: of the weights, as their repository says.
+        note: what else has to be known, to be read behind its name.
+        changes: of that config, dotted `key=value`.
+        needs_lora: whether it is a base that streams with a LoRA of the same repository alone.
+    """
+
+    name: str
+    pattern: str
+    config: str | None
+    source: str
+    licence: str
+    note: str = ""
+    changes: tuple[str, ...] = ()
+    needs_lora: bool = False
+
+
+# more telling patterns first
+RELEASES: tuple[Release, ...] = (
+    Release(
+        "LongLive 1.0 (base)",
+        r"longlive_base\.",
+        "wan-1.3b-longlive",
+        "Efficient-Large-Model/LongLive-1.3B",
+        APACHE,
+        "is a base that streams with models/lora.pt of the same repository merged into it",
+        needs_lora=True,
+    ),
+    Release(
+        "Causal-Forcing, frame-wise",
+        r"framewise[/_-].*causal_forcing|causal_forcing[/_-]framewise",
+        "wan-1.3b-causal-forcing-frame",
+        "zhuhz22/Causal-Forcing",
+        APACHE,
+    ),
+    Release(
+        "Causal-Forcing, chunk-wise",
+        r"chunkwise[/_-].*causal_forcing|causal_forcing[/_-]chunkwise",
+        "wan-1.3b-causal-forcing-chunk",
+        "zhuhz22/Causal-Forcing",
+        APACHE,
+    ),
+    Release(
+        "Self Gradient Forcing, frame-wise",
+        r"Self_Gradient_Forcing/.*framewise|framewise/ar/model\.pt",
+        "wan-1.3b-causal-forcing-frame",
+        "JunhaoZhuang/Self_Gradient_Forcing",
+        APACHE,
+        "has sink and window of its README (4 + 16 + 1); four steps are assumed, as of what it started from",
+        ("plan.sink_frames=4", "plan.window_frames=16"),
+    ),
+    Release(
+        "Self Gradient Forcing, chunk-wise",
+        r"Self_Gradient_Forcing/.*chunkwise|chunkwise/ar/model\.pt",
+        "wan-1.3b-causal-forcing-chunk",
+        "JunhaoZhuang/Self_Gradient_Forcing",
+        APACHE,
+        "has sink and window of its README (3 + 6 + 3); four steps are assumed, as of what it started from",
+        ("plan.sink_frames=3", "plan.window_frames=6"),
+    ),
+    Release(
+        "One-Forcing, frame-wise",
+        r"(?:^|/)one_forcing\.",
+        "wan-1.3b-causal-forcing-frame",
+        "JiaqiFeng/OneForcing",
+        "not stated in its README",
+        "takes one step; a window of 20 is assumed, as of what it started from",
+        ("sampling.steps=1",),
+    ),
+    Release("Self-Forcing", r"self_forcing_dmd", "wan-1.3b-self-forcing", "gdhe17/Self-Forcing", APACHE),
+    Release(
+        "Wan2.1-T2V-1.3B",
+        r"Wan2\.1-T2V-1\.3B[^/]*/(?:transformer/)?diffusion_pytorch_model",
+        None,
+        "Wan-AI/Wan2.1-T2V-1.3B",
+        APACHE,
+        "is the bidirectional base, which sees whole clips: a start for training, not a streaming model",
+    ),
+)
+
+
+def find_release(place: str) -> Release | None:
+    """The release that a file belongs to by its name.
+
+    Args:
+        place: its path, or `owner/repo/path` on the hub.
+    """
+    name = PurePosixPath(place.replace("\\", "/")).as_posix()
+    return next((release for release in RELEASES if re.search(release.pattern, name, re.IGNORECASE)), None)
