@@ -44,6 +44,7 @@ class RenderOptions:
     device: str = "auto"
     threads: int | None = None
     runner: str | None = None
+    quantize: str | None = None
     deadline: float | None = None
     save_state: Path | None = None
     continue_from: Path | None = None
@@ -95,7 +96,7 @@ def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pi
 def _load(options: RenderOptions, device: str) -> Pipeline:
     given = vars(options)
     if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
-        return load_pipeline(options.model, device, runner=options.runner)
+        return load_pipeline(options.model, device, runner=options.runner, quantize=options.quantize)
     import torch
 
     from ..wan.options import TextOptions, WanOptions
@@ -103,7 +104,7 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     text = TextOptions(options.text_device or "cpu", keep=not options.free_text, cache=options.text_cache)
     wan = WanOptions(options.weights, options.random_weights, options.model_set, options.text_encoder, text)
-    return load_pipeline(options.model, device, dtype, wan, options.runner)
+    return load_pipeline(options.model, device, dtype, wan, options.runner, options.quantize)
 
 
 def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
