@@ -58,6 +58,8 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
             reporter.begin({item.name: _frames(fps, item) for item in items})
             return _finish(folder, options, reporter, lambda page: engine.run(items, reporter, stop, page))
     pipeline = open_model(options, _device(options.device, rank))
+    for note in pipeline.parts.notes:
+        reporter.note(note)
     note_runner(pipeline, reporter.note)
     runner = ItemRunner(pipeline, folder, policy_of(options), stop)
     order_ = rank.order(items, share_only=options.overwrite)

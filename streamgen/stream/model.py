@@ -59,6 +59,7 @@ class ModelParts:
         digest: fingerprint of the weights; snapshots and renders name it.
         check_memory: raises CheckpointError where a stream with this chunk plan does not fit into the memory
             that is free; None where nothing has to be checked.
+        notes: what was chosen at load, a line each.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelParts:
     prompts: PromptEncoder
     digest: str
     check_memory: Callable[[ChunkPlan], None] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class StreamModel:

@@ -60,7 +60,8 @@ class Sources:
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:
     """Sizes of all parts of a Wan-family model, how its streams are chunked and sampled, and its files. With
-    `decoder: none` its streams are of latents alone, and no weights of a decoder are read.
+    `decoder: none` its streams are of latents alone, and no weights of a decoder are read; `auto` is decided
+    by what a weights directory holds (`weights.with_decoder`).
 
     Raises:
         ValueError: parts that do not fit each other, or a picture size off the grid.
@@ -73,7 +74,7 @@ class WanConfig:
     fps: int
     dit: CausalDiTConfig
     vae: WanVAEConfig
-    decoder: Literal["vae", "tiny", "none"]
+    decoder: Literal["auto", "vae", "tiny", "none"]
     tiny_decoder: TinyDecoderConfig
     text: TextConfig
     motion_encoder: MotionEncoderConfig | None
@@ -98,7 +99,7 @@ class WanConfig:
 
     @property
     def decoder_part(self) -> Literal["vae", "tiny_decoder"] | None:
-        """The part of the weights that decodes pictures."""
+        """The part of the weights that decodes pictures; none where that is not decided."""
         parts: dict[str, Literal["vae", "tiny_decoder"]] = {"vae": "vae", "tiny": "tiny_decoder"}
         return parts.get(self.decoder)
 

@@ -20,7 +20,7 @@ from .config import CONFIG, WanConfig, read_wan_config
 from .memory import Setup, build_decoder, check_memory, stream_check
 from .options import TextOptions, WanOptions
 from .text import HashedPrompts, UMT5Prompts
-from .weights import WanTensors, assign, gather, random_tensors
+from .weights import WanTensors, assign, gather, random_tensors, with_decoder
 
 _SEED = 0
 
@@ -47,6 +47,7 @@ def load_wan(
             f"model {name}: needs its published weights, --weights DIR (see docs/wan.md); "
             "--random-weights runs it without"
         )
+    config, note = with_decoder(config, None if options.random_weights else directory)
     setup = setup_of(config, device, dtype, options.text)
     if options.check_memory:
         check_memory(config, setup, device)
@@ -55,7 +56,9 @@ def load_wan(
     digest = _digest(config, tensors, options)
     networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
-    return ModelParts(name, config, networks, prompts, digest, stream_fits)
+    # random weights have nothing to choose by
+    notes = () if note is None or options.random_weights else (note,)
+    return ModelParts(name, config, networks, prompts, digest, stream_fits, notes)
 
 
 def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:

@@ -1,7 +1,7 @@
 """The tensors of a Wan-family model from published files or from a converted directory, under our names."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,24 @@ def gather(config: WanConfig, directory: Path, parts: Iterable[str], digests: bo
     for part in parts:
         reader.read(part)
     return reader.found
+
+
+def with_decoder(config: WanConfig, directory: Path | None) -> tuple[WanConfig, str | None]:
+    """A config whose picture decoder is decided, and one line on what `auto` came to: TAEHV where its weights
+    are there, a fraction of the Wan VAE's work and memory, else the Wan VAE.
+
+    Args:
+        directory: converted or published weights; None where there are none.
+    """
+    if config.decoder != "auto":
+        return config, None
+    names = (TINY_DECODER, *config.sources.tiny_decoder)
+    found = None if directory is None else _existing(directory, names)
+    if found is not None:
+        note = f"decoder: TAEHV, {found.name} is there (--model-set decoder=vae takes the Wan VAE)"
+        return replace(config, decoder="tiny"), note
+    note = f"decoder: the Wan VAE, there is no {' or '.join(config.sources.tiny_decoder) or TINY_DECODER}"
+    return replace(config, decoder="vae"), note
 
 
 class _Reader:
