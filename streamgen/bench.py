@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from .roofline.shares import chunk_work, shares
 from .stream.events import StreamEvent
 from .stream.session import Session
 from .stream.state import FrameChunk
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Words of the shipped model; to another one they are as good as any.
 _PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
@@ -259,6 +262,30 @@ class _TimedDecoder(StreamingDecoder):
         return frames
 
 
+class _WaitingRunner:
+    """A runner that waits for the device behind each part, so that host clocks tell parts apart. Around its
+    methods, not inside of the network: a compiled network must stay the one that was compiled.
+    """
+
+    def __init__(self, runner: PlainRunner, tokenizer: VideoCodec, copies: list[float]) -> None:
+        self.name, self.quantize = runner.name, runner.quantize
+        inner = copy.copy(runner)
+        inner.decoder = _TimedDecoder(tokenizer, copies)
+        # both end with a value on the host: the flags of what is finite, the pictures
+        self.denoise, self.decode = inner.denoise, inner.decode
+        device = inner.dit.head.head.weight.device
+        self.commit, self.rejoin = _waiting(inner.commit, device), _waiting(inner.rejoin, device)
+
+
+def _waiting(work: Callable[P, R], device: torch.device) -> Callable[P, R]:
+    def waited(*args: P.args, **kwargs: P.kwargs) -> R:
+        result = work(*args, **kwargs)
+        synchronize(device)
+        return result
+
+    return waited
+
+
 @contextmanager
 def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     """While this lasts the parts of a chunk wait for the device; gives the copy times, one per chunk."""
@@ -266,17 +293,13 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     if not wanted:
         yield copies
         return
-    runner, model = session.runner, session.model
+    runner = session.runner
     assert isinstance(runner, PlainRunner), "all of ours decode through a decoder that can be taken out"
-    hook = runner.dit.register_forward_hook(lambda *_: synchronize(model.device))
-    timed = copy.copy(runner)
-    timed.decoder = _TimedDecoder(model.tokenizer, copies)
-    session.runner = timed
+    session.runner = _WaitingRunner(runner, session.model.tokenizer, copies)
     try:
         yield copies
     finally:
         session.runner = runner
-        hook.remove()
 
 
 def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _Stream:
