@@ -26,7 +26,7 @@ from .engine.choice import (
 )
 from .engine.decoder import DecoderState, encode_frames
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
-from .engine.quantize import QUANTIZATIONS, Quantization, check_quantization, quantized
+from .engine.quantize import QUANTIZATIONS, Quantization, check_quantization, default_quantization, quantized
 from .engine.runner import Runner
 from .errors import InputError
 from .families import load_parts
@@ -166,11 +166,15 @@ class Pipeline(StreamModel):
         """
         asked, bits = name or self.asked_runner, quantize or self.asked_quantize
         before = recorded or Recorded()
-        wanted = Recorded(asked or before.runner or default_runner(), bits or before.quantize or "none")
-        key = (wanted, asked is None, bits is None, torch.get_num_threads())
+        wanted = Recorded(
+            asked or before.runner or default_runner(), bits or before.quantize or default_quantization()
+        )
+        # what is only recorded may be given up, with a note
+        told = bits is not None or before.quantize is None
+        key = (wanted, asked is None, told, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
-                dit, note = self._in_bits(str(wanted.quantize), asked=bits is not None)
+                dit, note = self._in_bits(str(wanted.quantize), told)
                 parts = (dit, self.codec, self._sizes())
                 chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
@@ -197,6 +201,11 @@ class Pipeline(StreamModel):
                 return self.dit, f"{error}; going on in full precision"
         return self._quantized[kind], None
 
+    @property
+    def quantize_by_default(self) -> str:
+        """In which eight bits new streams compute, or `none`."""
+        return self.asked_quantize or default_quantization()
+
     def settle_threads(self) -> None:
         """Let torch and the runners use one thread on CPUs, where that makes chunks at twice the rate at
         which they play: such a stream keeps its rate beside other processes. For programs that own their
@@ -205,7 +214,7 @@ class Pipeline(StreamModel):
         if self.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
             return
         name = self.asked_runner or default_runner()
-        if self.asked_quantize in (None, "none") and one_thread_is_enough(
+        if self.quantize_by_default == "none" and one_thread_is_enough(
             name, self.dit, self.codec, self._sizes()
         ):
             torch.set_num_threads(1)

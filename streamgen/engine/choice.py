@@ -74,8 +74,9 @@ class Recorded:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Recorded":
-        """Of a record or of a snapshot's header."""
-        return cls(values.get("runner"), values.get("quantize"))
+        """Of a record or of a snapshot's header. One that names its runner alone was in full precision."""
+        runner = values.get("runner")
+        return cls(runner, values.get("quantize") or (None if runner is None else "none"))
 
 
 @dataclass(frozen=True)

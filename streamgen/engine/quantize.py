@@ -13,6 +13,7 @@ prompt: so sessions in eight bits and in full precision share their texts.
 """
 
 import copy
+import os
 from typing import Literal, cast
 
 import torch
@@ -26,6 +27,8 @@ from ..suggest import unknown_key
 
 Quantization = Literal["int8", "fp8"]
 QUANTIZATIONS = ("none", "int8", "fp8")
+# where none is asked for
+QUANTIZE_VARIABLE = "STREAMGEN_QUANTIZE"
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # rows and columns that kernels want: int8 more than 16 rows and multiples of 8, fp8 multiples of 16
@@ -89,6 +92,11 @@ def _fp8_product(rows: Tensor, scale: Tensor, weight: Tensor, channels: Tensor, 
 _PRODUCTS = {"int8": _int8_product, "fp8": _fp8_product}
 
 
+def product(kind: Quantization, rows: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A square of rounded rows with itself, `rows @ rows.T`: what a kernel is tried and timed with."""
+    return _PRODUCTS[kind](rows, scale, rows, scale.flatten(), dtype)
+
+
 def quantized(dit: CausalDiT, kind: Quantization) -> CausalDiT:
     """A network whose blocks' linear layers are in eight bits. All else it shares with the given one, which
     stays as it is.
@@ -111,6 +119,15 @@ def quantization(dit: CausalDiT) -> Quantization | None:
     """In which eight bits a network computes; None in full precision."""
     first = next((m for m in dit.modules() if isinstance(m, QuantizedLinear)), None)
     return None if first is None else first.kind
+
+
+def default_quantization() -> str:
+    """What is taken where none is asked for or recorded: `none`, or what the environment says.
+
+    Raises:
+        InputError: the environment names an unknown one.
+    """
+    return check_quantization(os.environ.get(QUANTIZE_VARIABLE) or "none")
 
 
 def check_quantization(name: str) -> str:
@@ -139,8 +156,7 @@ def kernel_missing(device: torch.device, dtype: torch.dtype, kind: Quantization)
     """
     try:
         with torch.no_grad():
-            rows, scale = rounded(torch.ones(32, 32, device=device, dtype=dtype), kind)
-            out = _PRODUCTS[kind](rows, scale, rows, scale.flatten(), dtype)
+            out = product(kind, *rounded(torch.ones(32, 32, device=device, dtype=dtype), kind), dtype)
             if not bool((out - 32).abs().max() < 1):
                 return f"the kernel of torch {torch.__version__} on {device} gives other numbers"
     except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:

@@ -284,8 +284,8 @@ def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
     if pipeline.asked_runner not in (None, "auto"):
         # one that was asked for by name; what auto takes is another on another machine, and no other job
         content["runner"] = pipeline.asked_runner
-    if pipeline.asked_quantize not in (None, "none"):
-        content["quantize"] = pipeline.asked_quantize
+    if pipeline.quantize_by_default != "none":
+        content["quantize"] = pipeline.quantize_by_default
     return _digest(content | ({"copy": copy} if copy else {}))
 
 

@@ -157,7 +157,9 @@ def test_the_program_of_eight_bits(pipeline: Pipeline) -> None:
     assert (found[0] - expected[0]).abs().max() / expected[0].std() < 100 * TOLERANCE
 
 
-def test_records_and_saved_streams_name_it(pipeline: Pipeline, parts: Any, tmp_path: Path) -> None:
+def test_records_and_saved_streams_name_it(
+    pipeline: Pipeline, parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = pipeline.open(WORDS, 1, quantize="int8")
     next(session)
     session.save(tmp_path / "s")
@@ -167,6 +169,13 @@ def test_records_and_saved_streams_name_it(pipeline: Pipeline, parts: Any, tmp_p
     assert resumed.runner.quantize == "int8"
     assert torch.equal(next(resumed).frames, expected)
     assert pipeline.resume(tmp_path / "s", quantize="none").runner.quantize is None
+    plain = pipeline.open(WORDS, 1, decode=False)
+    plain.save(tmp_path / "plain")
+    monkeypatch.setenv("STREAMGEN_QUANTIZE", "int8")
+    assert pipeline.open(WORDS, decode=False).runner.quantize == "int8"
+    assert pipeline.open(WORDS, quantize="none", decode=False).runner.quantize is None
+    assert pipeline.resume(tmp_path / "plain").runner.quantize is None
+    monkeypatch.delenv("STREAMGEN_QUANTIZE")
     job = RenderJob(None, 1.0, 0, None, None, (Shot(0.0, WORDS),))
     keys = [job_key(Pipeline(parts, "plain", kind), job) for kind in (None, "none", "int8", "fp8")]
     assert keys[0] == keys[1]
