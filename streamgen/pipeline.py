@@ -166,15 +166,14 @@ class Pipeline(StreamModel):
         """
         asked, bits = name or self.asked_runner, quantize or self.asked_quantize
         before = recorded or Recorded()
+        bits_told = bits or (None if before.quantize else default_quantization())
         wanted = Recorded(
-            asked or before.runner or default_runner(), bits or before.quantize or default_quantization()
+            asked or before.runner or default_runner(), bits_told or before.quantize or self.parts.quantize
         )
-        # what is only recorded may be given up, with a note
-        told = bits is not None or before.quantize is None
-        key = (wanted, asked is None, told, torch.get_num_threads())
+        key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
-                dit, note = self._in_bits(str(wanted.quantize), told)
+                dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
                 parts = (dit, self.codec, self._sizes())
                 chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
@@ -184,8 +183,8 @@ class Pipeline(StreamModel):
         """The network in full precision or in eight bits, which shares all else with it; made once.
 
         Args:
-            asked: whether it was asked for, and not only recorded: then what cannot be had is an error, else
-                the note says that the stream goes on in full precision.
+            asked: whether it was asked for, and not only recorded or in the model's files: then what cannot
+                be had is an error, else the note says that the stream goes on in full precision.
         """
         if not asked and name not in QUANTIZATIONS:
             return self.dit, f"quantize {name}: unknown here; going on in full precision"
@@ -204,7 +203,7 @@ class Pipeline(StreamModel):
     @property
     def quantize_by_default(self) -> str:
         """In which eight bits new streams compute, or `none`."""
-        return self.asked_quantize or default_quantization()
+        return self.asked_quantize or default_quantization() or self.parts.quantize
 
     def settle_threads(self) -> None:
         """Let torch and the runners use one thread on CPUs, where that makes chunks at twice the rate at

@@ -354,6 +354,9 @@ def convert(
     ] = "streamgen",
     model_set: ModelSet = None,
     dtype: DType = None,
+    quantize: Annotated[
+        Literal["int8", "fp8"] | None, typer.Option(help="Write linear layers in eight bits.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert published weights to our format, and back.
@@ -365,7 +368,7 @@ def convert(
     from ..wan.convert import convert_weights
 
     kind = None if dtype is None else getattr(torch, dtype)
-    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind)
+    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind, quantize)
     _show(report, f"streamgen convert: {source}", as_json)
 
 

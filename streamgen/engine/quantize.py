@@ -14,6 +14,8 @@ prompt: so sessions in eight bits and in full precision share their texts.
 
 import copy
 import os
+import re
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
@@ -29,6 +31,9 @@ Quantization = Literal["int8", "fp8"]
 QUANTIZATIONS = ("none", "int8", "fp8")
 # where none is asked for
 QUANTIZE_VARIABLE = "STREAMGEN_QUANTIZE"
+# of a network's weights, those that are rounded, and what their scales are called in a file
+_ROUNDED = re.compile(r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qo]|ffn\.[02])\.weight")
+_SCALE = "_scale"
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # rows and columns that kernels want: int8 more than 16 rows and multiples of 8, fp8 multiples of 16
@@ -115,19 +120,42 @@ def quantized(dit: CausalDiT, kind: Quantization) -> CausalDiT:
     return made.eval()
 
 
+def stored(tensors: Mapping[str, Tensor], kind: Quantization) -> dict[str, Tensor]:
+    """Tensors of a network for a file: the weights that `quantized` rounds in eight bits, each with its scale
+    `(out, 1)` in float32 under `<name>_scale`; the others as they are.
+    """
+    out = dict(tensors)
+    for name in filter(_ROUNDED.fullmatch, tensors):
+        out[name], out[name + _SCALE] = rounded(tensors[name], kind)
+    return out
+
+
+def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file that `stored` made, in float32 where they were rounded: rounding them once more gives
+    the same eight bits. Others come back as they are.
+    """
+    scales = {name for name in tensors if name.endswith(_SCALE) and name.removesuffix(_SCALE) in tensors}
+    out = {name: x for name, x in tensors.items() if name not in scales}
+    for scale in scales:
+        name = scale.removesuffix(_SCALE)
+        out[name] = tensors[name].float() * tensors[scale]
+    return out
+
+
 def quantization(dit: CausalDiT) -> Quantization | None:
     """In which eight bits a network computes; None in full precision."""
     first = next((m for m in dit.modules() if isinstance(m, QuantizedLinear)), None)
     return None if first is None else first.kind
 
 
-def default_quantization() -> str:
-    """What is taken where none is asked for or recorded: `none`, or what the environment says.
+def default_quantization() -> str | None:
+    """What is taken where none is asked for or recorded, as the environment says; None where it does not.
 
     Raises:
         InputError: the environment names an unknown one.
     """
-    return check_quantization(os.environ.get(QUANTIZE_VARIABLE) or "none")
+    told = os.environ.get(QUANTIZE_VARIABLE)
+    return check_quantization(told) if told else None
 
 
 def check_quantization(name: str) -> str:

@@ -60,6 +60,7 @@ class ModelParts:
         check_memory: raises CheckpointError where a stream with this chunk plan does not fit into the memory
             that is free; None where nothing has to be checked.
         notes: what was chosen at load, a line each.
+        quantize: the eight bits that its files are in, or `none`.
     """
 
     name: str
@@ -69,6 +70,7 @@ class ModelParts:
     digest: str
     check_memory: Callable[[ChunkPlan], None] | None = None
     notes: tuple[str, ...] = ()
+    quantize: str = "none"
 
 
 class StreamModel:

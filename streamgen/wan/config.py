@@ -81,6 +81,8 @@ class WanConfig:
     plan: ChunkPlan
     sampling: StreamSettings
     sources: Sources = field(default_factory=Sources)
+    # the eight bits that the files are in, and in which streams compute unless asked otherwise
+    quantize: Literal["none", "int8", "fp8"] = "none"
 
     def __post_init__(self) -> None:
         motion = self.motion_encoder.channels if self.motion_encoder is not None else 0

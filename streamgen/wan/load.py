@@ -58,7 +58,7 @@ def load_wan(
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
     # random weights have nothing to choose by
     notes = () if note is None or options.random_weights else (note,)
-    return ModelParts(name, config, networks, prompts, digest, stream_fits, notes)
+    return ModelParts(name, config, networks, prompts, digest, stream_fits, notes, config.quantize)
 
 
 def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:

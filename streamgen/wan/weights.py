@@ -19,6 +19,7 @@ from models.state_dict import (
 
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
 from ..checkpoints.foreign import expect_kind, file_sha256, read_foreign
+from ..engine.quantize import restored
 from ..errors import CheckpointError
 from .config import Sources, WanConfig
 
@@ -109,7 +110,7 @@ class _Reader:
         if self.converted:
             path = self.directory / MODEL
             tensors = read_tensors(path)
-            self.found.dit = part_of(tensors, "dit")
+            self.found.dit = restored(part_of(tensors, "dit"))
             self.found.motion_encoder = part_of(tensors, "motion_encoder") or None
             self._check(path, self.found.dit)
             self._note("dit", path, "streamgen", "")

@@ -99,7 +99,7 @@ def test_only_the_blocks_layers_are_in_eight_bits() -> None:
     assert all(x is shared[name] for name, x in made.named_parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_what_it_costs(kind: Quantization, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of velocities on a real stream's cache; docs/decisions/speed.md has more of them."""
 

@@ -64,6 +64,7 @@ def test_what_is_there_decides(folders: tuple[Path, Path], monkeypatch: pytest.M
     assert_needs(check, monkeypatch, streamgen.wan.load, "with_decoder", nowhere)
 
 
+@pytest.mark.slow
 def test_converted_folders_too(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """The converted config leaves it open, so a TAEHV that is put there later is taken."""
     for source, kind in zip(folders, (TinyDecoder, WanVAE), strict=True):
@@ -77,6 +78,7 @@ def test_converted_folders_too(folders: tuple[Path, Path], tmp_path: Path) -> No
     assert isinstance(load_pipeline(ours, "cpu").codec, TinyDecoder)
 
 
+@pytest.mark.slow
 def test_the_command_says_it(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
