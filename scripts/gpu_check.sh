@@ -20,10 +20,11 @@ python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 # what these parts import, and no more: the demo's packages and the trainer's are not needed here
-needed=(torch einops omegaconf safetensors typer numpy av)
-if ! "$python" -c "import PIL, $(IFS=,; echo "${needed[*]}")" 2>/dev/null; then
+needed=(torch einops omegaconf safetensors typer numpy av pillow)
+look='import sys; from importlib.util import find_spec; sys.exit(any(find_spec(n) is None for n in sys.argv[1:]))'
+if ! "$python" -c "$look" "${needed[@]/pillow/PIL}"; then
     echo "gpu_check: installing what is missing for $python" >&2
-    "$python" -m pip install --quiet "${needed[@]}" pillow || exit 2
+    "$python" -m pip install --quiet "${needed[@]}" || exit 2
 fi
 
 parts=$("$python" -m streamgen.check parts) || exit 2

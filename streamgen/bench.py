@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from .stream.events import StreamEvent
 from .stream.session import Session
 from .stream.state import FrameChunk
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # Words of the shipped model; to another one they are as good as any.
 _PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
 _LONG = 300
@@ -36,9 +39,9 @@ _LONG = 300
 _COLD = """
 import sys, torch
 from streamgen import load_pipeline
-model, device, threads, runner = sys.argv[1:]
+model, device, threads, runner, quantize = sys.argv[1:]
 torch.set_num_threads(int(threads))
-next(load_pipeline(model, device, runner=runner).open("a red circle"))
+next(load_pipeline(model, device, runner=runner, quantize=quantize).open("a red circle"))
 print("made", flush=True)
 """
 _TIMED = ("clock", "processor", "switch", "first_frame")
@@ -72,7 +75,7 @@ class BenchOptions:
         chunks: to be timed, at least 20; from 300 on, `long_stream` is measured too.
         settings: `StreamSettings` by name, over the checkpoint's.
         deadline_ms: what a chunk may take, see `Pipeline.open`.
-        vs: another runner, with which the stream is measured in turns.
+        vs: another runner, in full precision, with which the stream is measured in turns.
         beside: endless loops beside which the rate is measured, too; 0: none.
         cold: processes that are started for the first frame with nothing loaded.
         roofline: also count a chunk's work, measure the device's ceilings, and tell the shares of them.
@@ -108,7 +111,8 @@ def run_bench(
     """
     device, fps, chunks, effort = pipeline.device, pipeline.geometry.fps, options.chunks, options.effort
     session = pipeline.open(_PROMPTS[0], 0, settings=options.settings, deadline_ms=options.deadline_ms)
-    other = None if options.vs is None else pipeline.choose(options.vs).runner
+    # in full precision, so that eight bits can be compared with it
+    other = None if options.vs is None else pipeline.choose(options.vs, quantize="none").runner
     progress("time to first frame")
     openings = [_first_frame_ms(pipeline, i, options) for i in range(effort.openings + 1)][1:]
     warm = _warm_chunks(session, effort)
@@ -177,6 +181,7 @@ def _setup(pipeline: Pipeline, session: Session) -> dict[str, Any]:
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "runner": session.runner.name,
+        "quantize": session.runner.quantize,
         "torch": torch.__version__,
         "attention": attention_text(device, pipeline.dtype, pipeline.dit.config.head_dim),
         "width": geometry.width,
@@ -257,6 +262,30 @@ class _TimedDecoder(StreamingDecoder):
         return frames
 
 
+class _WaitingRunner:
+    """A runner that waits for the device behind each part, so that host clocks tell parts apart. Around its
+    methods, not inside of the network: a compiled network must stay the one that was compiled.
+    """
+
+    def __init__(self, runner: PlainRunner, tokenizer: VideoCodec, copies: list[float]) -> None:
+        self.name, self.quantize = runner.name, runner.quantize
+        inner = copy.copy(runner)
+        inner.decoder = _TimedDecoder(tokenizer, copies)
+        # both end with a value on the host: the flags of what is finite, the pictures
+        self.denoise, self.decode = inner.denoise, inner.decode
+        device = inner.dit.head.head.weight.device
+        self.commit, self.rejoin = _waiting(inner.commit, device), _waiting(inner.rejoin, device)
+
+
+def _waiting(work: Callable[P, R], device: torch.device) -> Callable[P, R]:
+    def waited(*args: P.args, **kwargs: P.kwargs) -> R:
+        result = work(*args, **kwargs)
+        synchronize(device)
+        return result
+
+    return waited
+
+
 @contextmanager
 def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     """While this lasts the parts of a chunk wait for the device; gives the copy times, one per chunk."""
@@ -264,17 +293,13 @@ def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
     if not wanted:
         yield copies
         return
-    runner, model = session.runner, session.model
+    runner = session.runner
     assert isinstance(runner, PlainRunner), "all of ours decode through a decoder that can be taken out"
-    hook = runner.dit.register_forward_hook(lambda *_: synchronize(model.device))
-    timed = copy.copy(runner)
-    timed.decoder = _TimedDecoder(model.tokenizer, copies)
-    session.runner = timed
+    session.runner = _WaitingRunner(runner, session.model.tokenizer, copies)
     try:
         yield copies
     finally:
         session.runner = runner
-        hook.remove()
 
 
 def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _Stream:
@@ -370,7 +395,14 @@ def _cold_seconds(pipeline: Pipeline) -> float:
     Raises:
         InputError: it did not come to that; the model was loaded with options that a name does not tell.
     """
-    told = (pipeline.name, str(pipeline.device), str(torch.get_num_threads()), pipeline.choose().runner.name)
+    runner = pipeline.choose().runner
+    told = (
+        pipeline.name,
+        str(pipeline.device),
+        str(torch.get_num_threads()),
+        runner.name,
+        runner.quantize or "none",
+    )
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", _COLD, *told], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
@@ -407,7 +439,7 @@ def in_turns(pipeline: Pipeline, runners: tuple[Runner, Runner], options: BenchO
             clock = time.perf_counter()
             next(pipeline.open(_PROMPTS[0], turn, settings=options.settings, runner=runners[place]))
             turns["first_frame"][place].append(time.perf_counter() - clock)
-    names = [runner.name for runner in runners]
+    names = [f"{each.name} {each.quantize}" if each.quantize else each.name for each in runners]
     return {"runners": names, "turns": count, "chunks_a_turn": chunks} | {
         what: {f"{names[0]}_ms": _spread(first), f"{names[1]}_ms": _spread(second)}
         | {"times_faster": _ratio(first, second)}

@@ -4,16 +4,20 @@ import os
 import threading
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.causal_dit import CausalDiT
+
 from .engine.budget import StepBudget
 from .engine.choice import (
     Chosen,
+    Recorded,
     Sizes,
     check_runner,
     choose_runner,
@@ -22,6 +26,7 @@ from .engine.choice import (
 )
 from .engine.decoder import DecoderState, encode_frames
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
+from .engine.quantize import QUANTIZATIONS, Quantization, check_quantization, default_quantization, quantized
 from .engine.runner import Runner
 from .errors import InputError
 from .families import load_parts
@@ -48,12 +53,15 @@ class Pipeline(StreamModel):
 
     Attributes:
         asked_runner: the runner that was asked for when it was loaded; None: what each stream says, or auto.
+        asked_quantize: likewise of `engine.quantize.QUANTIZATIONS`; None: what each stream says, or none.
     """
 
-    def __init__(self, parts: ModelParts, runner: str | None = None) -> None:
+    def __init__(self, parts: ModelParts, runner: str | None = None, quantize: str | None = None) -> None:
         super().__init__(parts)
         self.asked_runner = None if runner is None else check_runner(runner)
-        self._runners: dict[tuple[str, bool, int], Chosen] = {}
+        self.asked_quantize = None if quantize is None else check_quantization(quantize)
+        self._runners: dict[tuple[Recorded, bool, bool, int], Chosen] = {}
+        self._quantized: dict[str, CausalDiT] = {}
         self._choosing = threading.Lock()
 
     def open(  # noqa: PLR0913  all that a stream can begin with, by name
@@ -69,6 +77,7 @@ class Pipeline(StreamModel):
         gestures: Mapping[str, TrackSet | None] | None = None,
         prompt_embeds: Tensor | None = None,
         runner: str | Runner | None = None,
+        quantize: str | None = None,
         decode: bool = True,
         log: str | Path | None = None,
         deadline_ms: float | None = None,
@@ -87,6 +96,8 @@ class Pipeline(StreamModel):
             prompt_embeds: embeddings `(L, dim)` in place of those of the prompt's words.
             runner: what computes chunks: a name of `engine.choice.RUNNERS`, or one of your own; by default
                 what the pipeline was loaded with, else `auto`.
+            quantize: in which eight bits linear layers compute, a name of `engine.quantize.QUANTIZATIONS`; by
+                default what the pipeline was loaded with, else none. A runner of your own decides itself.
             decode: False gives a stream of latents, which needs no picture decoder.
             log: a file that the event log is appended to as the stream goes on.
             deadline_ms: what a chunk may take until its pictures are there: it gets as many steps as fit,
@@ -94,7 +105,7 @@ class Pipeline(StreamModel):
 
         Raises:
             InputError: bad prompt, settings, image or clip, tracks for a model that knows none, or a runner
-                that is unknown or cannot be had.
+                or eight bits that are unknown or cannot be had.
             CheckpointError: a cache that does not fit into memory.
         """
         event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds)
@@ -107,7 +118,7 @@ class Pipeline(StreamModel):
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
-        chosen = self.runner(runner)
+        chosen = self.runner(runner, quantize=quantize)
         latents, start = self._opening(image, video)
         if self.needs_null(merged):
             # now, so that no chunk waits for it
@@ -122,7 +133,12 @@ class Pipeline(StreamModel):
         )
         return Session(self, state, chosen, None if log is None else Path(log), budget)
 
-    def runner(self, runner: str | Runner | None = None, recorded: str | None = None) -> Runner:
+    def runner(
+        self,
+        runner: str | Runner | None = None,
+        recorded: Recorded | None = None,
+        quantize: str | None = None,
+    ) -> Runner:
         """The runner of `choose`, or the one that is given. Warns where it is another than was asked for.
 
         Raises:
@@ -130,29 +146,64 @@ class Pipeline(StreamModel):
         """
         if runner is not None and not isinstance(runner, str):
             return runner
-        chosen = self.choose(runner, recorded)
+        chosen = self.choose(runner, recorded, quantize)
         if chosen.note is not None:
             warnings.warn(chosen.note, RuntimeWarning, stacklevel=3)
         return chosen.runner
 
-    def choose(self, name: str | None = None, recorded: str | None = None) -> Chosen:
+    def choose(
+        self, name: str | None = None, recorded: Recorded | None = None, quantize: str | None = None
+    ) -> Chosen:
         """A runner by name, made once for each number of torch's threads.
 
         Args:
             name: by default what the pipeline was loaded with.
             recorded: what the stream ran on before, taken where nothing is asked for.
+            quantize: eight bits or none; by default what the pipeline was loaded with.
 
         Raises:
-            InputError: an unknown runner, or one that cannot run this model here.
+            InputError: an unknown runner or quantisation, or one that cannot be had for this model here.
         """
-        asked = name or self.asked_runner
-        wanted = asked or recorded or default_runner()
-        key = (wanted, asked is None, torch.get_num_threads())
+        asked, bits = name or self.asked_runner, quantize or self.asked_quantize
+        before = recorded or Recorded()
+        bits_told = bits or (None if before.quantize else default_quantization())
+        wanted = Recorded(
+            asked or before.runner or default_runner(), bits_told or before.quantize or self.parts.quantize
+        )
+        key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
-                parts = (self.dit, self.codec, self._sizes())
-                self._runners[key] = choose_runner(wanted, *parts, recorded=asked is None)
+                dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
+                parts = (dit, self.codec, self._sizes())
+                chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
+                self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
+
+    def _in_bits(self, name: str, asked: bool) -> tuple[CausalDiT, str | None]:
+        """The network in full precision or in eight bits, which shares all else with it; made once.
+
+        Args:
+            asked: whether it was asked for, and not only recorded or in the model's files: then what cannot
+                be had is an error, else the note says that the stream goes on in full precision.
+        """
+        if not asked and name not in QUANTIZATIONS:
+            return self.dit, f"quantize {name}: unknown here; going on in full precision"
+        kind = check_quantization(name)
+        if kind == "none":
+            return self.dit, None
+        if kind not in self._quantized:
+            try:
+                self._quantized[kind] = quantized(self.dit, cast(Quantization, kind))
+            except InputError as error:
+                if asked:
+                    raise
+                return self.dit, f"{error}; going on in full precision"
+        return self._quantized[kind], None
+
+    @property
+    def quantize_by_default(self) -> str:
+        """In which eight bits new streams compute, or `none`."""
+        return self.asked_quantize or default_quantization() or self.parts.quantize
 
     def settle_threads(self) -> None:
         """Let torch and the runners use one thread on CPUs, where that makes chunks at twice the rate at
@@ -162,7 +213,9 @@ class Pipeline(StreamModel):
         if self.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
             return
         name = self.asked_runner or default_runner()
-        if one_thread_is_enough(name, self.dit, self.codec, self._sizes()):
+        if self.quantize_by_default == "none" and one_thread_is_enough(
+            name, self.dit, self.codec, self._sizes()
+        ):
             torch.set_num_threads(1)
 
     def _sizes(self) -> Sizes:
@@ -175,6 +228,7 @@ class Pipeline(StreamModel):
         noise: NoiseSource | None = None,
         *,
         runner: str | Runner | None = None,
+        quantize: str | None = None,
         log: str | Path | None = None,
         deadline_ms: float | None = None,
     ) -> Session:
@@ -182,7 +236,7 @@ class Pipeline(StreamModel):
 
         Args:
             noise: the stream's source of draws, where it was not its seed.
-            runner: by default the one that the stream ran on.
+            runner, quantize: by default what the stream ran on.
             log: the stream's event log, where it lies neither in the file nor where it was.
             deadline_ms: see `open`; without one the stream goes on with the steps that its last one came to.
 
@@ -190,7 +244,7 @@ class Pipeline(StreamModel):
             InputError: missing or damaged file or log, or one of another model, source of draws or version.
         """
         snapshot = read_snapshot(Path(path), self.device, None if log is None else Path(log))
-        chosen = self.runner(runner, snapshot.meta.get("runner"))
+        chosen = self.runner(runner, Recorded.of(snapshot.meta), quantize)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         return Session.of(self, snapshot, chosen, noise, budget)
 
@@ -202,6 +256,7 @@ class Pipeline(StreamModel):
         noise: NoiseSource | None = None,
         *,
         runner: str | Runner | None = None,
+        quantize: str | None = None,
         decode: bool = True,
     ) -> Session:
         """A session that goes through a recorded timeline again; pictures are bit-exact on the same device
@@ -221,7 +276,8 @@ class Pipeline(StreamModel):
         opening = timeline.events[0].event
         session = self.open(
             opening.prompt, timeline.seed, opening.motion, image, video, opening.settings, noise,
-            gestures=opening.gestures, prompt_embeds=opening.prompt_embeds, runner=runner, decode=decode,
+            gestures=opening.gestures, prompt_embeds=opening.prompt_embeds, runner=runner, quantize=quantize,
+            decode=decode,
         )  # fmt: skip
         expected, found = timeline.start, session.state.log.header.start
         if expected != found:
@@ -301,6 +357,7 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     wan: WanOptions | None = None,
     runner: str | None = None,
+    quantize: str | None = None,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
@@ -311,11 +368,15 @@ def load_pipeline(
         wan: for a model of the Wan family (`wan_model_names`), where its weights are.
         runner: what its streams are computed by, a name of `engine.choice.RUNNERS`; None leaves it to each
             stream.
+        quantize: in which eight bits their linear layers compute, `int8` or `fp8`; None leaves it to each
+            stream, which computes in full precision.
 
     Raises:
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
-            device or runner.
+            device, runner or quantisation.
     """
     if runner is not None:
         check_runner(runner)
-    return Pipeline(load_parts(name, device, dtype, wan), runner)
+    if quantize is not None:
+        check_quantization(quantize)
+    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize)

@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.causal_dit import CausalDiT
+from models.kv_cache import CacheView
+
 from ..bench import BenchOptions, in_turns
 from ..engine import compiled
+from ..engine.guidance import Conditioning, guided_velocity
 from ..engine.onnx import runner as onnx
+from ..engine.quantize import Quantization, quantized
+from ..engine.runner import PlainRunner
+from ..engine.sampler import Velocity
 from ..pipeline import Pipeline, load_pipeline
 from ..stream.events import StreamEvent
 from ..stream.session import Session
@@ -61,6 +68,44 @@ def _runner(pipeline: Pipeline, name: str, plan: Plan) -> dict[str, Any]:
     times = in_turns(pipeline, (chosen.runner, plain), BenchOptions(effort=plan.effort))
     speeds = {f"times_faster_{what}": times[what]["times_faster"]["p50"] for what in ("clock", "switch")}
     return {"ok": most < _RUNNERS[name], "largest_difference": _short(most)} | speeds | {"turns": times}
+
+
+def eight_bits(pipeline: Pipeline, kind: Quantization, chunks: int) -> dict[str, Any]:
+    """What eight bits cost: the error of the velocity at every step of a stream in full precision, whose
+    cache both read, relative to the velocity's RMS.
+
+    Returns:
+        mean and largest error, and `n`, how many velocities.
+    """
+    runner = _Beside(pipeline.dit, quantized(pipeline.dit, kind))
+    session = pipeline.open(_WORDS[0], 3, runner=runner, decode=False)
+    for _ in _steered(session, chunks):
+        next(session)
+    errors = runner.errors
+    mean = sum(errors) / len(errors)
+    return {"error_mean": _short(mean), "error_largest": _short(max(errors)), "n": len(errors)}
+
+
+class _Beside(PlainRunner):
+    """The plain runner, which asks another network, too, and keeps how far its velocities are off."""
+
+    def __init__(self, dit: CausalDiT, other: CausalDiT) -> None:
+        super().__init__(dit)
+        self.other, self.errors = other, list[float]()
+
+    def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
+        """See `PlainRunner`."""
+        own = super().velocity(view, conditioning)
+
+        def both(x: Tensor, sigma: float) -> Tensor:
+            # first, so that what it leaves in the chunk's own slots is written over
+            found = guided_velocity(self.other, x, sigma, conditioning, view).float()
+            expected = own(x, sigma)
+            error = (found - expected).pow(2).mean().sqrt() / expected.float().pow(2).mean().sqrt()
+            self.errors.append(float(error))
+            return expected
+
+        return both
 
 
 def _followed(here: Pipeline, there: Pipeline, chunks: int) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from models.context import ChunkPlan
 from models.kv_cache import CacheCursor, CacheRing, CacheShape
 
 from ..engine.attention import attention_kernels, attention_scope
+from ..engine.quantize import Quantization, kernel_missing, product, rounded
 from ..engine.runner import PlainRunner
 from ..machine import synchronize
-from ..roofline.peaks import measure_peaks
+from ..roofline.peaks import best_seconds, measure_peaks
 from .plan import LONG_LIVE, Plan, Row
 
 # by kernel: what torch calls it, and a part of the name that it has on the device
@@ -33,6 +34,20 @@ def ceilings(plan: Plan, row: Row) -> None:
     """Products of matrices, memory and attention at best, by the precision of the numbers."""
     for dtype in (torch.bfloat16, torch.float32):
         row(str(dtype).removeprefix("torch."), measure_peaks(plan.device, dtype, plan.probe).to_json())
+    for kind in ("int8", "fp8"):
+        row(kind, _eight_bits(plan, kind))
+
+
+@torch.no_grad()
+def _eight_bits(plan: Plan, kind: Quantization) -> dict[str, Any]:
+    """Products of matrices in eight bits, scaling included."""
+    reason = kernel_missing(plan.device, plan.dtype, kind)
+    if reason is not None:
+        return {"missing": reason}
+    n = plan.probe.matrix
+    rows, scale = rounded(torch.randn(n, n, device=plan.device, dtype=plan.dtype), kind)
+    work = lambda: product(kind, rows, scale, plan.dtype)  # noqa: E731
+    return {"gemm_tflops": round(2 * n**3 / best_seconds(work, plan.device, plan.probe.seconds) / 1e12, 4)}
 
 
 def kernels(plan: Plan, row: Row) -> None:

@@ -60,11 +60,12 @@ class Plan:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         runner: str = "plain",
+        quantize: str | None = None,
     ) -> Pipeline:
         """A model of the Wan family with random weights, the same ones on every device."""
         sizes = (*(_SMALL if self.small else ()), *overrides)
         options = WanOptions(random_weights=True, overrides=sizes)
-        return load_pipeline(name, str(device or self.device), dtype or self.dtype, options, runner)
+        return load_pipeline(name, str(device or self.device), dtype or self.dtype, options, runner, quantize)
 
 
 def machine(plan: Plan) -> dict[str, Any]:

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 
 from ..bench import BenchOptions, in_turns, run_bench
-from ..pipeline import Pipeline
+from ..engine.quantize import Quantization, kernel_missing
+from ..pipeline import Pipeline, load_pipeline
+from .agreement import eight_bits
 from .plan import LONG_LIVE, SELF_FORCING, Plan, Row
+
+_KINDS: tuple[Quantization, ...] = ("fp8", "int8")
 
 
 def window_12(plan: Plan, row: Row) -> None:
@@ -22,6 +26,34 @@ def window_12(plan: Plan, row: Row) -> None:
 def window_21(plan: Plan, row: Row) -> None:
     """Self-Forcing's 18 + 3 latent frames, recache chunk by chunk."""
     _rows(plan, row, SELF_FORCING, vae_too=False)
+
+
+def eight_bits_12(plan: Plan, row: Row) -> None:
+    """Linear layers in eight bits: what it costs `tiny`, and the rate at window 12 as the networks read.
+    Rounding is many small operations there; a compiler makes them one.
+    """
+    model = load_pipeline("tiny", str(plan.device), runner="plain")
+    for kind in _KINDS:
+        reason = kernel_missing(plan.device, plan.dtype, kind)
+        if reason is not None:
+            row(kind, {"missing": reason})
+            continue
+        row(f"{kind}, tiny", eight_bits(model, kind, 3 if plan.small else 30))
+        row(f"{kind}, TAEHV", _measured(plan, plan.wan(LONG_LIVE, "decoder=tiny", quantize=kind)))
+
+
+def compiled_eight_bits_12(plan: Plan, row: Row) -> None:
+    """The compiled runner in eight bits, where there is a kernel."""
+    for kind in _KINDS:
+        reason = kernel_missing(plan.device, plan.dtype, kind)
+        if reason is not None:
+            row(kind, {"missing": reason})
+            continue
+        pipeline = plan.wan(LONG_LIVE, "decoder=tiny", runner="compile", quantize=kind)
+        began = time.perf_counter()
+        note = pipeline.choose().note
+        row(f"{kind}, programs", {"ok": note is None, "note": note, "seconds": _since(began)})
+        row(f"{kind}, TAEHV", _measured(plan, pipeline))
 
 
 def compiled_12(plan: Plan, row: Row) -> None:
@@ -62,6 +94,7 @@ def _measured(plan: Plan, pipeline: Pipeline) -> dict[str, Any]:
     parts = {f"{part}_ms": spread["p50"] for part, spread in report["chunk_ms"].items()}
     return {
         "runner": report["runner"],
+        "quantize": report["quantize"],
         "fps": report["pixel_fps"],
         **parts,
         "recache_ms": report["recache_ms"],

@@ -53,6 +53,7 @@ _RUNNER = (
     "What computes chunks: auto (the fastest here), plain, onnx or compile; by default a record's or saved "
     "stream's own."
 )
+_QUANTIZE = "Linear layers in eight bits: int8 or fp8; none by default, or a record's own."
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _JOBS = "Jobs file"
 _STEER = "One clip"
@@ -87,6 +88,7 @@ Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file
 Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
 Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
+Quantize = Annotated[str | None, typer.Option(help=_QUANTIZE)]
 Deadline = Annotated[float | None, typer.Option(help=_DEADLINE)]
 Model = Annotated[str, typer.Option(help="Name (see `streamgen models`), checkpoint or adopted folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -200,6 +202,7 @@ def render(
     device: Device = "auto",
     threads: Threads = None,
     runner: Runner = None,
+    quantize: Quantize = None,
     deadline: Deadline = None,
     save_state: SaveState = None,
     continue_from: ContinueFrom = None,
@@ -260,6 +263,7 @@ def bench(
         int | None, typer.Option(min=1, max=1024, help="CPU threads; torch decides by default.")
     ] = None,
     runner: Runner = None,
+    quantize: Quantize = None,
     settings: Settings = None,
     deadline: Deadline = None,
     vs: Annotated[
@@ -283,6 +287,7 @@ def bench(
     from ..bench import BenchOptions, run_bench
     from ..engine.budget import StepBudget
     from ..engine.choice import check_runner
+    from ..engine.quantize import check_quantization
     from ..pipeline import load_pipeline
     from ..render.job import parse_settings
     from .options import note_runner
@@ -291,11 +296,13 @@ def bench(
         torch.set_num_threads(threads)
     if vs is not None:
         check_runner(vs)
+    if quantize is not None:
+        check_quantization(quantize)
     if deadline is not None:
         StepBudget.of(deadline)
     values = parse_settings(settings or ())
     options = BenchOptions(chunks, values, deadline, vs, beside, cold, roofline)
-    pipeline = load_pipeline(model, device, runner=runner)
+    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize)
     if threads is None:
         pipeline.settle_threads()
     note_runner(pipeline, lambda note: say(f"note: {note}"))
@@ -377,6 +384,9 @@ def convert(
     ] = "streamgen",
     model_set: ModelSet = None,
     dtype: DType = None,
+    quantize: Annotated[
+        Literal["int8", "fp8"] | None, typer.Option(help="Write linear layers in eight bits.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert published weights to our format, and back.
@@ -388,7 +398,7 @@ def convert(
     from ..wan.convert import convert_weights
 
     kind = None if dtype is None else getattr(torch, dtype)
-    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind)
+    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind, quantize)
     _show(report, f"streamgen convert: {source}", as_json)
 
 

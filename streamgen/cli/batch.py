@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.choice import check_runner
+from ..engine.quantize import check_quantization
 from ..errors import InputError, OutputError, StreamgenError
 from ..families import find_model
 from ..render.folder import PAGE, OutputFolder
@@ -47,7 +48,9 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
 
         if options.runner is not None:
             check_runner(options.runner)
-        machine = (options.device, options.threads, options.runner)
+        if options.quantize is not None:
+            check_quantization(options.quantize)
+        machine = (options.device, options.threads, options.runner, options.quantize)
         order = RayOrder(options.model, *machine, options.output.resolve())
         fps = read_tiny_config(find_model(options.model)).fps
         with stop.listening(), reporter.running():
@@ -55,6 +58,8 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
             reporter.begin({item.name: _frames(fps, item) for item in items})
             return _finish(folder, options, reporter, lambda page: engine.run(items, reporter, stop, page))
     pipeline = open_model(options, _device(options.device, rank))
+    for note in pipeline.parts.notes:
+        reporter.note(note)
     note_runner(pipeline, reporter.note)
     runner = ItemRunner(pipeline, folder, policy_of(options), stop)
     order_ = rank.order(items, share_only=options.overwrite)

@@ -46,6 +46,7 @@ class RenderOptions:
     device: str = "auto"
     threads: int | None = None
     runner: str | None = None
+    quantize: str | None = None
     deadline: float | None = None
     save_state: Path | None = None
     continue_from: Path | None = None
@@ -98,7 +99,7 @@ def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pi
 def _load(options: RenderOptions, device: str) -> Pipeline:
     given = vars(options)
     if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
-        return load_pipeline(options.model, device, runner=options.runner)
+        return load_pipeline(options.model, device, runner=options.runner, quantize=options.quantize)
     import torch
 
     from ..wan.loras import parse_loras
@@ -115,7 +116,7 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
         note=lambda text: say(f"note: {text}"),
         loras=parse_loras(options.loras),
     )
-    return load_pipeline(options.model, device, dtype, wan, options.runner)
+    return load_pipeline(options.model, device, dtype, wan, options.runner, options.quantize)
 
 
 def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:

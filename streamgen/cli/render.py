@@ -110,7 +110,7 @@ def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> 
 
 
 def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) -> None:
-    for note in (*clip.notes, *word_notes(clip.session.model, clip.prompts)):
+    for note in (*clip.session.model.parts.notes, *clip.notes, *word_notes(clip.session.model, clip.prompts)):
         reporter.note(note)
     with stop.listening(), reporter.running():
         reporter.begin({clip.path.name: clip.frames})

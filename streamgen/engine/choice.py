@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,6 +63,20 @@ class Sizes:
     def chunk_seconds(self) -> float:
         """How long the pictures of a chunk play."""
         return self.plan.chunk_frames * self.geometry.temporal / self.geometry.fps
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a stream was computed with, as its record or snapshot says; None where it does not."""
+
+    runner: str | None = None
+    quantize: str | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Recorded":
+        """Of a record or of a snapshot's header. One that names its runner alone was in full precision."""
+        runner = values.get("runner")
+        return cls(runner, values.get("quantize") or (None if runner is None else "none"))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .attention import attention_kernels, attention_scope
 from .decoder import DecoderState, StreamingDecoder
 from .guidance import Conditioning, guided_velocity
 from .noise import NoiseSource
+from .quantize import quantization
 from .sampler import Sampling, Velocity, denoise_chunk
 
 
@@ -29,6 +30,13 @@ class Runner(Protocol):
     @property
     def name(self) -> str:
         """As `runner=` names it; snapshots and records have it."""
+        ...
+
+    @property
+    def quantize(self) -> str | None:
+        """In which eight bits its linear layers compute; None in full precision. Snapshots and records have
+        it, too.
+        """
         ...
 
     def denoise(
@@ -87,7 +95,7 @@ class PlainRunner:
     """The networks as they read.
 
     Args:
-        dit: the diffusion network.
+        dit: the diffusion network, in full precision or in eight bits (`engine.quantize`).
         codec: what decodes pictures; None for streams of latents.
     """
 
@@ -95,6 +103,7 @@ class PlainRunner:
 
     def __init__(self, dit: CausalDiT, codec: VideoCodec | None = None) -> None:
         self.dit = dit
+        self.quantize: str | None = quantization(dit)
         weight = dit.head.head.weight
         self.kernels = attention_kernels(weight.device, weight.dtype, dit.config.head_dim)
         self.decoder = None if codec is None else StreamingDecoder(codec)

@@ -28,13 +28,14 @@ _QUEUED_PER_SLOT = 2
 @dataclass(frozen=True)
 class RayOrder:
     """What a worker needs to begin: model, device, CPU threads (None: one), runner (None: the fastest there),
-    and the output folder.
+    eight bits (None: full precision), and the output folder.
     """
 
     model: str
     device: str
     threads: int | None
     runner: str | None
+    quantize: str | None
     folder: Path
 
 
@@ -128,7 +129,7 @@ def _runner(order: RayOrder, policy: Policy) -> ItemRunner:
     from ..pipeline import load_pipeline
 
     torch.set_num_threads(order.threads or 1)
-    pipeline = load_pipeline(order.model, order.device, runner=order.runner)
+    pipeline = load_pipeline(order.model, order.device, runner=order.runner, quantize=order.quantize)
     return ItemRunner(pipeline, OutputFolder(order.folder), policy)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from models.context import ChunkPlan
 from models.kv_cache import MAX_POSITIONS, RopeMode
 
-from ..engine.choice import Chosen
+from ..engine.choice import Chosen, Recorded
 from ..errors import InputError
 from ..motion.file import load_motion
 from ..motion.gestures import MOTION, Gesture, changed, released
@@ -181,7 +181,7 @@ def open_continuation(
     began = time.perf_counter()
     fps = pipeline.geometry.fps
     frames = job.length(fps)
-    chosen = pipeline.choose(recorded=read_meta(state).get("runner"))
+    chosen = pipeline.choose(recorded=Recorded.of(read_meta(state)))
     session = pipeline.resume(state, runner=chosen.runner, deadline_ms=deadline_ms)
     first = _continues_at(session, state)
     head = None if extend is None else _head(extend, pipeline, first)
@@ -231,7 +231,7 @@ def open_timeline(
     if seconds is None:
         seconds = max((entry.frame for entry in timeline.events), default=0) / fps + _TAIL_SECONDS
     frames = frame_count(seconds, fps)
-    chosen = pipeline.choose(recorded=record.get("runner"))
+    chosen = pipeline.choose(recorded=Recorded.of(record))
     session = pipeline.replay(timeline, image, video, runner=chosen.runner)
     _check_positions(session, frames)
     prompts = dict.fromkeys(entry.event.prompt for entry in timeline.events if entry.event.prompt is not None)
@@ -284,6 +284,8 @@ def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
     if pipeline.asked_runner not in (None, "auto"):
         # one that was asked for by name; what auto takes is another on another machine, and no other job
         content["runner"] = pipeline.asked_runner
+    if pipeline.quantize_by_default != "none":
+        content["quantize"] = pipeline.quantize_by_default
     return _digest(content | ({"copy": copy} if copy else {}))
 
 

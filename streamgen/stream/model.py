@@ -59,6 +59,8 @@ class ModelParts:
         digest: fingerprint of the weights; snapshots and renders name it.
         check_memory: raises CheckpointError where a stream with this chunk plan does not fit into the memory
             that is free; None where nothing has to be checked.
+        notes: what was chosen at load, a line each.
+        quantize: the eight bits that its files are in, or `none`.
     """
 
     name: str
@@ -67,6 +69,8 @@ class ModelParts:
     prompts: PromptEncoder
     digest: str
     check_memory: Callable[[ChunkPlan], None] | None = None
+    notes: tuple[str, ...] = ()
+    quantize: str = "none"
 
 
 class StreamModel:

@@ -147,7 +147,7 @@ class Session:
             self._conclude(self._now)
             owed = self._now.chunk if self._owed else None
             queue = self._queue
-            return encode(self.model, self.runner.name, self.state, (queue.items, queue.numbers), owed)
+            return encode(self.model, self.runner, self.state, (queue.items, queue.numbers), owed)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back (or forth) to a snapshot of this or a like session; raises the epoch.

@@ -21,6 +21,7 @@ from models.kv_cache import CacheCursor
 
 from ..engine.decoder import DecoderState
 from ..engine.noise import NoiseSource, SeededNoise, seed_identity
+from ..engine.runner import Runner
 from ..errors import InputError
 from ..machine import own_version
 from ..motion.gestures import Gesture
@@ -71,7 +72,7 @@ class Restored:
 
 def encode(
     model: StreamModel,
-    runner: str,
+    runner: Runner,
     state: StreamState,
     waiting: tuple[Sequence[Pending], int],
     owed: FrameChunk | None = None,
@@ -79,6 +80,7 @@ def encode(
     """A state as a snapshot.
 
     Args:
+        runner: what the stream runs on, which is told and not kept.
         waiting: the events that wait, and how many receipts were given.
         owed: a chunk that was made and not handed over.
     """
@@ -95,7 +97,8 @@ def encode(
     if owed is not None:
         tensors |= {"owed.frames": owed.frames.clone(), "owed.latents": owed.latents.clone()}
     meta |= _identity(model) | {
-        "runner": runner,
+        "runner": runner.name,
+        "quantize": runner.quantize,
         "threads": torch.get_num_threads(),
         "written_by": f"streamgen {own_version()}",
         "seed": state.log.header.seed,

@@ -60,7 +60,8 @@ class Sources:
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:
     """Sizes of all parts of a Wan-family model, how its streams are chunked and sampled, and its files. With
-    `decoder: none` its streams are of latents alone, and no weights of a decoder are read.
+    `decoder: none` its streams are of latents alone, and no weights of a decoder are read; `auto` is decided
+    by what a weights directory holds (`weights.with_decoder`).
 
     Raises:
         ValueError: parts that do not fit each other, or a picture size off the grid.
@@ -73,13 +74,15 @@ class WanConfig:
     fps: int
     dit: CausalDiTConfig
     vae: WanVAEConfig
-    decoder: Literal["vae", "tiny", "none"]
+    decoder: Literal["auto", "vae", "tiny", "none"]
     tiny_decoder: TinyDecoderConfig
     text: TextConfig
     motion_encoder: MotionEncoderConfig | None
     plan: ChunkPlan
     sampling: StreamSettings
     sources: Sources = field(default_factory=Sources)
+    # the eight bits that the files are in, and in which streams compute unless asked otherwise
+    quantize: Literal["none", "int8", "fp8"] = "none"
 
     def __post_init__(self) -> None:
         motion = self.motion_encoder.channels if self.motion_encoder is not None else 0
@@ -98,7 +101,7 @@ class WanConfig:
 
     @property
     def decoder_part(self) -> Literal["vae", "tiny_decoder"] | None:
-        """The part of the weights that decodes pictures."""
+        """The part of the weights that decodes pictures; none where that is not decided."""
         parts: dict[str, Literal["vae", "tiny_decoder"]] = {"vae": "vae", "tiny": "tiny_decoder"}
         return parts.get(self.decoder)
 

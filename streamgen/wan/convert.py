@@ -17,6 +17,7 @@ from models.unwrap import GENERATOR_SECTIONS
 from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER
 from ..checkpoints.foreign import KIND_NAMES, read_foreign
+from ..engine.quantize import Quantization, stored
 from ..errors import CheckpointError, InputError
 from ..machine import own_version
 from ..structured import to_plain
@@ -48,6 +49,7 @@ def convert_weights(
     model: str | None = None,
     overrides: tuple[str, ...] = (),
     dtype: torch.dtype | None = None,
+    quantize: Quantization | None = None,
 ) -> dict[str, Any]:
     """Write weights in another naming, and a card that says where they came from.
 
@@ -56,6 +58,7 @@ def convert_weights(
         output: a folder that is empty or not there yet.
         model: the name of the config that they are for; our format needs it, a converted folder has its own.
         dtype: of the written tensors; None keeps each as it is.
+        quantize: write the blocks' linear layers in eight bits, in our format alone.
 
     Returns:
         the card.
@@ -65,14 +68,17 @@ def convert_weights(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"-o {output}: expected a folder that is empty or not there yet")
+    if quantize is not None and to != "streamgen":
+        raise InputError(f"--quantize {quantize}: not with --to {to}, which has no names for the scales")
     config = _config(source, model, overrides, needed=to == "streamgen")
     found = _read(source, config)
-    written = write_model(found, config, output, to, dtype)
+    written = write_model(found, config, output, to, dtype, quantize)
     card = {
         "format": f"streamgen-converted-{to}",
         "model": model,
         "made_by": f"streamgen {own_version()}",
         "sources": [file.to_json() for file in found.files],
+        "quantize": quantize,
         "lora_merged": any(file.part == "lora" for file in found.files),
         "files": written,
     }
@@ -90,11 +96,13 @@ def write_model(
     output: Path,
     to: Naming = "streamgen",
     dtype: torch.dtype | None = None,
+    quantize: Quantization | None = None,
 ) -> dict[str, Any]:
     """Write the parts that are there and, in our format, the config.
 
     Args:
         dtype: of the written tensors; None keeps each as it is.
+        quantize: eight bits of the blocks' linear layers, in our format.
 
     Returns:
         part, bytes and sha256 of each file by its name.
@@ -108,7 +116,11 @@ def write_model(
     written: dict[str, Any] = {}
     for part, tensors in present.items():
         path = output / _FILES[to][part]
-        _write(_named(part, tensors, found, to), path, dtype)
+        if dtype is not None:
+            tensors = {n: x.to(dtype) if x.is_floating_point() else x for n, x in tensors.items()}
+        if part == "dit" and quantize is not None:
+            tensors = stored(tensors, quantize)
+        _write(_named(part, tensors, found, to), path)
         if to == "diffusers" and part != "tiny_decoder":
             _write_diffusers_config(part, tensors, config, path.with_name("config.json"))
         written[path.relative_to(output).as_posix()] = {
@@ -118,7 +130,11 @@ def write_model(
         }
     if to == "streamgen" and config is not None:
         # a LoRA is merged by now, and the files have our names
-        own = replace(config, sources=replace(config.sources, lora=(), lora_rank=None))
+        own = replace(
+            config,
+            sources=replace(config.sources, lora=(), lora_rank=None),
+            quantize=quantize or "none",
+        )
         OmegaConf.save(
             OmegaConf.create(to_plain(own) | {"sampling": own.sampling.to_json()}), output / CONFIG
         )
@@ -213,12 +229,9 @@ def _write_diffusers_config(part: str, tensors: Tensors, config: WanConfig | Non
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     part = path.with_name(path.name + ".part")
-    plain = {
-        name: (x if dtype is None or not x.is_floating_point() else x.to(dtype)).contiguous()
-        for name, x in tensors.items()
-    }
+    plain = {name: x.contiguous() for name, x in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pth":

@@ -23,7 +23,7 @@ from .config import CONFIG, WanConfig, read_wan_config
 from .convert import CARD
 from .memory import GIB, Setup, memory_parts
 from .sizes import assumed, expected_module
-from .weights import gather
+from .weights import gather, with_decoder
 
 _SHOWN = 8
 
@@ -34,7 +34,7 @@ def inspect_wan(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a config that cannot be read.
     """
-    config = read_wan_config(path)
+    config, note = with_decoder(read_wan_config(path), path.parent if path.name == CONFIG else None)
     report: dict[str, Any] = {
         "path": str(path),
         "kind": "config that needs weights" if path.name != CONFIG else "checkpoint",
@@ -44,6 +44,7 @@ def inspect_wan(path: Path) -> dict[str, Any]:
         "attention": attention_text(config.plan, config.sampling),
         "attention_kernel": own_attention_text(config.dit.head_dim),
         "settings": config.sampling.to_json(),
+        "decoder": note or f"decoder: {config.decoder}",
         "assumed": assumed(config.dit, config.text.length),
         "memory_gib": memory_table(config, config.plan),
         "problems": [],

@@ -22,7 +22,7 @@ from .loras import with_loras
 from .memory import Setup, build_decoder, check_memory, stream_check
 from .options import TextOptions, WanOptions
 from .text import HashedPrompts, UMT5Prompts
-from .weights import WanTensors, assign, gather, placed, random_tensors
+from .weights import WanTensors, assign, gather, placed, random_tensors, with_decoder
 
 _SEED = 0
 
@@ -51,6 +51,7 @@ def load_wan(
             f"model {name}: needs its published weights, --weights DIR (see docs/wan.md); "
             "--random-weights runs it without"
         )
+    config, note = with_decoder(config, None if options.random_weights else directory)
     setup = setup_of(config, device, dtype, options.text)
     if options.check_memory:
         check_memory(config, setup, device)
@@ -59,12 +60,14 @@ def load_wan(
     assert tensors.dit is not None
     tensors.dit, merged = with_loras(tensors.dit, options.loras)
     if options.note is not None:
-        for note in (*tensors.notes(), *merged):
-            options.note(note)
+        for line in (*tensors.notes(), *merged):
+            options.note(line)
     digest = _digest(config, tensors, options)
     networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
-    return ModelParts(name, config, networks, prompts, digest, stream_fits)
+    # random weights have nothing to choose by
+    notes = () if note is None or options.random_weights else (note,)
+    return ModelParts(name, config, networks, prompts, digest, stream_fits, notes, config.quantize)
 
 
 def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:

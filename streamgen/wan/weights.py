@@ -16,6 +16,7 @@ from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
 from ..checkpoints.foreign import expect_kind, one_line, read_foreign, read_names
 from ..checkpoints.hub import HubSource, fetch, is_hub, parse_hub
+from ..engine.quantize import restored
 from ..errors import CheckpointError
 from .config import Sources, WanConfig
 from .sizes import foreign_layers, size_word
@@ -109,6 +110,27 @@ def placed(weights: str | Path, config: WanConfig) -> tuple[Path | HubSource, Wa
     return folder, replace(config, sources=replace(config.sources, dit=(name,)))
 
 
+def with_decoder(config: WanConfig, directory: Path | HubSource | None) -> tuple[WanConfig, str | None]:
+    """A config whose picture decoder is decided, and one line on what `auto` came to: TAEHV where its weights
+    are there, a fraction of the Wan VAE's work and memory, else the Wan VAE.
+
+    Args:
+        directory: converted or published weights; None where there are none. On the hub nothing is looked for
+            that was not asked for: there `auto` is the Wan VAE.
+    """
+    if config.decoder != "auto":
+        return config, None
+    names = (TINY_DECODER, *config.sources.tiny_decoder)
+    found = None
+    if isinstance(directory, Path):
+        found = next((directory / name for name in names if (directory / name).is_file()), None)
+    if found is not None:
+        note = f"decoder: TAEHV, {found.name} is there (--model-set decoder=vae takes the Wan VAE)"
+        return replace(config, decoder="tiny"), note
+    note = f"decoder: the Wan VAE, there is no {' or '.join(config.sources.tiny_decoder) or TINY_DECODER}"
+    return replace(config, decoder="vae"), note
+
+
 class _Reader:
     """`gather`, step by step."""
 
@@ -136,7 +158,7 @@ class _Reader:
         path = self._own(MODEL)
         if path is not None:
             tensors = read_tensors(path)
-            self.found.dit = part_of(tensors, "dit")
+            self.found.dit = restored(part_of(tensors, "dit"))
             self.found.motion_encoder = part_of(tensors, "motion_encoder") or None
             self._check(path, self.found.dit)
             self._note("dit", path, "streamgen", "")

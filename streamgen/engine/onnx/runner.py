@@ -23,6 +23,7 @@ from ...errors import InputError
 from ..decoder import DecoderState
 from ..guidance import Conditioning, guided_passes
 from ..noise import NoiseSource
+from ..quantize import quantization
 from ..runner import PlainRunner
 from ..sampler import Sampling, Velocity
 from .decoder import decoder_graph, temporal_bias
@@ -305,4 +306,6 @@ def unusable(dit: CausalDiT) -> str | None:
         return f"runs on CPUs, the model is on {weight.device}"
     if weight.dtype != torch.float32:
         return f"computes in float32, the model is in {str(weight.dtype).removeprefix('torch.')}"
+    if quantization(dit) is not None:
+        return f"computes in float32, {quantization(dit)} was asked for"
     return None

@@ -52,9 +52,10 @@ def test_every_part_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_parts_fit_into_the_time() -> None:
-    """At six tenths of the limits: no part takes all of its own on a machine that is well."""
-    assert 0.6 * sum(part.seconds for part in PARTS.values()) <= BUDGET_SECONDS
-    assert all(part.seconds < BUDGET_SECONDS for part in PARTS.values())
+    """One call has room for all but the last at six tenths of their limits, and for that one by itself."""
+    seconds = [part.seconds for part in PARTS.values()]
+    assert 0.6 * sum(seconds[:-1]) <= BUDGET_SECONDS
+    assert max(seconds) < BUDGET_SECONDS
 
 
 def test_it_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
