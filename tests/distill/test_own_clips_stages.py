@@ -258,7 +258,14 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
     assert (tmp_path / "run" / "checkpoints" / "step-000000003").is_dir()
 
 
-@pytest.mark.parametrize("make", [teacher_run, init_run, self_forcing_run])
+@pytest.mark.parametrize(
+    "make",
+    [
+        self_forcing_run,
+        pytest.param(teacher_run, marks=pytest.mark.slow),
+        pytest.param(init_run, marks=pytest.mark.slow),
+    ],
+)
 def test_the_stages_of_distillation_train_on_a_folder(tmp_path: Path, clips: Path, make: Any) -> None:
     """Two steps of each on clips that are no squares; what they export streams at their size."""
     config = make(tmp_path, clips=small(clips, tmp_path / "cache"))
