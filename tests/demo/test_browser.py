@@ -210,6 +210,7 @@ def check_downloads(page: Page, folder: Path) -> None:
     assert np.abs(again.astype(int) - frames.astype(int)).mean() < 2
 
 
+@pytest.mark.slow
 def test_a_drag_takes_the_thing_along(context: BrowserContext, address: str) -> None:
     page = open_page(context, address)
     start(page, "a large red circle stays over the sand", seed=0)

@@ -100,6 +100,7 @@ def assert_same(left: Any, right: Any) -> None:
         assert left == right
 
 
+@pytest.mark.slow
 def test_ode_regression_trains(tmp_path: Path) -> None:
     config = init_run(tmp_path)
     config = replace(config, distillation=replace(config.distillation, method="ode"))

@@ -58,6 +58,7 @@ def test_every_recipe_builds_its_config() -> None:
         assert load_run(path).stage in STAGES
 
 
+@pytest.mark.slow
 def test_training_writes_loadable_weights(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     stage = build_stage(config, CPU)

@@ -330,7 +330,7 @@ def test_the_schema_knows_what_the_parser_knows(tmp_path: Path) -> None:
             parse(tmp_path, "a.jsonl", line)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "yaml"])
+@pytest.mark.parametrize("suffix", ["jsonl", pytest.param("yaml", marks=pytest.mark.slow)])
 def test_long_job_files_start_soon(tmp_path: Path, suffix: str) -> None:
     """10,000 jobs: seconds, however busy the machine is; processor time, of this process."""
     rows = [row(shots=[{"at": 2, "prompt": f"sand {i}"}]) for i in range(10_000)]
@@ -342,6 +342,7 @@ def test_long_job_files_start_soon(tmp_path: Path, suffix: str) -> None:
     assert items[-1].name == "09999-a-red-circle-s10099"
 
 
+@pytest.mark.slow
 def test_yaml_that_unfolds_without_end_is_one_short_line(tmp_path: Path) -> None:
     """Thirty lines of aliases stand for 10^30 values: quoting or hashing them would never end."""
     lines = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 31)]

@@ -277,6 +277,7 @@ def test_ctrl_c_leaves_a_part_that_plays(tmp_path: Path, checkpoint: Path) -> No
     assert len(decord.VideoReader(str(part))) == int(lines[0].split()[3])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The session and the writer hold a window, not the stream: nothing of a finished chunk is left."""
     model = load_pipeline(write_checkpoint(tmp_path / "model", plan=ChunkPlan(2, 1, 1, 2)))

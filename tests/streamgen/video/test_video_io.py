@@ -251,6 +251,7 @@ def test_a_decoder_that_hangs_is_left_behind(clip: Path, worker: Path) -> None:
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.slow
 @pytest.mark.timed
 def test_pyav_reads_where_decord_hangs_or_crashes(clip: Path, worker: Path) -> None:
     pytest.importorskip("decord")
