@@ -25,7 +25,7 @@ from .windows import WindowConfig, flow_batch, whole_clips
 
 #: Apart from all seeds of training caches.
 _SEED = 909_090
-#: Where it is settled which way things go: 16 noise levels of 17 are below it at shift 3.
+#: Where it is settled which way things go: six of seven drawn noise levels are below it at shift 3.
 _SIGMA = 0.95
 _BATCH = 16
 #: Motions whose paths turn.

@@ -21,8 +21,8 @@ from .latent_cache import LatentClips
 from .scenes import MOTIONS
 from .window_tracks import window_tracks
 
-#: Segments of `FlowBatch.words`: before and after the change, and no text.
-_BEFORE, _AFTER, _NO_TEXT = 0, 1, 2
+#: Segments of `FlowBatch.words` behind the first: after the change, and no text.
+_AFTER, _NO_TEXT = 1, 2
 _SHARES = (
     *("gap_share", "pairs_share", "keep_share", "clean_share", "text_drop", "target_text_drop"),
     *("target_motion_drop", "unknown_words", "no_motion", "motion_mask"),
@@ -182,7 +182,6 @@ def changes(
     Raises:
         ConfigError: no clip changes where enough of it follows.
     """
-    require(plan.chunk_frames == 1, "mixture.changes", "a share of 0 with chunks of several latent frames", 1)
     total = clips.latents.shape[1]
     possible = ((clips.switch >= 1) & (clips.switch <= total - config.change_frames)).nonzero()[:, 0]
     require(len(possible) > 0, "scenes.change_probability", "clips that change", 0)

@@ -53,6 +53,12 @@ class WindowStage(DiffusionStage):
     config: WindowRun
 
     def __init__(self, config: WindowRun, device: torch.device) -> None:
+        require(
+            config.plan.chunk_frames == 1 or config.mixture.changes.share == 0,
+            "mixture.changes.share",
+            f"0 with chunks of {config.plan.chunk_frames} latent frames",
+            config.mixture.changes.share,
+        )
         super().__init__(config, device)
         self.config = config
         self.census = Census([*config.mixture.kinds, *MOTIONS, "targets", "turning"])

@@ -121,11 +121,13 @@ def choose_runner(
     """
     if recorded and name not in RUNNERS:
         return Chosen(PlainRunner(dit, codec), f"runner {name}: unknown here; going on with the plain one")
-    name = check_runner(name)
+    name, failed = check_runner(name), None
     if name == "auto":
-        name = fastest(dit, codec, sizes)
+        seconds, failed = _measured(dit, codec, sizes)
+        name = min(seconds, key=lambda each: seconds[each], default="plain")
     if name == "plain":
-        return Chosen(PlainRunner(dit, codec))
+        note = None if failed is None else f"runner onnx: {failed}; going on with the plain one"
+        return Chosen(PlainRunner(dit, codec), note)
     reason = (unusable(dit) or _too_large(dit)) if name == "onnx" else None
     if reason is not None and not recorded:
         raise InputError(f"runner {name}: {reason}")
@@ -133,7 +135,7 @@ def choose_runner(
         try:
             return Chosen(_onnx(dit, codec, sizes) if name == "onnx" else _compiled(dit, codec, sizes))
         except Exception as error:  # whatever the runtime has to say, the plain runner needs none of it
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = _in_short(error)
     return Chosen(PlainRunner(dit, codec), f"runner {name}: {reason}; going on with the plain one")
 
 
@@ -189,13 +191,24 @@ def measured(
     """Seconds of a chunk by runner, the shortest of a few; nothing where there is but the plain one, or the
     network is too large to be measured at load. Kept once they are known; see `fastest`.
     """
+    return _measured(dit, codec, sizes, folder, measure)[0]
+
+
+def _measured(
+    dit: CausalDiT,
+    codec: VideoCodec | None,
+    sizes: Sizes,
+    folder: Path | None = None,
+    measure: Callable[[Runner], float] | None = None,
+) -> tuple[dict[str, float], str | None]:
+    """What `measured` returns, and why a runtime that is there did not work, in one line."""
     if unusable(dit) is not None or sum(x.numel() for x in dit.parameters()) > _MOST_PARAMETERS:
-        return {}
+        return {}, None
     names = _CANDIDATES
     file, key = _cache_file(folder), _key(dit, codec, sizes)
     known = _read(file).get(key)
     if isinstance(known, dict) and all(isinstance(known.get(name), int | float) for name in names):
-        return {name: float(known[name]) for name in names}
+        return {name: float(known[name]) for name in names}, None
     measure = measure or (lambda runner: work_seconds(runner, dit, codec, sizes))
     try:
         runners: dict[str, Runner] = {"plain": PlainRunner(dit, codec), "onnx": _onnx(dit, codec, sizes)}
@@ -203,10 +216,14 @@ def measured(
         for _ in range(_TURNS):
             for name, runner in runners.items():
                 seconds[name] = min(seconds[name], measure(runner))
-    except Exception:  # a runtime that does not work here is not the fastest
-        return {}
+    except Exception as error:  # a runtime that does not work here is not the fastest
+        return {}, _in_short(error)
     _write(file, _read(file) | {key: {name: round(value, 6) for name, value in seconds.items()}})
-    return seconds
+    return seconds, None
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @torch.no_grad()

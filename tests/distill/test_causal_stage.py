@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import distill.mixture
+from distill.config import ConfigError
 from distill.errors import GateError
 from distill.families import NetworkConfig
 from distill.families.tiny import (
@@ -193,3 +194,11 @@ def test_words_replace_the_encoder_of_a_start(tmp_path: Path) -> None:
     torch.testing.assert_close(one, two, **close)
     for name, value in both.module.text_encoder.state_dict().items():
         torch.testing.assert_close(value, other.module.text_encoder.state_dict()[name], **close)
+
+
+def test_changes_need_chunks_of_one_latent_frame(tmp_path: Path) -> None:
+    run = replace(tiny_run(tmp_path), plan=ChunkPlan(3, 3, 3, 3))
+    with pytest.raises(
+        ConfigError, match=r"mixture\.changes\.share: expected 0 with chunks of 3 latent frames"
+    ):
+        CausalStage(run, CPU)

@@ -124,10 +124,15 @@ def test_auto_goes_without_what_is_not_there(pipeline: Pipeline, monkeypatch: py
     assert fastest(pipeline.dit, pipeline.codec, sizes) == "plain"
 
 
-def test_what_fails_falls_back_with_one_line(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["onnx", "auto"])
+def test_what_fails_falls_back_with_one_line(
+    name: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where nobody asked for it by name: what should be the fastest and does not work is said."""
     monkeypatch.setattr(onnx_runner, "Program", broken)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.warns(RuntimeWarning, match="runner onnx: no kernel for this; going on with the plain one"):
-        session = pipeline.open(RED, runner="onnx")
+        session = pipeline.open(RED, runner=name)
     assert session.runner.name == "plain"
     assert torch.equal(take(session, 2), take(pipeline.open(RED, runner="plain"), 2))
 
