@@ -199,10 +199,10 @@ class FlowNetwork(nn.Module):
         if plan.chunk_frames == 1 and (copies > 1 or seen > plan.attention_frames):
             # shorter ones have too little to gain
             return PackedContext(rope, seen, count // copies, plan, grid, device, copies)
-        assert copies == 1, "copies are of chunks of one latent frame"
         if seen:
             frames = [SequenceFrame(i, target=False) for i in range(seen)]
-            frames += [SequenceFrame(i, context=False) for i in range(seen - count, seen)]
+            again = range(seen - count // copies, seen)
+            frames += [SequenceFrame(i, context=False, copy=copy) for copy in range(copies) for i in again]
             return MaskedContext(rope, frames, plan, grid, device)
         if count <= plan.first_chunk_frames:
             return BidirectionalContext(rope, count, grid, device)
@@ -249,32 +249,35 @@ def guided(
     """Velocity of a network without a guidance input under joint guidance of each frame's own strengths.
 
     Args and result are those of `FlowNetwork.velocity`; all branches go in one forward. As in a stream they
-    share a past that was committed with text and motion.
+    share a past that was committed with text and motion: they are copies behind it. Without a past they are
+    samples of their own.
     """
     text, motion = condition.text, condition.motion
     assert text.segment is not None
     nothing = torch.full_like(text.segment, text.keys[0].shape[1] - 1)
-    three = TextContext(
-        tuple(k.repeat(3, 1, 1, 1, 1) for k in text.keys),
-        tuple(v.repeat(3, 1, 1, 1, 1) for v in text.values),
-        torch.cat([text.segment, nothing, text.segment]),
-    )
-    motions = torch.cat([motion, motion, torch.zeros_like(motion)])
-    triple = None
-    if past is not None:
-        segment = text.segment if past.segment is None else past.segment
-        told = motion if past.motion is None else past.motion
-        triple = Past(
-            past.x.repeat(3, 1, 1, 1, 1),
-            past.sigma.repeat(3, 1),
-            segment.repeat(3, 1),
-            told.repeat(3, 1, 1, 1, 1),
-            past.copies,
+    branches = [text.segment, nothing, text.segment], [motion, motion, torch.zeros_like(motion)]
+    if past is None:
+        three = TextContext(
+            tuple(k.repeat(3, 1, 1, 1, 1) for k in text.keys),
+            tuple(v.repeat(3, 1, 1, 1, 1) for v in text.values),
+            torch.cat(branches[0]),
         )
-    out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions, None, triple)
-    full, without_text, without_motion = out.chunk(3)
+        motions = torch.cat(branches[1])
+        out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions)
+        parts = out.chunk(3)
+    else:
+        three = TextContext(text.keys, text.values, torch.cat(branches[0], 1))
+        behind = replace(
+            past,
+            segment=text.segment if past.segment is None else past.segment,
+            motion=motion if past.motion is None else past.motion,
+            copies=3 * past.copies,
+        )
+        motions = torch.cat(branches[1], 1)
+        out = network.velocity(x.repeat(1, 3, 1, 1, 1), sigma.repeat(1, 3), three, motions, None, behind)
+        parts = out.chunk(3, 1)
     w_t, w_m = (condition.strengths[..., i, None, None, None] for i in (0, 1))
-    return joint_guidance(full, without_text, without_motion, w_t, w_m)
+    return joint_guidance(*parts, w_t, w_m)
 
 
 @dataclass(frozen=True)

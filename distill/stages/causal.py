@@ -59,12 +59,6 @@ class WindowStage(DiffusionStage):
             f"0 with chunks of {config.plan.chunk_frames} latent frames",
             config.mixture.changes.share,
         )
-        require(
-            config.plan.chunk_frames == 1 or config.windows.copies == 1,
-            "windows.copies",
-            f"1 with chunks of {config.plan.chunk_frames} latent frames",
-            config.windows.copies,
-        )
         super().__init__(config, device)
         self.config = config
         self.census = Census([*config.mixture.kinds, *MOTIONS, "targets", "turning"])
