@@ -264,7 +264,7 @@ def guided(
         )
         motions = torch.cat(branches[1])
         out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions)
-        parts = out.chunk(3)
+        full, without_text, without_motion = out.chunk(3)
     else:
         three = TextContext(text.keys, text.values, torch.cat(branches[0], 1))
         behind = replace(
@@ -275,9 +275,9 @@ def guided(
         )
         motions = torch.cat(branches[1], 1)
         out = network.velocity(x.repeat(1, 3, 1, 1, 1), sigma.repeat(1, 3), three, motions, None, behind)
-        parts = out.chunk(3, 1)
+        full, without_text, without_motion = out.chunk(3, 1)
     w_t, w_m = (condition.strengths[..., i, None, None, None] for i in (0, 1))
-    return joint_guidance(*parts, w_t, w_m)
+    return joint_guidance(full, without_text, without_motion, w_t, w_m)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ def settled(config: C, device: torch.device) -> C:
     """The config with `precision: auto` replaced by what the device of the main process is fast in."""
     if config.precision != "auto":
         return config
-    chosen = ["bf16" if multiplies_bfloat16(device) else "fp32"]
-    broadcast_object_list(chosen)
-    return replace(config, precision=chosen[0])
+    faster = [multiplies_bfloat16(device)]
+    broadcast_object_list(faster)
+    return replace(config, precision="bf16" if faster[0] else "fp32")
 
 
 @cache

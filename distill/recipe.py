@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
 from .config import ConfigError, read_mapping
@@ -40,7 +41,8 @@ class Recipe:
 
 
 def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read `folder/recipe.yaml`; each stage gets its own of the `stage.key=value` overrides.
+    """Read `folder/recipe.yaml`; each stage gets its own of the `stage.key=value` overrides, and of those
+    that name no stage, `key=value`, the ones whose key it knows.
 
     Raises:
         ConfigError: no recipe, a stage without a config, or an override of no stage.
@@ -55,12 +57,8 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {folder / RECIPE}: expected `report`, a folder, found {report!r}")
     own: dict[str, list[str]] = {name: [] for name in names}
     for override in overrides:
-        name, _, rest = override.partition(".")
-        if "=" in name or not rest:
-            raise ConfigError(f"override {override!r}: expected stage.key=value behind a recipe")
-        if name not in own:
-            raise ConfigError(f"override {override!r}: {unknown_key(name, own, noun='stage')}")
-        own[name].append(rest)
+        for name, rest in _meant(folder, names, override):
+            own[name].append(rest)
     stages = []
     for name in names:
         config = folder / f"{name}.yaml"
@@ -69,6 +67,32 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise ConfigError(f"config {config}: expected run_dir, found {run_dir!r}")
         stages.append((RecipeStage(name, config, Path(run_dir)), own[name]))
     return Recipe(stages, None if report is None else Path(report))
+
+
+def _meant(folder: Path, names: Sequence[str], override: str) -> list[tuple[str, str]]:
+    """The stages that an override is for, each with what it is there."""
+    key, equals, _ = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r}: expected [stage.]key=value behind a recipe")
+    name, _, rest = key.partition(".")
+    if name in names and rest and _knows(folder, name, rest):
+        return [(name, override.partition(".")[2])]
+    those = [(stage, override) for stage in names if _knows(folder, stage, key)]
+    if those:
+        return those
+    if name in names:
+        raise ConfigError(f"override {override!r}: stage {name} has no key {rest or 'of that name'}")
+    raise ConfigError(
+        f"override {override!r}: {unknown_key(name, names, noun='stage')}, and no stage has such a key"
+    )
+
+
+def _knows(folder: Path, name: str, key: str) -> bool:
+    """Whether a stage's config takes a dotted key."""
+    from .stages import config_class
+
+    stage = read_mapping(folder / f"{name}.yaml").get("stage")
+    return has_key(config_class(str(stage)), key)
 
 
 def run_recipe(
@@ -82,7 +106,7 @@ def run_recipe(
 
     Args:
         folder: configs and `recipe.yaml`.
-        overrides: `stage.key=value`.
+        overrides: `stage.key=value`, or `key=value` for all stages that know the key.
         options: of the command line, passed on to every stage.
         run: runs `python -m` a module with the given arguments and returns its exit code.
     """
