@@ -35,7 +35,7 @@ from .geometry import LatentGeometry
 from .guidance import Conditioning, Guidance
 from .noise import SeededNoise
 from .onnx.runner import OnnxRunner, unusable
-from .runner import CommitTask, DenoiseTask, PlainRunner, Runner
+from .runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
 from .sampler import Sampling
 
 RUNNERS = ("auto", "plain", "onnx", "compile")
@@ -71,12 +71,18 @@ class Recorded:
 
     runner: str | None = None
     quantize: str | None = None
+    batch: BatchPlace | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Recorded":
-        """Of a record or of a snapshot's header. One that names its runner alone was in full precision."""
-        runner = values.get("runner")
-        return cls(runner, values.get("quantize") or (None if runner is None else "none"))
+        """Of a record or of a snapshot's header. One that names its runner alone was in full precision.
+
+        Raises:
+            InputError: a batch that cannot be.
+        """
+        runner, batch = values.get("runner"), values.get("batch")
+        place = BatchPlace.from_json(batch) if isinstance(batch, Mapping) else None
+        return cls(runner, values.get("quantize") or (None if runner is None else "none"), place)
 
 
 @dataclass(frozen=True)

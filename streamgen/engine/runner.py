@@ -5,9 +5,10 @@ of their own but how one pass of the network is computed, which is all that `Pas
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,13 +18,44 @@ from models.joint_recache import JointRecache
 from models.kv_cache import CacheCursor, CacheRing, CacheView
 from models.video_codec import VideoCodec
 
-from ..errors import NonFiniteError
+from ..errors import InputError, NonFiniteError
 from .attention import attention_kernels, attention_scope
 from .decoder import DecoderState, StreamingDecoder
 from .guidance import Conditioning, Pass, guided_passes, guided_velocity
 from .noise import NoiseSource
 from .quantize import quantization
 from .sampler import Sampling, Velocity, denoise_chunk
+
+MOST_STREAMS = 64
+
+
+@dataclass(frozen=True)
+class BatchPlace:
+    """Which of how many rows a stream has.
+
+    Raises:
+        InputError: a size that is none of 1 to 64, or a place outside of it.
+    """
+
+    size: int
+    place: int
+
+    def __post_init__(self) -> None:
+        whole = type(self.size) is int and type(self.place) is int
+        if not whole or not 1 <= self.size <= MOST_STREAMS or not 0 <= self.place < self.size:
+            raise InputError(
+                f"batch: expected a size of 1 to {MOST_STREAMS} and a place below it, found place "
+                f"{self.place!r} of {self.size!r}"
+            )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "BatchPlace":
+        """Of what `to_json` gave; raises as the class does."""
+        return cls(values.get("size", 0), values.get("place", 0))
+
+    def to_json(self) -> dict[str, int]:
+        """As records and snapshots have it."""
+        return {"size": self.size, "place": self.place}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +132,11 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def batch(self) -> BatchPlace | None:
+        """Its stream's place in a batch; None for a stream by itself. Snapshots and records have it, too."""
+        ...
+
     def denoise(self, task: DenoiseTask) -> Tensor:
         """Clean latents `(B, T, C, h, w)` of the next chunk.
 
@@ -134,20 +171,16 @@ class PlainRunner:
     def __init__(self, dit: CausalDiT, codec: VideoCodec | None = None) -> None:
         self.dit = dit
         self.quantize: str | None = quantization(dit)
+        self.batch: BatchPlace | None = None
         weight = dit.head.head.weight
         self.kernels = attention_kernels(weight.device, weight.dtype, dit.config.head_dim)
         self.decoder = None if codec is None else StreamingDecoder(codec)
 
     def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
-        sampling, noise, shape = task.sampling, task.noise, self.latent_shape(task)
-        view, watch = task.ring.view(task.cursor, task.frames), _FiniteWatch()
-        start = noise.initial(task.index, shape)
+        view, watch, sampling = task.ring.view(task.cursor, task.frames), _FiniteWatch(), task.sampling
+        start, fresh = self.draws(task)
         velocity = self.velocity(view, task.conditioning)
-        # all of the chunk's draws before its first step, so that no step waits for a copy to the device
-        steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
-        draws = range(steps - 1) if sampling.renoise else ()
-        fresh = [noise.renoise(task.index, step, shape) for step in draws]
         watch(0, "noise", start)
         with attention_scope(self.kernels):
             latents = denoise_chunk(
@@ -162,11 +195,18 @@ class PlainRunner:
         watch.check(task.index)
         return latents
 
-    def latent_shape(self, task: DenoiseTask) -> tuple[int, ...]:
-        """`(B, T, C, h, w)` of a chunk."""
+    def draws(self, task: DenoiseTask) -> tuple[Tensor, list[Tensor]]:
+        """All draws of a chunk, `(B, T, C, h, w)` each, before its first step, so that no step waits for a
+        copy to the device: what it starts from, and the noise behind each step but the last.
+        """
         rows, columns = task.ring.shape.grid
         patch, channels = self.dit.config.patch, self.dit.config.latent_channels
-        return task.ring.shape.batch, task.frames, channels, rows * patch, columns * patch
+        shape = (task.ring.shape.batch, task.frames, channels, rows * patch, columns * patch)
+        sampling, noise = task.sampling, task.noise
+        start = noise.initial(task.index, shape)
+        steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
+        draws = range(steps - 1) if sampling.renoise else ()
+        return start, [noise.renoise(task.index, step, shape) for step in draws]
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
         """The guided velocity of one chunk, at any noise level."""
@@ -247,10 +287,20 @@ class _FiniteWatch:
 
     def check(self, chunk: int) -> None:
         """Raise NonFiniteError that names the first tensor that is not finite, if there is one."""
-        flags = torch.stack(self.finite).tolist()
-        if all(flags):
-            return
-        step, name = self.places[flags.index(False)]
-        raise NonFiniteError(
-            f"chunk {chunk}: step {step + 1}: {name} is not finite; the stream stays where it was"
-        )
+        check_finite(chunk, self.places, torch.stack(self.finite).tolist())
+
+
+def step_places(steps: int) -> list[tuple[int, str]]:
+    """What is looked at in a chunk of so many steps: the step, and the name of the tensor."""
+    made = [(step, name) for step in range(steps) for name in ("velocity", "latents")]
+    return [(0, "noise"), *made]
+
+
+def check_finite(chunk: int, places: list[tuple[int, str]], finite: list[bool]) -> None:
+    """Raise NonFiniteError that names the first place that is not finite, if there is one."""
+    if all(finite):
+        return
+    step, name = places[finite.index(False)]
+    raise NonFiniteError(
+        f"chunk {chunk}: step {step + 1}: {name} is not finite; the stream stays where it was"
+    )
