@@ -2,16 +2,19 @@
 on what the last one leaves.
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
-from .config import ConfigError, read_mapping
+from .config import ConfigError, read_mapping, read_overrides
+from .signals import SIGNAL_EXIT
 
 RECIPE = "recipe.yaml"
 
@@ -42,7 +45,7 @@ class Recipe:
 
 def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read `folder/recipe.yaml`; each stage gets its own of the `stage.key=value` overrides, and of those
-    that name no stage, `key=value`, the ones whose key it knows.
+    that name no stage, `key=value`, the ones whose key it knows. `report=` is the recipe's own key.
 
     Raises:
         ConfigError: no recipe, a stage without a config, or an override of no stage.
@@ -50,13 +53,17 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not (folder / RECIPE).is_file():
         raise ConfigError(f"recipe {folder}: expected a folder with {RECIPE}, or one config")
     recipe = read_mapping(folder / RECIPE)
-    names, report = recipe.get("stages"), recipe.get("report")
+    names = recipe.get("stages")
+    own_keys = [override for override in overrides if override.startswith("report=")]
+    report = (recipe | read_overrides(own_keys)).get("report")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"recipe {folder / RECIPE}: expected `stages`, a list of names, found {names!r}")
     if not isinstance(report, str | None):
         raise ConfigError(f"recipe {folder / RECIPE}: expected `report`, a folder, found {report!r}")
     own: dict[str, list[str]] = {name: [] for name in names}
     for override in overrides:
+        if override in own_keys:
+            continue
         for name, rest in _meant(folder, names, override):
             own[name].append(rest)
     stages = []
@@ -129,6 +136,17 @@ def run_recipe(
 
 
 def _run(module: str, arguments: list[str]) -> int:
-    code = subprocess.call([sys.executable, "-m", module, *arguments])
+    """Run `python -m` a module to its end, which a wish to stop only brings nearer: it saves first."""
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNAL_EXIT}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     # a child that a signal ended has its negative number as its code
     return 128 - code if code < 0 else code
