@@ -105,7 +105,7 @@ class Adversarial:
         of_student, streams = self._judged(judged.of_student, noisy, sigma, fresh, generator)
         lead = clips - streams
         penalty = self.config.penalty * (of_clips + of_student)
-        told = {
+        told: dict[str, Tensor | float] = {
             "lead": -lead.detach().mean(),
             "right": (lead > 0).float().mean(),
             "penalty": penalty.detach(),
