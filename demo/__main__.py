@@ -19,7 +19,10 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
     runner: Annotated[
         str | None,
-        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx or compile."),
+        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx, compile or graph."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="In eight bits: int8, fp8, cache, int8+cache, ...; none by default.")
     ] = None,
     deadline: Annotated[
         float | None, typer.Option(help="Milliseconds that a chunk may take: as many steps as fit.")
@@ -58,10 +61,10 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
 
             torch.set_num_threads(threads)
         print(f"loading {model} ...", file=sys.stderr)
-        pipeline = load_pipeline(model, device, runner=runner)
+        pipeline = load_pipeline(model, device, runner=runner, quantize=quantize)
         if threads is None:
             pipeline.settle_threads()
-        note = pipeline.choose().note
+        note = pipeline.choose(progress=_said).note
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
         engine = PipelineEngine(pipeline, deadline)
@@ -87,6 +90,11 @@ def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
     shown = "localhost" if _is_loopback(host) or host in ("0.0.0.0", "::") else host
     print(f"streamgen live: http://{shown}:{port}{options.root_path}/  (Ctrl-C ends it)", file=sys.stderr)
     uvicorn.run(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS)
+
+
+def _said(done: int, total: int, label: str) -> None:
+    """Which of the programs comes that are made before the first stream."""
+    print(f"programs: {done} of {total}{label and f', {label}'}", file=sys.stderr)
 
 
 def _is_loopback(host: str) -> bool:

@@ -19,7 +19,6 @@ from .engine.budget import StepBudget
 from .engine.choice import (
     Chosen,
     Recorded,
-    Sizes,
     check_runner,
     choose_runner,
     default_runner,
@@ -27,8 +26,21 @@ from .engine.choice import (
 )
 from .engine.decoder import DecoderState, encode_frames
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
-from .engine.quantize import QUANTIZATIONS, Quantization, check_quantization, default_quantization, quantized
-from .engine.runner import Runner
+from .engine.parallel.mesh import Mesh
+from .engine.parallel.ulysses import UlyssesRunner, slab_axis
+from .engine.program.warm import Progress
+from .engine.quantize import (
+    CACHE,
+    QUANTIZATIONS,
+    Quantization,
+    check_quantization,
+    default_quantization,
+    keeps_cache,
+    of_linears,
+    quantized,
+)
+from .engine.runner import PlainRunner, Runner
+from .engine.sizes import Sizes
 from .errors import InputError
 from .families import load_parts
 from .motion.gestures import changed
@@ -57,8 +69,19 @@ class Pipeline(StreamModel):
         asked_quantize: likewise of `engine.quantize.QUANTIZATIONS`; None: what each stream says, or none.
     """
 
-    def __init__(self, parts: ModelParts, runner: str | None = None, quantize: str | None = None) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        runner: str | None = None,
+        quantize: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
         super().__init__(parts)
+        self.mesh = mesh
+        if mesh is not None:
+            if runner not in (None, "auto", "plain"):
+                raise InputError(f"runner {runner}: not over {mesh.size} processes, expected plain")
+            slab_axis(self.dit.config, self.geometry.token_grid, mesh.size)
         self.asked_runner = None if runner is None else check_runner(runner)
         self.asked_quantize = None if quantize is None else check_quantization(quantize)
         self._runners: dict[tuple[Recorded, bool, bool, int], Chosen] = {}
@@ -97,7 +120,8 @@ class Pipeline(StreamModel):
             prompt_embeds: embeddings `(L, dim)` in place of those of the prompt's words.
             runner: what computes chunks: a name of `engine.choice.RUNNERS`, or one of your own; by default
                 what the pipeline was loaded with, else `auto`.
-            quantize: in which eight bits linear layers compute, a name of `engine.quantize.QUANTIZATIONS`; by
+            quantize: what is in eight bits (linear layers, the cache), a name of
+                `engine.quantize.QUANTIZATIONS`; by
                 default what the pipeline was loaded with, else none. A runner of your own decides itself.
             decode: False gives a stream of latents, which needs no picture decoder.
             log: a file that the event log is appended to as the stream goes on.
@@ -125,7 +149,7 @@ class Pipeline(StreamModel):
             # now, so that no chunk waits for it
             _ = self.null_text
         state = StreamState(
-            LatentState(self.new_ring(merged)),
+            LatentState(self.new_ring(merged, keeps_cache(chosen.quantize))),
             Controls(self.event_text(event), merged, gestures_now),
             DecoderState.initial(self.tokenizer) if decode else None,
             EventLog(LogHeader(self.geometry.fps, seed, draws.identity, start)),
@@ -153,7 +177,11 @@ class Pipeline(StreamModel):
         return chosen.runner
 
     def choose(
-        self, name: str | None = None, recorded: Recorded | None = None, quantize: str | None = None
+        self,
+        name: str | None = None,
+        recorded: Recorded | None = None,
+        quantize: str | None = None,
+        progress: Progress = lambda done, total, label: None,
     ) -> Chosen:
         """A runner by name, made once for each number of torch's threads.
 
@@ -161,6 +189,7 @@ class Pipeline(StreamModel):
             name: by default what the pipeline was loaded with.
             recorded: what the stream ran on before, taken where nothing is asked for.
             quantize: eight bits or none; by default what the pipeline was loaded with.
+            progress: told of programs that are made: how many are, of how many, and which one comes.
 
         Raises:
             InputError: an unknown runner or quantisation, or one that cannot be had for this model here.
@@ -176,14 +205,35 @@ class Pipeline(StreamModel):
         key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
-                dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
-                if wanted.batch is not None:
+                name_of_bits = str(wanted.quantize)
+                dit, note = self._in_bits(of_linears(name_of_bits), bits_told is not None)
+                cache = keeps_cache(name_of_bits)
+                if cache:
+                    self._check_cache(str(wanted.runner), asked is not None)
+                if self.mesh is not None:
+                    grid = self.geometry.token_grid
+                    chosen = Chosen(UlyssesRunner(dit, self.codec, self.mesh, grid))
+                elif wanted.batch is not None:
                     chosen = Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
+                elif cache:
+                    # the others read a cache where it lies
+                    chosen = Chosen(PlainRunner(dit, self.codec))
                 else:
                     parts = (dit, self.codec, self._sizes())
-                    chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
+                    ring = lambda: self.new_ring(self.settings)  # noqa: E731
+                    chosen = choose_runner(str(wanted.runner), *parts, asked is None, ring, progress)
+                if cache and isinstance(chosen.runner, PlainRunner):
+                    bits = chosen.runner.quantize
+                    chosen.runner.quantize = CACHE if bits is None else f"{bits}+{CACHE}"
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
+
+    def _check_cache(self, runner: str, asked: bool) -> None:
+        """Raise InputError where a cache in eight bits cannot be had."""
+        if self.mesh is not None:
+            raise InputError(f"quantize cache: not over {self.mesh.size} processes")
+        if asked and runner not in ("auto", "plain"):
+            raise InputError(f"quantize cache: with runner plain, found {runner}")
 
     def gathering(self, size: int) -> Gathering:
         """Where streams of `size` threads meet, each with a runner of `Gathering.member`; they run on the
@@ -197,6 +247,8 @@ class Pipeline(StreamModel):
             raise InputError(f"batch: streams at once run on runner plain, found {self.asked_runner}")
         with self._choosing:
             asked = self.asked_quantize is not None or default_quantization() is not None
+            if keeps_cache(self.quantize_by_default):
+                raise InputError("batch: streams at once keep their caches in full precision")
             dit, _ = self._in_bits(self.quantize_by_default, asked)
         return Gathering(dit, self.codec, size)
 
@@ -241,7 +293,18 @@ class Pipeline(StreamModel):
 
     def _sizes(self) -> Sizes:
         settings = self.settings
-        return Sizes(self.geometry, settings.plan(self.plan), settings.sampling(), settings.guidance())
+        counts = {settings.steps, settings.first_steps, settings.change_steps} - {0}
+        if settings.sampler == "renoise":
+            # a deadline may come to any of the trained ones
+            counts |= set(range(1, settings.steps + 1))
+        return Sizes(
+            self.geometry,
+            settings.plan(self.plan),
+            settings.sampling(),
+            settings.guidance(),
+            tuple(settings.sampling(count, settings) for count in sorted(counts, reverse=True)),
+            self.prompts.length,
+        )
 
     def resume(
         self,
@@ -379,6 +442,7 @@ def load_pipeline(
     wan: WanOptions | None = None,
     runner: str | None = None,
     quantize: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
@@ -389,8 +453,11 @@ def load_pipeline(
         wan: for a model of the Wan family (`wan_model_names`), where its weights are.
         runner: what its streams are computed by, a name of `engine.choice.RUNNERS`; None leaves it to each
             stream.
-        quantize: in which eight bits their linear layers compute, `int8` or `fp8`; None leaves it to each
+        quantize: what of them is in eight bits, a name of `engine.quantize.QUANTIZATIONS`: linear layers as
+            `int8` or `fp8`, the `cache`, both as `int8+cache`; None leaves it to each
             stream, which computes in full precision.
+        mesh: processes that compute each stream together (`engine.parallel.mesh.joined`); all of them load
+            the model, and open, steer and go through its streams alike.
 
     Raises:
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
@@ -400,4 +467,6 @@ def load_pipeline(
         check_runner(runner)
     if quantize is not None:
         check_quantization(quantize)
-    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize)
+    if mesh is not None:
+        device = str(mesh.device)
+    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize, mesh)

@@ -50,10 +50,13 @@ _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
 _RUNNER = (
-    "What computes chunks: auto (the fastest here), plain, onnx or compile; by default a record's or saved "
-    "stream's own."
+    "What computes chunks: auto (the fastest here), plain, onnx, compile or graph (CUDA); by default a "
+    "record's or saved stream's own."
 )
-_QUANTIZE = "Linear layers in eight bits: int8 or fp8; none by default, or a record's own."
+_QUANTIZE = (
+    "In eight bits: linear layers (int8, fp8), the cache (cache) or both (int8+cache); none by default, or a "
+    "record's own."
+)
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _BATCH = "Render so many clips at once, in larger passes of the network (runner plain)."
 _JOBS = "Jobs file"
@@ -281,6 +284,10 @@ def bench(
     roofline: Annotated[
         bool, typer.Option("--roofline", help="Also the share of the device's ceilings, by part of a chunk.")
     ] = False,
+    protocol: Annotated[
+        Literal["flashdreams"] | None,
+        typer.Option(help="Also by this latency protocol: the parts of the sixth chunk of fresh streams."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -290,6 +297,7 @@ def bench(
     from ..bench import BenchOptions, run_bench
     from ..engine.budget import StepBudget
     from ..engine.choice import check_runner
+    from ..engine.parallel.mesh import joined
     from ..engine.quantize import check_quantization
     from ..pipeline import load_pipeline
     from ..render.job import parse_settings
@@ -304,12 +312,20 @@ def bench(
     if deadline is not None:
         StepBudget.of(deadline)
     values = parse_settings(settings or ())
-    options = BenchOptions(chunks, values, deadline, vs, beside, cold, roofline)
-    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize)
+    mesh = joined(device)
+    if mesh is not None and (vs or beside or roofline or deadline):
+        raise InputError("--vs, --beside, --roofline, --deadline: not over several processes")
+    options = BenchOptions(
+        chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, protocol is not None
+    )
+    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize, mesh=mesh)
     if threads is None:
         pipeline.settle_threads()
     note_runner(pipeline, lambda note: say(f"note: {note}"))
-    result = run_bench(pipeline, options, (lambda text: None) if quiet else say)
+    leads = mesh is None or mesh.leads
+    result = run_bench(pipeline, options, say if leads and not quiet else lambda text: None)
+    if not leads:
+        return
     _show(result, f"streamgen bench: {model}", as_json)
 
 

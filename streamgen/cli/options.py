@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..engine.parallel.mesh import Mesh
 from ..errors import InputError
 from ..pipeline import Pipeline, load_pipeline
 from ..video.outputs import Outputs, PreviewKind
-from .progress import say
+from .progress import say, shown_progress
 
 SECONDS = 8.0
 MAX_THREADS = 1024
@@ -78,16 +79,19 @@ class RenderOptions:
         return Outputs(self.png, self.preview)
 
 
-def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pipeline:
+def open_model(
+    options: RenderOptions, device: str, settled: bool = False, mesh: Mesh | None = None
+) -> Pipeline:
     """The pipeline that the options name.
 
     Args:
+        mesh: processes that compute its streams together.
         settled: whether it is said already on how many threads it runs.
 
     Raises:
         StreamgenError: see `load_pipeline`; or the model decodes no pictures, which a video needs.
     """
-    pipeline = _load(options, device)
+    pipeline = _load(options, device, mesh)
     if options.threads is None and not settled:
         pipeline.settle_threads()
     if pipeline.codec is None:
@@ -97,10 +101,12 @@ def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pi
     return pipeline
 
 
-def _load(options: RenderOptions, device: str) -> Pipeline:
+def _load(options: RenderOptions, device: str, mesh: Mesh | None) -> Pipeline:
     given = vars(options)
     if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
-        return load_pipeline(options.model, device, runner=options.runner, quantize=options.quantize)
+        return load_pipeline(
+            options.model, device, runner=options.runner, quantize=options.quantize, mesh=mesh
+        )
     import torch
 
     from ..wan.loras import parse_loras
@@ -117,7 +123,7 @@ def _load(options: RenderOptions, device: str) -> Pipeline:
         note=lambda text: say(f"note: {text}"),
         loras=parse_loras(options.loras),
     )
-    return load_pipeline(options.model, device, dtype, wan, options.runner, options.quantize)
+    return load_pipeline(options.model, device, dtype, wan, options.runner, options.quantize, mesh)
 
 
 def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
@@ -126,9 +132,8 @@ def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
     Raises:
         InputError: it cannot be had.
     """
-    if pipeline.asked_runner == "compile":
-        say("runner compile: programs are made, which takes minutes the first time")
-    note = pipeline.choose().note
+    with shown_progress(f"runner {pipeline.asked_runner}: programs") as progress:
+        note = pipeline.choose(progress=progress).note
     if note is not None:
         say(note)
 

@@ -127,8 +127,8 @@ class Runner(Protocol):
 
     @property
     def quantize(self) -> str | None:
-        """In which eight bits its linear layers compute; None in full precision. Snapshots and records have
-        it, too.
+        """What of it is in eight bits, a name of `engine.quantize.QUANTIZATIONS`; None in full precision.
+        Snapshots and records have it, too.
         """
         ...
 
@@ -240,8 +240,10 @@ class PassRunner(PlainRunner):
     """
 
     def serves(self, view: CacheView) -> bool:
-        """Whether it has a pass for this chunk; by default for any of a cache of batch 1."""
-        return view.ring.shape.batch == 1
+        """Whether it has a pass for this chunk; by default where the cache is of batch 1 and in full
+        precision.
+        """
+        return view.ring.shape.batch == 1 and not view.ring.storage.eight_bits
 
     @abstractmethod
     def network_pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> Pass:

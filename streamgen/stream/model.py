@@ -13,12 +13,15 @@ from torch import Tensor
 
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
-from models.kv_cache import CacheRing, CacheShape
+from models.kv_cache import CacheRing, CacheShape, RingStorage
 from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.geometry import LatentGeometry
 from ..engine.networks import Networks
+from ..engine.parallel.mesh import Mesh
+from ..engine.parallel.ulysses import sharded_ring
+from ..engine.program.leases import RingPool
 from ..errors import InputError
 from .events import StreamEvent
 from .prompts import PromptEncoder, Text, check_prompt
@@ -85,11 +88,15 @@ class StreamModel:
         self.text_encoder, self.motion_encoder = networks.text_encoder, networks.motion_encoder
         self.geometry: LatentGeometry = parts.config.geometry()
         self.settings: StreamSettings = parts.config.sampling
+        # processes that compute its streams together
+        self.mesh: Mesh | None = None
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._null_text: TextContext | None = None
         # one encoder load for first prompts that come at once; the second lock is never held for long
         self._encoding, self._encoding_starts = threading.RLock(), threading.Lock()
         self._encoder: ThreadPoolExecutor | None = None
+        # graphs of a GPU know the addresses of a ring, and are made anew for another one
+        self._rings = RingPool(1 if self.device.type == "cuda" else 0)
 
     @property
     def tokenizer(self) -> VideoCodec:
@@ -229,18 +236,25 @@ class StreamModel:
             return self.given_text(event.prompt, event.prompt_embeds)
         return self.text(str(event.prompt))
 
-    def new_ring(self, settings: StreamSettings) -> CacheRing:
-        """An empty cache for a stream.
+    def new_ring(self, settings: StreamSettings, eight_bits: bool = False) -> CacheRing:
+        """An empty cache for a stream, in eight bits or in full precision.
 
         Raises:
             InputError: settings that no cache can have; CheckpointError: it does not fit into the memory.
         """
         plan = settings.plan(self.plan)
-        if self.parts.check_memory is not None:
-            self.parts.check_memory(plan)
         config = self.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
-        return CacheRing(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
+        if eight_bits:
+            storage = RingStorage(shape, plan, self.device, self.dtype, eight_bits=True)
+            about = (self.dit.rope, self.device, self.dtype, settings.rope)
+            return CacheRing(shape, plan, *about, storage=storage)
+        lent = self._rings.has(shape, plan, self.device, self.dtype)
+        if self.parts.check_memory is not None and not lent:
+            self.parts.check_memory(plan)
+        if self.mesh is not None:
+            return sharded_ring(self.mesh, shape, plan, self.dit.rope, self.dtype, settings.rope)
+        return self._rings.ring(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
 
     def no_frames(self) -> Tensor:
         """The pictures of a stream of latents: none, uint8 `(0, H, W, 3)`."""
