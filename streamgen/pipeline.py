@@ -25,9 +25,10 @@ from .engine.choice import (
     one_thread_is_enough,
 )
 from .engine.decoder import DecoderState, encode_frames
+from .engine.live_lora import LiveLoraRunner, check_can_change
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
 from .engine.quantize import QUANTIZATIONS, Quantization, check_quantization, default_quantization, quantized
-from .engine.runner import Runner
+from .engine.runner import Runner, check_negative
 from .errors import InputError
 from .families import load_parts
 from .motion.gestures import changed
@@ -39,13 +40,16 @@ from .stream.log import EventLog, LogHeader
 from .stream.model import ModelParts, StreamModel
 from .stream.recache import recache_of
 from .stream.session import Session
+from .stream.settings import StreamSettings
 from .stream.snapshot import read_snapshot
 from .stream.state import StreamState
 from .stream.timeline import Start, Timeline
-from .video.read import read_clip, read_image
+from .video.read import image_size, read_clip, read_image
 from .wan.options import WanOptions
 
 _MAX_START_FRAMES = 1 + 16 * 60
+# How much longer one side may be before it is said that a picture is cropped.
+_CROPPED = 1.1
 
 
 class Pipeline(StreamModel):
@@ -89,7 +93,7 @@ class Pipeline(StreamModel):
             seed: every draw of the stream is a function of it.
             motion: tracks from frame 0 on.
             image, video: what the stream starts from (one of them): a file, or uint8 `(H, W, 3)` / `(T, H, W,
-                3)`. Of a clip, the frames that fill whole chunks are kept.
+                3)`. Of a clip, the frames that fill whole chunks are kept; an image fills the first chunk.
             settings: `StreamSettings` by name, over the checkpoint's.
             noise: where all draws come from instead of the seed, recorded ones for instance.
             gestures: named tracks from frame 0 on, besides `motion`.
@@ -116,22 +120,28 @@ class Pipeline(StreamModel):
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
+        strengths = self.strengths(merged)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         chosen = self.runner(runner, quantize=quantize)
         latents, start = self._opening(image, video)
-        if self.needs_null(merged):
-            # now, so that no chunk waits for it
-            _ = self.null_text
+        self._prepare_other_words(merged, chosen)
         state = StreamState(
             LatentState(self.new_ring(merged)),
-            Controls(self.event_text(event), merged, gestures_now),
+            Controls(self.read_at(self.event_text(event), strengths), merged, gestures_now),
             DecoderState.initial(self.tokenizer) if decode else None,
             EventLog(LogHeader(self.geometry.fps, seed, draws.identity, start)),
             draws,
             latents,
         )
         return Session(self, state, chosen, None if log is None else Path(log), budget)
+
+    def _prepare_other_words(self, settings: StreamSettings, runner: Runner) -> None:
+        """Encode what a stream compares with now, so that no chunk waits for it."""
+        check_negative(runner, settings.negative_prompt, self.guided(settings))
+        if self.needs_null(settings):
+            _ = self.null_text
+        self.negative_text(settings)
 
     def runner(
         self,
@@ -144,6 +154,8 @@ class Pipeline(StreamModel):
         Raises:
             InputError: see `choose`.
         """
+        if self.parts.live is not None:
+            check_can_change(runner)
         if runner is not None and not isinstance(runner, str):
             return runner
         chosen = self.choose(runner, recorded, quantize)
@@ -174,10 +186,17 @@ class Pipeline(StreamModel):
         with self._choosing:
             if key not in self._runners:
                 dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
-                parts = (dit, self.codec, self._sizes())
-                chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
+                chosen = self._chosen(dit, asked, str(wanted.runner))
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
+
+    def _chosen(self, dit: CausalDiT, asked: str | None, name: str) -> Chosen:
+        """The runner of a name for the network in full precision or in eight bits."""
+        live = self.parts.live
+        if live is None:
+            return choose_runner(name, dit, self.codec, self._sizes(), recorded=asked is None)
+        check_can_change(asked)
+        return Chosen(LiveLoraRunner(dit, live, self.codec))
 
     def _in_bits(self, name: str, asked: bool) -> tuple[CausalDiT, str | None]:
         """The network in full precision or in eight bits, which shares all else with it; made once.
@@ -319,8 +338,31 @@ class Pipeline(StreamModel):
                 f"start: expected uint8 frames of {height}x{width}x3, found {frames.dtype} "
                 f"{tuple(frames.shape)}"
             )
+        if video is None:
+            # where the first chunk is several latent frames, the picture stands still for them
+            frames = frames.expand(self.geometry.frames(self.plan.length(0)), -1, -1, -1)
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
         return frames[: 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal]
+
+    def picture_notes(self, image: str | Path | None) -> tuple[str, ...]:
+        """What starting from an image file means here, a line each: nothing for most.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if image is None:
+            return ()
+        notes = []
+        still = self.geometry.frames(self.plan.length(0))
+        if still > 1:
+            notes.append(f"image: stands still for {still} frames, the first chunk of this model")
+        found, own = image_size(image), (self.geometry.width, self.geometry.height)
+        shapes = sorted((found[0] / found[1], own[0] / own[1]))
+        if shapes[1] > _CROPPED * shapes[0]:
+            notes.append(
+                f"image: cropped at the centre, from {found[0]}x{found[1]} to the shape of {own[0]}x{own[1]}"
+            )
+        return tuple(notes)
 
     def _opening(
         self, image: str | Path | Tensor | None, video: str | Path | Tensor | None

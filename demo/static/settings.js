@@ -5,6 +5,7 @@ const SLIDERS = [
   ["steps", "Steps", 1, 16, 1],
 ];
 const REST_MS = 150;
+const SMALL_PIXELS = 128 * 128;
 
 export class Settings {
   constructor(live) {
@@ -29,11 +30,21 @@ export class Settings {
     this.waiting = {};
     live.part.pixelated.addEventListener("change", () => this.sharp());
     this.sharp();
+    live.on("hello", (hello) => this.suit(hello));
     live.on("place", (place) => this.place(place.settings));
     live.on("receipt", (receipt) => {
       // words have a line of their own
       if (receipt.kind !== "prompt" && receipt.status === "refused") live.transport.notice(`Not taken: ${receipt.reason}.`);
     });
+  }
+
+  // what a model does not have is not shown; larger pictures are enlarged smoothly
+  suit(hello) {
+    this.inputs.motion_guidance.input.closest("label").hidden = !hello.tracks;
+    if (this.suited) return;
+    this.suited = true;
+    this.live.part.pixelated.checked = hello.width * hello.height <= SMALL_PIXELS;
+    this.sharp();
   }
 
   write(name) {

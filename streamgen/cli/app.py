@@ -13,6 +13,22 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import InputError, Interrupted, StreamgenError
+from .arguments import (
+    Device,
+    DType,
+    FreeText,
+    LiveLoras,
+    Loras,
+    Model,
+    ModelSet,
+    Quantize,
+    RandomWeights,
+    Size,
+    TextCache,
+    TextDevice,
+    TextEncoder,
+    Weights,
+)
 from .motion import app as motion_app
 from .progress import Stop, say
 
@@ -53,7 +69,6 @@ _RUNNER = (
     "What computes chunks: auto (the fastest here), plain, onnx or compile; by default a record's or saved "
     "stream's own."
 )
-_QUANTIZE = "Linear layers in eight bits: int8 or fp8; none by default, or a record's own."
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _JOBS = "Jobs file"
 _STEER = "One clip"
@@ -88,36 +103,7 @@ Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file
 Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
 Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
-Quantize = Annotated[str | None, typer.Option(help=_QUANTIZE)]
 Deadline = Annotated[float | None, typer.Option(help=_DEADLINE)]
-Model = Annotated[str, typer.Option(help="Name (see `streamgen models`), checkpoint or adopted folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-_WAN = "Models of the Wan family"
-_WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."
-Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN)]
-RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
-]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option("--lora", help="LoRA to merge: FILE or FILE:STRENGTH. Repeatable.", rich_help_panel=_WAN),
-]
-ModelSet = Annotated[
-    list[str] | None,
-    typer.Option("--model-set", help="Change its config: dit.layers=2. Repeatable.", rich_help_panel=_WAN),
-]
-TextEncoder = Annotated[
-    str | None, typer.Option(help="Folder or hub name of the text encoder.", rich_help_panel=_WAN)
-]
-TextDevice = Annotated[str | None, typer.Option(help="Device of the text encoder.", rich_help_panel=_WAN)]
-TextCache = Annotated[Path | None, typer.Option(help="Folder for encoded prompts.", rich_help_panel=_WAN)]
-FreeText = Annotated[
-    bool, typer.Option("--free-text", help="Free the text encoder after use.", rich_help_panel=_WAN)
-]
-DType = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Of the network.", rich_help_panel=_WAN),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 AsEvents = Annotated[bool, typer.Option("--json", help="JSON events on stdout, one a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
@@ -220,7 +206,9 @@ def render(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     loras: Loras = None,
+    live_loras: LiveLoras = None,
     model_set: ModelSet = None,
+    size: Size = None,
     text_encoder: TextEncoder = None,
     text_device: TextDevice = None,
     text_cache: TextCache = None,
@@ -246,7 +234,8 @@ def render(
 
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set, "loras": loras}
+    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
+    lists |= {"loras": loras, "live_loras": live_loras}
     given |= {name: tuple(values or ()) for name, values in lists.items()}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
@@ -376,8 +365,9 @@ def adopt(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A folder of published weights, or one file.")],
+    source: Annotated[str, typer.Argument(help="Folder or file of weights, or hf://owner/repo/file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    *,
     model: Annotated[str | None, typer.Option(help="What it is to become: see `streamgen models`.")] = None,
     to: Annotated[
         Literal["streamgen", "wan", "diffusers"], typer.Option(help="The naming to write.")
@@ -387,6 +377,7 @@ def convert(
     quantize: Annotated[
         Literal["int8", "fp8"] | None, typer.Option(help="Write linear layers in eight bits.")
     ] = None,
+    loras: Loras = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert published weights to our format, and back.
@@ -396,9 +387,11 @@ def convert(
     import torch
 
     from ..wan.convert import convert_weights
+    from ..wan.loras import parse_loras
 
     kind = None if dtype is None else getattr(torch, dtype)
-    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind, quantize)
+    changes, merged = tuple(model_set or ()), parse_loras(loras or ())
+    report = convert_weights(source, output, to, model, changes, kind, quantize, merged)
     _show(report, f"streamgen convert: {source}", as_json)
 
 

@@ -13,7 +13,7 @@ from models.joint_recache import JointRecache
 from models.kv_cache import CacheCursor, CacheRing, CacheView
 from models.video_codec import VideoCodec
 
-from ..errors import NonFiniteError
+from ..errors import InputError, NonFiniteError
 from .attention import attention_kernels, attention_scope
 from .decoder import DecoderState, StreamingDecoder
 from .guidance import Conditioning, guided_velocity
@@ -89,6 +89,24 @@ class Runner(Protocol):
     def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """The next pictures, uint8 `(T, H, W, 3)` on the host, and the decoder's state after them."""
         ...
+
+
+# Runners whose passes see keys and values of the words alone.
+_ONE_TEXT = ("onnx", "compile")
+
+
+def check_negative(runner: Runner, negative: str, guided: bool) -> None:
+    """Raise InputError for words to turn away from that a runner cannot.
+
+    Args:
+        negative: the words; "" none.
+        guided: whether two predictions are compared, of which the second is under them: every runner can.
+    """
+    if negative.strip() and not guided and runner.name in _ONE_TEXT:
+        raise InputError(
+            f"setting negative_prompt: runner {runner.name} cannot turn away from words, take plain "
+            "(--runner plain), or text_guidance above 1"
+        )
 
 
 class PlainRunner:

@@ -35,11 +35,13 @@ class WanOptions:
             the hub (`hf://owner/repo[/file][@revision]`); a converted model's own directory by default.
         random_weights: run without any download, on weights that mean nothing.
         loras: merged into the network one after the other.
+        live_loras: kept beside it; streams change their strengths (setting `lora`).
         overrides: changes of the config, dotted `key=value`.
         text_encoder: a folder or hub name, over what the weights directory and the config say.
         text: where the text encoder runs.
         check_memory: refuse what does not fit before allocating it.
         note: called with a line for each thing that a user should know of how files were read.
+        progress: called with what is being done, and which share in 0..1 of it is; None where nobody knows.
     """
 
     weights: str | Path | None = None
@@ -50,3 +52,10 @@ class WanOptions:
     check_memory: bool = True
     note: Callable[[str], None] | None = None
     loras: tuple[LoraFile, ...] = ()
+    live_loras: tuple[LoraFile, ...] = ()
+    progress: Callable[[str, float | None], None] | None = None
+
+    def tell(self, what: str, share: float | None = None) -> None:
+        """Say how far loading is, to whoever asked."""
+        if self.progress is not None:
+            self.progress(what, share)

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.state_dict import umt5_to_transformers
-from models.text_encoder import Words
+from models.text_encoder import Words, beginning
 
 from ..checkpoints.foreign import expect_kind, read_foreign
 from ..errors import CheckpointError
+from ..machine import give_back
 from .config import TextConfig
 from .options import TextOptions
 
@@ -52,9 +53,11 @@ class HashedPrompts:
 
     def words(self, prompt: str) -> Words:
         """See `PromptEncoder`."""
-        found = clean_prompt(prompt).lower().split()
-        ids = [int.from_bytes(_hash(word)[:4], "big") for word in found[: self.config.length]]
-        return Words(torch.tensor(ids, dtype=torch.long), (), max(0, len(found) - self.config.length))
+        cleaned, length = clean_prompt(prompt), self.config.length
+        found = cleaned.lower().split()
+        ids = [int.from_bytes(_hash(word)[:4], "big") for word in found[:length]]
+        cut = beginning(" ".join(cleaned.split()[length:]))
+        return Words(torch.tensor(ids, dtype=torch.long), (), max(0, len(found) - length), cut)
 
     def embed(self, prompt: str) -> Tensor:
         """See `PromptEncoder`."""
@@ -100,7 +103,8 @@ class UMT5Prompts:
         """See `PromptEncoder`."""
         ids = self._tokens(prompt)
         length = self.config.length
-        return Words(torch.tensor(ids[:length]), (), max(0, len(ids) - length))
+        cut = self._cut(prompt) if len(ids) > length else ""
+        return Words(torch.tensor(ids[:length]), (), max(0, len(ids) - length), cut)
 
     def embed(self, prompt: str) -> Tensor:
         """See `PromptEncoder`. Found in memory, on disk, or made with the encoder.
@@ -141,8 +145,7 @@ class UMT5Prompts:
         """Give the encoder's memory back; it is loaded again when needed."""
         with self._lock:
             self._model = None
-        if torch.device(self.options.device).type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(torch.device(self.options.device))
 
     @torch.no_grad()
     def _encode(self, text: str) -> Tensor:
@@ -163,6 +166,16 @@ class UMT5Prompts:
             # what is cut off at the end must not be the end token
             ids = [*ids[: self.config.length - 1], ids[-1], *ids[self.config.length - 1 : -1]]
         return ids
+
+    def _cut(self, prompt: str) -> str:
+        """The beginning of what does not fit; "" where the tokenizer does not tell where its tokens lie."""
+        text = clean_prompt(prompt)
+        with self._lock:
+            if not self._tokenizer.is_fast:
+                return ""
+            offsets = self._tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        # the last place is the end token's
+        return beginning(text[offsets[self.config.length - 1][0] :].strip())
 
     def _load(self) -> Any:
         """The encoder, loaded by one thread while others wait for it."""

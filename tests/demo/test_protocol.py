@@ -386,7 +386,7 @@ BAD = [
     ('{"type": "start", "prompt": "a", "seed": -1}', "seed"),
     ('{"type": "start", "prompt": "a", "seed": true}', "seed"),
     ('{"type": "start", "prompt": " ", "seed": 1}', "prompt"),
-    ('{"type": "start", "prompt": "' + "a" * 2001 + '", "seed": 1}', "prompt"),
+    ('{"type": "start", "prompt": "' + "a" * 10001 + '", "seed": 1}', "prompt"),
     ('{"type": "start", "prompt": "a", "seed": 1, "picture": "/etc/passwd"}', "picture"),
     ('{"type": "start", "prompt": "a", "seed": 1, "settings": {"steps": 1000}}', "steps"),
     ('{"type": "start", "prompt": "a", "seed": 1, "settings": {"window_frames": 900}}', "settings"),
