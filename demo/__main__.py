@@ -9,6 +9,7 @@ import typer
 from streamgen.cli.arguments import (
     Device,
     DType,
+    Fit,
     FreeText,
     LiveLoras,
     Loras,
@@ -65,6 +66,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     live_loras: LiveLoras = None,
     model_set: ModelSet = None,
     size: Size = None,
+    fit: Fit = None,
     text_encoder: TextEncoder = None,
     text_device: TextDevice = None,
     text_cache: TextCache = None,
@@ -106,6 +108,8 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     Raises:
         StreamgenError: options that cannot be.
     """
+    from dataclasses import replace
+
     import torch
 
     from streamgen import load_pipeline
@@ -113,6 +117,7 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     from streamgen.engine.budget import StepBudget
     from streamgen.errors import InputError
     from streamgen.families import describe, device_of
+    from streamgen.wan.loras import live_name
 
     from .engine import PipelineEngine, info_of
     from .loading import LateEngine
@@ -126,7 +131,8 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     if given["threads"] is not None:
         torch.set_num_threads(given["threads"])
     print(f"loading {name} ...", file=sys.stderr)
-    info = info_of(name, describe(name, wan), device_of(given["device"]))
+    loras = {} if wan is None else {live_name(lora): lora.strength for lora in wan.live_loras}
+    info = replace(info_of(name, describe(name, wan), device_of(given["device"])), loras=loras)
 
     def load(tell: "Tell") -> PipelineEngine:
         told = wan_options(given, note, tell)

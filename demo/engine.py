@@ -7,7 +7,7 @@ tests and measurements.
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class ModelInfo:
         words: what the model knows, empty where it has no word list.
         card: the model card, Markdown.
         tracks: whether it follows what is drawn on the picture.
+        loras: live LoRAs by name, with the strength they have until a viewer changes it.
         examples: prompts that it is asked for, the first one when the page opens.
     """
 
@@ -63,6 +64,7 @@ class ModelInfo:
     words: tuple[str, ...] = ()
     card: str = ""
     tracks: bool = True
+    loras: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = EXAMPLES
 
 
@@ -245,7 +247,9 @@ class PipelineEngine:
         words = None if vocabulary is None else vocabulary.words
         tracks = pipeline.motion_encoder is not None
         description = Description(pipeline.config, words, tracks)
-        self._info = info_of(pipeline.name, description, pipeline.device)
+        live = pipeline.parts.live
+        loras = {} if live is None else dict(zip(live.names, live.defaults, strict=True))
+        self._info = replace(info_of(pipeline.name, description, pipeline.device), loras=loras)
 
     @property
     def info(self) -> ModelInfo:

@@ -221,6 +221,7 @@ class Demo:
             "settings": dict(info.settings),
             "words": list(info.words),
             "tracks": info.tracks,
+            "loras": dict(info.loras),
             "sessions": rules.max_sessions,
             "idle_seconds": rules.idle_seconds,
             "upload_bytes": uploads.MAX_BYTES,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.causal_dit import CausalDiT
 
+from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
     Chosen,
@@ -180,23 +181,46 @@ class Pipeline(StreamModel):
         before = recorded or Recorded()
         bits_told = bits or (None if before.quantize else default_quantization())
         wanted = Recorded(
-            asked or before.runner or default_runner(), bits_told or before.quantize or self.parts.quantize
+            asked or before.runner or default_runner(),
+            bits_told or before.quantize or self.parts.quantize,
+            before.batch if asked is None else None,
         )
         key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
                 dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
-                chosen = self._chosen(dit, asked, str(wanted.runner))
+                chosen = self._chosen(dit, asked, wanted)
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
 
-    def _chosen(self, dit: CausalDiT, asked: str | None, name: str) -> Chosen:
-        """The runner of a name for the network in full precision or in eight bits."""
+    def _chosen(self, dit: CausalDiT, asked: str | None, wanted: Recorded) -> Chosen:
+        """The runner that is wanted, for the network in full precision or in eight bits."""
         live = self.parts.live
-        if live is None:
-            return choose_runner(name, dit, self.codec, self._sizes(), recorded=asked is None)
-        check_can_change(asked)
-        return Chosen(LiveLoraRunner(dit, live, self.codec))
+        if live is not None:
+            check_can_change(asked)
+            return Chosen(LiveLoraRunner(dit, live, self.codec))
+        if wanted.batch is not None:
+            return Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
+        return choose_runner(str(wanted.runner), dit, self.codec, self._sizes(), recorded=asked is None)
+
+    def gathering(self, size: int) -> Gathering:
+        """Where streams of `size` threads meet, each with a runner of `Gathering.member`; they run on the
+        plain runner, in the eight bits that the pipeline was loaded with, if any.
+
+        Raises:
+            InputError: a size that is none of 1 to 64, another runner that was asked for, eight bits that
+                cannot be had, or a model with live LoRAs.
+        """
+        if self.asked_runner not in (None, "auto", "plain"):
+            raise InputError(f"batch: streams at once run on runner plain, found {self.asked_runner}")
+        if self.parts.live is not None:
+            raise InputError(
+                "batch: streams at once cannot have LoRAs of other strengths, merge them (--lora)"
+            )
+        with self._choosing:
+            asked = self.asked_quantize is not None or default_quantization() is not None
+            dit, _ = self._in_bits(self.quantize_by_default, asked)
+        return Gathering(dit, self.codec, size)
 
     def _in_bits(self, name: str, asked: bool) -> tuple[CausalDiT, str | None]:
         """The network in full precision or in eight bits, which shares all else with it; made once.

@@ -69,6 +69,24 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "", label: str 
     return _Builder(label).build(cls, mapping, where)
 
 
+def has_key(cls: type[Any], key: str) -> bool:
+    """Whether `build` could take a dotted key for the dataclass `cls`, whatever its value."""
+    name, _, rest = key.partition(".")
+    fields = {item.name for item in dataclasses.fields(cls) if item.init}
+    if name not in fields:
+        return False
+    return not rest or _has_key_in(typing.get_type_hints(cls)[name], rest)
+
+
+def _has_key_in(hint: Any, key: str) -> bool:
+    if dataclasses.is_dataclass(hint):
+        return has_key(typing.cast(type[Any], hint), key)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_has_key_in(choice, key) for choice in typing.get_args(hint))
+    # a mapping takes any key, a value none
+    return hint is Any or hint is dict or typing.get_origin(hint) in (dict, Mapping)
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses and mappings as dicts with text keys, tuples as lists, all else as it is."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

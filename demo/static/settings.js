@@ -40,11 +40,37 @@ export class Settings {
 
   // what a model does not have is not shown; larger pictures are enlarged smoothly
   suit(hello) {
+    this.adapters(hello.loras);
     this.inputs.motion_guidance.input.closest("label").hidden = !hello.tracks;
     if (this.suited) return;
     this.suited = true;
     this.live.part.pixelated.checked = hello.width * hello.height <= SMALL_PIXELS;
     this.sharp();
+  }
+
+  // a slider for each LoRA whose strength may change, told together as one setting
+  adapters(loras) {
+    this.loras ||= {};
+    for (const [name, strength] of Object.entries(loras)) {
+      if (name in this.loras) continue;
+      const row = document.createElement("label");
+      row.className = "sg-slider";
+      const input = document.createElement("input");
+      Object.assign(input, { type: "range", min: -1, max: 2, step: 0.05, value: strength });
+      input.dataset.lora = name;
+      const text = document.createElement("span"), value = document.createElement("output");
+      text.textContent = `LoRA ${name}`;
+      row.append(text, input, value);
+      this.live.part.sliders.append(row);
+      this.loras[name] = { input, value };
+      input.addEventListener("input", () => {
+        value.textContent = Number(input.value).toFixed(2);
+        this.waiting.lora = Object.entries(this.loras).map(([each, { input }]) => `${each}:${input.value}`).join(",");
+        clearTimeout(this.timer);
+        this.timer = setTimeout(() => this.send(), REST_MS);
+      });
+      value.textContent = Number(strength).toFixed(2);
+    }
   }
 
   write(name) {

@@ -4,6 +4,7 @@ Exit codes: 0 all done, 1 some items failed, 2 bad usage or input, 130 interrupt
 what needs it.
 """
 
+import errno
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import InputError, Interrupted, StreamgenError
+from ..suggest import shorten
 from .arguments import (
     Device,
     DType,
+    Fit,
     FreeText,
     LiveLoras,
     Loras,
@@ -70,6 +73,7 @@ _RUNNER = (
     "stream's own."
 )
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
+_BATCH = "Render so many clips at once, in larger passes of the network (runner plain)."
 _JOBS = "Jobs file"
 _STEER = "One clip"
 
@@ -94,6 +98,7 @@ RetryFailed = Annotated[bool, typer.Option("--retry-failed", help=_RETRY, rich_h
 DryRun = Annotated[bool, typer.Option("--dry-run", help=_LIST, rich_help_panel=_JOBS)]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N jobs.", rich_help_panel=_JOBS)]
 ShardOf = Annotated[str | None, typer.Option("--shard", help=_SHARD, rich_help_panel=_JOBS)]
+Batch = Annotated[int | None, typer.Option(min=1, max=64, help=_BATCH, rich_help_panel=_JOBS)]
 Engine = Annotated[str, typer.Option(help=_ENGINE, rich_help_panel=_JOBS)]
 JobFormat = Annotated[str | None, typer.Option("--format", help=_FORMAT, rich_help_panel=_JOBS)]
 Schema = Annotated[
@@ -137,6 +142,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return Interrupted.exit_code
     except MemoryError:
         say("error: out of memory")
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        say(f"error: {shorten(error.filename)}: longer than a file name can be")
         return 2
 
 
@@ -190,6 +200,7 @@ def render(
     runner: Runner = None,
     quantize: Quantize = None,
     deadline: Deadline = None,
+    batch: Batch = None,
     save_state: SaveState = None,
     continue_from: ContinueFrom = None,
     extend: Extend = None,
@@ -209,6 +220,7 @@ def render(
     live_loras: LiveLoras = None,
     model_set: ModelSet = None,
     size: Size = None,
+    fit: Fit = None,
     text_encoder: TextEncoder = None,
     text_device: TextDevice = None,
     text_cache: TextCache = None,

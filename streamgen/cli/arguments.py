@@ -29,6 +29,8 @@ ModelSet = Annotated[
 ]
 _SIZE = "Pictures of WIDTHxHEIGHT, or picture: shaped like --image. Taken to the nearest whole tokens."
 Size = Annotated[str | None, typer.Option(help=_SIZE, rich_help_panel=_WAN)]
+_FIT = "GiB that the model and one stream may take: decoder and window are chosen so."
+Fit = Annotated[float | None, typer.Option(min=0.001, help=_FIT, rich_help_panel=_WAN)]
 TextEncoder = Annotated[
     str | None, typer.Option(help="Folder or hub name of the text encoder.", rich_help_panel=_WAN)
 ]

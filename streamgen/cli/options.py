@@ -26,6 +26,7 @@ WAN_OPTIONS = (
     "live_loras",
     "model_set",
     "size",
+    "fit",
     "text_encoder",
     "text_device",
     "text_cache",
@@ -58,6 +59,7 @@ class RenderOptions:
     runner: str | None = None
     quantize: str | None = None
     deadline: float | None = None
+    batch: int | None = None
     save_state: Path | None = None
     continue_from: Path | None = None
     extend: Path | None = None
@@ -76,6 +78,7 @@ class RenderOptions:
     live_loras: tuple[str, ...] = ()
     model_set: tuple[str, ...] = ()
     size: str | None = None
+    fit: float | None = None
     text_encoder: str | None = None
     text_device: str | None = None
     text_cache: Path | None = None
@@ -143,6 +146,7 @@ def wan_options(
         loras=parse_loras(given["loras"]),
         live_loras=parse_loras(given["live_loras"]),
         progress=progress,
+        fit=given["fit"],
     )
 
 

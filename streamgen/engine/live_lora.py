@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from models.causal_dit import CausalDiT, TextContext
-from models.kv_cache import CacheCursor, CacheRing
+from models.kv_cache import CacheCursor
 from models.live_lora import LiveLoras, adapted
 from models.video_codec import VideoCodec
 
 from ..errors import InputError
 from .decoder import DecoderState
-from .guidance import Conditioning
-from .noise import NoiseSource
-from .runner import PlainRunner, Runner
-from .sampler import Sampling
+from .runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
 
 
 class LiveLoraRunner:
@@ -28,6 +25,7 @@ class LiveLoraRunner:
     """
 
     name = "plain"
+    batch: BatchPlace | None = None
 
     def __init__(self, dit: CausalDiT, live: LiveLoras, codec: VideoCodec | None = None) -> None:
         network, self.strengths = adapted(dit, live.loras)
@@ -35,45 +33,20 @@ class LiveLoraRunner:
         self.quantize = self._plain.quantize
         self._lock = threading.RLock()
 
-    def denoise(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        chunk: tuple[int, int],
-        conditioning: Conditioning,
-        noise: NoiseSource,
-        sampling: Sampling,
-    ) -> Tensor:
+    def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
-        with self._at(conditioning.text):
-            return self._plain.denoise(ring, cursor, chunk, conditioning, noise, sampling)
+        with self._at(task.conditioning.text):
+            return self._plain.denoise(task)
 
-    def commit(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-    ) -> CacheCursor:
+    def commit(self, task: CommitTask) -> CacheCursor:
         """See `Runner`."""
-        with self._at(text):
-            return self._plain.commit(ring, cursor, latents, timesteps, text, motion)
+        with self._at(task.text):
+            return self._plain.commit(task)
 
-    def rejoin(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-        keep_sink: bool,
-    ) -> CacheCursor:
+    def rejoin(self, task: CommitTask, keep_sink: bool) -> CacheCursor:
         """See `Runner`."""
-        with self._at(text):
-            return self._plain.rejoin(ring, cursor, latents, timesteps, text, motion, keep_sink)
+        with self._at(task.text):
+            return self._plain.rejoin(task, keep_sink)
 
     def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """See `Runner`."""

@@ -35,6 +35,7 @@ from .shots import (
 MAX_FRAMES = 24 * 3600 * 1000
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 10_000
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # a longer name is none; file names are made of its beginning
 MAX_ID = 2000
 JOB_KEYS = ("id", "seconds", "frames", "seed", "samples", "size", "image", "video", "shots", "set", *CHANGES)
@@ -256,9 +257,11 @@ def setting_value(value: str, where: str) -> Any:
         InputError: no YAML.
     """
     try:
-        return yaml.safe_load(value)
+        found = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"{where}: not a value: {shorten(value)}") from None
+    # YAML 1.1 takes 1e30, which has no dot, for words
+    return float(found) if isinstance(found, str) and _EXPONENT.fullmatch(found) else found
 
 
 def _id(value: Any) -> str | None:

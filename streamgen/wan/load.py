@@ -21,11 +21,19 @@ from ..errors import CheckpointError
 from ..stream.model import ModelParts
 from .config import CONFIG, WanConfig, read_wan_config
 from .loras import check_twice, live_loras, live_notes, with_loras
-from .memory import Setup, build_decoder, check_memory, stream_check
+from .memory import GIB, Setup, build_decoder, check_memory, fitted, stream_check
 from .options import TextOptions, WanOptions
 from .pictures import size_note
 from .text import HashedPrompts, UMT5Prompts
-from .weights import WanTensors, assign, gather, placed, random_tensors, with_decoder
+from .weights import (
+    WanTensors,
+    assign,
+    gather,
+    has_tiny_decoder,
+    placed,
+    random_tensors,
+    with_decoder,
+)
 
 _SEED = 0
 
@@ -55,7 +63,10 @@ def load_wan(
             "--random-weights runs it without"
         )
     config, note = with_decoder(config, None if options.random_weights else directory)
-    setup = setup_of(config, device, dtype, options.text)
+    setup, fitting = setup_of(config, device, dtype, options.text), None
+    if options.fit is not None:
+        tiny_there = options.random_weights or has_tiny_decoder(config, directory)
+        config, setup, fitting = fitted(config, setup, int(options.fit * GIB), tiny_there)
     if options.check_memory:
         check_memory(config, setup, device)
     stream_fits = stream_check(config, setup, device) if options.check_memory else None
@@ -83,7 +94,7 @@ def load_wan(
         own = read_wan_config(path)
         notes += filter(None, [size_note((config.width, config.height), (own.width, own.height))])
     # random weights have nothing to choose by, and have seen nothing
-    told = () if options.random_weights else tuple(notes)
+    told = (*filter(None, [fitting]), *(() if options.random_weights else notes))
     return ModelParts(name, config, networks, prompts, digest, stream_fits, told, config.quantize, live)
 
 

@@ -105,7 +105,7 @@ def live_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> LiveLoras | None:
     changes: list[Lora] = []
     for lora in loras:
         path = fetch(parse_hub(lora.place)) if is_hub(lora.place) else Path(lora.place)
-        name = re.sub(r"[\s,:]+", "-", path.stem)
+        name = live_name(lora)
         if name in names:
             raise InputError(f"--live-lora {lora.place}: two are called {name}, rename one")
         change = load_lora(path)
@@ -116,6 +116,12 @@ def live_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> LiveLoras | None:
         names.append(name)
         changes.append(change)
     return LiveLoras(tuple(names), tuple(lora.strength for lora in loras), tuple(changes)) if loras else None
+
+
+def live_name(lora: LoraFile) -> str:
+    """What a live LoRA is called in the setting `lora`: its file's name, less what the setting is made of."""
+    place = re.sub(r"@[^/]*$", "", lora.place) if is_hub(lora.place) else lora.place
+    return re.sub(r"[\s,:]+", "-", Path(place).stem)
 
 
 def live_notes(live: LiveLoras | None) -> list[str]:

@@ -39,6 +39,8 @@ class WanOptions:
         overrides: changes of the config, dotted `key=value`.
         text_encoder: a folder or hub name, over what the weights directory and the config say.
         text: where the text encoder runs.
+        fit: GiB that the model and one stream may take: decoder and window are chosen so; None: as the config
+            says.
         check_memory: refuse what does not fit before allocating it.
         note: called with a line for each thing that a user should know of how files were read.
         progress: called with what is being done, and which share in 0..1 of it is; None where nobody knows.
@@ -53,6 +55,7 @@ class WanOptions:
     note: Callable[[str], None] | None = None
     loras: tuple[LoraFile, ...] = ()
     live_loras: tuple[LoraFile, ...] = ()
+    fit: float | None = None
     progress: Callable[[str, float | None], None] | None = None
 
     def tell(self, what: str, share: float | None = None) -> None:

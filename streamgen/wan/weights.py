@@ -131,6 +131,12 @@ def with_decoder(config: WanConfig, directory: Path | HubSource | None) -> tuple
     return replace(config, decoder="vae"), note
 
 
+def has_tiny_decoder(config: WanConfig, directory: Path | HubSource | None) -> bool:
+    """Whether weights of TAEHV lie in a folder; on the hub nothing is looked for that was not asked for."""
+    names = (TINY_DECODER, *config.sources.tiny_decoder)
+    return isinstance(directory, Path) and any((directory / name).is_file() for name in names)
+
+
 class _Reader:
     """`gather`, step by step."""
 

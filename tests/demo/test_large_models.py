@@ -11,7 +11,7 @@ from demo.history import Marks
 from demo.live import Limits, LiveSession
 from demo.loading import LateEngine
 from demo.lobby import Lobby, Rules
-from demo.messages import Simple, Start
+from demo.messages import Simple, Start, parse
 from demo.voice import Voice
 from streamgen import load_pipeline
 from streamgen.errors import CheckpointError
@@ -144,3 +144,17 @@ def test_a_model_that_cannot_be_loaded_says_why_and_opens_nothing() -> None:
     engine.wait(60)
     assert engine.failure is MEMORY
     assert engine.loading == Loading("placing weights", 0.5)
+
+
+def test_words_as_settings_reach_the_stream() -> None:
+    room = Room()
+    viewer = room.join()
+    message = parse(
+        '{"type": "event", "id": 4, "epoch": 1, "settings": {"negative_prompt": "rain", "lora": "style:0.5"}}'
+    )
+    viewer.session.handle(message)
+    room.run(1)
+    (row,) = viewer.receipts("applied")
+    assert (row["kind"], row["label"]) == ("settings", "negative_prompt rain, lora style:0.5")
+    assert viewer.session.stream is not None
+    assert viewer.session.stream.settings["lora"] == "style:0.5"

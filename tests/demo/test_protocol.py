@@ -392,6 +392,8 @@ BAD = [
     ('{"type": "start", "prompt": "a", "seed": 1, "settings": {"window_frames": 900}}', "settings"),
     ('{"type": "event", "id": 1, "epoch": 1}', "none of them"),
     ('{"type": "event", "id": 1, "epoch": 1, "settings": {"steps": 2.5}}', "whole"),
+    ('{"type": "event", "id": 1, "epoch": 1, "settings": {"lora": 2.5}}', "lora: expected text"),
+    (json.dumps({"type": "event", "id": 1, "epoch": 1, "settings": {"lora": "a" * 501}}), "up to 500"),
     ('{"type": "event", "id": 1, "epoch": 1, "prompt": "a", "policy": "forget"}', "policy"),
     ('{"type": "event", "id": 1, "epoch": 1, "cache": "forget"}', "cache"),
     ('{"type": "event", "id": 1, "epoch": 1, "cache": "keep", "policy": "clear"}', "same field"),

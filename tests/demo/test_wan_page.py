@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,7 @@ def test_why_a_model_could_not_be_loaded_stands_on_the_page(browser: Browser) ->
 
 def test_words_that_take_long_and_streams_that_do_not_fit(browser: Browser) -> None:
     engine = FakeEngine(size=(240, 416), seconds=0.01)
+    engine._info = replace(engine.info, loras={"style": 0.5})
     with served(engine) as address:
         page = open_page(new_context(browser), address)
         assert not page.is_checked("[data-part=pixelated]")
@@ -140,6 +142,11 @@ def test_words_that_take_long_and_streams_that_do_not_fit(browser: Browser) -> N
         assert not engine.opened
         engine.finish_encoding()
         shown(page, 8)
+
+        slider = page.locator("[data-lora=style]")
+        assert slider.input_value() == "0.5"
+        slider.fill("0.9")
+        page.wait_for_selector("[data-part=log] li[data-kind=settings]:has-text('lora style:0.9')")
 
         # what plays is stopped by a start that cannot be, and goes on
         engine.slow_words, engine.refuse_open = False, CheckpointError(MEMORY)

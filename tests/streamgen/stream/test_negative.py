@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.causal_dit import Negative
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
-from streamgen.engine.runner import PlainRunner
+from streamgen.engine.runner import PassRunner, PlainRunner
 from streamgen.stream.session import Session
 from streamgen.wan.options import WanOptions
 from tests.streamgen.stream.test_texts import SlowWords, parts, slow, wait_for  # noqa: F401  fixtures
@@ -82,15 +82,13 @@ def test_chunks_enter_the_cache_without_it(pipeline: Pipeline, monkeypatch: pyte
             states.append(made.ring.state(made.cursor))
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
-    plain = PlainRunner.commit
+    plain, calls = PlainRunner.commit, iter(range(100))
 
-    def with_it(self: Any, ring: Any, cursor: Any, x: Any, timesteps: Any, text: Any, motion: Any) -> Any:
-        with_it.calls += 1  # type: ignore[attr-defined]
-        away = Negative(text.keys, text.values, 9.0) if with_it.calls > 3 else None  # type: ignore[attr-defined]
-        turned = replace(text, keys=tuple(2 * k for k in text.keys), negative=away)
-        return plain(self, ring, cursor, x, timesteps, turned if away else text, motion)
+    def with_it(self: Any, task: Any) -> Any:
+        turned = replace(task.text, negative=Negative(task.text.values, task.text.keys, 9.0))
+        # the second stream's chunks
+        return plain(self, task if next(calls) < 2 else replace(task, text=turned))
 
-    with_it.calls = 0  # type: ignore[attr-defined]
     assert_needs(check, monkeypatch, PlainRunner, "commit", with_it)
 
 
@@ -141,10 +139,16 @@ def test_what_cannot_be_is_refused(pipeline: Pipeline, settings: dict[str, Any],
     assert message in str(receipt.reason)
 
 
-class OneText(PlainRunner):
+class OneText(PassRunner):
     """A runner whose passes see the words alone."""
 
     name = "onnx"
+
+    def serves(self, view: Any) -> bool:
+        return False
+
+    def network_pass(self, view: Any, text: Any, motion: Any) -> Any:
+        raise AssertionError("it serves nothing")
 
 
 def test_runners_that_cannot_refuse_it_unless_two_predictions_are_compared(pipeline: Pipeline) -> None:
