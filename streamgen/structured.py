@@ -151,6 +151,12 @@ class _Builder:
     def _union(self, choices: Sequence[Any], value: Any, where: str) -> Any:
         if value is None and type(None) in choices:
             return None
+        tagged = _tags(choices)
+        if tagged and isinstance(value, Mapping):
+            kind = value.get("kind", next(iter(tagged)))
+            if kind not in tagged:
+                raise self._unfit(f"{where}.kind", f"one of {', '.join(tagged)}", kind)
+            return self._convert(tagged[kind], value, where)
         *others, last = (choice for choice in choices if choice is not type(None))
         for choice in others:
             try:
@@ -183,6 +189,17 @@ class _Builder:
 
     def _unfit(self, where: str, expected: str, found: object) -> StructureError:
         return StructureError(f"{self.label}key {where}: expected {expected}, found {shorten(found)}")
+
+
+def _tags(choices: Sequence[Any]) -> dict[str, Any]:
+    """Dataclasses that are told apart by the default of a field `kind`, by that; empty if they are not."""
+    classes = [choice for choice in choices if choice is not type(None)]
+    if len(classes) < 2 or not all(dataclasses.is_dataclass(choice) for choice in classes):
+        return {}
+    kinds = [
+        {item.name: item.default for item in dataclasses.fields(choice)}.get("kind") for choice in classes
+    ]
+    return {kind: choice for kind, choice in zip(kinds, classes, strict=True) if isinstance(kind, str)}
 
 
 def _kind(loaded: object) -> str:
