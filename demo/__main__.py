@@ -21,6 +21,7 @@ from streamgen.cli.arguments import (
     TextCache,
     TextDevice,
     TextEncoder,
+    TextInt8,
     Weights,
 )
 
@@ -71,6 +72,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     text_device: TextDevice = None,
     text_cache: TextCache = None,
     free_text: FreeText = False,
+    text_int8: TextInt8 = False,
     dtype: DType = None,
 ) -> None:
     """Stream a model to the browser and steer it while it plays."""

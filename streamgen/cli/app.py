@@ -30,6 +30,7 @@ from .arguments import (
     TextCache,
     TextDevice,
     TextEncoder,
+    TextInt8,
     Weights,
 )
 from .motion import app as motion_app
@@ -225,6 +226,7 @@ def render(
     text_device: TextDevice = None,
     text_cache: TextCache = None,
     free_text: FreeText = False,
+    text_int8: TextInt8 = False,
     dtype: DType = None,
     as_json: AsEvents = False,
     quiet: Quiet = False,

@@ -31,6 +31,7 @@ WAN_OPTIONS = (
     "text_device",
     "text_cache",
     "free_text",
+    "text_int8",
     "dtype",
 )
 
@@ -83,6 +84,7 @@ class RenderOptions:
     text_device: str | None = None
     text_cache: Path | None = None
     free_text: bool = False
+    text_int8: bool = False
     dtype: str | None = None
     quiet: bool = False
     as_json: bool = False
@@ -135,7 +137,12 @@ def wan_options(
     """
     if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
         return None
-    text = TextOptions(given["text_device"] or "cpu", keep=not given["free_text"], cache=given["text_cache"])
+    text = TextOptions(
+        given["text_device"] or "cpu",
+        keep=not given["free_text"],
+        cache=given["text_cache"],
+        int8=given["text_int8"],
+    )
     return WanOptions(
         given["weights"],
         given["random_weights"],

@@ -106,7 +106,7 @@ def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: 
         dtype,
         torch.float32 if device.type == "cpu" else dtype,
         config.decoder,
-        text.dtype if same else None,
+        text.stored if same else None,
     )
 
 

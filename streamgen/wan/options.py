@@ -18,12 +18,19 @@ class TextOptions:
         dtype: of its weights.
         keep: False frees it after each prompt that was not cached (it loads again for the next one).
         cache: a folder for embeddings by prompt, which need no encoder at all the next time.
+        int8: its linear layers in eight bits: half the memory of bfloat16.
     """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.bfloat16
     keep: bool = True
     cache: Path | None = None
+    int8: bool = False
+
+    @property
+    def stored(self) -> torch.dtype:
+        """What nearly all of its numbers are stored as."""
+        return torch.int8 if self.int8 else self.dtype
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.state_dict import umt5_to_transformers
 from models.text_encoder import Words, beginning
 
 from ..checkpoints.foreign import expect_kind, read_foreign
+from ..engine.quantize import QuantizedLinear, kernel_missing
 from ..errors import CheckpointError
 from ..machine import give_back
 from .config import TextConfig
@@ -198,6 +199,8 @@ class UMT5Prompts:
                 f"text encoder {self.source}: expected width {self.config.dim} (dit.text_dim), found {found}"
             )
         try:
+            if self.options.int8:
+                in_eight_bits(model, torch.device(self.options.device))
             return model.to(self.options.device).eval().requires_grad_(False)
         except RuntimeError as error:
             raise CheckpointError(
@@ -207,7 +210,8 @@ class UMT5Prompts:
     def _file(self, text: str) -> Path | None:
         if self.options.cache is None:
             return None
-        key = f"{self.source}|{self.config.dim}|{self.config.length}|{self.options.dtype}|{text}"
+        precision = f"{self.options.dtype}{' int8' if self.options.int8 else ''}"
+        key = f"{self.source}|{self.config.dim}|{self.config.length}|{precision}|{text}"
         return self.options.cache / f"{_hash(key).hex()}.safetensors"
 
     def _read(self, text: str) -> Tensor | None:
@@ -235,6 +239,25 @@ class UMT5Prompts:
             part.replace(file)
         except OSError as error:
             raise CheckpointError(f"prompt cache {file}: cannot be written ({error})") from None
+
+
+def in_eight_bits(model: nn.Module, device: torch.device) -> None:
+    """Put the linear layers of an encoder in eight bits, in place and one by one, so that memory holds both of
+    one at most.
+
+    Args:
+        device: where it is to compute.
+
+    Raises:
+        CheckpointError: the device has no kernel for that.
+    """
+    reason = kernel_missing(device, torch.bfloat16, "int8")
+    if reason is not None:
+        raise CheckpointError(f"text encoder: int8: {reason}")
+    for holder in list(model.modules()):
+        for name, child in list(holder.named_children()):
+            if isinstance(child, nn.Linear) and not (child.in_features % 16 or child.out_features % 16):
+                holder._modules[name] = QuantizedLinear(child, "int8")
 
 
 def _hash(text: str) -> bytes:
