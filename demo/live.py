@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from streamgen.motion.tracks import TrackSet
 
 from . import pictures
 from .answers import Answers
+from .commands import Commands
 from .engine import Engine, Generated, Stream
 from .follow import follow
 from .history import Marks, Take, Takes
@@ -44,7 +46,6 @@ from .pictures import OutFrame
 from .recording import Lineage, Recording
 from .voice import Voice
 
-MAX_COMMANDS = 8
 # Between marks, and of pictures kept for following what a stroke was drawn on.
 _MARK_SECONDS, _SEEN_SECONDS = 1.0, 2.0
 
@@ -106,7 +107,7 @@ class LiveSession:
         self._announced = (0, 0.0)
         self._wanted = -1
         self._seen: deque[tuple[int, np.ndarray]] = deque(maxlen=round(_SEEN_SECONDS * info.fps))
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands = Commands()
         self._lock = threading.RLock()
 
     # -- from the web loop ---------------------------------------------------------------------------------
@@ -123,8 +124,7 @@ class LiveSession:
             if isinstance(message, Ack):
                 self._acknowledged(message)
             elif isinstance(message, Start):
-                self._command(lambda: self._open(message))
-                self._turn("opening")
+                self._start(message)
             elif isinstance(message, Rewind):
                 self._command(lambda: self._rewind(message.mark))
             elif isinstance(message, TakeUp):
@@ -199,7 +199,7 @@ class LiveSession:
             others: seconds that chunks of other sessions may take before this one's turn comes.
         """
         with self._lock:
-            if self._commands:
+            if self._commands.due:
                 return -math.inf
             if self.stream is None or self.state not in ("playing", "paused"):
                 return math.inf
@@ -213,7 +213,7 @@ class LiveSession:
     def work(self) -> None:
         """Do what is due: a command, or the next chunk. An error of the engine ends in state `failed`."""
         with self._lock:
-            command = self._commands.popleft() if self._commands else None
+            command = self._commands.take()
         try:
             if command is not None:
                 command()
@@ -311,10 +311,24 @@ class LiveSession:
         x, y = point
         return follow([picture for number, picture in self._seen if number >= frame], (x, y))
 
-    def _command(self, command: Callable[[], None]) -> None:
-        if len(self._commands) >= MAX_COMMANDS:
+    def _command(self, run: Callable[[], None], waits: tuple[Future[Any], ...] = ()) -> None:
+        if not self._commands.add(run, waits):
             raise BadMessage("too many commands wait already")
-        self._commands.append(command)
+
+    def _start(self, message: Start) -> None:
+        """Begin a stream once its words are encoded: no stream of another viewer waits for them."""
+        coming = self.engine.encode(message.prompt, message.settings)
+        self._command(lambda: self._open(message), coming)
+        pending = [future for future in coming if not future.done()]
+        self._turn("opening", "encoding the words" if pending else "")
+        for future in pending:
+            future.add_done_callback(lambda _: self._words_are_there())
+
+    def _words_are_there(self) -> None:
+        with self._lock:
+            if self.state == "opening" and not self._commands.waits:
+                self._turn("opening")
+        self.wake_worker()
 
     # -- work ----------------------------------------------------------------------------------------------
 
@@ -431,7 +445,7 @@ class LiveSession:
 
     def _keep(self, stream: Stream, made: Generated) -> None:
         self.recording.add(made.start, made.frames)
-        if self.marks.wants(self._made_end):
+        if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
             mark = self.marks.add(self._made_end, stream.snapshot(), self._last_picture())
             self.takes.fit(self.marks)
@@ -441,7 +455,8 @@ class LiveSession:
     def _fail(self, reason: str) -> None:
         with self._lock:
             if self.state != "ended":
-                self._turn("failed", reason)
+                # where nothing plays there is nothing to go on with
+                self._turn("ready" if self.stream is None else "failed", reason)
 
     # -- telling -------------------------------------------------------------------------------------------
 
@@ -472,9 +487,10 @@ class LiveSession:
         stream = self.stream
         row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
         words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
+        words["note"] = stream.note
         now = {"settings": stream.settings, "strip": self.strip.rows()}
         kept = {"marks": [mark.row() for mark in self.marks], "takes": [take.row() for take in self.takes]}
-        self.voice.say(row | words | now | kept)
+        self.voice.say(row | words | now | kept | {"no_rewind": self.marks.why_none(stream.snapshot_bytes)})
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""

@@ -23,6 +23,8 @@ SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "text_guidance": (float, 0, 10),
     "motion_guidance": (float, 0, 10),
 }
+# Those that are words, with their most characters; "" is none.
+TEXT_SETTINGS = {"negative_prompt": MAX_PROMPT, "lora": 500}
 MAX_SEED = 2**31 - 1
 MAX_STROKE_POINTS = 64
 MAX_PATH_POINTS = 512
@@ -71,7 +73,10 @@ class Event:
     @property
     def label(self) -> str:
         """What it says, for the strip."""
-        values = ", ".join(f"{name} {value:g}" for name, value in (self.settings or {}).items())
+        values = ", ".join(
+            f"{name} {value or 'none'}" if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in (self.settings or {}).items()
+        )
         return self.prompt or values or str(self.cache)
 
     def stream_event(self) -> StreamEvent:
@@ -259,13 +264,17 @@ class _Fields:
         if not isinstance(values, dict):
             raise self.fail("settings", "an object", values)
         for name, value in values.items():
+            if name in TEXT_SETTINGS:
+                if not isinstance(value, str) or len(value) > TEXT_SETTINGS[name]:
+                    raise self.fail(name, f"text of up to {TEXT_SETTINGS[name]} characters", value)
+                continue
             if name not in SETTINGS:
-                raise self.fail("settings", f"of {', '.join(SETTINGS)}", name)
+                raise self.fail("settings", f"of {', '.join((*SETTINGS, *TEXT_SETTINGS))}", name)
             kind, least, most = SETTINGS[name]
             self._number(name, value, least, most)
             if kind is int and type(value) is not int:
                 raise self.fail(name, "a whole number", value)
-        return {name: SETTINGS[name][0](value) for name, value in values.items()}
+        return {n: value if n in TEXT_SETTINGS else SETTINGS[n][0](value) for n, value in values.items()}
 
     def points(self, width: int, least: int, most: int) -> tuple[tuple[float, ...], ...]:
         """Rows of `width` numbers: (x, y), or (milliseconds, x, y)."""

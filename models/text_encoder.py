@@ -14,15 +14,25 @@ PAD, UNKNOWN = 0, 1
 _WORD = re.compile(r"[^\W_]+")
 
 
+# characters of what was cut off that are told
+_SHOWN = 40
+
+
 @dataclass(frozen=True)
 class Words:
-    """A prompt as the model sees it: ids `(L,)` int64, the words it does not know, and how many words did not
-    fit.
+    """A prompt as the model sees it: ids `(L,)` int64, the words it does not know, how many words (or tokens)
+    did not fit, and the beginning of what was cut off.
     """
 
     ids: Tensor
     unknown: tuple[str, ...]
     dropped: int
+    cut: str = ""
+
+
+def beginning(text: str) -> str:
+    """The first words of a text, at most 40 characters of it."""
+    return text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
 
 
 class Vocabulary:
@@ -43,11 +53,14 @@ class Vocabulary:
 
     def encode(self, prompt: str, length: int) -> Words:
         """Lower-cased words of a prompt, padded or cut to `length`."""
-        found = _WORD.findall(prompt.lower())
+        lowered = prompt.lower()
+        matches = list(_WORD.finditer(lowered))
+        found = [match.group() for match in matches]
         ids = [self._ids.get(word, UNKNOWN) for word in found]
         unknown = tuple(dict.fromkeys(w for w, i in zip(found, ids, strict=True) if i == UNKNOWN))
         padded = (ids + [PAD] * length)[:length]
-        return Words(torch.tensor(padded), unknown, max(0, len(found) - length))
+        cut = lowered[matches[length].start() :] if len(found) > length else ""
+        return Words(torch.tensor(padded), unknown, max(0, len(found) - length), beginning(cut))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from .engine.choice import (
     one_thread_is_enough,
 )
 from .engine.decoder import DecoderState, encode_frames
+from .engine.live_lora import LiveLoraRunner, check_can_change
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
 from .engine.parallel.mesh import Mesh
 from .engine.parallel.ulysses import UlyssesRunner, slab_axis
@@ -39,7 +40,7 @@ from .engine.quantize import (
     of_linears,
     quantized,
 )
-from .engine.runner import PlainRunner, Runner
+from .engine.runner import PlainRunner, Runner, check_negative
 from .engine.sizes import Sizes
 from .errors import InputError
 from .families import load_parts
@@ -52,13 +53,16 @@ from .stream.log import EventLog, LogHeader
 from .stream.model import ModelParts, StreamModel
 from .stream.recache import recache_of
 from .stream.session import Session
+from .stream.settings import StreamSettings
 from .stream.snapshot import read_snapshot
 from .stream.state import StreamState
 from .stream.timeline import Start, Timeline
-from .video.read import read_clip, read_image
+from .video.read import image_size, read_clip, read_image
 from .wan.options import WanOptions
 
 _MAX_START_FRAMES = 1 + 16 * 60
+# How much longer one side may be before it is said that a picture is cropped.
+_CROPPED = 1.1
 
 
 class Pipeline(StreamModel):
@@ -113,7 +117,7 @@ class Pipeline(StreamModel):
             seed: every draw of the stream is a function of it.
             motion: tracks from frame 0 on.
             image, video: what the stream starts from (one of them): a file, or uint8 `(H, W, 3)` / `(T, H, W,
-                3)`. Of a clip, the frames that fill whole chunks are kept.
+                3)`. Of a clip, the frames that fill whole chunks are kept; an image fills the first chunk.
             settings: `StreamSettings` by name, over the checkpoint's.
             noise: where all draws come from instead of the seed, recorded ones for instance.
             gestures: named tracks from frame 0 on, besides `motion`.
@@ -141,22 +145,28 @@ class Pipeline(StreamModel):
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
+        strengths = self.strengths(merged)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         chosen = self.runner(runner, quantize=quantize)
         latents, start = self._opening(image, video)
-        if self.needs_null(merged):
-            # now, so that no chunk waits for it
-            _ = self.null_text
+        self._prepare_other_words(merged, chosen)
         state = StreamState(
             LatentState(self.new_ring(merged, keeps_cache(chosen.quantize))),
-            Controls(self.event_text(event), merged, gestures_now),
+            Controls(self.read_at(self.event_text(event), strengths), merged, gestures_now),
             DecoderState.initial(self.tokenizer) if decode else None,
             EventLog(LogHeader(self.geometry.fps, seed, draws.identity, start)),
             draws,
             latents,
         )
         return Session(self, state, chosen, None if log is None else Path(log), budget)
+
+    def _prepare_other_words(self, settings: StreamSettings, runner: Runner) -> None:
+        """Encode what a stream compares with now, so that no chunk waits for it."""
+        check_negative(runner, settings.negative_prompt, self.guided(settings))
+        if self.needs_null(settings):
+            _ = self.null_text
+        self.negative_text(settings)
 
     def runner(
         self,
@@ -169,6 +179,8 @@ class Pipeline(StreamModel):
         Raises:
             InputError: see `choose`.
         """
+        if self.parts.live is not None:
+            check_can_change(runner)
         if runner is not None and not isinstance(runner, str):
             return runner
         chosen = self.choose(runner, recorded, quantize)
@@ -207,26 +219,35 @@ class Pipeline(StreamModel):
             if key not in self._runners:
                 name_of_bits = str(wanted.quantize)
                 dit, note = self._in_bits(of_linears(name_of_bits), bits_told is not None)
-                cache = keeps_cache(name_of_bits)
-                if cache:
-                    self._check_cache(str(wanted.runner), asked is not None)
-                if self.mesh is not None:
-                    grid = self.geometry.token_grid
-                    chosen = Chosen(UlyssesRunner(dit, self.codec, self.mesh, grid))
-                elif wanted.batch is not None:
-                    chosen = Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
-                elif cache:
-                    # the others read a cache where it lies
-                    chosen = Chosen(PlainRunner(dit, self.codec))
-                else:
-                    parts = (dit, self.codec, self._sizes())
-                    ring = lambda: self.new_ring(self.settings)  # noqa: E731
-                    chosen = choose_runner(str(wanted.runner), *parts, asked is None, ring, progress)
-                if cache and isinstance(chosen.runner, PlainRunner):
+                chosen = self._chosen(dit, asked, wanted, progress)
+                if keeps_cache(name_of_bits) and isinstance(chosen.runner, PlainRunner):
                     bits = chosen.runner.quantize
                     chosen.runner.quantize = CACHE if bits is None else f"{bits}+{CACHE}"
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
+
+    def _chosen(self, dit: CausalDiT, asked: str | None, wanted: Recorded, progress: Progress) -> Chosen:
+        """The runner that is wanted, for the network in full precision or in eight bits."""
+        live, cache = self.parts.live, keeps_cache(str(wanted.quantize))
+        if cache:
+            self._check_cache(str(wanted.runner), asked is not None)
+        if live is not None:
+            check_can_change(asked)
+            if cache or self.mesh is not None:
+                other = "quantize cache" if cache else f"{self.mesh.size if self.mesh else 1} processes"
+                raise InputError(f"{other}: cannot have LoRAs whose strength may change, merge them (--lora)")
+            return Chosen(LiveLoraRunner(dit, live, self.codec))
+        if self.mesh is not None:
+            return Chosen(UlyssesRunner(dit, self.codec, self.mesh, self.geometry.token_grid))
+        if wanted.batch is not None:
+            return Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
+        if cache:
+            # the others read a cache where it lies
+            return Chosen(PlainRunner(dit, self.codec))
+        ring = lambda: self.new_ring(self.settings)  # noqa: E731
+        return choose_runner(
+            str(wanted.runner), dit, self.codec, self._sizes(), asked is None, ring, progress
+        )
 
     def _check_cache(self, runner: str, asked: bool) -> None:
         """Raise InputError where a cache in eight bits cannot be had."""
@@ -240,11 +261,15 @@ class Pipeline(StreamModel):
         plain runner, in the eight bits that the pipeline was loaded with, if any.
 
         Raises:
-            InputError: a size that is none of 1 to 64, another runner that was asked for, or eight bits that
-                cannot be had.
+            InputError: a size that is none of 1 to 64, another runner that was asked for, eight bits that
+                cannot be had, or a model with live LoRAs.
         """
         if self.asked_runner not in (None, "auto", "plain"):
             raise InputError(f"batch: streams at once run on runner plain, found {self.asked_runner}")
+        if self.parts.live is not None:
+            raise InputError(
+                "batch: streams at once cannot have LoRAs of other strengths, merge them (--lora)"
+            )
         with self._choosing:
             asked = self.asked_quantize is not None or default_quantization() is not None
             if keeps_cache(self.quantize_by_default):
@@ -403,8 +428,31 @@ class Pipeline(StreamModel):
                 f"start: expected uint8 frames of {height}x{width}x3, found {frames.dtype} "
                 f"{tuple(frames.shape)}"
             )
+        if video is None:
+            # where the first chunk is several latent frames, the picture stands still for them
+            frames = frames.expand(self.geometry.frames(self.plan.length(0)), -1, -1, -1)
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
         return frames[: 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal]
+
+    def picture_notes(self, image: str | Path | None) -> tuple[str, ...]:
+        """What starting from an image file means here, a line each: nothing for most.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if image is None:
+            return ()
+        notes = []
+        still = self.geometry.frames(self.plan.length(0))
+        if still > 1:
+            notes.append(f"image: stands still for {still} frames, the first chunk of this model")
+        found, own = image_size(image), (self.geometry.width, self.geometry.height)
+        shapes = sorted((found[0] / found[1], own[0] / own[1]))
+        if shapes[1] > _CROPPED * shapes[0]:
+            notes.append(
+                f"image: cropped at the centre, from {found[0]}x{found[1]} to the shape of {own[0]}x{own[1]}"
+            )
+        return tuple(notes)
 
     def _opening(
         self, image: str | Path | Tensor | None, video: str | Path | Tensor | None

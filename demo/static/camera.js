@@ -32,7 +32,7 @@ export class Camera {
   }
 
   press(move) {
-    if (this.held.has(move) || this.live.state !== "playing") return;
+    if (this.held.has(move) || this.live.state !== "playing" || !this.live.hello.tracks) return;
     this.held.set(move, performance.now());
     this.say();
   }

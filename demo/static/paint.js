@@ -27,6 +27,10 @@ export class Paint {
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("blur", () => { if (this.strokes.has("keys")) this.up("keys", this.cursor); });
     live.on("place", () => this.forget());
+    live.on("hello", (hello) => {
+      this.off = !hello.tracks;
+      live.part.motion.hidden = this.off;
+    });
     this.choose("drag");
     setInterval(() => this.flush(), BATCH_MS);
     const draw = (now) => { this.draw(now); requestAnimationFrame(draw); };
@@ -56,6 +60,7 @@ export class Paint {
 
   begin(pointer, at) {
     const { live } = this;
+    if (this.off) return;
     if (this.tool === "pin") { this.pin(at); return; }
     if (!["playing", "paused"].includes(live.state) || this.strokes.size >= 4) return;
     const stroke = { id: live.id(), tool: this.tool, began: performance.now(), points: [], line: [at], frame: Math.max(0, live.player.shown), epoch: live.epoch };

@@ -58,7 +58,7 @@ export class Status {
     const rate = live.state === "playing" ? player.shownRate() : 0;
     const slow = live.state === "playing" && player.rate < 0.98 * hello.fps;
     cells.shown.textContent = live.state === "playing" ? `${rate.toFixed(1)} fps of ${hello.fps}` : "–";
-    live.transport.chip(slow ? `The engine makes ${player.rate.toFixed(1)} of ${hello.fps} frames per second: slow motion` : live.state === "opening" ? "Starting …" : "");
+    live.transport.chip(slow ? `The engine makes ${player.rate.toFixed(1)} of ${hello.fps} frames per second: slow motion` : live.state === "opening" ? live.transport.opening : "");
     cells.first.textContent = live.firstMs ? `${Math.round(live.firstMs)} ms` : "–";
     if (this.controls.length) {
       const sorted = [...this.controls].sort((a, b) => a - b);

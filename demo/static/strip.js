@@ -33,6 +33,7 @@ export class Strip {
     this.cancel();
     this.drawTakes();
     this.live.part.scrub.disabled = !this.marks.length;
+    this.live.part.track.title = place.no_rewind;
   }
 
   mark(mark) {

@@ -21,6 +21,7 @@ export class Transport {
     });
     live.on("state", (state) => this.state(state));
     live.on("queue", (queue) => this.queued(queue));
+    live.on("loading", (loading) => this.loading(loading));
     live.on("idle", (idle) => this.idle(idle));
     live.on("ended", (ended) => { this.ended = ended.text; });
     live.on("lost", (lost) => this.lost(lost));
@@ -134,22 +135,31 @@ export class Transport {
     part.play.textContent = state.state === "playing" ? "Pause" : "Go on";
     for (const name of ["play", "clip", "timeline", "restart", "recache", "scene"]) part[name].disabled = !running;
     part.stepButton.disabled = state.state !== "paused";
-    if (state.state === "ready") this.ready();
+    if (state.state === "ready") this.ready(state.text);
     else if (state.state === "failed") this.failed(state.text);
     else { part.cover.hidden = true; if (state.state === "playing") this.notice(""); }
-    this.chip(state.state === "opening" ? "Starting …" : "");
+    this.opening = state.text ? `Starting: ${state.text} …` : "Starting …";
+    this.chip(state.state === "opening" ? this.opening : "");
   }
 
-  ready() {
-    this.show("ready", "Endless video from your words, made while you watch. Change the words or drag things at any time.", true);
+  // `text`: why there was no start
+  ready(text) {
+    const how = this.live.hello.tracks ? "Change the words or drag things at any time." : "Change the words at any time.";
+    const about = text ? `Not started: ${text}.` : `Endless video from your words, made while you watch. ${how}`;
+    this.show("ready", about, true);
     // whoever waited for their turn has pressed start already
-    if (this.waited) this.restart();
+    if (this.waited && !text) this.restart();
     this.waited = false;
   }
 
   failed(text) {
     this.live.part.cover.hidden = true;
     this.notice(`The stream has stopped: ${text}. Nothing of it is lost: go on from here, or restart.`, "Go on", () => this.start());
+  }
+
+  loading({ text, share }) {
+    const percent = share === null ? "" : ` ${Math.floor(100 * share)} %`;
+    this.show("loading", `The model is being loaded: ${text}${percent} …`, false);
   }
 
   queued(queue) {

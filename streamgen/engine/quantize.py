@@ -12,7 +12,6 @@ and the head, through which everything goes, and not keys and values of the word
 prompt: so sessions in eight bits and in full precision share their texts.
 """
 
-import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.causal_dit import CausalDiT, DiTBlock
+from models.causal_dit import CausalDiT, DiTBlock, twin
 
 from ..errors import InputError
 from ..suggest import unknown_key
@@ -128,7 +127,7 @@ def quantized(dit: CausalDiT, kind: Quantization) -> CausalDiT:
     reason = unsupported(dit, kind)
     if reason is not None:
         raise InputError(f"quantize {kind}: {reason}")
-    made = _twin(dit)
+    made = twin(dit)
     with torch.no_grad():
         for block in made.blocks:
             for holder, name in _places(cast(DiTBlock, block)):
@@ -217,12 +216,6 @@ def kernel_missing(device: torch.device, dtype: torch.dtype, kind: Quantization)
         why = " ".join(str(error).split())[:120]
         return f"torch {torch.__version__} has no kernel for it on {device} ({why})"
     return None
-
-
-def _twin(dit: CausalDiT) -> CausalDiT:
-    """Another module over the same tensors."""
-    shared = {id(x): x for x in (*dit.parameters(), *dit.buffers())}
-    return copy.deepcopy(dit, shared)
 
 
 def _places(block: DiTBlock) -> list[tuple[nn.Module, str]]:

@@ -274,6 +274,21 @@ class PassRunner(PlainRunner):
         return task.cursor.moved(task.frames)
 
 
+def check_negative(runner: Runner, negative: str, guided: bool) -> None:
+    """Raise InputError for words to turn away from where a runner cannot: its own passes see the words alone.
+
+    Args:
+        negative: the words; "" none.
+        guided: whether two predictions are compared, of which the second is under them: every runner can.
+    """
+    if negative.strip() and not guided and isinstance(runner, PassRunner):
+        what = "streams at once" if runner.batch is not None else f"runner {runner.name}"
+        raise InputError(
+            f"setting negative_prompt: {what} cannot turn away from words, take plain (--runner plain), or "
+            "text_guidance above 1"
+        )
+
+
 class _FiniteWatch:
     """Looks whether all that the steps make is finite. What it finds stays on the device until the chunk's
     end, so that no step waits for the host.

@@ -21,6 +21,7 @@ from ..errors import Interrupted, OutputError
 from ..machine import device_name, peak_memory_mb, versions
 from ..stream.events import Receipt
 from ..stream.model import StreamModel
+from ..stream.prompts import symbols_note
 from ..stream.snapshot import Snapshot, write_snapshot
 from ..suggest import shorten
 from ..video.outputs import FrameTap, Outputs, Part, PartDigests, taps_for
@@ -151,10 +152,15 @@ def word_notes(pipeline: StreamModel, prompts: tuple[str, ...]) -> list[str]:
             verb = "means" if len(words.unknown) == 1 else "mean"
             notes.append(f"{names}{more} {verb} nothing to this model (in {shorten(prompt)})")
         if words.dropped:
-            length = len(words.ids)
+            unit = "tokens" if pipeline.prompts.vocabulary is None else "words"
+            cut = f', cut before "{words.cut}"' if words.cut else ""
             notes.append(
-                f"only the first {length} words are read, {words.dropped} are dropped (of {shorten(prompt)})"
+                f"only the first {len(words.ids)} {unit} are read, {words.dropped} are dropped{cut} "
+                f"(of {shorten(prompt)})"
             )
+        symbols = symbols_note(prompt)
+        if symbols is not None:
+            notes.append(f"{symbols} ({shorten(prompt)})")
     if any("nothing to this model" in note for note in notes):
         count = len(pipeline.vocabulary.words)
         notes.append(

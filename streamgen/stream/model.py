@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,14 +14,17 @@ from torch import Tensor
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
 from models.kv_cache import CacheRing, CacheShape, RingStorage
+from models.live_lora import LiveLoras, adapted
 from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.geometry import LatentGeometry
+from ..engine.live_lora import LiveLoraRunner
 from ..engine.networks import Networks
 from ..engine.parallel.mesh import Mesh
 from ..engine.parallel.ulysses import sharded_ring
 from ..engine.program.leases import RingPool
+from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
 from .events import StreamEvent
 from .prompts import PromptEncoder, Text, check_prompt
@@ -30,6 +33,8 @@ from .settings import StreamSettings
 _CACHED_PROMPTS = 64
 # keys and values of one prompt take 95 MB at Wan size in bfloat16
 _CACHED_PROMPT_BYTES = 2**29
+# strengths that the empty prompt is kept under
+_LIVE_NULLS = 4
 
 
 class StreamConfig(Protocol):
@@ -64,6 +69,7 @@ class ModelParts:
             that is free; None where nothing has to be checked.
         notes: what was chosen at load, a line each.
         quantize: the eight bits that its files are in, or `none`.
+        live: LoRAs whose strengths streams change; None where there are none.
     """
 
     name: str
@@ -74,6 +80,7 @@ class ModelParts:
     check_memory: Callable[[ChunkPlan], None] | None = None
     notes: tuple[str, ...] = ()
     quantize: str = "none"
+    live: LiveLoras | None = None
 
 
 class StreamModel:
@@ -92,6 +99,9 @@ class StreamModel:
         self.mesh: Mesh | None = None
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._null_text: TextContext | None = None
+        # a network of their own for words: streams run beside
+        self._live = None if parts.live is None else adapted(self.dit, parts.live.loras)
+        self._live_nulls: dict[tuple[float, ...], TextContext] = {}
         # one encoder load for first prompts that come at once; the second lock is never held for long
         self._encoding, self._encoding_starts = threading.RLock(), threading.Lock()
         self._encoder: ThreadPoolExecutor | None = None
@@ -145,14 +155,76 @@ class StreamModel:
                     self._null_text = self._embed(self.prompts.null())[1]
         return self._null_text
 
-    def needs_null(self, settings: StreamSettings) -> bool:
-        """Whether streams with these settings are guided against no prompt. A network that takes the
-        strengths as an input never is.
+    def strengths(self, settings: StreamSettings) -> tuple[float, ...]:
+        """Strengths of the live LoRAs of streams with these settings; none for a model without.
+
+        Raises:
+            InputError: a name that none of them has, or any for a model without.
+        """
+        live = self.parts.live
+        if live is None:
+            if settings.lora:
+                raise InputError(
+                    f"setting lora: {self.name} has no live LoRAs (--live-lora), found {settings.lora!r}"
+                )
+            return ()
+        try:
+            return live.strengths(settings.lora)
+        except ValueError as error:
+            raise InputError(f"setting lora: {error}") from None
+
+    def read_at(self, text: Text, strengths: tuple[float, ...]) -> Text:
+        """A text as the network reads it at strengths of its live LoRAs; itself where that is how it is."""
+        if text.strengths == strengths:
+            return text
+        assert text.embedding is not None, "texts of streams keep what they are made from"
+        return replace(text, context=self._context_at(text.embedding, strengths), strengths=strengths)
+
+    def null_at(self, strengths: tuple[float, ...]) -> TextContext:
+        """`null_text` as the network reads it at strengths of its live LoRAs."""
+        if not strengths:
+            return self.null_text
+        found = self._live_nulls.get(strengths)
+        if found is None:
+            embedding = self.prompts.null().to(self.device, self.dtype)
+            found = self._context_at(embedding, strengths)
+            kept = dict(list(self._live_nulls.items())[1 - _LIVE_NULLS :])
+            self._live_nulls = kept | {strengths: found}
+        return found
+
+    def plain_runner(self) -> Runner:
+        """The networks as they read, live LoRAs beside them."""
+        live = self.parts.live
+        return (
+            PlainRunner(self.dit, self.codec) if live is None else LiveLoraRunner(self.dit, live, self.codec)
+        )
+
+    def guided(self, settings: StreamSettings) -> bool:
+        """Whether streams with these settings compare two predictions. A network that takes the strengths as
+        an input never does.
         """
         return not self.dit.config.guidance and not settings.guidance().is_off(False)
 
+    def needs_null(self, settings: StreamSettings) -> bool:
+        """Whether streams with these settings are guided against no prompt."""
+        return self.guided(settings) and not settings.negative_prompt
+
+    def negative_text(self, settings: StreamSettings) -> Text | None:
+        """What streams with these settings are not to show, encoded; None where they do not say.
+
+        Raises:
+            InputError: it cannot be encoded.
+        """
+        words = settings.negative_prompt
+        return self.read_at(self.text(words), self.strengths(settings)) if words.strip() else None
+
     def coming_null(self, settings: StreamSettings) -> "Future[object] | None":
-        """The null text on its way, where settings need it and it is not there and takes its time."""
+        """The null text or the negative one on its way, where settings need it and it is not there and takes
+        its time.
+        """
+        negative = settings.negative_prompt
+        if negative.strip() and not self.prompts.quick and self._kept(negative) is None:
+            return self._workers().submit(lambda: self.text(negative))
         if self._null_text is not None or self.prompts.quick or not self.needs_null(settings):
             return None
         return self._workers().submit(lambda: self.null_text)
@@ -176,7 +248,8 @@ class StreamModel:
             if found is None:
                 words = self.prompts.words(prompt)
                 embedding, context = self._embed(self.prompts.embed(prompt))
-                found = Text(prompt, context, embedding, "", tuple(words.unknown), words.dropped)
+                told = (tuple(words.unknown), words.dropped, words.cut)
+                found = Text(prompt, context, embedding, "", *told)
                 self._keep(prompt, found)
             return found
 
@@ -281,6 +354,15 @@ class StreamModel:
             self._texts[prompt] = text
             if len(self._texts) > max(2, min(_CACHED_PROMPTS, room)):
                 self._texts.popitem(last=False)
+
+    @torch.no_grad()
+    def _context_at(self, embedding: Tensor, strengths: tuple[float, ...]) -> TextContext:
+        assert self._live is not None, "only models with live LoRAs have strengths"
+        network, current = self._live
+        with self._encoding:
+            own = torch.tensor(strengths, device=current.device)
+            current.copy_(own)
+            return replace(network.embed_text(embedding), strengths=own)
 
     @torch.no_grad()
     def _embed(self, embedding: Tensor) -> tuple[Tensor, TextContext]:

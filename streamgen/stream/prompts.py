@@ -11,7 +11,8 @@ from models.text_encoder import Vocabulary, Words
 from ..errors import InputError
 from ..suggest import shorten
 
-MAX_PROMPT = 2000
+# Against nonsense; what a model reads is counted in its own tokens.
+MAX_PROMPT = 10_000
 
 
 class PromptEncoder(Protocol):
@@ -57,6 +58,8 @@ class Text:
         given: fingerprint of embeddings that came from outside, "" for words that were encoded here.
         unknown: words that mean nothing to the encoder.
         dropped: how many tokens did not fit.
+        cut: the beginning of what did not fit.
+        strengths: of the model's live LoRAs, under which the context was made; none for most models.
     """
 
     prompt: str
@@ -65,10 +68,30 @@ class Text:
     given: str = ""
     unknown: tuple[str, ...] = ()
     dropped: int = 0
+    cut: str = ""
+    strengths: tuple[float, ...] = ()
 
     def same(self, other: "Text") -> bool:
-        """Whether both say the same: the same words with other embeddings are another text."""
-        return (self.prompt, self.given) == (other.prompt, other.given)
+        """Whether both say the same: the same words with other embeddings, or read by LoRAs of another
+        strength, are another text.
+        """
+        own, others = ((text.prompt, text.given, text.strengths) for text in (self, other))
+        return own == others
+
+    @property
+    def note(self) -> str | None:
+        """What else is worth saying of the words, one line."""
+        said = [f'cut before "{self.cut}"'] if self.cut else []
+        if not self.given:
+            said += filter(None, [symbols_note(self.prompt)])
+        return "; ".join(said) or None
+
+
+def symbols_note(prompt: str) -> str | None:
+    """One line on a prompt of symbols alone; None for one with letters or digits, of any script."""
+    if any(character.isalnum() for character in prompt):
+        return None
+    return "the prompt has neither letters nor digits: what symbols mean to a model is not known"
 
 
 def check_prompt(prompt: str) -> None:

@@ -40,7 +40,7 @@ FORMAT, VERSION = "streamgen-snapshot", 2
 # what read the versions of before; there is no reader for them here
 _READERS = {1: "streamgen 0.1"}
 _TRACKS = ("points", "state", "pinned", "ids")
-_TEXT = ("prompt", "given", "unknown", "dropped")
+_TEXT = ("prompt", "given", "unknown", "dropped", "strengths")
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,9 @@ def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) 
 
 def _text(row: dict[str, Any], embedding: Tensor, model: StreamModel) -> Text:
     text = model.restored_text(str(row["prompt"]), str(row["given"]), embedding)
-    return replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
+    text = replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
+    # of snapshots from before there were live LoRAs: none
+    return model.read_at(text, tuple(map(float, row.get("strengths", ()))))
 
 
 def _gesture(i: int, row: dict[str, Any], tensors: dict[str, Tensor]) -> Gesture:

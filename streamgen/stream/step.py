@@ -20,6 +20,7 @@ from .conditioning import Controls, chunk_conditioning
 from .events import CacheAction, Receipt, StreamEvent
 from .latents import LatentState
 from .model import StreamModel
+from .prompts import Text
 from .queue import Merged, Pending, failed, merged, possible_events
 from .recache import Recache, SinkPolicy, recache_of
 from .rollout import Measure, advance, settle
@@ -70,9 +71,11 @@ def admitted(
     sink = event.sink or (event.settings or {}).get("sink_policy")
     if sink is not None:
         recache_of(now.recache_mode).check(state.latents.ring.plan, sink)
+    if "lora" in (event.settings or {}):
+        model.strengths(now.updated({"lora": (event.settings or {})["lora"]}))
     text, frame = model.coming_text(event), state.next_frame(model.geometry) if at_frame is None else at_frame
     if text is not None and text.done() and text.exception() is None:
-        receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
+        _tell_words(receipt, text.result())
     try:
         null = model.coming_null(now.updated(event.settings or {}, live=True))
     except InputError:
@@ -93,7 +96,8 @@ def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> De
     if len(state.log) == 0:
         # as a replay opens, with all of them at once
         gestures = changed((), {gesture.name: asked_tracks(gesture) for gesture in gestures}, frame)
-    controls = Controls(text, now.settings.updated(wish.settings or {}, live=True), gestures)
+    settings = now.settings.updated(wish.settings or {}, live=True)
+    controls = Controls(model.read_at(text, model.strengths(settings)), settings, gestures)
     action, sink = cache_action(state, controls, wish)
     event = _opening(controls) if len(state.log) == 0 else _realised(wish, (motion, changes), action, sink)
     applied = tuple(zip(fitting, replaced, strict=True))
@@ -221,11 +225,16 @@ def conclude(decision: Decision, chunk: FrameChunk) -> None:
         receipt.chunk, receipt.frame, receipt.superseded = chunk.index, chunk.start_frame, superseded
         receipt.seconds, receipt.epoch = chunk.start_frame / chunk.fps, chunk.epoch
         if item.text is not None and item.ready and failed(item) is None:
-            receipt.unknown, receipt.dropped = item.text.result().unknown, item.text.result().dropped
+            _tell_words(receipt, item.text.result())
         receipt.status = "applied"
     for receipt, reason in decision.refused:
         receipt.epoch = chunk.epoch
         receipt.refuse(reason)
+
+
+def _tell_words(receipt: Receipt, text: Text) -> None:
+    """Tell a receipt what of its words does not reach the model."""
+    receipt.unknown, receipt.dropped, receipt.note = text.unknown, text.dropped, text.note
 
 
 def _prepared(runner: Runner, state: StreamState, decision: Decision) -> LatentState:

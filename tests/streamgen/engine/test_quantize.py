@@ -143,7 +143,7 @@ def test_streams_beside_each_other(parts: Any, monkeypatch: pytest.MonkeyPatch) 
         assert all(torch.equal(a, b) for a, b in zip(made[0], again, strict=True))
         assert not torch.equal(made[0][0], alone[0])
 
-    assert_needs(check, monkeypatch, quantize, "_twin", lambda dit: dit)
+    assert_needs(check, monkeypatch, quantize, "twin", lambda dit: dit)
 
 
 def test_the_program_of_eight_bits(pipeline: Pipeline) -> None:
