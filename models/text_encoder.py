@@ -12,12 +12,15 @@ from .attention import RMSNorm, attend
 
 PAD, UNKNOWN = 0, 1
 _WORD = re.compile(r"[^\W_]+")
+# What is neither word nor space; ordinary punctuation carries no meaning of its own and is passed over.
+_SYMBOLS = re.compile(r"[^\w\s]+")
+_PUNCTUATION = re.compile(r"[.,;:!?'\"()\[\]\-‐-―‘-‟…/&]+")
 
 
 @dataclass(frozen=True)
 class Words:
-    """A prompt as the model sees it: ids `(L,)` int64, the words it does not know, and how many words did not
-    fit.
+    """A prompt as the model sees it: ids `(L,)` int64, the words and symbols that mean nothing to it, and how
+    many words did not fit.
     """
 
     ids: Tensor
@@ -45,9 +48,17 @@ class Vocabulary:
         """Lower-cased words of a prompt, padded or cut to `length`."""
         found = _WORD.findall(prompt.lower())
         ids = [self._ids.get(word, UNKNOWN) for word in found]
-        unknown = tuple(dict.fromkeys(w for w, i in zip(found, ids, strict=True) if i == UNKNOWN))
+        unknown = [w for w, i in zip(found, ids, strict=True) if i == UNKNOWN]
+        unknown += [s for s in map(_meant, _SYMBOLS.findall(prompt)) if s]
+        if not found and not unknown and prompt.strip():
+            unknown = [prompt.strip()]
         padded = (ids + [PAD] * length)[:length]
-        return Words(torch.tensor(padded), unknown, max(0, len(found) - length))
+        return Words(torch.tensor(padded), tuple(dict.fromkeys(unknown)), max(0, len(found) - length))
+
+
+def _meant(symbols: str) -> str:
+    """A run of symbols without its punctuation."""
+    return _PUNCTUATION.sub("", symbols)
 
 
 @dataclass(frozen=True, kw_only=True)
