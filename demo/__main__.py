@@ -1,6 +1,9 @@
 """`python -m demo`: the live demo on this machine."""
 
+import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,7 +50,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         from streamgen.engine.budget import StepBudget
 
         from .engine import PipelineEngine
-        from .live import Limits
+        from .limits import Limits
         from .lobby import Rules
         from .server import Options
 
@@ -66,7 +69,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
             print(f"note: {note}", file=sys.stderr)
         engine = PipelineEngine(pipeline, deadline)
         rules = Rules(max_sessions=max_sessions, max_waiting=max_waiting, idle_seconds=60 * idle_minutes)
-        options = Options(rules, Limits(recording_bytes=record_mb * 2**20), access, root_path)
+        options = Options(rules, Limits(recording_bytes=record_mb * 2**20), access, root_path, _shelf())
         serve(engine, options, host, port)
     except StreamgenError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -87,6 +90,12 @@ def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
     shown = "localhost" if _is_loopback(host) or host in ("0.0.0.0", "::") else host
     print(f"streamgen live: http://{shown}:{port}{options.root_path}/  (Ctrl-C ends it)", file=sys.stderr)
     uvicorn.run(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS)
+
+
+def _shelf() -> Path:
+    """Where this user's streams outlive the server for an hour."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    return Path(tempfile.gettempdir()) / f"streamgen-demo-{user}"
 
 
 def _is_loopback(host: str) -> bool:

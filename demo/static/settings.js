@@ -1,4 +1,6 @@
-// Sliders: sent when they rest, and moved when the stream goes to a moment with other settings.
+// Sliders: sent when they rest, and set to what holds when the stream goes elsewhere or refuses a change.
+
+/** @type {[string, string, number, number, number][]} */
 const SLIDERS = [
   ["text_guidance", "Text guidance", 0, 8, 0.1],
   ["motion_guidance", "Motion guidance", 0, 8, 0.1],
@@ -7,35 +9,48 @@ const SLIDERS = [
 const REST_MS = 150;
 
 export class Settings {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
+    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement }>} */
     this.inputs = {};
-    for (const [name, label, min, max, step] of SLIDERS) {
-      const row = document.createElement("label");
-      row.className = "sg-slider";
-      const text = document.createElement("span");
-      text.textContent = label;
-      const input = document.createElement("input");
-      Object.assign(input, { type: "range", min, max, step });
-      input.value = live.options.settings[name] ?? min;
-      input.dataset.setting = name;
-      const value = document.createElement("output");
-      row.append(text, input, value);
-      live.part.sliders.append(row);
-      this.inputs[name] = { input, value };
-      input.addEventListener("input", () => { this.write(name); this.changed(name); });
-      this.write(name);
-    }
+    for (const slider of SLIDERS) this.add(slider);
+    // what holds in the stream, and changes on their way by the number of their message
+    /** @type {Record<string, number>} */
+    this.holds = {};
+    /** @type {Map<number, Record<string, number>>} */
+    this.asked = new Map();
+    /** @type {Record<string, number>} */
     this.waiting = {};
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.timer = undefined;
     live.part.pixelated.addEventListener("change", () => this.sharp());
     this.sharp();
     live.on("place", (place) => this.place(place.settings));
-    live.on("receipt", (receipt) => {
-      // words have a line of their own
-      if (receipt.kind !== "prompt" && receipt.status === "refused") live.transport.notice(`Not taken: ${receipt.reason}.`);
-    });
+    live.on("receipt", (receipt) => this.receipt(receipt));
   }
 
+  /** @param {[string, string, number, number, number]} slider */
+  add([name, label, min, max, step]) {
+    const { live } = this;
+    const row = document.createElement("label");
+    row.className = "sg-slider";
+    const text = document.createElement("span");
+    text.textContent = label;
+    const input = document.createElement("input");
+    Object.assign(input, { type: "range", min, max, step });
+    input.value = live.options.settings[name] ?? min;
+    input.dataset.setting = name;
+    input.dataset.needs = "online";
+    const value = document.createElement("output");
+    row.append(text, input, value);
+    live.part.sliders.append(row);
+    this.inputs[name] = { input, value };
+    input.addEventListener("input", () => { this.write(name); this.changed(name); });
+    this.write(name);
+  }
+
+  /** @param {string} name */
   write(name) {
     const { input, value } = this.inputs[name];
     value.textContent = Number(input.value).toFixed(Number(input.step) < 1 ? 1 : 0);
@@ -45,6 +60,7 @@ export class Settings {
     return Object.fromEntries(Object.entries(this.inputs).map(([name, { input }]) => [name, Number(input.value)]));
   }
 
+  /** @param {string} name */
   changed(name) {
     this.waiting[name] = Number(this.inputs[name].input.value);
     clearTimeout(this.timer);
@@ -55,18 +71,39 @@ export class Settings {
     const { live } = this;
     const settings = this.waiting;
     this.waiting = {};
-    if (!["playing", "paused"].includes(live.state)) return;
+    if (!live.running) return;
     const id = live.id();
-    if (live.send({ type: "event", id, epoch: live.epoch, settings })) live.status.asked(id);
+    if (!live.send({ type: "event", id, epoch: live.epoch, settings })) { this.show(); return; }
+    this.asked.set(id, settings);
+    live.status.asked(id);
   }
 
+  /** @param {import("./types.js").Receipt} receipt */
+  receipt(receipt) {
+    const settings = this.asked.get(receipt.id);
+    if (!settings || receipt.status === "accepted") return;
+    this.asked.delete(receipt.id);
+    if (receipt.status === "applied") {
+      for (const name in settings) if (!receipt.superseded.includes(name)) this.holds[name] = settings[name];
+    } else this.show();
+  }
+
+  /** @param {Record<string, number>} settings */
   place(settings) {
+    this.holds = { ...settings };
+    this.asked.clear();
+    this.show();
+  }
+
+  // sliders say what holds, but for those on which a hand is or whose change is still on its way
+  show() {
+    const busy = Object.assign({}, this.waiting, ...this.asked.values());
     for (const [name, { input }] of Object.entries(this.inputs)) {
-      if (name in settings) { input.value = settings[name]; this.write(name); }
+      if (name in busy || !(name in this.holds)) continue;
+      input.value = String(this.holds[name]);
+      this.write(name);
     }
   }
 
-  sharp() {
-    this.live.part.video.classList.toggle("sharp", this.live.part.pixelated.checked);
-  }
+  sharp() { this.live.part.video.classList.toggle("sharp", this.live.part.pixelated.checked); }
 }

@@ -252,16 +252,21 @@ class Passage:
         return "way " + hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 
-def recaches_that_fit(chunks: int, chunk_seconds: float, work: float, recache: float) -> int:
-    """How often a passage may make the cache anew without a chunk coming late, as `Over.every`.
+def recaches_that_fit(
+    chunks: int, chunk_seconds: float, work: float, recache: float, ahead: float = 0.0
+) -> int:
+    """How often a passage may make the cache anew without a chunk coming late, as `Over.every`: what the
+    chunks before leave over has to pay for it, the first time, too.
 
     Args:
         chunks: length of the passage.
         chunk_seconds: media time of a chunk.
         work: seconds that a chunk takes to make without a recache.
         recache: seconds that a recache takes.
+        ahead: seconds by which a chunk is there before its time, when the passage begins.
     """
-    spare = chunk_seconds - work
-    if spare <= 0 or recache <= 0:
-        return chunks if spare <= 0 else 1
-    return min(max(1, math.ceil(recache / spare)), max(1, chunks))
+    spare, most = chunk_seconds - work, max(1, chunks)
+    if spare <= 0:
+        return most
+    first = 1 + math.ceil(max(0.0, recache - ahead) / spare)
+    return min(max(1, first, math.ceil(recache / spare)), most)

@@ -280,12 +280,13 @@ def test_what_cannot_be_is_told(fields: dict[str, Any], reason: str) -> None:
 
 
 def test_no_chunk_comes_late_where_recaches_are_spread() -> None:
-    assert recaches_that_fit(8, 0.25, 0.1, 0.1) == 1
-    assert recaches_that_fit(8, 0.25, 0.1, 0.3) == 2
-    assert recaches_that_fit(8, 0.25, 0.2, 0.28) == 6
+    assert recaches_that_fit(8, 0.25, 0.1, 0.1, ahead=0.1) == 1
+    assert recaches_that_fit(8, 0.25, 0.1, 0.1) == 2, "the first one has to be paid for before"
+    assert recaches_that_fit(8, 0.25, 0.1, 0.28, ahead=0.05) == 3
+    assert recaches_that_fit(8, 0.25, 0.2, 0.28, ahead=0.28) == 6, "and the later ones, too"
     assert recaches_that_fit(8, 0.25, 0.3, 0.3) == 8, "at the end alone"
     assert recaches_that_fit(2, 0.25, 0.2, 3.0) == 2
-    assert recaches_that_fit(8, 0.25, 0.3, 0.0) == 8
+    assert recaches_that_fit(8, 0.25, 0.1, 0.0) == 1
 
 
 def test_an_over_is_read_back() -> None:
