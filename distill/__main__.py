@@ -32,7 +32,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="dotted overrides, such as optim.lr=1e-3; behind a folder stage.key=value",
+        help="dotted overrides, such as optim.lr=1e-3; behind a folder stage.key=value, or key=value for all "
+        "stages that have the key",
     )
     parser.add_argument(
         "--resume", default="latest", help="latest (default), none, or a checkpoint directory"

@@ -183,15 +183,40 @@ def require_positive(value: float | None, name: str) -> None:
 
 
 def read_mapping(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML file and apply dotted `key=value` overrides; values are parsed as YAML.
+    """Read a YAML file over its bases and apply dotted `key=value` overrides; values are parsed as YAML.
+
+    A file's `base` is another one beside it, or several, of which later ones come over earlier ones; what the
+    file says comes over all of them, key by key.
 
     Raises:
-        ConfigError: no such file, not YAML, or an override without a value.
+        ConfigError: no such file, not YAML, an override without a value, or a file that is its own base.
     """
+    return _merged([_over_bases(Path(path), ()), read_overrides(overrides)], f"config {path}")
+
+
+def _over_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file and its bases say; `above` are the files that it is a base of."""
+    if path.resolve() in above:
+        raise ConfigError(f"config {path}: expected bases that end, found one that is its own")
     try:
-        return read_yaml(Path(path), overrides, label="config ")
+        mapping = read_yaml(path, label="config ")
     except StructureError as error:
         raise ConfigError(str(error)) from error
+    named = mapping.pop("base", [])
+    bases = [named] if isinstance(named, str) else named
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"config {path}: base: expected a file or a list of files, found {named!r}")
+    parts = [_over_bases(path.parent / base, (*above, path.resolve())) for base in bases]
+    return _merged([*parts, mapping], f"config {path}")
+
+
+def _merged(parts: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(*parts))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:

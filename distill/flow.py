@@ -33,7 +33,8 @@ class Committed:
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """One micro-batch: P latent frames, of which the last T are targets.
+    """One micro-batch: P latent frames, of which the last ones are targets, each of them `copies` times: the
+    T targets are the last T / copies frames in order, then the same once more under other noise.
 
     `x0 (B, P, C, h, w)`; `noise (B, T, C, h, w)`; `sigma (B, T)` noise level of each target; `weight (B, T)`
     and `focus (B, T, h, w)` the shares of frames and of cells in the loss; `words (B, S, L)` int64 ids with
@@ -55,6 +56,7 @@ class FlowBatch:
     committed: Committed | None = None
     told: ToldBatch | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    copies: int = 1
 
     def to(self, device: torch.device) -> "FlowBatch":
         """The same on a device."""
@@ -70,18 +72,24 @@ class FlowBatch:
     @property
     def targets(self) -> Tensor:
         """Clean targets `(B, T, C, h, w)`."""
-        return self.x0[:, -self.noise.shape[1] :]
+        return self.of_targets(self.x0)
+
+    def of_targets(self, x: Tensor) -> Tensor:
+        """Of what is said of each frame, `(B, P, ...)`, that of the targets, `(B, T, ...)`."""
+        last = x[:, -(self.noise.shape[1] // self.copies) :]
+        return last if self.copies == 1 else torch.cat([last] * self.copies, 1)
 
     def past(self, motion: Tensor) -> "Past | None":
         """What targets see, with `motion (B, P, channels, h, w)`; None without teacher forcing."""
         told = self.committed
         if told is None:
             return None
-        return Past(add_noise(self.x0, told.noise, told.sigma), told.sigma, told.segment, motion)
+        x = add_noise(self.x0, told.noise, told.sigma)
+        return Past(x, told.sigma, told.segment, motion, self.copies)
 
     def motion_of_targets(self, motion: Tensor) -> Tensor:
         """Of `motion (B, P, channels, h, w)` that of the targets: none where they are mute."""
-        own = motion[:, -self.noise.shape[1] :]
+        own = self.of_targets(motion)
         if self.committed is None:
             return own
         return own * (~self.committed.mute)[..., None, None, None]
@@ -91,13 +99,15 @@ class FlowBatch:
 class Past:
     """The frames of windows as a stream has committed them, and perhaps P - T before these: `x (B, P, C, h,
     w)` at noise levels `sigma (B, P)`, under captions `segment (B, P)` and with `motion (B, P, channels, h,
-    w)`; both may be left out where P is T and they are those of the windows.
+    w)`; both may be left out where P is T and they are those of the windows. Where targets are `copies` of
+    fewer frames, each copy sees the past and itself.
     """
 
     x: Tensor
     sigma: Tensor
     segment: Tensor | None = None
     motion: Tensor | None = None
+    copies: int = 1
 
 
 class FlowNetwork(nn.Module):
@@ -115,7 +125,7 @@ class FlowNetwork(nn.Module):
         self.dit, self.text_encoder, self.motion_encoder = dit, text_encoder, motion_encoder
         self.plan = plan
         self.heads: AttributeHeads | None = None
-        self._contexts: dict[tuple[int, int, int, int, str], AttentionContext] = {}
+        self._contexts: dict[tuple[int, int, int, int, int, str], AttentionContext] = {}
 
     def text(self, words: Tensor, segment: Tensor) -> TextContext:
         """Keys and values of captions `words (B, S, L)`, read by latent frames as `segment (B, T)` says."""
@@ -168,30 +178,31 @@ class FlowNetwork(nn.Module):
             torch.cat([past.x, x], 1),
             torch.cat([past.sigma, sigma], 1) * 1000,
             TextContext(text.keys, text.values, torch.cat(segments, 1)),
-            self._context(x, seen),
+            self._context(x, seen, past.copies),
             torch.cat(motions, 1),
             None if guidance is None else pad(guidance, (0, 0, seen, 0)),
         )
         return out[:, seen:].float()
 
-    def _context(self, latents: Tensor, seen: int = 0) -> AttentionContext:
-        """That of `latents` alone, or behind the last of `seen` committed frames."""
+    def _context(self, latents: Tensor, seen: int = 0, copies: int = 1) -> AttentionContext:
+        """That of `latents` alone, or behind the last of `seen` committed frames, `copies` times."""
         grid, count = self.dit.token_grid(latents), latents.shape[1]
-        key = (count, *grid, seen, str(latents.device))
+        key = (count, *grid, seen, copies, str(latents.device))
         if key not in self._contexts:
-            self._contexts[key] = self._new_context(count, grid, seen, latents.device)
+            self._contexts[key] = self._new_context(count, grid, seen, copies, latents.device)
         return self._contexts[key]
 
     def _new_context(
-        self, count: int, grid: tuple[int, int], seen: int, device: torch.device
+        self, count: int, grid: tuple[int, int], seen: int, copies: int, device: torch.device
     ) -> AttentionContext:
         rope, plan = self.dit.rope, self.plan
-        if plan.chunk_frames == 1 and seen > plan.attention_frames:
+        if plan.chunk_frames == 1 and (copies > 1 or seen > plan.attention_frames):
             # shorter ones have too little to gain
-            return PackedContext(rope, seen, count, plan, grid, device)
+            return PackedContext(rope, seen, count // copies, plan, grid, device, copies)
         if seen:
             frames = [SequenceFrame(i, target=False) for i in range(seen)]
-            frames += [SequenceFrame(i, context=False) for i in range(seen - count, seen)]
+            again = range(seen - count // copies, seen)
+            frames += [SequenceFrame(i, context=False, copy=copy) for copy in range(copies) for i in again]
             return MaskedContext(rope, frames, plan, grid, device)
         if count <= plan.first_chunk_frames:
             return BidirectionalContext(rope, count, grid, device)
@@ -210,7 +221,11 @@ class FlowMatching(FlowNetwork):
 
     def errors(self, batch: FlowBatch) -> Tensor:
         """Mean squared error of the velocity of each target, its cells weighted by their focus, `(B, T)`."""
-        text = self.text(batch.words, batch.segment)
+        words, segment = batch.words, batch.segment
+        if batch.committed is None and segment.shape[1] == 1:
+            # a single frame reads one of its captions: the others need no keys and values
+            words, segment = words.take_along_dim(segment[..., None], 1), torch.zeros_like(segment)
+        text = self.text(words, segment)
         motion = self.motion(batch.tracks, (batch.x0.shape[3], batch.x0.shape[4]))
         noisy = add_noise(batch.targets, batch.noise, batch.sigma)
         own, past = batch.motion_of_targets(motion), batch.past(motion)
@@ -234,29 +249,33 @@ def guided(
     """Velocity of a network without a guidance input under joint guidance of each frame's own strengths.
 
     Args and result are those of `FlowNetwork.velocity`; all branches go in one forward. As in a stream they
-    share a past that was committed with text and motion.
+    share a past that was committed with text and motion: they are copies behind it. Without a past they are
+    samples of their own.
     """
     text, motion = condition.text, condition.motion
     assert text.segment is not None
     nothing = torch.full_like(text.segment, text.keys[0].shape[1] - 1)
-    three = TextContext(
-        tuple(k.repeat(3, 1, 1, 1, 1) for k in text.keys),
-        tuple(v.repeat(3, 1, 1, 1, 1) for v in text.values),
-        torch.cat([text.segment, nothing, text.segment]),
-    )
-    motions = torch.cat([motion, motion, torch.zeros_like(motion)])
-    triple = None
-    if past is not None:
-        segment = text.segment if past.segment is None else past.segment
-        told = motion if past.motion is None else past.motion
-        triple = Past(
-            past.x.repeat(3, 1, 1, 1, 1),
-            past.sigma.repeat(3, 1),
-            segment.repeat(3, 1),
-            told.repeat(3, 1, 1, 1, 1),
+    branches = [text.segment, nothing, text.segment], [motion, motion, torch.zeros_like(motion)]
+    if past is None:
+        three = TextContext(
+            tuple(k.repeat(3, 1, 1, 1, 1) for k in text.keys),
+            tuple(v.repeat(3, 1, 1, 1, 1) for v in text.values),
+            torch.cat(branches[0]),
         )
-    out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions, None, triple)
-    full, without_text, without_motion = out.chunk(3)
+        motions = torch.cat(branches[1])
+        out = network.velocity(x.repeat(3, 1, 1, 1, 1), sigma.repeat(3, 1), three, motions)
+        full, without_text, without_motion = out.chunk(3)
+    else:
+        three = TextContext(text.keys, text.values, torch.cat(branches[0], 1))
+        behind = replace(
+            past,
+            segment=text.segment if past.segment is None else past.segment,
+            motion=motion if past.motion is None else past.motion,
+            copies=3 * past.copies,
+        )
+        motions = torch.cat(branches[1], 1)
+        out = network.velocity(x.repeat(1, 3, 1, 1, 1), sigma.repeat(1, 3), three, motions, None, behind)
+        full, without_text, without_motion = out.chunk(3, 1)
     w_t, w_m = (condition.strengths[..., i, None, None, None] for i in (0, 1))
     return joint_guidance(full, without_text, without_motion, w_t, w_m)
 

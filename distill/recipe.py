@@ -2,15 +2,19 @@
 on what the last one leaves.
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
+from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
-from .config import ConfigError, read_mapping
+from .config import ConfigError, read_mapping, read_overrides
+from .signals import SIGNAL_EXIT
 
 RECIPE = "recipe.yaml"
 
@@ -40,7 +44,8 @@ class Recipe:
 
 
 def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read `folder/recipe.yaml`; each stage gets its own of the `stage.key=value` overrides.
+    """Read `folder/recipe.yaml`; each stage gets its own of the `stage.key=value` overrides, and of those
+    that name no stage, `key=value`, the ones whose key it knows. `report=` is the recipe's own key.
 
     Raises:
         ConfigError: no recipe, a stage without a config, or an override of no stage.
@@ -48,19 +53,19 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not (folder / RECIPE).is_file():
         raise ConfigError(f"recipe {folder}: expected a folder with {RECIPE}, or one config")
     recipe = read_mapping(folder / RECIPE)
-    names, report = recipe.get("stages"), recipe.get("report")
+    names = recipe.get("stages")
+    own_keys = [override for override in overrides if override.startswith("report=")]
+    report = (recipe | read_overrides(own_keys)).get("report")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"recipe {folder / RECIPE}: expected `stages`, a list of names, found {names!r}")
     if not isinstance(report, str | None):
         raise ConfigError(f"recipe {folder / RECIPE}: expected `report`, a folder, found {report!r}")
     own: dict[str, list[str]] = {name: [] for name in names}
     for override in overrides:
-        name, _, rest = override.partition(".")
-        if "=" in name or not rest:
-            raise ConfigError(f"override {override!r}: expected stage.key=value behind a recipe")
-        if name not in own:
-            raise ConfigError(f"override {override!r}: {unknown_key(name, own, noun='stage')}")
-        own[name].append(rest)
+        if override in own_keys:
+            continue
+        for name, rest in _meant(folder, names, override):
+            own[name].append(rest)
     stages = []
     for name in names:
         config = folder / f"{name}.yaml"
@@ -69,6 +74,32 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise ConfigError(f"config {config}: expected run_dir, found {run_dir!r}")
         stages.append((RecipeStage(name, config, Path(run_dir)), own[name]))
     return Recipe(stages, None if report is None else Path(report))
+
+
+def _meant(folder: Path, names: Sequence[str], override: str) -> list[tuple[str, str]]:
+    """The stages that an override is for, each with what it is there."""
+    key, equals, _ = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r}: expected [stage.]key=value behind a recipe")
+    name, _, rest = key.partition(".")
+    if name in names and rest and _knows(folder, name, rest):
+        return [(name, override.partition(".")[2])]
+    those = [(stage, override) for stage in names if _knows(folder, stage, key)]
+    if those:
+        return those
+    if name in names:
+        raise ConfigError(f"override {override!r}: stage {name} has no key {rest or 'of that name'}")
+    raise ConfigError(
+        f"override {override!r}: {unknown_key(name, names, noun='stage')}, and no stage has such a key"
+    )
+
+
+def _knows(folder: Path, name: str, key: str) -> bool:
+    """Whether a stage's config takes a dotted key."""
+    from .stages import config_class
+
+    stage = read_mapping(folder / f"{name}.yaml").get("stage")
+    return has_key(config_class(str(stage)), key)
 
 
 def run_recipe(
@@ -82,7 +113,7 @@ def run_recipe(
 
     Args:
         folder: configs and `recipe.yaml`.
-        overrides: `stage.key=value`.
+        overrides: `stage.key=value`, or `key=value` for all stages that know the key.
         options: of the command line, passed on to every stage.
         run: runs `python -m` a module with the given arguments and returns its exit code.
     """
@@ -105,6 +136,17 @@ def run_recipe(
 
 
 def _run(module: str, arguments: list[str]) -> int:
-    code = subprocess.call([sys.executable, "-m", module, *arguments])
+    """Run `python -m` a module to its end, which a wish to stop only brings nearer: it saves first."""
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNAL_EXIT}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     # a child that a signal ended has its negative number as its code
     return 128 - code if code < 0 else code

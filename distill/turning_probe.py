@@ -87,6 +87,7 @@ def turning_errors(network: FlowMatching, clips: LatentClips, config: WindowConf
         target_text_drop=0.0,
         target_motion_drop=0.0,
         unknown_words=0.0,
+        copies=1,
         # the object alone: cells elsewhere would hide it
         object_weight=1e6,
     )

@@ -54,6 +54,8 @@ class WindowConfig:
         shift: of noise levels, towards noise.
         object_weight: of latent cells within `object_reach` (of the picture) of a point on an object.
         turning_weight: of latent frames in which a path turns.
+        copies: of the targets behind each past, at levels and with noise of their own: what was committed is
+            computed once for all of them.
     """
 
     frames: int | None = None
@@ -75,6 +77,7 @@ class WindowConfig:
     object_weight: float = 4.0
     object_reach: float = 0.2
     turning_weight: float = 2.0
+    copies: int = 1
 
     def __post_init__(self) -> None:
         require_positive(self.frames, "windows.frames")
@@ -87,6 +90,7 @@ class WindowConfig:
             require(0 <= value <= 1, f"windows.{name}", "within [0, 1]", value)
         require_positive(self.object_weight, "windows.object_weight")
         require_positive(self.turning_weight, "windows.turning_weight")
+        require_positive(self.copies, "windows.copies")
 
     @property
     def silence(self) -> tuple[float, float]:
@@ -212,10 +216,12 @@ def flow_batch(
 
     Noise levels and dropped captions change where chunks of the plan do. `silence` is as in `window_tracks`.
     """
-    rows, frames = layout.rows, layout.frames
-    size, targets = layout.weight.shape
-    starts = chunk_starts(plan, frames.shape[1])[-targets:]
-    starts = starts - starts[0]
+    rows, frames, copies = layout.rows, layout.frames, config.copies
+    size, count = layout.weight.shape
+    starts = chunk_starts(plan, frames.shape[1])[-count:]
+    # of all copies, one after the other
+    starts = (starts - starts[0] + count * torch.arange(copies)[:, None]).flatten()
+    targets = copies * count
     x0 = clips.latents[rows[:, None], frames].float()
     sigma = sample_sigmas((size, targets), config.shift, generator)[:, starts]
     level = torch.rand(size, 1, generator=generator) * config.context_noise
@@ -224,24 +230,27 @@ def flow_batch(
     untold = torch.rand(size, targets, generator=generator)[:, starts] < config.target_text_drop
     mute = torch.rand(size, targets, generator=generator)[:, starts] < config.target_motion_drop
     words = _with_unknown(clips.words[rows].long(), config.unknown_words, generator)
-    turning = clips.turning[rows[:, None], :, frames[:, -targets:]].any(-1)
+    turning = clips.turning[rows[:, None], :, frames[:, -count:]].any(-1)
     committed = Committed(
         torch.randn(x0.shape, generator=generator),
         level.expand(frames.shape),
         torch.where(nothing, _NO_TEXT, layout.told),
         mute,
     )
+    weight = torch.where(turning, config.turning_weight * layout.weight, layout.weight)
+    counts = {name: copies * number for name, number in _counts(clips, layout, turning).items()}
     return FlowBatch(
         x0,
-        torch.randn(x0[:, -targets:].shape, generator=generator),
+        torch.randn(size, targets, *x0.shape[2:], generator=generator),
         sigma,
-        torch.where(turning, config.turning_weight * layout.weight, layout.weight),
-        _focus(clips, rows, frames[:, -targets:], config),
+        weight.repeat(1, copies),
+        _focus(clips, rows, frames[:, -count:], config).repeat(1, copies, 1, 1),
         torch.cat([words, torch.full_like(words[:, :1], PAD)], 1),
-        torch.where(nothing | untold, _NO_TEXT, layout.segment),
+        torch.where(nothing | untold, _NO_TEXT, layout.segment.repeat(1, copies)),
         window_tracks(clips, rows, frames, silence, generator),
         committed=committed,
-        counts=_counts(clips, layout, turning),
+        counts=counts,
+        copies=copies,
     )
 
 

@@ -65,4 +65,5 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        # under autocast the weight is wider than `x`, and would widen all that follows
+        return normed.to(x.dtype) * self.weight.to(x.dtype)

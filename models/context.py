@@ -106,26 +106,28 @@ class SequenceFrame:
     """One latent frame of a training sequence: its index in the stream, and which of the two roles it has.
 
     With diffusion forcing (arXiv 2407.01392) every frame is `target` and `context` at once. With teacher
-    forcing the sequence holds each frame twice: clean with `target=False`, noisy with `context=False`.
+    forcing the sequence holds each frame twice: clean with `target=False`, noisy with `context=False`, or
+    several times noisy, as different `copy`.
     """
 
     index: int
     context: bool = True
     target: bool = True
+    copy: int = 0
 
 
 def sequence_mask(frames: Sequence[SequenceFrame], plan: ChunkPlan) -> Tensor:
     """Frame-level visibility `(F, F)`: entry [query, key] is true where the query may look at the key.
 
-    A query sees its own chunk within its own role, and of the context frames those in the sink or in the
-    window before its chunk.
+    A query sees its own chunk within its own role and copy, and of the context frames those in the sink or
+    in the window before its chunk.
     """
     mask = torch.zeros(len(frames), len(frames), dtype=torch.bool)
     for i, query in enumerate(frames):
         chunk = plan.index_of(query.index)
         start = plan.start(chunk)
         for j, key in enumerate(frames):
-            same_role = key.target == query.target and key.context == query.context
+            same_role = (key.target, key.context, key.copy) == (query.target, query.context, query.copy)
             if plan.index_of(key.index) == chunk:
                 mask[i, j] = same_role
             elif key.context and key.index < start:

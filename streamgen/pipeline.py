@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.causal_dit import CausalDiT
 
+from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
     Chosen,
@@ -171,16 +172,36 @@ class Pipeline(StreamModel):
         before = recorded or Recorded()
         bits_told = bits or (None if before.quantize else default_quantization())
         wanted = Recorded(
-            asked or before.runner or default_runner(), bits_told or before.quantize or self.parts.quantize
+            asked or before.runner or default_runner(),
+            bits_told or before.quantize or self.parts.quantize,
+            before.batch if asked is None else None,
         )
         key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
                 dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
-                parts = (dit, self.codec, self._sizes())
-                chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
+                if wanted.batch is not None:
+                    chosen = Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
+                else:
+                    parts = (dit, self.codec, self._sizes())
+                    chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
+
+    def gathering(self, size: int) -> Gathering:
+        """Where streams of `size` threads meet, each with a runner of `Gathering.member`; they run on the
+        plain runner, in the eight bits that the pipeline was loaded with, if any.
+
+        Raises:
+            InputError: a size that is none of 1 to 64, another runner that was asked for, or eight bits that
+                cannot be had.
+        """
+        if self.asked_runner not in (None, "auto", "plain"):
+            raise InputError(f"batch: streams at once run on runner plain, found {self.asked_runner}")
+        with self._choosing:
+            asked = self.asked_quantize is not None or default_quantization() is not None
+            dit, _ = self._in_bits(self.quantize_by_default, asked)
+        return Gathering(dit, self.codec, size)
 
     def _in_bits(self, name: str, asked: bool) -> tuple[CausalDiT, str | None]:
         """The network in full precision or in eight bits, which shares all else with it; made once.

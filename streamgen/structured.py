@@ -69,6 +69,24 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "", label: str 
     return _Builder(label).build(cls, mapping, where)
 
 
+def has_key(cls: type[Any], key: str) -> bool:
+    """Whether `build` could take a dotted key for the dataclass `cls`, whatever its value."""
+    name, _, rest = key.partition(".")
+    fields = {item.name for item in dataclasses.fields(cls) if item.init}
+    if name not in fields:
+        return False
+    return not rest or _has_key_in(typing.get_type_hints(cls)[name], rest)
+
+
+def _has_key_in(hint: Any, key: str) -> bool:
+    if dataclasses.is_dataclass(hint):
+        return has_key(typing.cast(type[Any], hint), key)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_has_key_in(choice, key) for choice in typing.get_args(hint))
+    # a mapping takes any key, a value none
+    return hint is Any or hint is dict or typing.get_origin(hint) in (dict, Mapping)
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses and mappings as dicts with text keys, tuples as lists, all else as it is."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -133,6 +151,12 @@ class _Builder:
     def _union(self, choices: Sequence[Any], value: Any, where: str) -> Any:
         if value is None and type(None) in choices:
             return None
+        tagged = _tags(choices)
+        if tagged and isinstance(value, Mapping):
+            kind = value.get("kind", next(iter(tagged)))
+            if kind not in tagged:
+                raise self._unfit(f"{where}.kind", f"one of {', '.join(tagged)}", kind)
+            return self._convert(tagged[kind], value, where)
         *others, last = (choice for choice in choices if choice is not type(None))
         for choice in others:
             try:
@@ -165,6 +189,17 @@ class _Builder:
 
     def _unfit(self, where: str, expected: str, found: object) -> StructureError:
         return StructureError(f"{self.label}key {where}: expected {expected}, found {shorten(found)}")
+
+
+def _tags(choices: Sequence[Any]) -> dict[str, Any]:
+    """Dataclasses that are told apart by the default of a field `kind`, by that; empty if they are not."""
+    classes = [choice for choice in choices if choice is not type(None)]
+    if len(classes) < 2 or not all(dataclasses.is_dataclass(choice) for choice in classes):
+        return {}
+    kinds = [
+        {item.name: item.default for item in dataclasses.fields(choice)}.get("kind") for choice in classes
+    ]
+    return {kind: choice for kind, choice in zip(kinds, classes, strict=True) if isinstance(kind, str)}
 
 
 def _kind(loaded: object) -> str:

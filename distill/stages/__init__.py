@@ -39,7 +39,12 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     name = mapping.get("stage")
     if name is None:
         raise ConfigError(f"config {path}: key stage is missing; stages are {', '.join(STAGES)}")
-    return cast(RunConfig, build(_attribute(str(name), "config"), mapping))
+    return build(config_class(str(name)), mapping)
+
+
+def config_class(name: str) -> type[RunConfig]:
+    """The class of the config of the stage `name`."""
+    return cast(type[RunConfig], _attribute(name, "config"))
 
 
 def build_stage(config: RunConfig, device: torch.device) -> Stage:

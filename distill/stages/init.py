@@ -247,5 +247,5 @@ def condition_of(
     """The conditioning of windows' targets through a network's own encoders, and the past they are behind."""
     motion = network.motion(windows.tracks, (windows.x0.shape[3], windows.x0.shape[4]))
     text = network.text(windows.words, windows.segment)
-    over = strengths_over(strengths, windows.tracks.state, network.plan)[:, -windows.noise.shape[1] :]
+    over = windows.of_targets(strengths_over(strengths, windows.tracks.state, network.plan))
     return Condition(text, windows.motion_of_targets(motion), over), windows.past(motion)

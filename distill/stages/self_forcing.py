@@ -3,8 +3,9 @@
 Streams are rolled out as at inference, with sink, window, switches and recache, each chunk behind what the
 student itself has committed. A guided bidirectional teacher is the real score, a critic that learns the
 student's own distribution the fake one; with a causal teacher both score every chunk behind the stream's own
-past instead (`scoring: chunks`). Past `long_from` of the budget streams go on over many updates (streaming
-long tuning, LongLive, arXiv 2509.22622), so that the student meets its own drift.
+past instead (`scoring: chunks`). What is made of the scores is the `objective` (`distill.objectives`). Past
+`long_from` of the budget streams go on over many updates (streaming long tuning, LongLive, arXiv 2509.22622),
+so that the student meets its own drift.
 """
 
 from collections.abc import Mapping
@@ -17,16 +18,15 @@ from torch import Tensor, nn
 
 from models.context import ChunkPlan
 from models.kv_cache import CacheRing
-from models.motion_encoder import Tracks
 from streamgen.engine.sampler import Sampling
-from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
+from streamgen.engine.scheduler import FlowMatchScheduler, add_noise
 from streamgen.stream.latents import LatentState
 
 from ..config import require
 from ..families import DiffusionRun, NetworkSpec
-from ..flow import Condition, FlowMatching, FlowNetwork, Past, guided
+from ..flow import FlowMatching
 from ..guidance import GuidanceRange, strengths_over
-from ..objectives import DistributionMatching, DMDConfig, Objective, Scores, Window
+from ..objectives import OBJECTIVES, DMDConfig, Judged, ObjectiveConfig, Scores, Window
 from ..optim import ParameterGroups
 from ..running import (
     RolloutStudent,
@@ -37,6 +37,7 @@ from ..running import (
     draw_switch,
     prompt_script,
 )
+from ..scoring import Critic, Told, clip_windows, fake_score, real_score, score_alone, without_gradients
 from ..trainer import Tick
 from ..words.told import ToldBatch
 from .diffusion import DiffusionStage, optimizer_groups
@@ -110,34 +111,12 @@ class SelfForcingRun(DiffusionRun):
     critic: CriticConfig = field(default_factory=CriticConfig)
     script: ScriptConfig = field(default_factory=ScriptConfig)
     guidance: GuidanceRange = field(default_factory=GuidanceRange)
-    objective: DMDConfig = field(default_factory=DMDConfig)
+    objective: ObjectiveConfig = field(default_factory=DMDConfig)
 
     @property
     def needs_clips(self) -> bool:
         """Prompts alone are enough."""
         return self.prompts is None
-
-
-class Critic(FlowNetwork):
-    """The fake score: velocity of noisy windows of the student's streams, which it is trained on."""
-
-    def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        words: Tensor,
-        segment: Tensor,
-        tracks: Tracks,
-        strengths: Tensor,
-        committed: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        """Velocity of `x (B, T, C, h, w)` at levels `sigma (B, T)`, under its conditioning, or that of the P
-        frames `committed`, `(B, P, C, h, w)` at levels `(B, P)`, whose last ones they are.
-        """
-        motion, new = self.motion(tracks, (x.shape[3], x.shape[4])), -x.shape[1]
-        past = None if committed is None else Past(*committed, segment, motion)
-        text = self.text(words, segment[:, new:])
-        return self.velocity(x, sigma, text, motion[:, new:], strengths[:, new:], past)
 
 
 @dataclass(frozen=True)
@@ -184,6 +163,7 @@ class SelfForcingStage(DiffusionStage):
         if config.script.switch_share:
             draw_switch(update_boundaries(config), config.script, torch.Generator())
         _check_chunks(config)
+        _check_objective(config)
         plan = self.family.plan_of(Path(config.teacher))
         if plan is not None:
             _check_teacher(config, plan)
@@ -192,7 +172,9 @@ class SelfForcingStage(DiffusionStage):
         self.network = self.student
         self.teacher: FlowMatching = self.build(specs["teacher"])
         self.critic: Critic = self.build(specs["critic"])
-        self.objective: Objective = DistributionMatching(config.objective)
+        self.objective = OBJECTIVES[type(config.objective)](config.objective)
+        if self.objective.needs_clips:
+            self.critic.add_judge()
         self.streams: RunningStreams | None = None
         self.prompts = None if config.prompts is None else self.family.prompts(config.prompts)
         if self.prompts is None:
@@ -287,13 +269,18 @@ class SelfForcingStage(DiffusionStage):
         network = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
         if network is self.student:
             rolled = self.roll(module, batch, with_gradient=True)
-            scores = self.scores(rolled, generator)
-            loss, metrics = self.objective.student_loss(rolled.window, scores, generator)
+            # the scores learn nothing here, whatever the gradient goes through
+            with without_gradients(self.critic):
+                scores = self.scores(rolled, generator)
+                loss, metrics = self.objective.student_loss(rolled.window, scores, generator)
             return loss + rolled.added, {**metrics, **rolled.metrics}
         with torch.no_grad():
             rolled = self.roll(self.student, batch, with_gradient=False)
-        told = (*self._told(rolled), self._committed(rolled, generator))
-        return self.objective.critic_loss(rolled.window, lambda x, sigma: module(x, sigma, *told), generator)
+        told = self._told(rolled, generator)
+        judged = self._judged(module, rolled, told, generator)
+        return self.objective.critic_loss(
+            rolled.window, lambda x, sigma: module(x, sigma, *told.all()), generator, judged
+        )
 
     def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
         """Carry the streams on to their next window, or begin others for their first chunk."""
@@ -351,48 +338,59 @@ class SelfForcingStage(DiffusionStage):
 
     def scores(self, rolled: Rolled, generator: torch.Generator) -> Scores:
         """The teacher under joint guidance and the critic, at the window's own captions and tracks."""
-        words, segment, tracks, strengths = self._told(rolled)
-        committed = self._committed(rolled, generator)
-        teacher, x = self.teacher, rolled.window.x
-        motion, new = teacher.motion(tracks, (x.shape[3], x.shape[4])), -x.shape[1]
-        past = None if committed is None else Past(*committed, segment, motion)
-        text = teacher.text(words, segment[:, new:])
-        condition = Condition(text, motion[:, new:], strengths[:, new:])
-
-        def real(x: Tensor, sigma: Tensor) -> Tensor:
-            return x0_from_velocity(x, guided(teacher, x, sigma, condition, past), sigma)
-
-        def fake(x: Tensor, sigma: Tensor) -> Tensor:
-            velocity = self.critic(x, sigma, words, segment, tracks, strengths, committed)
-            return x0_from_velocity(x, velocity, sigma)
-
-        return Scores(real, fake)
+        told, shape = self._told(rolled, generator), rolled.window.x.shape
+        alone = None
+        if self.objective.needs_alone:
+            alone = score_alone(self.teacher, told, shape, self.config.plan.chunk_frames)
+        judged = self._judged(self.critic, rolled, told, generator)
+        real = real_score(self.teacher, told, shape)
+        return Scores(real, fake_score(self.critic, told), alone, judged)
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Contact sheets of fixed streams as the student streams them."""
         self.preview(out_dir)
         return {}
 
-    def _told(self, rolled: Rolled) -> tuple[Tensor, Tensor, Tracks, Tensor]:
-        """Words, captions, tracks and strengths at the places."""
-        script, places = rolled.script, rolled.places
+    def _told(self, rolled: Rolled, generator: torch.Generator) -> Told:
+        """Words, captions, tracks and strengths at the places, and what is seen as the stream has committed
+        it, where chunks are scored.
+        """
+        script, places, seen = rolled.script, rolled.places, rolled.seen
         tracks = script.tracks_of(places)
         strengths = strengths_over(script.strengths, tracks.state, self.student.plan, places)
-        segment = script.segment(places)
-        if rolled.seen is not None:
+        segment, committed = script.segment(places), None
+        if seen is not None:
             # after a recache the past is read under the caption that the new chunks have; an update never
             # spans a switch
             first = len(places) - rolled.window.x.shape[1]
             segment = torch.cat([segment[:, first : first + 1].expand(-1, first), segment[:, first:]], 1)
-        return script.words, segment, tracks, strengths
+            level = torch.full(seen.shape[:2], self.config.rollout.context_noise, device=seen.device)
+            noise = torch.randn(seen.shape, generator=generator).to(seen)
+            committed = add_noise(seen, noise, level), level
+        return Told(script.words, segment, tracks, strengths, committed)
 
-    def _committed(self, rolled: Rolled, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
-        """What is seen as the stream has committed it, and at which noise level, where chunks are scored."""
-        x = rolled.seen
-        if x is None:
+    def _judged(
+        self, critic: nn.Module, rolled: Rolled, told: Told, generator: torch.Generator
+    ) -> Judged | None:
+        """Windows of clips beside the streams' and the judgement of both, where the objective asks for it."""
+        if not self.objective.needs_clips:
             return None
-        level = torch.full(x.shape[:2], self.config.rollout.context_noise, device=x.device)
-        return add_noise(x, torch.randn(x.shape, generator=generator).to(x), level), level
+        config = self.config
+        clips = clip_windows(
+            self.clips,
+            rolled.script,
+            rolled.places,
+            rolled.window.x.shape[1],
+            config.windows.silence,
+            config.plan,
+            None if told.committed is None else config.rollout.context_noise,
+            generator,
+        )
+        return Judged(
+            clips.x,
+            lambda x, sigma: critic(x, sigma, *clips.told.all(), True),
+            lambda x, sigma: critic(x, sigma, *told.all(), True),
+        )
 
     def _new_cache(self, batch: int) -> CacheRing:
         return self.student.new_cache(batch, self.family.grid, self.family.cache_dtype)
@@ -402,6 +400,21 @@ def update_boundaries(config: SelfForcingRun) -> list[int]:
     """The latent frames of a stream at which its updates begin, but for 0."""
     rollout = config.rollout
     return list(range(rollout.window_frames, rollout.max_frames, rollout.fresh_frames))
+
+
+def _check_objective(config: SelfForcingRun) -> None:
+    """What an objective asks for has to be there."""
+    objective = OBJECTIVES[type(config.objective)](config.objective)
+    if objective.needs_clips:
+        require(
+            config.prompts is None,
+            "prompts",
+            f"null, since {config.objective.kind} needs clips",
+            config.prompts,
+        )
+    if objective.needs_alone:
+        what = f"chunks: {config.objective.kind} needs a teacher that sees a past"
+        require(config.scoring == "chunks", "scoring", what, config.scoring)
 
 
 def _check_teacher(config: SelfForcingRun, plan: ChunkPlan) -> None:

@@ -13,7 +13,7 @@ from models.kv_cache import CacheCursor, CacheRing, CacheShape
 
 from ..engine.attention import attention_kernels, attention_scope
 from ..engine.quantize import Quantization, kernel_missing, product, rounded
-from ..engine.runner import PlainRunner
+from ..engine.runner import CommitTask, PlainRunner
 from ..machine import synchronize
 from ..roofline.peaks import best_seconds, measure_peaks
 from .plan import LONG_LIVE, Plan, Row
@@ -60,9 +60,9 @@ def kernels(plan: Plan, row: Row) -> None:
     geometry, length = pipeline.geometry, layout.chunk_frames
     size = (1, length, geometry.latent_channels, geometry.latent_height, geometry.latent_width)
     latents = torch.zeros(size, device=plan.device, dtype=plan.dtype)
-    text, times = pipeline.text("a boat").context, torch.zeros(1, length, device=plan.device)
-    cursor = CacheCursor(frames=layout.attention_frames)
-    found = _profiled(lambda: runner.commit(ring, cursor, latents, times, text, None), plan)
+    text, cursor = pipeline.text("a boat").context, CacheCursor(frames=layout.attention_frames)
+    task = CommitTask(ring, cursor, latents, (0.0,) * length, text, None)
+    found = _profiled(lambda: runner.commit(task), plan)
     # each layer looks at the context and at the words
     row("a pass", _judged(found, plan, dit.config.head_dim, 2 * dit.config.layers))
     row("behind a mask", _masked(plan, layout, dit.config.heads, dit.config.head_dim, shape.tokens))

@@ -58,6 +58,7 @@ _RUNNER = (
 )
 _QUANTIZE = "Linear layers in eight bits: int8 or fp8; none by default, or a record's own."
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
+_BATCH = "Render so many clips at once, in larger passes of the network (runner plain)."
 _JOBS = "Jobs file"
 _STEER = "One clip"
 
@@ -82,6 +83,7 @@ RetryFailed = Annotated[bool, typer.Option("--retry-failed", help=_RETRY, rich_h
 DryRun = Annotated[bool, typer.Option("--dry-run", help=_LIST, rich_help_panel=_JOBS)]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N jobs.", rich_help_panel=_JOBS)]
 ShardOf = Annotated[str | None, typer.Option("--shard", help=_SHARD, rich_help_panel=_JOBS)]
+Batch = Annotated[int | None, typer.Option(min=1, max=64, help=_BATCH, rich_help_panel=_JOBS)]
 Engine = Annotated[str, typer.Option(help=_ENGINE, rich_help_panel=_JOBS)]
 JobFormat = Annotated[str | None, typer.Option("--format", help=_FORMAT, rich_help_panel=_JOBS)]
 Schema = Annotated[
@@ -207,6 +209,7 @@ def render(
     runner: Runner = None,
     quantize: Quantize = None,
     deadline: Deadline = None,
+    batch: Batch = None,
     save_state: SaveState = None,
     continue_from: ContinueFrom = None,
     extend: Extend = None,

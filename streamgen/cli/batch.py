@@ -13,6 +13,7 @@ from ..render.items import RenderItem, Shard, items_of
 from ..render.job import parse_settings
 from ..render.job_file import STDIN, parse_jobs, with_settings
 from ..render.page import PageWriter
+from ..render.records import Asked
 from ..render.runner import ItemRunner, Policy
 from ..render.schedule import Rank, Summary, run_items
 from ..render.sources import check_job
@@ -43,6 +44,7 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
     reporter = reporter_for(options.quiet, options.as_json, prefix, options.output)
     folder = OutputFolder(options.output)
     if options.engine == "ray":
+        refuse(options, ("batch",), "Ray spreads items over its workers")
         refuse(options, WAN_OPTIONS, "with Ray, convert the weights and name their folder as --model")
         from ..render.ray_engine import RayEngine, RayOrder
 
@@ -60,7 +62,8 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
     pipeline = open_model(options, _device(options.device, rank))
     for note in pipeline.parts.notes:
         reporter.note(note)
-    note_runner(pipeline, reporter.note)
+    if options.batch is None:
+        note_runner(pipeline, reporter.note)
     runner = ItemRunner(pipeline, folder, policy_of(options), stop)
     order_ = rank.order(items, share_only=options.overwrite)
     with stop.listening(), reporter.running():
@@ -86,7 +89,8 @@ def items_of_options(options: RenderOptions) -> list[RenderItem]:
 def policy_of(options: RenderOptions) -> Policy:
     """What the options say about earlier runs."""
     origin = "standard input" if options.source == STDIN else Path(str(options.source)).name
-    return Policy(options.overwrite, options.retry_failed, options.outputs(), origin)
+    asked = Asked(options.threads, options.batch)
+    return Policy(options.overwrite, options.retry_failed, options.outputs(), origin, asked)
 
 
 def _finish(folder: OutputFolder, options: RenderOptions, reporter: Reporter, run: Any) -> int:

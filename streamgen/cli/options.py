@@ -48,6 +48,7 @@ class RenderOptions:
     runner: str | None = None
     quantize: str | None = None
     deadline: float | None = None
+    batch: int | None = None
     save_state: Path | None = None
     continue_from: Path | None = None
     extend: Path | None = None

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+@dataclass
+class _Work:
+    """A clip at work: its frames, those that are written, when it began and was last spoken of."""
+
+    total: int
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+
 class Reporter:
     """Progress of a run, told as plain lines; also the `RunObserver` of a batch. With `quiet` only notes and
     errors are left.
@@ -50,10 +61,11 @@ class Reporter:
 
     def __init__(self, quiet: bool = False, prefix: str = "", folder: Path | None = None) -> None:
         self.quiet, self.prefix, self.folder = quiet, prefix, folder or Path()
-        self._name, self._total, self._said = "", 0, 0.0
-        self._items = self._settled = self._frames = self._gone = self._made = self._current = 0
+        self._items = self._settled = self._frames = self._gone = self._made = 0
         self._lengths: dict[str, int] = {}
-        self._began = self._item_began = time.monotonic()
+        # clips at work by name, the one that was started last behind the others
+        self._work: dict[str, _Work] = {}
+        self._began = time.monotonic()
         self._waited = False
         self._noted: set[str] = set()
 
@@ -86,26 +98,33 @@ class Reporter:
 
     def clip_started(self, name: str, frames: int) -> None:
         """A clip begins."""
-        self._name, self._total, self._current = name, frames, 0
-        self._item_began = self._said = time.monotonic()
+        self._work[name] = _Work(frames)
         self.say(f"{name}: rendering {frames} frames")
 
-    def progress(self, frames: int) -> None:
-        """So many frames of the clip are written."""
-        self._current = frames
+    def progress(self, frames: int, item: "RenderItem | None" = None) -> None:
+        """So many frames are written of an item at work; without one, of the clip."""
+        name, work = self._at(frames, item)
         now = time.monotonic()
-        if now - self._said >= _PLAIN_SECONDS:
-            self._said = now
+        if now - work.said >= _PLAIN_SECONDS:
+            work.said = now
             left = self.left_seconds()
             rest = "" if left is None else f", {duration(left)} left"
-            self.say(f"{self._name}: {frames}/{self._total} frames{rest}")
+            self.say(f"{name}: {frames}/{work.total} frames{rest}")
+
+    def _at(self, frames: int, item: "RenderItem | None") -> tuple[str, "_Work"]:
+        """The name and the work of a clip that has come to so many frames."""
+        name = next(reversed(self._work), "") if item is None else f"{item.name}.mp4"
+        work = self._work.setdefault(name, _Work(0))
+        work.done = frames
+        return name, work
 
     def settled(self, item: "RenderItem", outcome: "Outcome") -> None:
         """An item is made, found, or failed."""
         self._settled += 1
         entry = outcome.entry
         self._gone += self._lengths.get(item.name, entry.frames if entry is not None else 0)
-        self._current, self._waited = 0, False
+        self._work.pop(f"{item.name}.mp4", None)
+        self._waited = False
         for note in outcome.notes:
             # 10,000 prompts with the same unknown word are one piece of news
             if note not in self._noted and len(self._noted) < _MOST_NOTES:
@@ -141,11 +160,11 @@ class Reporter:
 
     def left_seconds(self) -> float | None:
         """Time left at the pace of this run; None before there is one."""
-        done = self._made + self._current
+        current = sum(work.done for work in self._work.values())
         elapsed = time.monotonic() - self._began
-        if done == 0 or elapsed < 0.5:
+        if self._made + current == 0 or elapsed < 0.5:
             return None
-        return max(self._frames - self._gone - self._current, 0) * elapsed / done
+        return max(self._frames - self._gone - current, 0) * elapsed / (self._made + current)
 
     def finished(self, record: Mapping[str, Any]) -> None:
         """One line about a finished clip."""
@@ -170,13 +189,13 @@ _WORDS = (("made", "made"), ("there", "were there"), ("failed", "failed"))
 
 
 class BarReporter(Reporter):
-    """A bar for the item in work and one for the whole run, on a terminal."""
+    """A bar for each item at work and one for the whole run, on a terminal."""
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(folder=folder)
         self._bars: Progress | None = None
         self._overall: TaskID | None = None
-        self._item: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
 
     def say(self, text: str) -> None:
         """A line above the bars."""
@@ -205,7 +224,8 @@ class BarReporter(Reporter):
             try:
                 yield
             finally:
-                self._bars = self._overall = self._item = None
+                self._bars = self._overall = None
+                self._tasks = {}
 
     def begin(self, lengths: Mapping[str, int]) -> None:
         """Adds the bar of the whole run."""
@@ -215,27 +235,27 @@ class BarReporter(Reporter):
 
     def clip_started(self, name: str, frames: int) -> None:
         """Starts the bar of a clip."""
-        self._name, self._total, self._current = name, frames, 0
-        self._item_began = time.monotonic()
+        self._work[name] = _Work(frames)
         if self._bars is not None:
-            if self._item is not None:
-                self._bars.remove_task(self._item)
-            self._item = self._bars.add_task(name[:48], total=frames, left="")
+            self._tasks[name] = self._bars.add_task(name[:48], total=frames, left="")
 
-    def progress(self, frames: int) -> None:
+    def progress(self, frames: int, item: "RenderItem | None" = None) -> None:
         """Moves the bars."""
-        self._current = frames
+        name, work = self._at(frames, item)
         if self._bars is None:
             return
-        if self._item is not None:
-            rate = frames / max(time.monotonic() - self._item_began, 1e-6)
-            rest = (self._total - frames) / rate
+        if name in self._tasks:
+            rate = frames / max(time.monotonic() - work.began, 1e-6)
+            rest = (work.total - frames) / rate
             text = f"{rate:.1f} fps, {duration(rest)} left"
-            self._bars.update(self._item, completed=frames, left=text)
+            self._bars.update(self._tasks[name], completed=frames, left=text)
         self._show_overall()
 
     def settled(self, item: "RenderItem", outcome: "Outcome") -> None:
         """Says what became of the item, unless it was there: 10,000 of those are no news."""
+        task = self._tasks.pop(f"{item.name}.mp4", None)
+        if task is not None and self._bars is not None:
+            self._bars.remove_task(task)
         if outcome.status == "there" and outcome.entry is not None:
             self._settled += 1
             self._gone += outcome.entry.frames
@@ -254,10 +274,11 @@ class BarReporter(Reporter):
     def _show_overall(self) -> None:
         if self._bars is not None and self._overall is not None:
             left = self.left_seconds()
+            current = sum(work.done for work in self._work.values())
             self._bars.update(
                 self._overall,
                 description=f"{self._settled}/{self._items}",
-                completed=min(self._gone + self._current, self._frames),
+                completed=min(self._gone + current, self._frames),
                 left="" if left is None else f"{duration(left)} left",
             )
 
@@ -289,15 +310,15 @@ class EventReporter(Reporter):
         super().clip_started(name, frames)
         self.emit("start", file=name, frames=frames)
 
-    def progress(self, frames: int) -> None:
+    def progress(self, frames: int, item: "RenderItem | None" = None) -> None:
         """An event."""
-        self._current = frames
+        name, work = self._at(frames, item)
         left = self.left_seconds()
         self.emit(
             "progress",
-            file=self._name,
+            file=name,
             frames=frames,
-            of=self._total,
+            of=work.total,
             left_seconds=None if left is None else round(left, 1),
         )
 

@@ -35,7 +35,8 @@ def render_source(options: RenderOptions, stop: Stop) -> int:
         return render_jobs(options, stop)
     if options.deadline is not None:
         StepBudget.of(options.deadline)
-    refuse(options, ("overwrite", "retry_failed", "dry_run", "limit", "shard"), "only a jobs file takes it")
+    jobs_alone = ("overwrite", "retry_failed", "dry_run", "limit", "shard", "batch")
+    refuse(options, jobs_alone, "only a jobs file takes it")
     if options.engine != "local":
         raise InputError("--engine: not here, only a jobs file takes it")
     reporter = reporter_for(options.quiet, options.as_json)

@@ -35,7 +35,7 @@ from .geometry import LatentGeometry
 from .guidance import Conditioning, Guidance
 from .noise import SeededNoise
 from .onnx.runner import OnnxRunner, unusable
-from .runner import PlainRunner, Runner
+from .runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
 from .sampler import Sampling
 
 RUNNERS = ("auto", "plain", "onnx", "compile")
@@ -71,12 +71,18 @@ class Recorded:
 
     runner: str | None = None
     quantize: str | None = None
+    batch: BatchPlace | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Recorded":
-        """Of a record or of a snapshot's header. One that names its runner alone was in full precision."""
-        runner = values.get("runner")
-        return cls(runner, values.get("quantize") or (None if runner is None else "none"))
+        """Of a record or of a snapshot's header. One that names its runner alone was in full precision.
+
+        Raises:
+            InputError: a batch that cannot be.
+        """
+        runner, batch = values.get("runner"), values.get("batch")
+        place = BatchPlace.from_json(batch) if isinstance(batch, Mapping) else None
+        return cls(runner, values.get("quantize") or (None if runner is None else "none"), place)
 
 
 @dataclass(frozen=True)
@@ -250,10 +256,9 @@ def _chunk(runner: Runner, dit: CausalDiT, sizes: Sizes, frames: int) -> tuple[T
     text = dit.embed_text(torch.zeros(1, 8, config.text_dim, device=weight.device, dtype=weight.dtype))
     conditioning = Conditioning(text, text, None, sizes.guidance)
     noise = SeededNoise(0, weight.device, weight.dtype)
-    timesteps = torch.zeros(1, length, device=weight.device)
     began = time.perf_counter()
-    latents = runner.denoise(ring, cursor, (1, length), conditioning, noise, sizes.sampling)
-    runner.commit(ring, cursor, latents, timesteps, text, None)
+    latents = runner.denoise(DenoiseTask(ring, cursor, 1, length, conditioning, noise, sizes.sampling))
+    runner.commit(CommitTask(ring, cursor, latents, (0.0,) * length, text, None))
     return latents, time.perf_counter() - began
 
 

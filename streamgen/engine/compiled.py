@@ -16,14 +16,12 @@ from torch import Tensor
 
 from models.attention import attend
 from models.causal_dit import CausalDiT, TextContext
-from models.kv_cache import CacheCursor, CacheRing, CacheView
+from models.kv_cache import CacheView
 from models.rope import RotaryTables, rotate
 from models.video_codec import VideoCodec
 
-from .attention import attention_scope
-from .guidance import Conditioning, Pass, guided_passes
-from .runner import PlainRunner
-from .sampler import Velocity
+from .guidance import Pass
+from .runner import PassRunner
 
 # largest difference to a chunk of the plain runner from the same state in float32, in standard deviations
 TOLERANCE = 2e-4
@@ -67,7 +65,7 @@ class ProgramContext:
         return attend(rotate(q, self.tables), keys, values, self.mask)
 
 
-class CompiledRunner(PlainRunner):
+class CompiledRunner(PassRunner):
     """Passes of the network as compiled programs.
 
     Args:
@@ -86,34 +84,9 @@ class CompiledRunner(PlainRunner):
         compiler = compiler or (lambda function: torch.compile(function, fullgraph=True, dynamic=False))
         self._program = compiler(_forward)
 
-    def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
-        """See `PlainRunner`; branches of guidance one after the other."""
-        if torch.is_grad_enabled() or conditioning.strengths is not None or not self._fits(view):
-            return super().velocity(view, conditioning)
-        pass_of = lambda text, motion: self._pass(view, text, motion)  # noqa: E731
-        return guided_passes(conditioning, pass_of, self.dit.config.guidance)
-
-    @torch.no_grad()
-    def commit(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-    ) -> CacheCursor:
-        """See `Runner`."""
-        view = ring.view(cursor, latents.shape[1])
-        if not self._fits(view):
-            return super().commit(ring, cursor, latents, timesteps, text, motion)
-        with attention_scope(self.kernels):
-            self._run(self._prepared(view, text, motion), latents, timesteps, None)
-        return cursor.moved(latents.shape[1])
-
-    def _fits(self, view: CacheView) -> bool:
-        """Whether there is a program: for one stream, and no chunk of the sink."""
-        return view.ring.shape.batch == 1 and not view.sink_new
+    def serves(self, view: CacheView) -> bool:
+        """See `PassRunner`; no chunk of the sink."""
+        return super().serves(view) and not view.sink_new
 
     def _prepared(self, view: CacheView, text: TextContext, motion: Tensor | None) -> tuple[Any, ...]:
         """What all passes of a chunk share."""
@@ -131,7 +104,8 @@ class CompiledRunner(PlainRunner):
             None if motion is None else motion.contiguous(),
         )
 
-    def _pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> Pass:
+    def network_pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> Pass:
+        """See `PassRunner`."""
         prepared = self._prepared(view, text, motion)
 
         def run(x: Tensor, timestep: float, strengths: tuple[float, float] | None = None) -> Tensor:

@@ -1,9 +1,14 @@
 """Runners: how a chunk is denoised, committed, recached and decoded.
 
-`PlainRunner` is the code of `models` as it reads. Every other runner is compared with it.
+`PlainRunner` is the code of `models` as it reads. Every other runner is compared with it; most have nothing
+of their own but how one pass of the network is computed, which is all that `PassRunner` asks of them.
 """
 
-from typing import Protocol
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +18,101 @@ from models.joint_recache import JointRecache
 from models.kv_cache import CacheCursor, CacheRing, CacheView
 from models.video_codec import VideoCodec
 
-from ..errors import NonFiniteError
+from ..errors import InputError, NonFiniteError
 from .attention import attention_kernels, attention_scope
 from .decoder import DecoderState, StreamingDecoder
-from .guidance import Conditioning, guided_velocity
+from .guidance import Conditioning, Pass, guided_passes, guided_velocity
 from .noise import NoiseSource
 from .quantize import quantization
 from .sampler import Sampling, Velocity, denoise_chunk
+
+MOST_STREAMS = 64
+
+
+@dataclass(frozen=True)
+class BatchPlace:
+    """Which of how many rows a stream has.
+
+    Raises:
+        InputError: a size that is none of 1 to 64, or a place outside of it.
+    """
+
+    size: int
+    place: int
+
+    def __post_init__(self) -> None:
+        whole = type(self.size) is int and type(self.place) is int
+        if not whole or not 1 <= self.size <= MOST_STREAMS or not 0 <= self.place < self.size:
+            raise InputError(
+                f"batch: expected a size of 1 to {MOST_STREAMS} and a place below it, found place "
+                f"{self.place!r} of {self.size!r}"
+            )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "BatchPlace":
+        """Of what `to_json` gave; raises as the class does."""
+        return cls(values.get("size", 0), values.get("place", 0))
+
+    def to_json(self) -> dict[str, int]:
+        """As records and snapshots have it."""
+        return {"size": self.size, "place": self.place}
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiseTask:
+    """The next chunk of a stream, to be made from noise.
+
+    Attributes:
+        ring, cursor: the cache, and what of it counts.
+        index, frames: number of the chunk, and its latent frames.
+        conditioning: what steers it.
+        noise: where its draws come from.
+        sampling: how it is solved.
+    """
+
+    ring: CacheRing
+    cursor: CacheCursor
+    index: int
+    frames: int
+    conditioning: Conditioning
+    noise: NoiseSource
+    sampling: Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class CommitTask:
+    """Finished latent frames, to be put into a cache.
+
+    Attributes:
+        ring, cursor: the cache, and what of it counts.
+        latents: `(B, T, C, h, w)` as the cache is to see them, noised where the context noise level says so.
+        levels: timestep of that level, 0 to 1000, for each of the T latent frames.
+        text, motion: what their keys are made under.
+    """
+
+    ring: CacheRing
+    cursor: CacheCursor
+    latents: Tensor
+    levels: tuple[float, ...]
+    text: TextContext
+    motion: Tensor | None
+
+    @property
+    def frames(self) -> int:
+        """Latent frames."""
+        return self.latents.shape[1]
+
+    @property
+    def level(self) -> float | None:
+        """The timestep of all frames; None where they differ."""
+        return self.levels[0] if len(set(self.levels)) == 1 else None
+
+    def timesteps(self) -> Tensor:
+        """`(B, T)`, filled in where the latents lie."""
+        batch, device = self.latents.shape[0], self.latents.device
+        runs = [(level, len(list(frames))) for level, frames in groupby(self.levels)]
+        parts = [torch.full((batch, count), level, device=device) for level, count in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class Runner(Protocol):
@@ -39,50 +132,24 @@ class Runner(Protocol):
         """
         ...
 
-    def denoise(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        chunk: tuple[int, int],
-        conditioning: Conditioning,
-        noise: NoiseSource,
-        sampling: Sampling,
-    ) -> Tensor:
-        """Clean latents `(B, T, C, h, w)` of the next chunk; `chunk` is its index and its latent frames.
+    @property
+    def batch(self) -> BatchPlace | None:
+        """Its stream's place in a batch; None for a stream by itself. Snapshots and records have it, too."""
+        ...
+
+    def denoise(self, task: DenoiseTask) -> Tensor:
+        """Clean latents `(B, T, C, h, w)` of the next chunk.
 
         Raises:
             NonFiniteError: a step has made something that is not finite.
         """
         ...
 
-    def commit(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-    ) -> CacheCursor:
-        """Write a finished chunk's keys and values behind the cursor; returns the cursor with it.
-
-        Args:
-            latents: `(B, T, C, h, w)` as the cache is to see them, noised where the context noise level says
-                so.
-            timesteps: `(B, T)` of that level, 0 to 1000.
-        """
+    def commit(self, task: CommitTask) -> CacheCursor:
+        """Write a finished chunk's keys and values behind the cursor; returns the cursor with it."""
         ...
 
-    def rejoin(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-        keep_sink: bool,
-    ) -> CacheCursor:
+    def rejoin(self, task: CommitTask, keep_sink: bool) -> CacheCursor:
         """Rebuild the cache in one forward over the last latent frames, see `JointRecache`."""
         ...
 
@@ -104,30 +171,16 @@ class PlainRunner:
     def __init__(self, dit: CausalDiT, codec: VideoCodec | None = None) -> None:
         self.dit = dit
         self.quantize: str | None = quantization(dit)
+        self.batch: BatchPlace | None = None
         weight = dit.head.head.weight
         self.kernels = attention_kernels(weight.device, weight.dtype, dit.config.head_dim)
         self.decoder = None if codec is None else StreamingDecoder(codec)
 
-    def denoise(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        chunk: tuple[int, int],
-        conditioning: Conditioning,
-        noise: NoiseSource,
-        sampling: Sampling,
-    ) -> Tensor:
+    def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
-        index, length = chunk
-        rows, columns = ring.shape.grid
-        patch, channels = self.dit.config.patch, self.dit.config.latent_channels
-        shape = (ring.shape.batch, length, channels, rows * patch, columns * patch)
-        view, watch = ring.view(cursor, length), _FiniteWatch()
-        start = noise.initial(index, shape)
-        velocity = self.velocity(view, conditioning)
-        # all of the chunk's draws before its first step, so that no step waits for a copy to the device
-        steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
-        fresh = [noise.renoise(index, step, shape) for step in range(steps - 1)] if sampling.renoise else []
+        view, watch, sampling = task.ring.view(task.cursor, task.frames), _FiniteWatch(), task.sampling
+        start, fresh = self.draws(task)
+        velocity = self.velocity(view, task.conditioning)
         watch(0, "noise", start)
         with attention_scope(self.kernels):
             latents = denoise_chunk(
@@ -139,49 +192,84 @@ class PlainRunner:
                 sampling.with_gradient,
                 watch,
             )
-        watch.check(index)
+        watch.check(task.index)
         return latents
+
+    def draws(self, task: DenoiseTask) -> tuple[Tensor, list[Tensor]]:
+        """All draws of a chunk, `(B, T, C, h, w)` each, before its first step, so that no step waits for a
+        copy to the device: what it starts from, and the noise behind each step but the last.
+        """
+        rows, columns = task.ring.shape.grid
+        patch, channels = self.dit.config.patch, self.dit.config.latent_channels
+        shape = (task.ring.shape.batch, task.frames, channels, rows * patch, columns * patch)
+        sampling, noise = task.sampling, task.noise
+        start = noise.initial(task.index, shape)
+        steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
+        draws = range(steps - 1) if sampling.renoise else ()
+        return start, [noise.renoise(task.index, step, shape) for step in draws]
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
         """The guided velocity of one chunk, at any noise level."""
         return lambda x, sigma: guided_velocity(self.dit, x, sigma, conditioning, view)
 
     @torch.no_grad()
-    def commit(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-    ) -> CacheCursor:
+    def commit(self, task: CommitTask) -> CacheCursor:
         """See `Runner`."""
+        view = task.ring.view(task.cursor, task.frames)
         with attention_scope(self.kernels):
-            self.dit(latents, timesteps, text, ring.view(cursor, latents.shape[1]), motion)
-        return cursor.moved(latents.shape[1])
+            self.dit(task.latents, task.timesteps(), task.text, view, task.motion)
+        return task.cursor.moved(task.frames)
 
     @torch.no_grad()
-    def rejoin(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-        keep_sink: bool,
-    ) -> CacheCursor:
+    def rejoin(self, task: CommitTask, keep_sink: bool) -> CacheCursor:
         """See `Runner`."""
-        context = JointRecache(ring, cursor, latents.shape[1], keep_sink)
+        context = JointRecache(task.ring, task.cursor, task.frames, keep_sink)
         with attention_scope(self.kernels):
-            self.dit(latents, timesteps, text, context, motion)
+            self.dit(task.latents, task.timesteps(), task.text, context, task.motion)
         return context.finish()
 
     def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """See `Runner`."""
         assert self.decoder is not None, "a stream of latents decodes nothing"
         return self.decoder.decode(latents, state)
+
+
+class PassRunner(PlainRunner):
+    """A runner with passes of its own: of one chunk of one stream, under some words and motion. All else, and
+    what it does not `serve`, the plain runner does. For streams, not for training.
+    """
+
+    def serves(self, view: CacheView) -> bool:
+        """Whether it has a pass for this chunk; by default for any of a cache of batch 1."""
+        return view.ring.shape.batch == 1
+
+    @abstractmethod
+    def network_pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> Pass:
+        """The pass of a chunk, made once for all of its steps."""
+        ...
+
+    @torch.no_grad()
+    def denoise(self, task: DenoiseTask) -> Tensor:
+        """See `Runner`."""
+        assert not task.sampling.with_gradient, "training runs on the plain runner"
+        return super().denoise(task)
+
+    def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
+        """See `PlainRunner`; branches of guidance one after the other."""
+        if conditioning.strengths is not None or not self.serves(view):
+            return super().velocity(view, conditioning)
+        pass_of = lambda text, motion: self.network_pass(view, text, motion)  # noqa: E731
+        return guided_passes(conditioning, pass_of, self.dit.config.guidance)
+
+    @torch.no_grad()
+    def commit(self, task: CommitTask) -> CacheCursor:
+        """See `Runner`."""
+        view, level = task.ring.view(task.cursor, task.frames), task.level
+        if level is None or not self.serves(view):
+            return super().commit(task)
+        with attention_scope(self.kernels):
+            self.network_pass(view, task.text, task.motion)(task.latents, level)
+        return task.cursor.moved(task.frames)
 
 
 class _FiniteWatch:
@@ -199,10 +287,20 @@ class _FiniteWatch:
 
     def check(self, chunk: int) -> None:
         """Raise NonFiniteError that names the first tensor that is not finite, if there is one."""
-        flags = torch.stack(self.finite).tolist()
-        if all(flags):
-            return
-        step, name = self.places[flags.index(False)]
-        raise NonFiniteError(
-            f"chunk {chunk}: step {step + 1}: {name} is not finite; the stream stays where it was"
-        )
+        check_finite(chunk, self.places, torch.stack(self.finite).tolist())
+
+
+def step_places(steps: int) -> list[tuple[int, str]]:
+    """What is looked at in a chunk of so many steps: the step, and the name of the tensor."""
+    made = [(step, name) for step in range(steps) for name in ("velocity", "latents")]
+    return [(0, "noise"), *made]
+
+
+def check_finite(chunk: int, places: list[tuple[int, str]], finite: list[bool]) -> None:
+    """Raise NonFiniteError that names the first place that is not finite, if there is one."""
+    if all(finite):
+        return
+    step, name = places[finite.index(False)]
+    raise NonFiniteError(
+        f"chunk {chunk}: step {step + 1}: {name} is not finite; the stream stays where it was"
+    )

@@ -230,6 +230,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "threads": torch.get_num_threads(),
         "runner": session.runner.name,
         "quantize": session.runner.quantize,
+        "batch": None if session.runner.batch is None else session.runner.batch.to_json(),
         # how many chunks took so many; which of them is in the timeline
         "steps": {str(count): tally.steps[count] for count in sorted(tally.steps)},
         # of all raw frames; of an extended clip there are the digests of its parts alone

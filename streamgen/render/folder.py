@@ -146,6 +146,9 @@ class OutputFolder:
             frames=int(record.get("frames", 0)),
             seconds=float(timings.get("wall", 0.0)),
             peak_memory_mb=float(record.get("peak_memory_mb", 0.0)),
+            runner=record.get("runner"),
+            threads=record.get("threads"),
+            batch=(record.get("batch") or {}).get("size"),
         )
 
     def failed_entry(self, item: RenderItem, key: str, error: str) -> Entry:

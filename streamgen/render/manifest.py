@@ -7,6 +7,7 @@ them.
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ class Entry:
         file: the video's name in the folder; None where it failed.
         bytes, changed_ns, sha256: of the video file: size, time of change as the file system says, digest.
         frames, seconds, peak_memory_mb: length, time it took, memory.
+        runner, threads, batch: what computed it, on how many threads of the CPU, and among how many at once.
         error: why it failed.
         worker: host and process that did it.
         at: when, UTC.
@@ -55,6 +57,9 @@ class Entry:
     frames: int = 0
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    runner: str | None = None
+    threads: int | None = None
+    batch: int | None = None
     error: str | None = None
     worker: str = ""
     at: str = ""
@@ -89,6 +94,8 @@ class Manifest:
         self.path = path
         self.damaged_lines = 0
         self._lock = lock
+        # threads of a batch share what was read
+        self._reading = threading.RLock()
         self._offset = 0
         self._rest = b""
         self._last: dict[str, Entry] = {}
@@ -101,6 +108,10 @@ class Manifest:
         Raises:
             OutputError: the file is there and cannot be read.
         """
+        with self._reading:
+            self._take_in()
+
+    def _take_in(self) -> None:
         try:
             size = self.path.stat().st_size
         except FileNotFoundError:
@@ -147,7 +158,7 @@ class Manifest:
         stamped = asdict(entry) | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
         line = json.dumps({key: value for key, value in stamped.items() if value is not None}) + "\n"
         try:
-            with self._lock, self.path.open("ab+", buffering=0) as file:
+            with self._reading, self._lock, self.path.open("ab+", buffering=0) as file:
                 self._write(file, line.encode())
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({reason_of(error)})") from None

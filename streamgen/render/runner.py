@@ -1,9 +1,11 @@
 """One item from claim to manifest line: the same on one machine, under a launcher and on a cluster."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ..engine.runner import Runner
 from ..errors import InputError, Interrupted, OutputError, StreamgenError
 from ..pipeline import Pipeline
 from ..video.outputs import Outputs
@@ -11,7 +13,8 @@ from .clip import Hooks, record_notes, word_notes, write_clip
 from .folder import OutputFolder
 from .items import RenderItem
 from .manifest import Entry
-from .sources import job_key, open_job
+from .records import Asked, job_key
+from .sources import open_job
 
 Status = Literal["made", "there", "failed", "failed before", "busy"]
 
@@ -25,12 +28,14 @@ class Policy:
         retry_failed: try again what failed before with the very same job, settings, weights and files.
         outputs: what to make besides videos.
         origin: name of the job file, for the records.
+        asked: on how many threads, and how many at once, clips are to be computed.
     """
 
     overwrite: bool = False
     retry_failed: bool = False
     outputs: Outputs = field(default_factory=Outputs)
     origin: str = ""
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,22 @@ class ItemRunner:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.pipeline, self.folder, self.policy, self.stopped = pipeline, folder, policy, stopped
+        batch = policy.asked.batch
+        self._gathering = None if batch is None else pipeline.gathering(batch)
         self._outputs = folder.outputs(policy.outputs)
         folder.manifest.refresh()
         # What failed after this line has been tried in this run.
         self._first_line = len(folder.manifest)
+
+    @property
+    def at_once(self) -> int:
+        """How many threads may attempt items at the same time: the places of the batch."""
+        return 1 if self._gathering is None else self._gathering.size
+
+    def close(self) -> None:
+        """Let other threads that are at work give up."""
+        if self._gathering is not None:
+            self._gathering.close()
 
     def attempt(
         self,
@@ -116,8 +133,19 @@ class ItemRunner:
     def _make(
         self, item: RenderItem, key: str, started: Callable[[RenderItem, int], None], progress: Any
     ) -> Outcome:
+        with contextlib.nullcontext() if self._gathering is None else self._gathering.member() as runner:
+            return self._rendered(item, key, started, progress, runner)
+
+    def _rendered(
+        self,
+        item: RenderItem,
+        key: str,
+        started: Callable[[RenderItem, int], None],
+        progress: Any,
+        runner: Runner | None,
+    ) -> Outcome:
         video = self.folder.place(item, key, self.policy.overwrite)
-        clip = open_job(self.pipeline, item.job, video, item.copy)
+        clip = open_job(self.pipeline, item.job, video, item.copy, asked=self.policy.asked, runner=runner)
         origin = {"jobs": self.policy.origin, "line": item.job.line, "index": item.job.index}
         clip = replace(clip, origin=origin)
         started(item, clip.frames)
@@ -133,7 +161,7 @@ class ItemRunner:
     def _key(self, item: RenderItem) -> tuple[str, StreamgenError | None]:
         """The item's key; where a file or setting cannot be, one that stands for just that."""
         try:
-            return job_key(self.pipeline, item.job, item.copy), None
+            return job_key(self.pipeline, item.job, item.copy, self.policy.asked), None
         except StreamgenError as error:
             return f"unusable {item.name} {self.pipeline.digest[:16]}: {error}", error
 

@@ -6,8 +6,10 @@ Which process renders an item changes nothing in it.
 """
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,8 +31,8 @@ class RunObserver(Protocol):
         """Rendering of an item begins."""
         ...
 
-    def progress(self, frames: int) -> None:
-        """So many frames of the item that was started last are written."""
+    def progress(self, frames: int, item: RenderItem) -> None:
+        """So many frames of an item are written."""
         ...
 
     def settled(self, item: RenderItem, outcome: Outcome) -> None:
@@ -104,7 +106,8 @@ def run_items(
     stopped: Callable[[], bool],
     after_each: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Render items until each is settled, by this process or by another one.
+    """Render items until each is settled, by this process or by another one; as many at once as the runner's
+    batch has places.
 
     Args:
         items: in the order to try them.
@@ -118,10 +121,7 @@ def run_items(
     left = list(items)
     while left:
         busy: list[RenderItem] = []
-        for item in left:
-            if stopped():
-                raise Interrupted(f"interrupted before {item.name}")
-            outcome = runner.attempt(item, observer.started, observer.progress)
+        for item, outcome in _attempts(left, runner, observer, stopped):
             if outcome.status == "busy":
                 busy.append(item)
                 continue
@@ -135,6 +135,45 @@ def run_items(
         left = busy
         runner.folder.manifest.refresh()
     return summary
+
+
+def _attempts(
+    items: Sequence[RenderItem], runner: ItemRunner, observer: RunObserver, stopped: Callable[[], bool]
+) -> Iterator[tuple[RenderItem, Outcome]]:
+    """An attempt at each item, begun in their order, and what it came to."""
+    # threads of a batch speak one at a time
+    speaking = threading.Lock()
+
+    def started(item: RenderItem, frames: int) -> None:
+        with speaking:
+            observer.started(item, frames)
+
+    def attempt(item: RenderItem) -> Outcome:
+        if stopped():
+            raise Interrupted(f"interrupted before {item.name}")
+
+        def progress(frames: int) -> None:
+            with speaking:
+                observer.progress(frames, item)
+
+        return runner.attempt(item, started, progress)
+
+    if runner.at_once == 1:
+        yield from ((item, attempt(item)) for item in items)
+        return
+    with ThreadPoolExecutor(runner.at_once, "streamgen-batch") as pool:
+        futures = {pool.submit(attempt, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                with speaking:
+                    yield futures[future], outcome
+        except BaseException:
+            runner.close()
+            raise
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def _pause(stopped: Callable[[], bool]) -> None:

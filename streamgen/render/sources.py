@@ -3,9 +3,6 @@
 Everything a clip needs is read and checked here, before its first frame.
 """
 
-import functools
-import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,29 +14,36 @@ from models.context import ChunkPlan
 from models.kv_cache import MAX_POSITIONS, RopeMode
 
 from ..engine.choice import Chosen, Recorded
+from ..engine.runner import Runner
 from ..errors import InputError
 from ..motion.file import load_motion
 from ..motion.gestures import MOTION, Gesture, changed, released
 from ..motion.reach import beyond
-from ..motion.sources import files_of
 from ..motion.tracks import TrackSet
 from ..pipeline import Pipeline
 from ..stream.events import Receipt, StreamEvent
 from ..stream.model import StreamModel
 from ..stream.recache import recache_of
 from ..stream.session import Session
-from ..stream.settings import STEP_SETTINGS
 from ..stream.snapshot import read_meta
 from ..stream.state import StreamState
 from ..suggest import shorten
 from ..video.outputs import Part
 from .job import RenderJob
-from .records import parts_of, read_record, read_timeline, sidecar_path
+from .records import (
+    NOTHING_ASKED,
+    Asked,
+    digest,
+    file_digest,
+    job_key,
+    parts_of,
+    read_record,
+    read_timeline,
+    sidecar_path,
+)
 from .shots import MAX_SECONDS, Motion, Shot
 
 _TAIL_SECONDS = 2.0
-# A file that has not changed is hashed once, however many jobs name it.
-_HASHED_FILES = 4096
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,22 @@ class Head:
 
 
 def open_job(
-    pipeline: Pipeline, job: RenderJob, path: Path, copy: int = 0, deadline_ms: float | None = None
+    pipeline: Pipeline,
+    job: RenderJob,
+    path: Path,
+    copy: int = 0,
+    deadline_ms: float | None = None,
+    *,
+    asked: Asked = NOTHING_ASKED,
+    runner: Runner | None = None,
 ) -> Clip:
     """A clip of a job; everything in it is checked before the first frame.
 
     Args:
         copy: how many jobs before this one ask for the very same clip; part of its key.
         deadline_ms: what a chunk may take, see `Pipeline.open`.
+        asked: how it is to be computed; part of its key.
+        runner: that its stream is given; by default the pipeline's.
 
     Raises:
         InputError: a setting, motion file, image, clip or length that cannot be, or a file that changed
@@ -110,7 +123,7 @@ def open_job(
     fps = pipeline.geometry.fps
     frames = job.length(fps)
     _check_size(pipeline, job)
-    key = job_key(pipeline, job, copy)
+    key = job_key(pipeline, job, copy, asked)
     opening, *later = changes = _changes(pipeline, job, frames)
     _check_releases(pipeline, pipeline.settings.updated(job.set).plan(pipeline.plan), changes)
     session = pipeline.open(
@@ -122,9 +135,10 @@ def open_job(
         job.set,
         gestures=opening.gestures,
         blend=opening.shot.blend,
+        runner=runner,
         deadline_ms=deadline_ms,
     )
-    if job_key(pipeline, job, copy) != key:
+    if job_key(pipeline, job, copy, asked) != key:
         raise InputError("a file of this job changed while it was read")
     _check_positions(session, frames)
     receipts = tuple(_submit(session, change.event(), change.frame) for change in later)
@@ -196,7 +210,7 @@ def open_continuation(
     if not changes[0].is_empty or job.set:
         receipts.append(_submit(session, changes[0].event(job.set), first))
     receipts += [_submit(session, change.event(), change.frame) for change in changes[1:]]
-    key = _digest({"job": job_key(pipeline, job), "state": file_digest(str(state)), "new_prompt": new_prompt})
+    key = digest({"job": job_key(pipeline, job), "state": file_digest(str(state)), "new_prompt": new_prompt})
     values = job.to_json() | {"continue_from": str(state)}
     values |= {} if deadline_ms is None else {"deadline_ms": deadline_ms}
     prompts = tuple(words for shot in job.shots for words in shot.words)
@@ -239,7 +253,7 @@ def open_timeline(
     values: dict[str, Any] = {"timeline": str(file), "seconds": seconds, "seed": timeline.seed}
     values |= {name: value for name, value in (("image", image), ("video", video)) if value is not None}
     digests = [file_digest(str(name)) for name in (file, image, video) if name is not None]
-    key = _digest({"weights": pipeline.digest, "frames": frames, "files": digests})
+    key = digest({"weights": pipeline.digest, "frames": frames, "files": digests})
     parts = parts_of(record) if record.get("frames") == frames else ()
     replays = Replayed(str(file), parts)
     changes = [
@@ -254,42 +268,6 @@ def open_timeline(
     )
 
 
-def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0) -> str:
-    """What a clip depends on, as 64 hex digits: job, settings, weights, and the content of its files.
-
-    Where a job stands in its file, and how its length is put, are no part of it.
-
-    Raises:
-        InputError: an unknown setting, or a file that cannot be read.
-    """
-    settings = {
-        name: value
-        for name, value in pipeline.settings.updated(job.set).to_json().items()
-        # as it was before there were such settings, so that folders of then are known
-        if value or name not in STEP_SETTINGS
-    }
-    values = job.to_json() | {"frames": job.length(pipeline.geometry.fps)}
-    for name in ("seconds", "samples", "size", "set"):
-        values.pop(name, None)
-    for name in ("image", "video"):
-        if values.get(name) is not None:
-            values[name] = file_digest(values[name])
-    for shot in values["shots"]:
-        if "motion" in shot:
-            shot["motion"] = _motion_digests(shot["motion"])
-        if "gestures" in shot:
-            shot["gestures"] = {name: _motion_digests(motion) for name, motion in shot["gestures"].items()}
-    geometry = pipeline.geometry
-    size = [geometry.width, geometry.height, geometry.fps]
-    content = {"job": values, "settings": settings, "size": size, "weights": pipeline.digest}
-    if pipeline.asked_runner not in (None, "auto"):
-        # one that was asked for by name; what auto takes is another on another machine, and no other job
-        content["runner"] = pipeline.asked_runner
-    if pipeline.quantize_by_default != "none":
-        content["quantize"] = pipeline.quantize_by_default
-    return _digest(content | ({"copy": copy} if copy else {}))
-
-
 def frame_count(seconds: float, fps: float) -> int:
     """Frames of a clip of `seconds`.
 
@@ -302,26 +280,6 @@ def frame_count(seconds: float, fps: float) -> int:
     if frames < 1:
         raise InputError(f"--seconds: expected at least one frame (1/{fps:g} s), found {seconds:g}")
     return frames
-
-
-def file_digest(path: str) -> str:
-    """sha256 of a file's content, 64 hex digits.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        about = Path(path).stat()
-        return _digest_as_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-
-
-@functools.lru_cache(_HASHED_FILES)
-def _digest_as_of(path: str, size: int, changed_ns: int, inode: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_size(pipeline: Pipeline, job: RenderJob) -> None:
@@ -446,14 +404,6 @@ def _notes(chosen: Chosen, notes: tuple[str, ...]) -> tuple[str, ...]:
     return notes if chosen.note is None else (chosen.note, *notes)
 
 
-def _motion_digests(motion: Motion | None) -> Any:
-    """A motion by the contents of its files; one that is no file, beside them."""
-    if motion is None:
-        return None
-    named = [file_digest(str(file)) for file in files_of(motion)]
-    return named if isinstance(motion, str) else [motion, *named]
-
-
 def _head(path: Path, pipeline: Pipeline, end: int) -> Head:
     """The clip to extend.
 
@@ -503,8 +453,3 @@ def _continues_at(session: Session, state: Path) -> int:
     if not isinstance(found, int) or not earliest <= found <= latest:
         raise InputError(f"{state}: rendered_frames: expected {earliest} to {latest}, found {shorten(found)}")
     return found
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -6,14 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from models.causal_dit import TextContext
-from models.kv_cache import CacheCursor, CacheRing
+from models.kv_cache import CacheCursor
 
 from ..engine.decoder import DecoderState
-from ..engine.guidance import Conditioning
-from ..engine.noise import NoiseSource
-from ..engine.runner import PlainRunner
-from ..engine.sampler import Sampling
+from ..engine.runner import CommitTask, DenoiseTask, PlainRunner
 from ..stream.session import Session
 from .counts import Work, counted
 from .peaks import Peaks
@@ -35,45 +31,20 @@ class CountingRunner(PlainRunner):
         made.work = {}
         return made
 
-    def denoise(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        chunk: tuple[int, int],
-        conditioning: Conditioning,
-        noise: NoiseSource,
-        sampling: Sampling,
-    ) -> Tensor:
+    def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
         with self._part("denoise"):
-            return super().denoise(ring, cursor, chunk, conditioning, noise, sampling)
+            return super().denoise(task)
 
-    def commit(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-    ) -> CacheCursor:
+    def commit(self, task: CommitTask) -> CacheCursor:
         """See `Runner`."""
         with self._part("commit"):
-            return super().commit(ring, cursor, latents, timesteps, text, motion)
+            return super().commit(task)
 
-    def rejoin(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-        keep_sink: bool,
-    ) -> CacheCursor:
+    def rejoin(self, task: CommitTask, keep_sink: bool) -> CacheCursor:
         """See `Runner`."""
         with self._part("recache"):
-            return super().rejoin(ring, cursor, latents, timesteps, text, motion, keep_sink)
+            return super().rejoin(task, keep_sink)
 
     def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """See `Runner`."""

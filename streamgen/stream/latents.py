@@ -47,9 +47,10 @@ class LatentChunk:
             latents = add_noise(latents, noise.commit(self.index, tuple(latents.shape)), self.sigma)
         return latents
 
-    def timesteps(self) -> Tensor:
-        """`(B, T)` timesteps of its context noise level."""
-        return torch.full(self.latents.shape[:2], 1000 * self.sigma, device=self.latents.device)
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Timestep of its context noise level, 0 to 1000, for each of its latent frames."""
+        return (1000 * self.sigma,) * self.frames
 
     def detached(self) -> "LatentChunk":
         """Without gradient."""

@@ -16,7 +16,7 @@ from models.context import ChunkPlan
 from models.kv_cache import CacheCursor
 
 from ..engine.noise import NoiseSource
-from ..engine.runner import Runner
+from ..engine.runner import CommitTask, Runner
 from ..errors import InputError
 from .latents import LatentChunk, LatentState, held_chunks, joined_motion, last_chunks, sink_chunks
 from .prompts import Text
@@ -121,15 +121,10 @@ class Joint:
         span = last_chunks(state.recent, min(cursor.frames, plan.attention_frames))
         span = tuple(chunk if text is None else replace(chunk, text=text) for chunk in span)
         keep = sink == "keep" and ring.sink_intact(state.cursor) and self.keeps_sink(state)
-        cursor = runner.rejoin(
-            ring,
-            cursor,
-            torch.cat([chunk.committed(noise) for chunk in span], 1),
-            torch.cat([chunk.timesteps() for chunk in span], 1),
-            joined_text(span),
-            joined_motion(span),
-            keep,
-        )
+        latents = torch.cat([chunk.committed(noise) for chunk in span], 1)
+        levels = tuple(level for chunk in span for level in chunk.levels)
+        task = CommitTask(ring, cursor, latents, levels, joined_text(span), joined_motion(span))
+        cursor = runner.rejoin(task, keep)
         made = {chunk.index: chunk for chunk in span}
         context = held_chunks(span, plan.sink_frames, plan.window_frames)
         if keep and plan.sink_frames:
@@ -151,7 +146,8 @@ def commit(
     """Put a finished chunk's keys and values behind the cursor."""
     assert chunk.text is not None, "a chunk is committed under the words it was made with"
     latents = chunk.committed(noise)
-    return runner.commit(state.ring, cursor, latents, chunk.timesteps(), chunk.text.context, chunk.motion)
+    task = CommitTask(state.ring, cursor, latents, chunk.levels, chunk.text.context, chunk.motion)
+    return runner.commit(task)
 
 
 def joined_text(chunks: tuple[LatentChunk, ...]) -> TextContext:

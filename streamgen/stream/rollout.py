@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..engine.guidance import Conditioning
 from ..engine.noise import NoiseSource
-from ..engine.runner import Runner
+from ..engine.runner import DenoiseTask, Runner
 from ..engine.sampler import Sampling
 from .latents import LatentChunk, LatentState
 from .prompts import Text
@@ -59,8 +59,8 @@ def advance(
     began = time.perf_counter()
     latents = given
     if latents is None:
-        place = (state.chunk, state.length)
-        latents = runner.denoise(state.ring, state.cursor, place, conditioning, noise, sampling)
+        place = (state.ring, state.cursor, state.chunk, state.length)
+        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling))
     measure("denoise", time.perf_counter() - began)
     level, drawn = sampling.context_sigma, sampling.commit_noise
     chunk = LatentChunk(state.chunk, state.start, latents, conditioning.motion, text, level, drawn)

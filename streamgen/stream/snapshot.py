@@ -99,6 +99,7 @@ def encode(
     meta |= _identity(model) | {
         "runner": runner.name,
         "quantize": runner.quantize,
+        "batch": None if runner.batch is None else runner.batch.to_json(),
         "threads": torch.get_num_threads(),
         "written_by": f"streamgen {own_version()}",
         "seed": state.log.header.seed,

@@ -19,7 +19,7 @@ from distill.families.tiny import (
     load_tokenizer,
     write_checkpoint,
 )
-from distill.flow import FlowMatching
+from distill.flow import FlowMatching, focused
 from distill.latent_cache import CacheConfig
 from distill.mixture import Kind, MixtureConfig
 from distill.scenes import MOTIONS, SceneConfig
@@ -27,11 +27,13 @@ from distill.stage import StatefulStage
 from distill.stages.causal import CausalRun, CausalStage
 from distill.trainer import Tick
 from distill.turning_probe import TurningGate, check_turning, plot_turning
+from distill.windows import image_batch
 from distill.words.heads import WordsConfig
 from models.context import ChunkPlan
 from models.text_encoder import Vocabulary
 from streamgen import CheckpointError, load_pipeline
 from streamgen.checkpoints.digest import tensor_digest
+from streamgen.engine.scheduler import add_noise, velocity_target
 from tests.tiny_checkpoints import WORDS
 from tests.tiny_checkpoints import write_checkpoint as write_random_checkpoint
 from tests.tiny_models import assert_needs, randomize
@@ -140,6 +142,28 @@ def test_every_kind_of_batch_gets_its_share_and_has_a_loss(
         assert stage.draw(Tick(1, 0, 0, 1, 0, 0.0)).x0.shape[1] == 1
 
     assert_needs(check, monkeypatch, distill.mixture.Turns, "at", lambda self, number: "clips")
+
+
+def test_first_frames_read_their_own_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a single frame only the caption that it reads is made into keys; its errors are those with all."""
+    run = tiny_run(tmp_path)
+    stage = CausalStage(run, CPU)
+    network = stage.module
+    # at its start a head says nothing at all
+    torch.nn.init.normal_(network.dit.head.head.weight, std=0.1)
+    windows = replace(run.windows, target_text_drop=0.5)
+    batch = image_batch(stage.latents.of(0)[1], 8, windows, torch.Generator().manual_seed(0))
+    assert 0 < int(batch.segment.sum()) < 8
+    noisy = add_noise(batch.targets, batch.noise, batch.sigma)
+    motion = torch.zeros(8, 1, SIZES.motion_channels, *noisy.shape[-2:])
+    velocity = network.velocity(noisy, batch.sigma, network.text(batch.words, batch.segment), motion)
+    squares = (velocity - velocity_target(batch.targets, batch.noise)).square().mean(2)
+
+    def check() -> None:
+        torch.testing.assert_close(network.errors(batch), focused(squares, batch.focus))
+
+    first = lambda words, index, dim: words[:, :1]  # noqa: E731
+    assert_needs(check, monkeypatch, torch.Tensor, "take_along_dim", first)
 
 
 def test_what_was_seen_is_counted(tmp_path: Path) -> None:

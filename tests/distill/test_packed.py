@@ -1,6 +1,7 @@
 """Teacher forcing over whole clips: the same numbers and gradients as the masked form, for less."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +43,45 @@ def test_packed_equals_masked(
 
     if plan.sink_frames and seen > plan.context_frames:
         # the sink at its own time, not right before the window of who reads it
-        unmoved = lambda self, k: k[:, None, : self.sink * self.tokens].expand(-1, self.seen, -1, -1, -1)  # noqa: E731
+        def unmoved(self: PackedContext, k: Tensor) -> Tensor:
+            own = k[:, : self.sink * self.tokens].transpose(1, 2)[:, :, None]
+            return own.expand(-1, -1, self.seen, -1, -1)
+
         assert_needs(check, monkeypatch, distill.packed.PackedContext, "_sink_keys", unmoved)
+    else:
+        check()
+
+
+@pytest.mark.parametrize("plan", [ChunkPlan(1, 1, 1, 4), ChunkPlan(1, 1, 0, 3)])
+@pytest.mark.parametrize(("seen", "targets"), [(12, 12), (9, 4), (3, 3), (2, 1)])
+def test_copies_see_what_one_alone_sees(
+    plan: ChunkPlan, seen: int, targets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed frames and themselves, none of the other copies: each equals a pass of its own, and what
+    was committed does not know of them.
+    """
+    torch.manual_seed(0)
+    rope, tokens = RotaryEmbedding3D(24), GRID[0] * GRID[1]
+    past, first, second = (torch.randn(3, 2, n * tokens, 2, 24) for n in (seen, targets, targets))
+
+    def check() -> None:
+        both = PackedContext(rope, seen, targets, plan, GRID, CPU, copies=2)
+        found = both.attend(0, *torch.cat([past, first, second], 2))
+        alone = PackedContext(rope, seen, targets, plan, GRID, CPU)
+        one, other = (alone.attend(0, *torch.cat([past, own], 2)) for own in (first, second))
+        expected = torch.cat([one, other[:, seen * tokens :]], 1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    plain = distill.packed.PackedContext.__init__
+
+    def misplaced(self: PackedContext, *args: Any, **options: Any) -> None:
+        # further copies as if they began with the clip
+        plain(self, *args, **options)
+        first = slice(0, targets)
+        self.groups = [*self.groups[:2], *((frames, first) for frames, _ in self.groups[2:])]
+
+    if targets < seen:
+        assert_needs(check, monkeypatch, distill.packed.PackedContext, "__init__", misplaced)
     else:
         check()
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import distill.flow
 import distill.running
 from distill.config import ConfigError
-from distill.flow import Condition, FlowNetwork, guided
+from distill.flow import Condition, FlowNetwork, Past, guided
 from distill.guidance import GuidanceRange, strengths_over
 from distill.running import (
     RolloutStudent,
@@ -26,11 +27,11 @@ from distill.stages import load_run
 from distill.stages.init import InitStage, _consistency, _regression, condition_of
 from distill.stages.self_forcing import Rolled, SelfForcingRun, SelfForcingStage
 from distill.trainer import Tick
-from models.context import ChunkPlan
+from models.context import ChunkPlan, SequenceFrame
 from models.kv_cache import CacheRing
 from models.motion_encoder import Tracks
 from streamgen import StreamEvent, load_pipeline
-from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity
+from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity, joint_guidance
 from streamgen.engine.noise import SeededNoise
 from streamgen.engine.runner import PlainRunner
 from streamgen.engine.sampler import Sampling
@@ -419,6 +420,45 @@ def test_guided_windows_equal_guided_streams() -> None:
         )
         expected = guided_velocity(dit, x, 0.6, told, cache)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("plan", "copies"), [((1, 1, 1, 3), 1), ((1, 1, 1, 3), 2), ((2, 2, 2, 4), 2)])
+def test_branches_behind_a_past_do_not_see_each_other(
+    plan: tuple[int, int, int, int], copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guidance behind a committed past, all branches in one pass, is that of three passes."""
+    network = FlowNetwork(*networks(), ChunkPlan(*plan))
+    generator = torch.Generator().manual_seed(0)
+    x, clean = torch.randn(2, 2, 6, 4, 4, 6, generator=generator)
+    x = torch.cat([x] * copies, 1) * torch.linspace(0.5, 1, 6 * copies)[:, None, None, None]
+    motion = torch.randn(2, 6, 3, 4, 6, generator=generator)
+    own = torch.cat([motion] * copies, 1)
+    keys = network.dit.embed_text(
+        torch.randn(2, 2, 5, 8, generator=generator), torch.zeros(2, 6, dtype=torch.long)
+    )
+    told = torch.zeros(2, 6 * copies, dtype=torch.long)
+    sigma = torch.full((2, 6 * copies), 0.6)
+    past = Past(clean, torch.zeros(2, 6), told[:, :6], motion, copies)
+    strengths = torch.tensor([2.0, 3.0]).expand(2, 6 * copies, 2)
+
+    def branch(segment: Tensor, tracks: Tensor) -> Tensor:
+        return network.velocity(x, sigma, replace(keys, segment=segment), tracks, None, past)
+
+    def check() -> None:
+        network._contexts.clear()
+        condition = Condition(replace(keys, segment=told), own, strengths)
+        found = guided(network, x, sigma, condition, past)
+        expected = joint_guidance(*apart, 2.0, 3.0)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    with torch.no_grad():
+        apart = branch(told, own), branch(told + 1, own), branch(told, torch.zeros_like(own))
+        if plan[0] == 1:
+            # what copies see of each other there has a test of its own (test_packed)
+            check()
+        else:
+            alike = lambda index, copy=0, **role: SequenceFrame(index, **role)  # noqa: E731
+            assert_needs(check, monkeypatch, distill.flow, "SequenceFrame", alike)
 
 
 def networks() -> tuple[Any, Any, Any]:

@@ -1,5 +1,6 @@
 """Training windows: frames of tracks, context of streams, captions around a change; the latent cache."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from distill.config import ConfigError
 from distill.flow import FlowBatch
 from distill.latent_cache import CacheConfig, LatentCache, LatentClips
 from distill.scenes import MOTIONS, SceneConfig, caption_vocabulary
-from distill.windows import WindowConfig, beginnings, changes, flow_batch, image_batch, whole_clips
+from distill.windows import (
+    Layout,
+    WindowConfig,
+    beginnings,
+    changes,
+    flow_batch,
+    image_batch,
+    whole_clips,
+)
 from models.context import ChunkPlan
 from models.motion_encoder import OCCLUDED, UNSPECIFIED, VISIBLE
 from models.text_encoder import Vocabulary
@@ -222,6 +231,29 @@ def test_dropped_motion_is_that_of_targets_alone() -> None:
     past = batch.past(motion)
     assert past is not None
     assert past.motion is motion
+
+
+@pytest.mark.parametrize("kind", [beginnings, whole_clips, changes])
+def test_copies_are_the_same_targets_under_other_noise(kind: Callable[..., Layout]) -> None:
+    """The past, the captions and the tracks are there once; levels, noise and what is dropped are each
+    copy's own.
+    """
+    clips = marked_clips(switch=9)
+    config = WindowConfig(copies=3, target_text_drop=0.5, beginning_frames=8)
+    layout = kind(clips, 5, config, generator())
+    batch = flow_batch(clips, layout, config, config.silence, generator())
+    count = layout.weight.shape[1]
+    assert batch.noise.shape[1] == batch.sigma.shape[1] == 3 * count
+    assert batch.x0.shape[1] == layout.frames.shape[1]
+    for alike in (batch.targets, batch.weight, batch.focus):
+        assert torch.equal(alike[:, :count], alike[:, count : 2 * count])
+        assert torch.equal(alike[:, :count], alike[:, -count:])
+    assert torch.equal(batch.targets[:, :count], batch.x0[:, -count:])
+    for other in (batch.sigma, batch.noise, batch.segment):
+        assert not torch.equal(other[:, :count], other[:, count : 2 * count])
+    once = replace(config, copies=1)
+    alone = flow_batch(clips, layout, once, config.silence, generator())
+    assert batch.counts == {name: 3 * number for name, number in alone.counts.items()}
 
 
 def test_a_drag_is_always_told() -> None:

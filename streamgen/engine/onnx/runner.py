@@ -15,17 +15,14 @@ import torch
 from torch import Tensor
 
 from models.causal_dit import CausalDiT, TextContext
-from models.kv_cache import CacheCursor, CacheRing, CacheView
+from models.kv_cache import CacheView
 from models.video_codec import VideoCodec
 from models.video_tokenizer import TokenizerState, VideoTokenizer
 
 from ...errors import InputError
 from ..decoder import DecoderState
-from ..guidance import Conditioning, guided_passes
-from ..noise import NoiseSource
 from ..quantize import quantization
-from ..runner import PlainRunner
-from ..sampler import Sampling, Velocity
+from ..runner import PassRunner
 from .decoder import decoder_graph, temporal_bias
 from .dit import Modulation, PassShape, base_of, dit_graph
 from .graph import Graph
@@ -35,7 +32,7 @@ TOLERANCE = 2e-4
 _FLOAT = np.float32
 
 
-class OnnxRunner(PlainRunner):
+class OnnxRunner(PassRunner):
     """Passes of the network and the decoder of `VideoTokenizer` as ONNX graphs. Weights are copied when a
     graph is first run: networks that are being trained run on the plain runner.
 
@@ -61,44 +58,6 @@ class OnnxRunner(PlainRunner):
         self.modulation = Modulation(dit)
         self._programs: dict[object, Program] = {}
         self._making = threading.Lock()
-
-    def denoise(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        chunk: tuple[int, int],
-        conditioning: Conditioning,
-        noise: NoiseSource,
-        sampling: Sampling,
-    ) -> Tensor:
-        """See `Runner`."""
-        assert not sampling.with_gradient, "training runs on the plain runner"
-        with torch.no_grad():
-            return super().denoise(ring, cursor, chunk, conditioning, noise, sampling)
-
-    def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
-        """See `PlainRunner`; branches of guidance one after the other."""
-        if view.ring.shape.batch != 1 or conditioning.strengths is not None:
-            return super().velocity(view, conditioning)
-        pass_of = lambda text, motion: self._pass(view, text, motion)  # noqa: E731
-        return guided_passes(conditioning, pass_of, self.dit.config.guidance)
-
-    @torch.no_grad()
-    def commit(
-        self,
-        ring: CacheRing,
-        cursor: CacheCursor,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: TextContext,
-        motion: Tensor | None,
-    ) -> CacheCursor:
-        """See `Runner`."""
-        level = float(timesteps.flatten()[0])
-        if ring.shape.batch != 1 or bool((timesteps != level).any()):
-            return super().commit(ring, cursor, latents, timesteps, text, motion)
-        self._pass(ring.view(cursor, latents.shape[1]), text, motion)(latents, level)
-        return cursor.moved(latents.shape[1])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -126,7 +85,8 @@ class OnnxRunner(PlainRunner):
         if self.decoder is not None and isinstance(self.decoder.tokenizer, VideoTokenizer):
             self._decoder(self.decoder.tokenizer, (frames, *latent_grid))
 
-    def _pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> "ChunkPass":
+    def network_pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> "ChunkPass":
+        """See `PassRunner`."""
         program = self._network(PassShape(view.frames, view.ring.shape.grid))
         return ChunkPass(program, self.dit, self.modulation, view, (text, motion))
 

@@ -14,8 +14,8 @@ from streamgen.engine.compiled import TOLERANCE, CompiledRunner
 from streamgen.engine.quantize import Quantization, QuantizedLinear, quantization, quantized, rounded
 from streamgen.errors import InputError
 from streamgen.render.job import RenderJob
+from streamgen.render.records import job_key
 from streamgen.render.shots import Shot
-from streamgen.render.sources import job_key
 from streamgen.stream.snapshot import read_meta
 from tests.command_line import call
 from tests.tiny_checkpoints import write_checkpoint

@@ -19,7 +19,7 @@ from models.kv_cache import CacheCursor, CacheRing, CacheShape
 from models.motion_encoder import MotionEncoder, MotionEncoderConfig, Tracks
 from models.rope import RotaryEmbedding3D
 from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity
-from streamgen.engine.runner import PlainRunner
+from streamgen.engine.runner import CommitTask, PlainRunner
 from tests.tiny_models import GRID, assert_needs, tiny_dit
 
 META = torch.device("meta")
@@ -86,7 +86,7 @@ def test_a_step_copies_nothing(guidance: bool, monkeypatch: pytest.MonkeyPatch) 
     def step() -> None:
         encoder(tracks, (GRID[0] * 2, GRID[1] * 2), first=False)
         guided_velocity(dit, x, 0.5, conditioning, ring.view(cursor, 2))
-        PlainRunner(dit).commit(ring, cursor, x, torch.full((1, 2), 50.0, device=META), text, motion)
+        PlainRunner(dit).commit(CommitTask(ring, cursor, x, (50.0, 50.0), text, motion))
 
     def check() -> None:
         assert transfers(step) == []

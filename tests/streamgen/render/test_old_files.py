@@ -16,7 +16,7 @@ from streamgen import load_pipeline
 from streamgen.motion.file import load_motion
 from streamgen.pipeline import Pipeline
 from streamgen.render.job_file import parse_jobs
-from streamgen.render.sources import job_key
+from streamgen.render.records import job_key
 from streamgen.stream.timeline import Timeline
 from tests.batch_folder import files
 from tests.command_line import ROOT, call

@@ -14,8 +14,9 @@ from streamgen.pipeline import Pipeline
 from streamgen.render.clip import write_clip
 from streamgen.render.job import RenderJob, job_from_command_line
 from streamgen.render.job_file import parse_jobs
+from streamgen.render.records import job_key
 from streamgen.render.shots import MAX_GESTURES, MAX_NAME, Shot
-from streamgen.render.sources import check_job, job_key, open_job
+from streamgen.render.sources import check_job, open_job
 from streamgen.stream import events
 from tests.batch_folder import items, lines, run
 from tests.command_line import call

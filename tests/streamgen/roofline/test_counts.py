@@ -13,7 +13,7 @@ from models.causal_dit import CausalDiT, TextContext
 from models.context import ChunkPlan
 from models.kv_cache import CacheCursor, CacheRing, CacheShape
 from streamgen.engine.compiled import ProgramContext, _forward
-from streamgen.engine.runner import PlainRunner
+from streamgen.engine.runner import CommitTask, PlainRunner
 from streamgen.roofline.counts import Work, counted
 from streamgen.wan.config import CONFIGS, read_wan_config
 from tests.tiny_models import GRID, assert_needs, tiny_dit, tiny_ring
@@ -67,7 +67,7 @@ def wan_pass() -> Work:
     latents = torch.empty(size, device=META, dtype=torch.bfloat16)
     text: TextContext = dit.embed_text(torch.empty(1, 512, 4096, device=META, dtype=torch.bfloat16))
     with counted(Work()) as work:
-        PlainRunner(dit).commit(ring, cursor, latents, torch.zeros(1, 3, device=META), text, None)
+        PlainRunner(dit).commit(CommitTask(ring, cursor, latents, (0.0,) * 3, text, None))
     return work
 
 

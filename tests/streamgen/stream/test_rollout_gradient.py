@@ -12,10 +12,10 @@ import models.kv_cache
 import streamgen.engine.sampler
 from models.attention import attend
 from models.context import ChunkPlan
-from models.kv_cache import CacheCursor, CacheRing
+from models.kv_cache import CacheCursor
 from streamgen.engine.guidance import Conditioning, Guidance
 from streamgen.engine.noise import SeededNoise
-from streamgen.engine.runner import PlainRunner
+from streamgen.engine.runner import CommitTask, PlainRunner
 from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
 from streamgen.stream.latents import LatentChunk, LatentState
@@ -108,12 +108,10 @@ def test_no_gradient_flows_into_committed_context(monkeypatch: pytest.MonkeyPatc
         assert grads[0] is None or float(grads[0].abs().max()) == 0.0
         assert not stream_cache_has_history(stream)
 
-    def live_commit(
-        self: PlainRunner, ring: CacheRing, cursor: CacheCursor, latents: Tensor, *rest: object
-    ) -> CacheCursor:
+    def live_commit(self: PlainRunner, task: CommitTask) -> CacheCursor:
         """The published defect: committed keys keep their history."""
-        ring.keys = ring.keys + self.dit.head.head.weight.sum()
-        return cursor.moved(latents.shape[1])
+        task.ring.keys = task.ring.keys + self.dit.head.head.weight.sum()
+        return task.cursor.moved(task.frames)
 
     assert_needs(check, monkeypatch, PlainRunner, "commit", live_commit)
 

@@ -1,0 +1,81 @@
+"""Ablations: `python -m distill.ablate GRID.yaml -o FOLDER`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from streamgen.errors import InputError, StreamgenError
+
+from ..signals import SIGNAL_EXIT
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.ablate",
+        description="Train and judge the cells of a grid in equal budgets, and hold them against each other: "
+        "figures with intervals, what is decided and what is not, and the smallest difference that would "
+        "have been found. Goes on where it was stopped; a cell that fails leaves the others alone.",
+    )
+    parser.add_argument("grid", help="a grid, such as configs/ablations/objectives.yaml")
+    parser.add_argument("-o", "--out", required=True, help="folder of the cells and the table")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
+    parser.add_argument("--table", action="store_true", help="make the table of what is there, run nothing")
+    return parser.parse_args(list(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 some cells failed, 2 bad input, 130 or 143."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _ablate(options)
+    except StreamgenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: the same command goes on\n")
+        return 130
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    # Imported late, so that usage errors answer at once.
+    from .cells import Runner
+    from .grid import read_grid
+    from .table import write_table
+
+    if options.jobs < 1:
+        raise InputError(f"--jobs: expected at least 1, found {options.jobs}")
+    path, out = Path(options.grid), Path(options.out)
+    grid = read_grid(path)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be made ({error.strerror})") from None
+    signal.signal(signal.SIGTERM, _stop)
+    results = []
+    for result in () if options.table else Runner(grid, path.parent, out.resolve(), options.jobs).run():
+        results.append(result)
+        how = f"failed: {result.error}" if result.error else "done"
+        spent = "" if result.seconds is None else f" in {result.seconds / 60:.1f} min"
+        sys.stderr.write(f"{result.cell.title}: {how}{spent}\n")
+        write_table(grid, out.resolve(), results)
+    cells = write_table(grid, out.resolve(), results)
+    sys.stdout.write((out / "table.md").read_text(encoding="utf-8"))
+    sys.stderr.write(f"table: {out / 'index.html'}\n")
+    failed = any(result.error for result in results) or (
+        not options.table and any(cell.error for cell in cells)
+    )
+    return int(failed)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """End as by Ctrl-C, with the signal's own code; running cells save first."""
+    raise SystemExit(SIGNAL_EXIT[signal.Signals(number)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,237 @@
+"""From the cells' reports to a table: figures with intervals, and whether each is decided."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.figures import figures_of, models_compared
+from ..evaluation.intervals import Figure
+from ..evaluation.page import Picture, Section, Table, markdown, write_page
+from ..evaluation.rows import Row, checked_rows
+from .cells import Cell, Result, cells_of
+from .grid import Claim, Grid
+
+ROWS = "cells.jsonl"
+#: Of these less is better.
+_LESS = ("track_error", "switch_seconds", "switch_hop", "seam")
+#: A difference of this many standard errors is found in four of five tries (at 5 % two-sided).
+_FOUND = 1.959963984540054 + 0.8416212335729143
+_SEED_STRIDE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Against:
+    """A figure of a cell against another cell's on equal streams: their difference with its interval, how
+    many pairs, what is `decided` (better, worse or undecided), and the smallest difference that so many
+    pairs would have shown in four of five tries.
+    """
+
+    difference: float
+    low: float
+    high: float
+    n: int
+    decided: str
+    smallest: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A cell over all its seeds that ended well: figures, and against the reference those that can be
+    compared; `error` where none did.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    figures: Mapping[str, Figure]
+    against: Mapping[str, Against]
+    error: str | None = None
+
+
+def judged_cells(grid: Grid, out: Path, results: Mapping[tuple[str, int], Result]) -> list[Judged]:
+    """What the cells' reports say, in the grid's order."""
+    known = {name: _seeds(grid, out, name, results) for name in grid.cells}
+    found = []
+    for name, cells in known.items():
+        if not cells:
+            errors = [r.error for (cell, _), r in results.items() if cell == name and r.error]
+            found.append(Judged(name, (), {}, {}, errors[0] if errors else "not run yet"))
+            continue
+        figures = _figures(grid, cells)
+        reference = known[grid.reference]
+        against = {} if name == grid.reference or not reference else compare(grid, reference, cells)
+        found.append(Judged(name, tuple(cell.seed for cell in cells), figures, against))
+    return found
+
+
+def compare(grid: Grid, first: Sequence[Cell], second: Sequence[Cell]) -> dict[str, Against]:
+    """The figures of `second` against those of `first`, on the seeds and streams that both have."""
+    if grid.judge == "tokenizer":
+        sides = [_figures(grid, cells) for cells in (first, second)]
+        return {
+            name: _apart(name, sides[0][name], sides[1][name]) for name in grid.figures if name in sides[0]
+        }
+    pairs = models_compared(*(_pooled(cells) for cells in (first, second)))
+    return {
+        row["figure"]: _against(row["figure"], row["difference"], row["low"], row["high"], row["n"])
+        for row in pairs
+    }
+
+
+def verdict(claim: Claim, against: Mapping[str, Against]) -> str:
+    """Whether a claim is found again, in words; `against` is the better cell's against the worse one's."""
+    if claim.figure not in against:
+        return "not measured"
+    one = against[claim.figure]
+    word = {"better": "as published", "worse": "the other way round", "undecided": "undecided"}[one.decided]
+    return (
+        f"{word}: {one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}], {one.n} pairs; "
+        f"{one.smallest:.3f} would have been found"
+    )
+
+
+def write_table(grid: Grid, out: Path, results: Sequence[Result]) -> list[Judged]:
+    """Write `cells.jsonl`, `table.md`, `index.html` and `figures.png` to `out`; returns what they show."""
+    by_cell = {(result.cell.name, result.cell.seed): result for result in results}
+    cells = judged_cells(grid, out, by_cell)
+    lines = [
+        {
+            "cell": result.cell.name,
+            "seed": result.cell.seed,
+            "seconds": result.seconds,
+            "error": result.error,
+            **_training(result.cell),
+        }
+        for result in results
+    ]
+    with open(out / ROWS, "w", encoding="utf-8") as file:
+        for line in [*lines, *(_plain(cell) for cell in cells)]:
+            file.write(json.dumps(line) + "\n")
+    table = Table(["", "seeds", *grid.figures], [_line(grid, cell) for cell in cells])
+    differences = Table(
+        ["", "figure", f"against {grid.reference}", "pairs", "decided", "would have been found"],
+        [row for cell in cells for row in _differences(grid, cell)],
+    )
+    claims = Table(["claim", "source", "found"], _claims(grid, out, by_cell))
+    parts = [table, differences, *([claims] if grid.claims else [])]
+    (out / "table.md").write_text("\n".join(markdown(part) for part in parts), encoding="utf-8")
+    _plot(grid, cells, out / "figures.png")
+    sections = [Section("", [parts[0], Picture("figures.png")]), Section("Differences", [differences])]
+    if grid.claims:
+        sections.append(Section("Claims", [claims]))
+    write_page(out / "index.html", grid.title, sections)
+    return cells
+
+
+def _claims(grid: Grid, out: Path, results: Mapping[tuple[str, int], Result]) -> list[list[str]]:
+    rows = []
+    for claim in grid.claims:
+        better, worse = (_seeds(grid, out, name, results) for name in (claim.better, claim.worse))
+        against = compare(grid, worse, better) if better and worse else {}
+        what = f"{claim.figure}: {claim.better} over {claim.worse}"
+        rows.append([what, claim.source, verdict(claim, against)])
+    return rows
+
+
+def _seeds(grid: Grid, out: Path, name: str, results: Mapping[tuple[str, int], Result]) -> list[Cell]:
+    """A cell's trainings whose reports are there."""
+    file = "tokenizers.json" if grid.judge == "tokenizer" else "report.json"
+    cells = [cell for cell in cells_of(grid, out) if cell.name == name and (cell.report / file).exists()]
+    return [cell for cell in cells if (done := results.get((name, cell.seed))) is None or done.error is None]
+
+
+def _pooled(cells: Sequence[Cell]) -> list[Row]:
+    """The rows of several trainings; a stream's seed tells, too, by which training seed it was made."""
+    return [
+        replace(row, seed=row.seed + _SEED_STRIDE * cell.seed)
+        for cell in cells
+        for row in checked_rows(cell.report)[1]
+    ]
+
+
+def _figures(grid: Grid, cells: Sequence[Cell]) -> dict[str, Figure]:
+    if grid.judge == "streams":
+        found = figures_of(_pooled(cells))
+        return {name: found[name] for name in grid.figures}
+    figures: dict[str, Figure] = {}
+    for cell in cells[:1]:
+        (row,) = json.loads((cell.report / "tokenizers.json").read_text(encoding="utf-8"))
+        figures = {name: Figure(row[name], *row["intervals"][name], row["clips"]) for name in grid.figures}
+    return figures
+
+
+def _apart(name: str, first: Figure, second: Figure) -> Against:
+    """Two figures of clips that are the same, taken as if they were not: wider than need be."""
+    assert first.value is not None
+    assert second.value is not None
+    reach = [((f.high or 0.0) - (f.low or 0.0)) / 2 for f in (first, second)]
+    both, difference = math.hypot(*reach), second.value - first.value
+    return _against(name, difference, difference - both, difference + both, second.n)
+
+
+def _against(name: str, difference: float, low: float, high: float, n: int) -> Against:
+    less = any(part in name for part in _LESS)
+    up, down = ("worse", "better") if less else ("better", "worse")
+    decided = up if low > 0 else down if high < 0 else "undecided"
+    error = (high - low) / 2 / 1.959963984540054
+    return Against(difference, low, high, n, decided, _FOUND * error)
+
+
+def _training(cell: Cell) -> dict[str, Any]:
+    """Minutes and updates of a cell's trainings, by stage."""
+    found: dict[str, Any] = {}
+    for file in sorted(cell.folder.glob("*/metrics.jsonl")):
+        last = file.read_text(encoding="utf-8").splitlines()[-1:]
+        if last:
+            values = json.loads(last[0])
+            found[file.parent.name] = {"minutes": values.get("minutes"), "updates": values.get("step")}
+    return {"trained": found}
+
+
+def _plain(cell: Judged) -> dict[str, Any]:
+    figures = {name: asdict(figure) for name, figure in cell.figures.items()}
+    against = {name: asdict(one) for name, one in cell.against.items()}
+    return {
+        "cell": cell.name,
+        "seeds": list(cell.seeds),
+        "error": cell.error,
+        "figures": figures,
+        "against": against,
+    }
+
+
+def _line(grid: Grid, cell: Judged) -> list[Any]:
+    if cell.error is not None:
+        return [cell.name, f"failed: {cell.error}", *("-" for _ in grid.figures)]
+    return [cell.name, len(cell.seeds), *(cell.figures[name] for name in grid.figures)]
+
+
+def _differences(grid: Grid, cell: Judged) -> list[list[Any]]:
+    rows = []
+    for name in grid.figures:
+        if (one := cell.against.get(name)) is not None:
+            bounds = f"{one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+            rows.append([cell.name, name, bounds, one.n, one.decided, f"{one.smallest:.3f}"])
+    return rows
+
+
+def _plot(grid: Grid, cells: Sequence[Judged], path: Path) -> None:
+    """Every figure of every cell with its interval."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(2.6 * len(grid.figures), 0.5 + 0.35 * len(cells)), layout="constrained")
+    axes = canvas.subplots(1, len(grid.figures), sharey=True, squeeze=False)[0]
+    names = [cell.name for cell in cells]
+    for axis, figure in zip(axes, grid.figures, strict=True):
+        for place, cell in enumerate(cells):
+            found = cell.figures.get(figure)
+            if found is not None and found.value is not None:
+                axis.plot([found.low, found.high], [place, place], "tab:blue")
+                axis.plot([found.value], [place], "o", color="tab:blue", markersize=4)
+        axis.set_title(figure, fontsize=8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.3)
+    canvas.savefig(path, dpi=110)

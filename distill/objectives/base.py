@@ -1,0 +1,111 @@
+"""What every objective sees, and the noise levels at which distributions are compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from streamgen.engine.scheduler import add_noise
+
+from ..config import require
+
+#: `(x_t (B, T, C, h, w), sigma (B, T)) -> clean estimate` of a score network, or its velocity.
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+#: `(x_t (B, T, C, h, w), sigma (B, T)) -> (B, T)`: how much each frame looks like one of a clip.
+Judge = Callable[[Tensor, Tensor], Tensor]
+Loss = tuple[Tensor, dict[str, Tensor | float]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Latents of clips `x (B, T, C, h, w)`, as many and as long as the student's, and what the critic's
+    features say of noisy windows: of clips at their own conditioning, and of the student's.
+    """
+
+    x: Tensor
+    of_clips: Judge
+    of_student: Judge
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The real score (a guided teacher) and the fake one (the critic) at a window's conditioning; where an
+    objective asks for them, the real one without what came before each chunk, and `Judged` clips.
+    """
+
+    real: Denoiser
+    fake: Denoiser
+    alone: Denoiser | None = None
+    judged: Judged | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Generated latents `x (B, T, C, h, w)`, of which the frames with `fresh (T,)` are new; those before them
+    are context and carry no gradient. `part (T,)` numbers what is compared at one noise level: 0 everywhere
+    for a window as a whole, or its chunks.
+    """
+
+    x: Tensor
+    fresh: Tensor
+    part: Tensor
+
+
+class Objective(Protocol):
+    """Losses of student and critic on a window; noise levels and noise come from `generator`.
+
+    Attributes:
+        needs_clips: `Scores.judged` and the critic's `judged` have to be given.
+        needs_alone: `Scores.alone` has to be given.
+        through_scores: the gradient reaches the student through the score networks, too.
+    """
+
+    needs_clips: ClassVar[bool]
+    needs_alone: ClassVar[bool]
+    through_scores: ClassVar[bool]
+
+    def student_loss(self, window: Window, scores: Scores, generator: torch.Generator) -> Loss:
+        """Loss (scalar) whose gradient reaches the student through `window.x`, and metrics."""
+        ...
+
+    def critic_loss(
+        self, window: Window, critic: Denoiser, generator: torch.Generator, judged: Judged | None = None
+    ) -> Loss:
+        """Loss (scalar) of the critic, which here gives its velocity, and metrics."""
+        ...
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """Noise levels at which distributions are compared: uniform, pushed towards noise by `shift`, within
+    [`lowest`, `highest`].
+    """
+
+    shift: float = 3.0
+    lowest: float = 0.02
+    highest: float = 0.98
+
+    def __post_init__(self) -> None:
+        require(0 < self.lowest < self.highest < 1, "objective", "0 < lowest < highest < 1", self)
+        require(self.shift > 0, "objective.shift", "> 0", self.shift)
+
+    def sample(self, window: Window, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(sigma `(B, T)`, noise as `window.x`): one level per sample and part."""
+        x, parts = window.x.detach(), int(window.part.max()) + 1
+        u = torch.rand(len(x), parts, generator=generator)[:, window.part.cpu()]
+        sigma = (self.shift * u / (1 + (self.shift - 1) * u)).clamp(self.lowest, self.highest)
+        return sigma.to(x), torch.randn(x.shape, generator=generator).to(x)
+
+    def noised(self, window: Window, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t, sigma `(B, T)`, noise); the gradient of x_t is that of `window.x`."""
+        sigma, noise = self.sample(window, generator)
+        return add_noise(window.x, noise, sigma), sigma, noise
+
+
+def by_part(values: Tensor, window: Window) -> Tensor:
+    """Means of `values (B, T)` over the fresh frames of each part, at every frame of the part."""
+    same = (window.part[:, None] == window.part) & window.fresh
+    weights = same.to(values) / same.sum(1, keepdim=True).clamp_min(1)
+    return values @ weights.T
