@@ -1,7 +1,10 @@
 """`python -m demo`: the live demo on this machine."""
 
+import os
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,7 +87,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         raise typer.BadParameter("expected user:password", param_hint="--auth")
     access = Access(_is_loopback(host), tuple(o.rstrip("/") for o in origin or ()), auth)
     try:
-        from .live import Limits
+        from .limits import Limits
         from .lobby import Rules
         from .server import Options
 
@@ -95,7 +98,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         engine.wait(_AT_ONCE_SECONDS)
         if engine.failure is not None:
             raise engine.failure
-        serve(engine, Options(rules, limits, access, root_path), host, port)
+        serve(engine, Options(rules, limits, access, root_path, _shelf()), host, port)
     except StreamgenError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -182,6 +185,12 @@ def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
     server.run()
     if engine.failure is not None:
         raise engine.failure
+
+
+def _shelf() -> Path:
+    """Where this user's streams outlive the server for an hour."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    return Path(tempfile.gettempdir()) / f"streamgen-demo-{user}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,7 +3,7 @@
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +51,7 @@ from .stream.events import StreamEvent
 from .stream.latents import LatentState
 from .stream.log import EventLog, LogHeader
 from .stream.model import ModelParts, StreamModel
+from .stream.prompts import Blend
 from .stream.recache import recache_of
 from .stream.session import Session
 from .stream.settings import StreamSettings
@@ -104,6 +105,7 @@ class Pipeline(StreamModel):
         *,
         gestures: Mapping[str, TrackSet | None] | None = None,
         prompt_embeds: Tensor | None = None,
+        blend: Blend | Sequence[Any] | Mapping[str, float] | None = None,
         runner: str | Runner | None = None,
         quantize: str | None = None,
         decode: bool = True,
@@ -122,6 +124,7 @@ class Pipeline(StreamModel):
             noise: where all draws come from instead of the seed, recorded ones for instance.
             gestures: named tracks from frame 0 on, besides `motion`.
             prompt_embeds: embeddings `(L, dim)` in place of those of the prompt's words.
+            blend: prompts with weights in place of one prompt.
             runner: what computes chunks: a name of `engine.choice.RUNNERS`, or one of your own; by default
                 what the pipeline was loaded with, else `auto`.
             quantize: what is in eight bits (linear layers, the cache), a name of
@@ -137,9 +140,9 @@ class Pipeline(StreamModel):
                 or eight bits that are unknown or cannot be had.
             CheckpointError: a cache that does not fit into memory.
         """
-        event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds)
+        event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds, blend=blend)
         if not event.changes_text:
-            raise InputError("prompt: expected some words or prompt_embeds, found none")
+            raise InputError("prompt: expected some words, a blend or prompt_embeds, found none of them")
         gestures_now = changed((), event.gesture_changes, 0)
         if gestures_now and self.motion_encoder is None:
             raise InputError(f"motion: {self.name} was not trained with tracks")
@@ -385,8 +388,8 @@ class Pipeline(StreamModel):
         opening = timeline.events[0].event
         session = self.open(
             opening.prompt, timeline.seed, opening.motion, image, video, opening.settings, noise,
-            gestures=opening.gestures, prompt_embeds=opening.prompt_embeds, runner=runner, quantize=quantize,
-            decode=decode,
+            gestures=opening.gestures, prompt_embeds=opening.prompt_embeds, blend=opening.blend,
+            runner=runner, quantize=quantize, decode=decode,
         )  # fmt: skip
         expected, found = timeline.start, session.state.log.header.start
         if expected != found:

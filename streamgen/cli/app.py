@@ -52,7 +52,10 @@ _SOURCE = (
 _OUTPUT = "The video (.mp4); for a jobs file, a folder."
 _SECONDS = "Length: 8 by default; of a record its own, of a timeline 2 s beyond its last event."
 _SEED = "Default 0; in a jobs file, that of the first job."
-_AT = 'Change the prompt: "4:PROMPT" at second 4. Repeatable.'
+_AT = (
+    'Change the prompt: "4:PROMPT" at second 4, "4-6:PROMPT" from 4 to 6, "4:.7*PROMPT + .3*PROMPT" a blend. '
+    "Repeatable."
+)
 _MOTION = "Motion file from frame 0: drags, paths, pins, camera, tracks of a clip."
 _GESTURE = (
     "A named motion as NAME=FILE, besides --motion; NAME= lets go of one of a saved stream. Repeatable."

@@ -19,6 +19,7 @@ from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.geometry import LatentGeometry
+from ..engine.interpolate import blended
 from ..engine.live_lora import LiveLoraRunner
 from ..engine.networks import Networks
 from ..engine.parallel.mesh import Mesh
@@ -27,7 +28,7 @@ from ..engine.program.leases import RingPool
 from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
 from .events import StreamEvent
-from .prompts import PromptEncoder, Text, check_prompt
+from .prompts import Blend, Passage, PromptEncoder, Text, blend_mark, blend_name, check_prompt
 from .settings import StreamSettings
 
 _CACHED_PROMPTS = 64
@@ -273,6 +274,36 @@ class StreamModel:
         given = hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
         return Text(prompt or f"embeddings {given}", context, embedding, given)
 
+    def blended_text(self, blend: Blend) -> Text:
+        """The weighted mean of prompts. One of all the weight is that prompt itself.
+
+        Raises:
+            InputError: see `text`.
+        """
+        parts = [(self.text(prompt), weight) for prompt, weight in blend if weight > 0]
+        if len(parts) == 1:
+            return parts[0][0]
+        texts = [text for text, _ in parts]
+        mean = blended([self.kept_embedding(text) for text in texts], [weight for _, weight in parts])
+        embedding, context = self._embed(mean)
+        unknown = tuple(dict.fromkeys(word for text in texts for word in text.unknown))
+        dropped = sum(text.dropped for text in texts)
+        mark = blend_mark(blend, "linear")
+        return Text(blend_name(blend), context, embedding, mark, unknown, dropped, blend=blend)
+
+    def passing_text(self, passage: Passage) -> Text:
+        """The text of a chunk on the way from one text to another; the target itself at its end."""
+        if passage.over_now:
+            return passage.target
+        embedding, context = self._embed(passage.embedding())
+        target = passage.target
+        return Text(target.prompt, context, embedding, passage.mark, target.unknown, target.dropped)
+
+    def kept_embedding(self, text: Text) -> Tensor:
+        """What a text was made from."""
+        assert text.embedding is not None, "texts of streams keep what they are made from"
+        return text.embedding
+
     def check_embeds(self, embeds: Tensor) -> None:
         """Raise InputError for embeddings `(tokens, dim)` that the network cannot read."""
         width, length = self.dit.config.text_dim, self.prompts.length
@@ -282,10 +313,10 @@ class StreamModel:
                 f"{len(embeds)} of width {embeds.shape[1]}"
             )
 
-    def restored_text(self, prompt: str, given: str, embedding: Tensor) -> Text:
+    def restored_text(self, prompt: str, given: str, embedding: Tensor, blend: Blend = ()) -> Text:
         """A text whose embedding was kept, `(1, L, dim)` in the network's precision."""
         kept = None if given else self._kept(prompt)
-        return kept or Text(prompt, self._embed(embedding)[1], embedding, given)
+        return kept or Text(prompt, self._embed(embedding)[1], embedding, given, blend=blend)
 
     def coming_text(self, event: StreamEvent) -> "Future[Text] | None":
         """The text that an event brings: there already where it is known or quickly made, else on its way;
@@ -294,7 +325,8 @@ class StreamModel:
         if not event.changes_text:
             return None
         make = lambda: self.event_text(event)  # noqa: E731
-        if self.prompts.quick or event.prompt_embeds is not None or self._kept(str(event.prompt)) is not None:
+        known = event.prompt is not None and self._kept(event.prompt) is not None
+        if self.prompts.quick or event.prompt_embeds is not None or known:
             future: Future[Text] = Future()
             try:
                 future.set_result(make())
@@ -307,6 +339,8 @@ class StreamModel:
         """The text that an event brings."""
         if event.prompt_embeds is not None:
             return self.given_text(event.prompt, event.prompt_embeds)
+        if event.blend is not None:
+            return self.blended_text(event.parts)
         return self.text(str(event.prompt))
 
     def new_ring(self, settings: StreamSettings, eight_bits: bool = False) -> CacheRing:

@@ -32,7 +32,7 @@ from .events import Receipt
 from .latents import LatentChunk, LatentState
 from .log import EventLog, LogHeader, decode_event, encode_event, read_log
 from .model import StreamModel
-from .prompts import Text
+from .prompts import Over, Passage, Text
 from .queue import Pending
 from .state import FrameChunk, StreamState
 
@@ -40,7 +40,7 @@ FORMAT, VERSION = "streamgen-snapshot", 2
 # what read the versions of before; there is no reader for them here
 _READERS = {1: "streamgen 0.1"}
 _TRACKS = ("points", "state", "pinned", "ids")
-_TEXT = ("prompt", "given", "unknown", "dropped", "strengths")
+_TEXT = ("prompt", "given", "unknown", "dropped", "strengths", "blend")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, A
     """Tensors and plain values of the cache, the record, and the texts that both speak of."""
     latents = state.latents
     chunks = list({id(chunk): chunk for chunk in (*latents.context, *latents.recent)}.values())
-    said = (state.controls.text, *(chunk.text for chunk in chunks))
+    passage = state.controls.passage
+    ends = () if passage is None else (passage.source, passage.target)
+    said = (state.controls.text, *ends, *(chunk.text for chunk in chunks))
     texts = list({id(text): text for text in said if text is not None}.values())
     places = {id(chunk): i for i, chunk in enumerate(chunks)}
     words = {id(text): i for i, text in enumerate(texts)}
@@ -137,6 +139,7 @@ def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, A
     meta = {
         "text": words[id(state.controls.text)],
         "texts": [{name: vars(text)[name] for name in _TEXT} for text in texts],
+        "passage": None if passage is None else _passage_row(passage, words),
         "cursor": asdict(latents.cursor),
         "held": [latents.intact, latents.ring.sink_intact(latents.cursor)],
         "record": [
@@ -182,6 +185,7 @@ def decode(
             texts[meta["text"]],
             model.settings.updated(meta["settings"]),
             tuple(_gesture(i, row, tensors) for i, row in enumerate(meta["gestures"])),
+            _passage(meta.get("passage"), texts),
         )
         ring = model.new_ring(controls.settings, eight_bits)
         latents = _latents(ring, meta, tensors, texts)
@@ -386,10 +390,25 @@ def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) 
 
 
 def _text(row: dict[str, Any], embedding: Tensor, model: StreamModel) -> Text:
-    text = model.restored_text(str(row["prompt"]), str(row["given"]), embedding)
+    blend = tuple((str(prompt), float(weight)) for prompt, weight in row.get("blend") or ())
+    text = model.restored_text(str(row["prompt"]), str(row["given"]), embedding, blend)
     text = replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
     # of snapshots from before there were live LoRAs: none
     return model.read_at(text, tuple(map(float, row.get("strengths", ()))))
+
+
+def _passage_row(passage: Passage, words: dict[int, int]) -> dict[str, Any]:
+    """A passage as plain values, its ends by their places among the texts."""
+    ends = {"source": words[id(passage.source)], "target": words[id(passage.target)]}
+    how = {"over": passage.over.to_json(), "recaches": passage.recaches, "sink": passage.sink}
+    return ends | how | {"done": passage.done}
+
+
+def _passage(row: dict[str, Any] | None, texts: list[Text]) -> Passage | None:
+    if row is None:
+        return None
+    over, ends = Over.of(row["over"]), (texts[row["source"]], texts[row["target"]])
+    return Passage(*ends, over, bool(row["recaches"]), row["sink"], int(row["done"]))
 
 
 def _gesture(i: int, row: dict[str, Any], tensors: dict[str, Tensor]) -> Gesture:
