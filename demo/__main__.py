@@ -1,7 +1,10 @@
 """`python -m demo`: the live demo on this machine."""
 
+import os
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,7 +46,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
     runner: Annotated[
         str | None,
-        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx or compile."),
+        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx, compile or graph."),
     ] = None,
     quantize: Quantize = None,
     deadline: Annotated[
@@ -84,7 +87,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         raise typer.BadParameter("expected user:password", param_hint="--auth")
     access = Access(_is_loopback(host), tuple(o.rstrip("/") for o in origin or ()), auth)
     try:
-        from .live import Limits
+        from .limits import Limits
         from .lobby import Rules
         from .server import Options
 
@@ -95,7 +98,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         engine.wait(_AT_ONCE_SECONDS)
         if engine.failure is not None:
             raise engine.failure
-        serve(engine, Options(rules, limits, access, root_path), host, port)
+        serve(engine, Options(rules, limits, access, root_path, _shelf()), host, port)
     except StreamgenError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -137,6 +140,9 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     info = replace(info_of(name, describe(name, wan), device_of(given["device"])), loras=loras)
 
     def load(tell: "Tell") -> PipelineEngine:
+        def programs(done: int, total: int, label: str) -> None:
+            tell(f"programs: {done} of {total}{label and f', {label}'}", done / max(1, total))
+
         told = wan_options(given, note, tell)
         dtype, runner, quantize = dtype_of(given["dtype"]), given["runner"], given["quantize"]
         pipeline = load_pipeline(name, given["device"], dtype, told, runner, quantize)
@@ -149,7 +155,7 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
         if given["threads"] is None:
             pipeline.settle_threads()
         tell("choosing what computes chunks", None)
-        chosen = pipeline.choose().note
+        chosen = pipeline.choose(progress=programs).note
         if chosen is not None:
             note(chosen)
         return PipelineEngine(pipeline, given["deadline"])
@@ -179,6 +185,12 @@ def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
     server.run()
     if engine.failure is not None:
         raise engine.failure
+
+
+def _shelf() -> Path:
+    """Where this user's streams outlive the server for an hour."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    return Path(tempfile.gettempdir()) / f"streamgen-demo-{user}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -61,10 +61,10 @@ class Answers:
         self._asked.append(_Asked(number, kind, label, receipt))
         self._say(number, kind, "accepted", unknown=list(receipt.unknown), dropped=receipt.dropped)
 
-    def gesture(self, kind: str, number: int = 0) -> None:
+    def gesture(self, kind: str, number: int = 0, label: str | None = None) -> None:
         """A gesture is in force from the next chunk on."""
         if not self.full:
-            self._asked.append(_Asked(number, kind, kind, None))
+            self._asked.append(_Asked(number, kind, label or kind, None))
 
     def refuse(self, number: int, kind: str, reason: str) -> None:
         """A change cannot be."""

@@ -129,7 +129,7 @@ async def _steer(page: Any, seconds: float) -> None:
 @contextlib.asynccontextmanager
 async def _served(engine: Engine) -> AsyncIterator[int]:
     warm_up(engine)
-    app = build_app(engine, Options(rules=replace(Rules(), grace_seconds=0.5, idle_seconds=0.0)))
+    app = build_app(engine, Options(rules=replace(Rules(), closed_seconds=0.5, idle_seconds=0.0)))
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", **SERVER_OPTIONS)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

@@ -18,6 +18,7 @@ from streamgen import Pipeline, Session, Snapshot, StreamEvent, StreamgenError
 from streamgen.families import Description, find_model
 from streamgen.machine import device_name
 from streamgen.stream.events import Receipt
+from streamgen.stream.snapshot import read_snapshot, write_snapshot
 
 from .history import Saved
 
@@ -78,14 +79,16 @@ class Loading:
 
 @dataclass(frozen=True)
 class Generated:
-    """One chunk: uint8 frames `(T, H, W, 3)`, the first one's index, the chunk's, and receipts of the events
-    that took effect with it or were found impossible.
+    """One chunk: uint8 frames `(T, H, W, 3)`, the first one's index, the chunk's, receipts of the events that
+    took effect with it or were found impossible, seconds by part, and whether the cache was made anew.
     """
 
     frames: np.ndarray
     start: int
     index: int
     receipts: tuple[Receipt, ...]
+    timings: Mapping[str, float] = field(default_factory=dict)
+    recached: bool = False
 
 
 class Stream(Protocol):
@@ -99,6 +102,11 @@ class Stream(Protocol):
     @property
     def next_length(self) -> int:
         """Frames of the next chunk."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """What its draws come from."""
         ...
 
     @property
@@ -153,7 +161,15 @@ class Stream(Protocol):
         ...
 
     def restore(self, saved: Any) -> None:
-        """Go to a snapshot of this stream; no event waits then."""
+        """Go to a snapshot of this stream, or of another one of the same model; no event waits then."""
+        ...
+
+    def write(self, saved: Any, path: Path) -> None:
+        """Write a snapshot to a file; may be called from any thread.
+
+        Raises:
+            StreamgenError: it cannot be written.
+        """
         ...
 
     def timeline(self) -> dict[str, Any]:
@@ -192,6 +208,22 @@ class Engine(Protocol):
 
         Raises:
             StreamgenError: what was asked for cannot be.
+        """
+        ...
+
+    def resume(self, path: Path) -> Stream:
+        """Go on with a stream that was written.
+
+        Raises:
+            StreamgenError: it cannot be read, or is of another model.
+        """
+        ...
+
+    def timeline_of(self, path: Path) -> dict[str, Any]:
+        """The timeline of a stream that was written; may be called from any thread.
+
+        Raises:
+            StreamgenError: it cannot be read.
         """
         ...
 
@@ -276,6 +308,12 @@ class PipelineEngine:
         session = self.pipeline.open(prompt, seed, settings=settings, deadline_ms=self.deadline_ms, **start)
         return SessionStream(session)
 
+    def resume(self, path: Path) -> "SessionStream":
+        return SessionStream(self.pipeline.resume(path, deadline_ms=self.deadline_ms))
+
+    def timeline_of(self, path: Path) -> dict[str, Any]:
+        return read_snapshot(path, torch.device("cpu")).log.timeline().to_json()
+
 
 class SessionStream:
     """A streamgen session as a `Stream`."""
@@ -292,6 +330,10 @@ class SessionStream:
     def next_length(self) -> int:
         latents = self.session.state.latents
         return self.session.geometry.frames(latents.start + latents.length) - self.session.next_frame
+
+    @property
+    def seed(self) -> int:
+        return self.session.seed
 
     @property
     def prompt(self) -> str:
@@ -331,7 +373,8 @@ class SessionStream:
         if note is not None and not self._told:
             self._told = True
             print(f"note: {note}", file=sys.stderr, flush=True)
-        return Generated(chunk.frames.cpu().numpy(), chunk.start_frame, chunk.index, chunk.receipts)
+        frames, told = chunk.frames.cpu().numpy(), (chunk.receipts, chunk.timings, chunk.recached)
+        return Generated(frames, chunk.start_frame, chunk.index, *told)
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         return self.session.submit(event, at_frame)
@@ -347,6 +390,9 @@ class SessionStream:
         # what waited at that moment was said to somebody who has seen what came of it
         for receipt in self.session.pending:
             self.session.withdraw(receipt)
+
+    def write(self, saved: Snapshot, path: Path) -> None:
+        write_snapshot(saved, path)
 
     def timeline(self) -> dict[str, Any]:
         return self.session.timeline.to_json()

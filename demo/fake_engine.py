@@ -4,10 +4,12 @@ Its pictures are a moving texture in a colour that names the prompt, so that a v
 prompt they were made under; it takes as long per chunk as it is told to.
 """
 
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 from streamgen import InputError, StreamEvent
 from streamgen.motion.gestures import Gesture, changed, released
 from streamgen.stream.events import Receipt
+from streamgen.stream.prompts import blend_name
 from streamgen.stream.queue import EventQueue, Pending, failed, merged
 from streamgen.stream.settings import StreamSettings
 from streamgen.stream.timeline import Timeline
@@ -60,6 +63,7 @@ class FakeEngine:
 
     Args:
         seconds: how long a chunk takes.
+        recache: how much longer one takes before which the cache is made anew.
         wait: how that time passes; an injected clock is moved on here.
 
     Attributes:
@@ -75,9 +79,10 @@ class FakeEngine:
         chunk_frames: int = 4,
         seconds: float = 0.05,
         wait: Callable[[float], None] = time.sleep,
+        recache: float = 0.0,
     ) -> None:
         height, width = size
-        self.seconds, self.wait = seconds, wait
+        self.seconds, self.wait, self.recache = seconds, wait, recache
         self.fail_next: Exception | None = None
         self.slow_words = False
         self._encoding: list[tuple[Future[Any], str]] = []
@@ -104,6 +109,15 @@ class FakeEngine:
         stream = FakeStream(self, prompt, seed, dict(self._info.settings) | dict(settings))
         self.opened.append(stream)
         return stream
+
+    def resume(self, path: Path) -> "FakeStream":
+        saved: FakeSaved = pickle.loads(path.read_bytes())
+        stream = self.open(saved.values["prompt"], saved.values["seed"], {}, None)
+        stream.restore(saved)
+        return stream
+
+    def timeline_of(self, path: Path) -> dict[str, Any]:
+        return self.resume(path).timeline()
 
     def words(self, prompt: str) -> "Future[Any]":
         """What is unknown (words that begin with an x) and dropped of a prompt."""
@@ -145,6 +159,8 @@ class FakeStream:
     motions: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     gestures: tuple[Gesture, ...] = ()
     applied: tuple[int, ...] = ()
+    way: tuple[tuple[float, ...], int, int] | None = None
+    steps: tuple[int, int, int] = (0, 0, 1)
     _queue: EventQueue = field(default_factory=EventQueue)
 
     def __post_init__(self) -> None:
@@ -187,15 +203,18 @@ class FakeStream:
             item.receipt.superseded = superseded
             self._apply(item, start)
         self._queue.remove(due)
+        recached = self._recaches(any(item.event.changes_text for item in due))
+        self.engine.wait(self.engine.recache if recached else 0.0)
         frames = np.stack([self._picture(start + i) for i in range(count)])
         self.next_frame, self.index = start + count, self.index + 1
-        return Generated(frames, start, self.index - 1, tuple(p.receipt for p in due))
+        timings = {"commit": self.engine.recache / 9, "event": self.engine.recache if recached else 0.0}
+        return Generated(frames, start, self.index - 1, tuple(p.receipt for p in due), timings, recached)
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         receipt = self._queue.receipt(0)
         if event.settings and event.settings.get("steps") == 13:
             return receipt.refuse("setting steps: 13 is unlucky")
-        text = None if event.prompt is None else self.engine.words(event.prompt)
+        text = None if not event.changes_text else self.engine.words(" ".join(event.prompts))
         if text is not None and text.done():
             receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
         self._queue.put(Pending(event, receipt, at_frame or 0, at_frame is None, text), StreamSettings())
@@ -205,16 +224,19 @@ class FakeStream:
         return receipt.status == "applied" and receipt.number in self.applied
 
     def snapshot(self) -> FakeSaved:
-        names = ("prompt", "next_frame", "index", "gestures", "applied")
+        names = ("prompt", "seed", "next_frame", "index", "gestures", "applied", "way")
         values = {name: getattr(self, name) for name in names}
         return FakeSaved(values | {"settings": dict(self.settings), "events": list(self._log.events)})
 
     def restore(self, saved: FakeSaved) -> None:
         values = dict(saved.values)
-        self._log.events = list(values.pop("events"))
+        self._log = Timeline(self.engine.info.fps, values["seed"], list(values.pop("events")))
         for name, value in values.items():
             setattr(self, name, value)
         self._queue.adopt([], self._queue.numbers)
+
+    def write(self, saved: FakeSaved, path: Path) -> None:
+        path.write_bytes(pickle.dumps(saved))
 
     def timeline(self) -> dict[str, Any]:
         return self._log.to_json()
@@ -232,7 +254,8 @@ class FakeStream:
             return
         if changes or event.lets_go_of_all:
             self.motions.append((frame, changes))
-        self.prompt = event.prompt if event.prompt is not None else self.prompt
+        if event.changes_text:
+            self._words(event, receipt, frame)
         self.settings |= dict(event.settings or {})
         self._log.record(self.index, frame, event)
         self.applied = (*self.applied, receipt.number)
@@ -241,10 +264,39 @@ class FakeStream:
         receipt.chunk, receipt.frame = self.index, frame
         receipt.seconds, receipt.status = frame / self.engine.info.fps, "applied"
 
+    def _recaches(self, new_words: bool) -> bool:
+        """Whether the cache is made anew before the chunk that is being made."""
+        done, length, every = self.steps
+        if done == length:
+            return new_words
+        self.steps = done + 1, length, every
+        return (done + 1) % every == 0 or done + 1 == length
+
+    def _words(self, event: StreamEvent, receipt: Receipt, frame: int) -> None:
+        before, fps = self._colour(frame), self.engine.info.fps
+        self.prompt = event.prompt if event.prompt is not None else blend_name(event.parts)
+        over = event.passage
+        self.way = None
+        if over is not None:
+            chunk = self.engine.info.chunk_frames
+            count = over.realised(chunk / fps).chunks or 1
+            self.way = (before, frame, frame + (count - 1) * chunk)
+            receipt.until = self.way[2]
+            self.steps = 0, count, over.every
+
+    def _colour(self, frame: int) -> tuple[float, ...]:
+        """The prompt's colour, or what lies on the way to it."""
+        goal = colour_of(self.prompt)
+        if self.way is None or frame >= self.way[2]:
+            return goal
+        before, start, end = self.way
+        share = (frame - start) / max(1, end - start)
+        return tuple(a + share * (b - a) for a, b in zip(before, goal, strict=True))
+
     def _picture(self, frame: int) -> np.ndarray:
         """Three quarters are the prompt's colour, one a texture that moves by two columns a frame."""
         width = self.engine.info.width
         shift = 2 * frame % width
         texture = self.engine.texture[:, shift : shift + width]
-        picture = texture // 4 + np.array(colour_of(self.prompt), np.uint8) // 4 * 3
+        picture = texture // 4 + np.array(self._colour(frame), np.uint8) // 4 * 3
         return picture.astype(np.uint8)

@@ -43,6 +43,7 @@ class Take:
     id: int
     frame: int
     prompt: str
+    seed: int
     snapshot: Saved
     picture: str
     lineage: Any
@@ -51,7 +52,8 @@ class Take:
 
     def row(self) -> dict[str, Any]:
         """For the page."""
-        return {"id": self.id, "frame": self.frame, "prompt": self.prompt, "picture": self.picture}
+        place = {"id": self.id, "frame": self.frame, "picture": self.picture}
+        return place | {"prompt": self.prompt, "seed": self.seed}
 
 
 class Marks:

@@ -10,11 +10,12 @@ from streamgen.video.read import read_image
 
 
 def main(order: str) -> int:
-    """Read the image that `order` (JSON) names and write its pixels; returns the exit code."""
+    """Read the image that `order` (JSON) names and write its pixels; returns the exit code, prints why."""
     wanted = json.loads(order)
     try:
         picture = read_image(wanted["file"], wanted["height"], wanted["width"])
-    except InputError:
+    except InputError as error:
+        print(str(error).replace(wanted["file"], "the picture"))
         return 1
     np.save(wanted["out"], picture)
     return 0

@@ -11,7 +11,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,12 @@ from streamgen.motion.tracks import TrackSet
 
 from . import pictures
 from .answers import Answers
+from .branches import Branches
 from .commands import Commands
 from .engine import Engine, Generated, Stream
 from .follow import follow
-from .history import Marks, Take, Takes
+from .history import Saved
+from .limits import Counters, Limits
 from .messages import (
     Ack,
     BadMessage,
@@ -41,29 +42,13 @@ from .messages import (
 )
 from .messages import Take as TakeUp
 from .motion_desk import MotionDesk
-from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, start_time
+from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, RecacheTimes, start_time
 from .pictures import OutFrame
-from .recording import Lineage, Recording
+from .shelf import Keeper, Kept
 from .voice import Voice
 
-# Between marks, and of pictures kept for following what a stroke was drawn on.
-_MARK_SECONDS, _SEEN_SECONDS = 1.0, 2.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one session may take: bytes of snapshots in memory, bytes of recorded frames on disk."""
-
-    snapshot_bytes: int = 96 * 2**20
-    recording_bytes: int = 512 * 2**20
-
-
-@dataclass
-class Counters:
-    """Frames made for and sent to the viewer."""
-
-    sent: int = 0
-    generated: int = 0
+# Of pictures kept for following what a stroke was drawn on.
+_SEEN_SECONDS = 2.0
 
 
 class LiveSession:
@@ -74,6 +59,7 @@ class LiveSession:
         voice: carries messages to the viewer.
         clock: seconds, monotonic.
         wake_worker: called when there may be work.
+        keeper: writes the stream to the shelf, where it is to outlive this process.
     """
 
     def __init__(
@@ -83,6 +69,7 @@ class LiveSession:
         clock: Callable[[], float] = time.monotonic,
         wake_worker: Callable[[], None] = lambda: None,
         limits: Limits | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         info = engine.info
         limits = limits or Limits()
@@ -92,14 +79,16 @@ class LiveSession:
         self.pictures: np.ndarray | None = None
         self.window = AckWindow(info.fps)
         self.head = Playhead()
-        self.times = GenerationTimes()
+        self.times, self.recaches = GenerationTimes(), RecacheTimes()
+        self._others, self._passing = 0.0, -1
         self.outbox: Outbox[OutFrame] = Outbox(room=2 * info.chunk_frames + 1)
         self.desk = self._new_desk()
-        self.recording = Recording(info.height, info.width, limits.recording_bytes)
-        self.marks = Marks(round(_MARK_SECONDS * info.fps), limits.snapshot_bytes)
-        self.takes = Takes(limits.snapshot_bytes)
-        self.answers = Answers(voice, info.fps)
+        self.answers, self.keeper = Answers(voice, info.fps), keeper
         self.strip = self.answers.strip
+        folder = None if keeper is None else keeper.folder
+        self.branches = Branches(info, limits.snapshot_bytes, limits.recording_bytes, self.strip, folder)
+        self.recording, self.marks = self.branches.recording, self.branches.marks
+        self.takes = self.branches.takes
         self.counters = Counters()
         self.stream: Stream | None = None
         self.shown = 0
@@ -133,6 +122,13 @@ class LiveSession:
                 raise BadMessage("no stream has been started")
             else:
                 self._steer(message)
+        self.wake_worker()
+
+    def reopen(self, kept: Kept) -> None:
+        """Go on with a stream from the shelf, as soon as the engine has time."""
+        with self._lock:
+            self._command(lambda: self._reopen(kept))
+            self._turn("opening")
         self.wake_worker()
 
     def next_frame(self) -> tuple[int, OutFrame] | None:
@@ -174,14 +170,14 @@ class LiveSession:
     def close(self) -> None:
         """End the session and give everything back."""
         with self._lock:
+            if self.keeper is not None and self.stream is not None and self._made_end:
+                self._shelve(self.keeper, self.stream, self.stream.snapshot())
             self.state = "ended"
             self._commands.clear()
             self.stream = None
             self.outbox.clear()
-            self.takes.clear()
-            self.marks.cut(-1)
             self._seen.clear()
-        self.recording.close()
+        self.branches.close()
 
     def slow_to(self, rate: float) -> None:
         """Play at another rate, as the engine can keep up with."""
@@ -199,6 +195,7 @@ class LiveSession:
             others: seconds that chunks of other sessions may take before this one's turn comes.
         """
         with self._lock:
+            self._others = others
             if self._commands.due:
                 return -math.inf
             if self.stream is None or self.state not in ("playing", "paused"):
@@ -208,7 +205,11 @@ class LiveSession:
             left = self._made_end - self.head.at(now, self._made_end)
             if len(self.outbox) > self.outbox.room - self.engine.info.chunk_frames and left > 0:
                 return math.inf
-            return start_time(now, left, self._moving(), self.times.expected + others, self.window.transit)
+            # on the way from words to words the cache is made anew now and then
+            passing = self._made_end <= self._passing
+            recache = self.recaches.expected(self.stream.cache_fill[1]) if passing else 0.0
+            work = self.times.expected + recache + others
+            return start_time(now, left, self._moving(), work, self.window.transit)
 
     def work(self) -> None:
         """Do what is due: a command, or the next chunk. An error of the engine ends in state `failed`."""
@@ -241,23 +242,23 @@ class LiveSession:
                 self.answers.gesture("path", message.id)
         elif isinstance(message, Pins):
             self.desk.set_pins(message.points)
-            self.answers.gesture("pins" if message.points else "release")
+            self.answers.gesture("pins" if message.points else "release", message.id)
         elif isinstance(message, Camera):
             try:
                 self.desk.move_camera(message)
             except ValueError as error:
                 raise BadMessage(str(error)) from None
             if not message.at_rest:
-                self.answers.gesture("camera")
+                self.answers.gesture("camera", message.id)
         elif isinstance(message, Step):
             self._wanted = min(message.frame, self._made_end)
         elif isinstance(message, Simple):
-            self._simple(message.kind)
+            self._simple(message.kind, message.id)
 
-    def _simple(self, kind: str) -> None:
+    def _simple(self, kind: str, number: int) -> None:
         if kind == "clear":
             self.desk.clear()
-            self.answers.gesture("release")
+            self.answers.gesture("release", number)
         elif kind == "pause" and self.state == "playing":
             self._turn("paused")
         elif kind == "resume" and self.state in ("paused", "failed"):
@@ -272,11 +273,18 @@ class LiveSession:
             return
         assert self.stream is not None
         try:
-            receipt = self.stream.submit(message.stream_event())
+            receipt = self.stream.submit(message.stream_event(self._recaches(self.stream, message.over)))
         except StreamgenError as error:
             self.answers.refuse(number, kind, str(error))
             return
         self.answers.submitted(number, kind, message.label, receipt)
+
+    def _recaches(self, stream: Stream, over: float) -> int:
+        """With every how many-th chunk of a passage the cache may be made anew."""
+        if not over:
+            return 1
+        playing = self.engine.info.chunk_frames / self.rate
+        return self.recaches.every(over, playing, self.times.expected + self._others, stream.cache_fill[1])
 
     def _stroke(self, message: Stroke) -> None:
         if message.phase == "begin":
@@ -333,19 +341,34 @@ class LiveSession:
     # -- work ----------------------------------------------------------------------------------------------
 
     def _open(self, message: Start) -> None:
-        """Begin a stream. What plays goes on if it cannot be."""
+        """Begin a stream. What plays goes on if it cannot be, and else becomes a branch."""
         pictures_ = self.pictures if message.picture else None
         stream = self.engine.open(message.prompt, message.seed, message.settings, pictures_)
         with self._lock:
             if self.state == "ended":
                 return
+            self.branches.start(self.stream, self._made_end, self._last_picture())
             self.stream = stream
-            self.recording.restart()
-            self.takes.clear()
-            self.marks.cut(-1)
-            self.strip.clear()
             self.strip.add(0, "prompt", message.prompt)
             self._go_to(0)
+            self._turn("playing")
+
+    def _reopen(self, kept: Kept) -> None:
+        """Go on with a stream from the shelf."""
+        try:
+            stream = self.engine.resume(kept.snapshot)
+        except StreamgenError as error:
+            self.voice.say({"type": "error", "code": "gone", "text": f"your stream cannot go on: {error}"})
+            with self._lock:
+                self._turn("ready")
+            return
+        with self._lock:
+            if self.state == "ended":
+                return
+            self.branches.reopen(kept)
+            self.stream = stream
+            self._go_to(stream.next_frame, kept.picture)
+            self.voice.say({"type": "reopened", "frame": stream.next_frame})
             self._turn("playing")
 
     def _rewind(self, number: int) -> None:
@@ -355,14 +378,7 @@ class LiveSession:
             self.voice.say({"type": "error", "code": "gone", "text": "this moment is not kept any more"})
             return
         with self._lock:
-            left = self._branch(stream) if self._made_end > mark.frame else None
-            stream.restore(mark.snapshot)
-            if left is not None:
-                self.takes.add(left)
-            self.recording.go_to(self.recording.lineage(), mark.frame)
-            self.marks.cut(mark.frame)
-            self.takes.fit(self.marks)
-            self.strip.cut(mark.frame)
+            self.branches.rewind(stream, mark, self._made_end, self._last_picture())
             self._go_to(mark.frame, mark.picture)
 
     def _take_up(self, number: int) -> None:
@@ -372,32 +388,14 @@ class LiveSession:
             self.voice.say({"type": "error", "code": "gone", "text": "this branch is not kept any more"})
             return
         with self._lock:
-            left = self._branch(stream)
-            stream.restore(take.snapshot)
-            self.takes.add(left)
-            self.recording.go_to(take.lineage)
-            self.marks.put_back(take.marks)
-            self.strip.put_back(take.strip)
+            self.branches.take_up(stream, take, self._made_end, self._last_picture())
             self._go_to(take.frame, take.picture)
-
-    def _branch(self, stream: Stream) -> Take:
-        """The branch that plays, to come back to."""
-        lineage: Lineage = self.recording.lineage()
-        return Take(
-            self.takes.next_id(),
-            self._made_end,
-            stream.prompt,
-            stream.snapshot(),
-            self._last_picture(),
-            lineage,
-            self.strip.rows(),
-            tuple(self.marks),
-        )
 
     def _go_to(self, frame: int, picture: str = "") -> None:
         """A new epoch begins at a frame; the lock is held."""
         self.epoch += 1
         self._made_end, self._wanted, self.shown = frame, -1, max(frame - 1, 0)
+        self._passing = -1
         self.outbox.clear()
         self._seen.clear()
         self.answers.refuse_all("the stream went elsewhere before this took effect")
@@ -424,7 +422,10 @@ class LiveSession:
         with self._lock:
             if self.state == "ended" or epoch != self.epoch:
                 return
-            self.times.add(self.clock() - began)
+            # what a recache takes is reckoned apart
+            apart = made.timings.get("event", 0.0) if made.recached else 0.0
+            self.times.add(self.clock() - began - apart)
+            self.recaches.add(made.timings, made.recached)
             self._publish(stream, made, self.clock() - began)
         self._keep(stream, made)
 
@@ -440,6 +441,7 @@ class LiveSession:
             frame = made.start + offset
             self.outbox.put(frame, OutFrame(self.epoch, frame, made.index, moment, picture))
             self._seen.append((frame, picture))
+        self._passing = max([self._passing, *(r.until or -1 for r in made.receipts)])
         self.answers.settle(made, self.epoch, stream.in_force)
         self.voice.wake()
 
@@ -447,10 +449,17 @@ class LiveSession:
         self.recording.add(made.start, made.frames)
         if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
-            mark = self.marks.add(self._made_end, stream.snapshot(), self._last_picture())
+            snapshot = stream.snapshot()
+            mark = self.marks.add(self._made_end, snapshot, self._last_picture())
             self.takes.fit(self.marks)
             gone = sorted(before - {mark.id for mark in self.marks})
             self.voice.say({"type": "mark", **mark.row(), "gone": gone})
+            if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
+                self._shelve(self.keeper, stream, snapshot)
+
+    def _shelve(self, keeper: Keeper, stream: Stream, snapshot: Saved) -> None:
+        about = self.branches.about(self._last_picture())
+        keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
 
     def _fail(self, reason: str) -> None:
         with self._lock:
@@ -488,9 +497,10 @@ class LiveSession:
         row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
         words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
         words["note"] = stream.note
-        now = {"settings": stream.settings, "strip": self.strip.rows()}
-        kept = {"marks": [mark.row() for mark in self.marks], "takes": [take.row() for take in self.takes]}
-        self.voice.say(row | words | now | kept | {"no_rewind": self.marks.why_none(stream.snapshot_bytes)})
+        held = [list(point) for point in self.desk.pins]
+        now = {"settings": stream.settings, "seed": stream.seed, "pins": held}
+        why_none = {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
+        self.voice.say(row | words | now | self.branches.rows() | why_none)
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""

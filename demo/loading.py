@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,12 @@ class LateEngine:
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> Stream:
         return self._loaded().open(prompt, seed, settings, pictures)
+
+    def resume(self, path: Path) -> Stream:
+        return self._loaded().resume(path)
+
+    def timeline_of(self, path: Path) -> dict[str, Any]:
+        return self._loaded().timeline_of(path)
 
     def _loaded(self) -> Engine:
         assert self._engine is not None, "sessions begin when the model is there"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .live import LiveSession
+from .shelf import Kept
 from .voice import Voice
 
 
@@ -19,7 +20,8 @@ class Rules:
     Attributes:
         max_sessions: streams at a time.
         max_waiting: viewers in the row.
-        grace_seconds: how long a place is kept for a page that reloads or lost its connection.
+        grace_seconds: how long a place is kept for a page that lost its connection; its stream waits.
+        closed_seconds: the same for a page that was closed, or is being loaded again.
         loading_seconds: how much longer once the reloading page has said that it is on its way.
         idle_seconds: without any input, a session ends after this; 0: never.
         notice_seconds: how long before that the viewer is told.
@@ -28,7 +30,8 @@ class Rules:
 
     max_sessions: int = 2
     max_waiting: int = 64
-    grace_seconds: float = 4.0
+    grace_seconds: float = 180.0
+    closed_seconds: float = 4.0
     loading_seconds: float = 20.0
     idle_seconds: float = 600.0
     notice_seconds: float = 60.0
@@ -41,7 +44,11 @@ class Full(Exception):
 
 @dataclass(eq=False)
 class Seat:
-    """One page: its id, its voice, and its session once it has one. `visit` counts its connections."""
+    """One page: its id, its voice, and its session once it has one.
+
+    `visit` counts its connections, `closed` says that the last one was ended by the page, `heritage` is
+    a stream from the shelf to go on with.
+    """
 
     token: str
     voice: Voice
@@ -52,6 +59,8 @@ class Seat:
     visit: int = 0
     warned: bool = False
     over: bool = False
+    closed: bool = False
+    heritage: Kept | None = None
 
     @property
     def connected(self) -> bool:
@@ -72,7 +81,7 @@ class Lobby:
     def __init__(
         self,
         rules: Rules,
-        open_session: Callable[[Voice], LiveSession],
+        open_session: Callable[["Seat"], LiveSession],
         close_session: Callable[[LiveSession], None],
         clock: Callable[[], float],
         loading: Callable[[], dict[str, Any] | None] = lambda: None,
@@ -92,8 +101,8 @@ class Lobby:
         """Connected seats without one, in order."""
         return [seat for seat in self._seats.values() if seat.session is None and seat.visit]
 
-    def ticket(self) -> str:
-        """A new id.
+    def ticket(self, heritage: Kept | None = None) -> str:
+        """A new id, for a page that may go on with a stream from the shelf.
 
         Raises:
             Full: too many pages.
@@ -102,7 +111,7 @@ class Lobby:
         if len(self._seats) >= self.rules.max_sessions + self.rules.max_waiting:
             raise Full("too many viewers are here already; come back later")
         now = self.clock()
-        seat = Seat(secrets.token_urlsafe(32), Voice(), now, now, now)
+        seat = Seat(secrets.token_urlsafe(32), Voice(), now, now, now, heritage=heritage)
         self._seats[seat.token] = seat
         return seat.token
 
@@ -119,7 +128,7 @@ class Lobby:
             # places in the row go by the time of connecting
             self._seats[token] = self._seats.pop(token)
         seat.visit += 1
-        seat.left, seat.heard, seat.warned = None, self.clock(), False
+        seat.left, seat.heard, seat.warned, seat.closed = None, self.clock(), False, False
         seat.voice.clear()
         if seat.session is not None:
             seat.session.connected()
@@ -128,10 +137,10 @@ class Lobby:
             self._tell_positions()
         return seat
 
-    def disconnect(self, seat: Seat, visit: int) -> None:
-        """Connection number `visit` of a page is gone."""
+    def disconnect(self, seat: Seat, visit: int, closed: bool = False) -> None:
+        """Connection number `visit` of a page is gone: lost, or `closed` by the page as it was left."""
         if seat.visit == visit and not seat.over:
-            seat.left = self.clock()
+            seat.left, seat.closed = self.clock(), closed
             if seat.session is not None:
                 seat.session.disconnected()
 
@@ -165,8 +174,10 @@ class Lobby:
         now, rules = self.clock(), self.rules
         for seat in list(self._seats.values()):
             if seat.left is not None:
-                if now - seat.left >= (rules.grace_seconds if seat.visit else rules.ticket_seconds):
-                    self.end(seat, "the page was closed")
+                if now - seat.left >= self._patience(seat):
+                    self.end(
+                        seat, "the page was closed" if seat.closed else "the connection was lost for too long"
+                    )
             elif seat.session is not None and rules.idle_seconds:
                 left = rules.idle_seconds - (now - seat.heard)
                 if left <= 0:
@@ -175,6 +186,11 @@ class Lobby:
                     seat.warned = True
                     seat.voice.say({"type": "idle", "seconds": round(left)})
         self._promote()
+
+    def _patience(self, seat: Seat) -> float:
+        if not seat.visit:
+            return self.rules.ticket_seconds
+        return self.rules.closed_seconds if seat.closed else self.rules.grace_seconds
 
     def _promote(self) -> None:
         if self.loading() is not None:
@@ -186,7 +202,7 @@ class Lobby:
             if len(self.running) >= self.rules.max_sessions:
                 break
             if seat.connected:
-                seat.session = self.open_session(seat.voice)
+                seat.session = self.open_session(seat)
                 seat.heard = self.clock()
                 seat.session.connected()
                 changed = True

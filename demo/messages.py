@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from streamgen import StreamEvent
+from streamgen import InputError, StreamEvent
+from streamgen.engine.interpolate import Way
 from streamgen.stream.events import CacheAction
-from streamgen.stream.prompts import MAX_PROMPT
+from streamgen.stream.prompts import MAX_PROMPT, Blend, Over, blend_name, checked_blend
 from streamgen.stream.recache import SinkPolicy
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -36,7 +37,9 @@ FRAME_HEADER = struct.Struct("<BBHIIIId")
 FRAME_VERSION = 1
 JPEG, PNG = 1, 2
 
-CACHE, SINKS = get_args(CacheAction), get_args(SinkPolicy)
+CACHE, SINKS, WAYS = get_args(CacheAction), get_args(SinkPolicy), get_args(Way)
+# A way from words to words: longer ones are asked for in parts.
+MAX_OVER_SECONDS = 60.0
 PHASES = ("begin", "move", "end")
 
 
@@ -56,7 +59,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Event:
-    """Change prompt, settings or cache at the next chunk; `id` comes back in the receipt."""
+    """Change words, settings or cache at the next chunk; `id` comes back in the receipt.
+
+    The words are a prompt or a blend, and come at once or `over` so many seconds.
+    """
 
     id: int
     epoch: int
@@ -64,11 +70,15 @@ class Event:
     settings: Mapping[str, Any] | None = None
     cache: CacheAction | None = None
     sink: SinkPolicy | None = None
+    blend: Blend | None = None
+    over: float = 0.0
+    way: Way = "linear"
 
     @property
     def kind(self) -> str:
         """What of it is told first."""
-        return "prompt" if self.prompt is not None else "settings" if self.settings else "cache"
+        says = self.prompt is not None or self.blend is not None
+        return "prompt" if says else "settings" if self.settings else "cache"
 
     @property
     def label(self) -> str:
@@ -77,15 +87,22 @@ class Event:
             f"{name} {value or 'none'}" if isinstance(value, str) else f"{name} {value:g}"
             for name, value in (self.settings or {}).items()
         )
-        return self.prompt or values or str(self.cache)
+        words = self.prompt or (blend_name(self.blend) if self.blend else "")
+        return words or values or str(self.cache)
 
-    def stream_event(self) -> StreamEvent:
+    def stream_event(self, every: int = 1) -> StreamEvent:
         """As the stream takes it.
+
+        Args:
+            every: with every so many-th chunk of a passage the cache is made anew.
 
         Raises:
             InputError: values that cannot be.
         """
-        return StreamEvent(self.prompt, None, self.settings, self.cache, self.sink)
+        over = Over(seconds=self.over, way=self.way, every=every) if self.over else None
+        return StreamEvent(
+            self.prompt, None, self.settings, self.cache, self.sink, blend=self.blend, over=over
+        )
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,7 @@ class Pins:
     """All points that hold their place from now on."""
 
     points: tuple[tuple[float, float], ...]
+    id: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,7 @@ class Camera:
     pan: tuple[float, float]
     zoom: float
     rotate: float
+    id: int = 0
 
     @property
     def at_rest(self) -> bool:
@@ -165,9 +184,10 @@ class Take:
 
 @dataclass(frozen=True)
 class Simple:
-    """A message without fields: pause, resume, clear, awake."""
+    """A message without fields but perhaps an `id`: pause, resume, clear, awake."""
 
     kind: str
+    id: int = 0
 
 
 Message = Start | Event | Stroke | Path | Pins | Camera | Ack | Step | Rewind | Take | Simple
@@ -195,7 +215,7 @@ def parse(text: str | bytes) -> Message:
     if not isinstance(kind, str) or (kind not in _PARSERS and kind not in _SIMPLE):
         raise BadMessage(f"type: unknown type {_short(kind)}")
     fields = _Fields(kind, row)
-    made = Simple(kind) if kind in _SIMPLE else _PARSERS[kind](fields)
+    made = Simple(kind, fields.number_of()) if kind in _SIMPLE else _PARSERS[kind](fields)
     fields.finish()
     return made
 
@@ -234,6 +254,10 @@ class _Fields:
         if type(value) is not int or not 0 <= value <= most:
             raise self.fail(name, f"a whole number in 0..{most}", value)
         return value
+
+    def number_of(self) -> int:
+        """The viewer's number for a message, 0 without one."""
+        return self.whole("id") if "id" in self.row else 0
 
     def number(self, name: str, least: float, most: float) -> float:
         return self._number(name, self.row.pop(name, None), least, most)
@@ -276,6 +300,13 @@ class _Fields:
                 raise self.fail(name, "a whole number", value)
         return {n: value if n in TEXT_SETTINGS else SETTINGS[n][0](value) for n, value in values.items()}
 
+    def blend(self) -> Blend:
+        """Prompts and weights."""
+        try:
+            return checked_blend(self.row.pop("blend", None))
+        except InputError as error:
+            raise BadMessage(f"{self.kind}: {error}") from None
+
     def points(self, width: int, least: int, most: int) -> tuple[tuple[float, ...], ...]:
         """Rows of `width` numbers: (x, y), or (milliseconds, x, y)."""
         rows = self.row.pop("points", None)
@@ -312,9 +343,19 @@ def _event(fields: _Fields) -> Event:
     if cache is not None and policy is not None and cache != policy:
         raise BadMessage(f"event: cache {cache} and policy {policy} are the same field")
     cache = cache or policy
-    if prompt is None and settings is None and cache is None:
+    blend = fields.blend() if "blend" in fields.row else None
+    over = fields.number("over", 0.0, MAX_OVER_SECONDS) if "over" in fields.row else 0.0
+    if prompt is not None and blend is not None:
+        raise BadMessage("event: expected a prompt or a blend, found both")
+    if over and prompt is None and blend is None:
+        raise BadMessage("event: over: expected new words that it leads to, found none")
+    if prompt is None and blend is None and settings is None and cache is None:
         raise BadMessage("event: expected a prompt, settings or a cache action, found none of them")
-    return Event(number, epoch, prompt, settings, cache, fields.option("sink", SINKS))
+    if over and cache in ("clear", "rebuild"):
+        # nothing is left that words could come from
+        over = 0.0
+    sink, way = fields.option("sink", SINKS), fields.choice("way", WAYS) if "way" in fields.row else WAYS[0]
+    return Event(number, epoch, prompt, settings, cache, sink, blend, over, way)
 
 
 def _stroke(fields: _Fields) -> Stroke:
@@ -335,7 +376,7 @@ def _place(fields: _Fields) -> tuple[int, int, int]:
 
 
 def _pins(fields: _Fields) -> Pins:
-    return Pins(tuple((x, y) for x, y in fields.points(2, 0, MAX_PINS)))
+    return Pins(tuple((x, y) for x, y in fields.points(2, 0, MAX_PINS)), fields.number_of())
 
 
 def _camera(fields: _Fields) -> Camera:
@@ -343,7 +384,8 @@ def _camera(fields: _Fields) -> Camera:
     if not isinstance(pan, list) or len(pan) != 2:
         raise fields.fail("pan", "two numbers", pan)
     x, y = (fields._number("pan", value, -1.0, 1.0) for value in pan)
-    return Camera((x, y), fields.number("zoom", 0.25, 4.0), fields.number("rotate", -180.0, 180.0))
+    zoom, rotate = fields.number("zoom", 0.25, 4.0), fields.number("rotate", -180.0, 180.0)
+    return Camera((x, y), zoom, rotate, fields.number_of())
 
 
 def _ack(fields: _Fields) -> Ack:

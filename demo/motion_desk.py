@@ -60,6 +60,11 @@ class MotionDesk:
         self._changes: Changes = {}
         self._ends: dict[str, int] = {}
 
+    @property
+    def pins(self) -> tuple[XY, ...]:
+        """The points that hold still."""
+        return self._pins
+
     def begin_stroke(self, number: int, at: XY, points: Sequence[XY]) -> bool:
         """A drag begins on the thing that is at `at` now. False when there are too many."""
         if number not in self._strokes and len(self._strokes) >= MAX_STROKES:

@@ -8,9 +8,11 @@ left out, so that a slow link shows fewer frames and never older ones.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from streamgen.stream.prompts import recaches_that_fit
 
 T = TypeVar("T")
 
@@ -156,6 +158,36 @@ class GenerationTimes:
         ordered = sorted(self.seconds)
         kept = ordered[: max(1, len(ordered) - len(ordered) // 8)]
         return sum(kept) / len(kept)
+
+
+@dataclass
+class RecacheTimes:
+    """How long it takes to make the cache anew, and how often a way from words to words may do so."""
+
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=8))
+    commit: float = 0.0
+
+    def add(self, timings: Mapping[str, float], recached: bool) -> None:
+        """A chunk was made, its parts took this long."""
+        self.commit = max(timings.get("commit", 0.0), 0.8 * self.commit)
+        if recached:
+            self.seconds.append(timings.get("event", 0.0))
+
+    def every(self, over: float, chunk_seconds: float, work: float, context: int) -> int:
+        """With every how many-th chunk of a passage a recache fits, so that no chunk comes late.
+
+        Args:
+            over: seconds of the passage.
+            chunk_seconds: that a chunk plays.
+            work: seconds that one takes to make without a recache, others' work included.
+            context: chunks in the cache at most.
+        """
+        chunks = max(1, round(over / chunk_seconds))
+        return recaches_that_fit(chunks, chunk_seconds, work, self.expected(context), MARGIN)
+
+    def expected(self, context: int) -> float:
+        """Seconds of the next one; one that was never seen is taken for so many commits."""
+        return max(self.seconds) if self.seconds else self.commit * context
 
 
 def start_time(now: float, frames_left: float, rate: float, work: float, transit: float) -> float:

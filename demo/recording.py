@@ -1,7 +1,7 @@
 """The session so far on disk: all frames of the branch that plays, and of those that were left.
 
-Frames are kept losslessly compressed in one temporary file, so that MP4 and digests come out as
-`streamgen render` would make them; a branch is a list of places in that file.
+Frames are kept losslessly compressed, so that MP4 and digests come out as `streamgen render` would make them.
+Each stream that was started has a file of its own, a reel; a branch is a list of places in reels.
 """
 
 import contextlib
@@ -9,10 +9,10 @@ import hashlib
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,12 +22,13 @@ from streamgen.video.write import VideoFileSink
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames `[start, start + frames)` of a branch, at a place in the file."""
+    """Frames `[start, start + frames)` of a branch, at a place in a reel."""
 
     start: int
     frames: int
     offset: int
     size: int
+    reel: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,34 @@ class Lineage:
     pieces: tuple[Piece, ...] = ()
     full: bool = False
 
+    def to_json(self) -> list[list[int]]:
+        """Plain values, a row for each piece."""
+        return [list(asdict(piece).values()) for piece in self.pieces]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[Iterable[int]]) -> "Lineage":
+        """Inverse of `to_json`."""
+        return cls(tuple(Piece(*row) for row in rows))
+
 
 class Recording:
     """Frames of one session. Thread-safe.
 
     Args:
         height, width: of the frames.
-        budget: bytes on disk; what comes after is not recorded.
+        budget: bytes on disk. What is beyond takes the place of streams that were left, oldest first; what
+            the stream that plays has beyond it is not recorded.
+        folder: where reels lie as files; None: files without a name, which are gone with the session.
     """
 
-    def __init__(self, height: int, width: int, budget: int) -> None:
-        self.size, self.budget = (height, width), budget
-        self._file = tempfile.TemporaryFile(prefix="streamgen-demo-")  # noqa: SIM115 - lives with the session
-        self._written = 0
+    def __init__(self, height: int, width: int, budget: int, folder: Path | None = None) -> None:
+        self.size, self.budget, self.folder = (height, width), budget, folder
+        self._reels: dict[int, IO[bytes]] = {}
+        self._written: dict[int, int] = {}
         self._pieces: list[Piece] = []
-        self._full = False
+        self._full, self._closed, self._reel = False, False, -1
         self._lock = threading.Lock()
+        self._next_reel()
 
     @property
     def frames(self) -> int:
@@ -68,20 +81,22 @@ class Recording:
     def add(self, start: int, frames: np.ndarray) -> None:
         """Record uint8 `(T, H, W, 3)` from frame `start` on; what does not follow is left out."""
         with self._lock:
-            if self._full or self._file.closed or start != self._end():
+            if self._full or self._closed or start != self._end():
                 return
             data = _packed(frames)
-            if self._written + len(data) > self.budget:
+            if not self._room_for(len(data)):
                 self._full = True
                 return
+            file, offset = self._reels[self._reel], self._written[self._reel]
             try:
-                self._file.seek(self._written)
-                self._file.write(data)
+                file.seek(offset)
+                file.write(data)
+                file.flush()
             except OSError:
                 self._full = True
                 return
-            self._pieces.append(Piece(start, len(frames), self._written, len(data)))
-            self._written += len(data)
+            self._pieces.append(Piece(start, len(frames), offset, len(data), self._reel))
+            self._written[self._reel] += len(data)
 
     def lineage(self) -> Lineage:
         """The branch that plays, as it is now."""
@@ -91,41 +106,99 @@ class Recording:
     def go_to(self, lineage: Lineage, frame: int | None = None) -> None:
         """Play another branch, or this one from an earlier frame (the start of a piece) on."""
         with self._lock:
-            pieces = lineage.pieces
-            self._pieces = [p for p in pieces if frame is None or p.start + p.frames <= frame]
+            self._pieces = [p for p in lineage.pieces if frame is None or p.start + p.frames <= frame]
 
-    def restart(self) -> None:
-        """A new stream: everything before is forgotten."""
+    def restart(self, kept: Iterable[Lineage] = ()) -> None:
+        """A new stream: what no lineage in `kept` has is forgotten."""
         with self._lock:
-            self._pieces, self._written, self._full = [], 0, False
-            with contextlib.suppress(OSError, ValueError):
-                self._file.truncate(0)
+            wanted = {piece.reel for lineage in kept for piece in lineage.pieces}
+            for reel in set(self._reels) - wanted:
+                self._forget(reel)
+            self._pieces, self._full = [], False
+            self._next_reel()
+
+    def reopen(self, lineage: Lineage, frame: int) -> None:
+        """Go on with the reels in the folder, at a frame; pieces whose reel is not there are left out."""
+        with self._lock:
+            for reel in {piece.reel for piece in lineage.pieces}:
+                path = self._path(reel)
+                if path is not None and path.is_file() and reel not in self._reels:
+                    self._reels[reel] = path.open("r+b")
+                    self._written[reel] = path.stat().st_size
+            self._pieces = [
+                p for p in lineage.pieces if p.start + p.frames <= frame and p.reel in self._reels
+            ]
+            self._reel = max(self._reels)
+            self._next_reel()
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Let go of the files; those without a name give their disk space back."""
         with self._lock:
-            self._file.close()
+            self._closed = True
+            for file in self._reels.values():
+                file.close()
 
     def read(self, frames: int) -> Iterator[np.ndarray]:
-        """The first `frames` frames of the branch that plays, in runs of uint8 `(T, H, W, 3)`."""
+        """The first `frames` frames of the branch that plays, in runs of uint8 `(T, H, W, 3)`.
+
+        Raises:
+            InputError: the session has ended, or the stream's place was taken by newer ones.
+        """
         left = frames
         for piece in self.lineage().pieces:
             if left <= 0:
                 return
             with self._lock:
-                if self._file.closed:
+                if self._closed:
                     raise InputError("the session has ended")
-                self._file.seek(piece.offset)
-                data = self._file.read(piece.size)
+                file = self._reels.get(piece.reel)
+                if file is None:
+                    raise InputError("the frames of this branch gave way to those of newer streams")
+                file.seek(piece.offset)
+                data = file.read(piece.size)
             try:
                 array = _unpacked(data, (piece.frames, *self.size, 3))
             except (zlib.error, ValueError):
-                raise InputError("the stream was started again meanwhile") from None
+                raise InputError("the recording is damaged") from None
             yield array[:left]
             left -= piece.frames
 
     def _end(self) -> int:
         return self._pieces[-1].start + self._pieces[-1].frames if self._pieces else 0
+
+    def _room_for(self, size: int) -> bool:
+        """Whether so many bytes fit, once streams that were left have made room."""
+        used = {piece.reel for piece in self._pieces} | {self._reel}
+        for reel in sorted(set(self._reels) - used):
+            if sum(self._written.values()) + size <= self.budget:
+                break
+            self._forget(reel)
+        return sum(self._written.values()) + size <= self.budget
+
+    def _forget(self, reel: int) -> None:
+        self._reels.pop(reel).close()
+        del self._written[reel]
+        path = self._path(reel)
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _path(self, reel: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"reel-{reel}.bin"
+
+    def _next_reel(self) -> None:
+        self._reel += 1
+        path = self._path(self._reel)
+        while path is not None and path.exists():
+            # of a stream from the shelf that will go on here
+            self._reel += 1
+            path = self._path(self._reel)
+        file: IO[bytes]
+        if path is None:
+            file = tempfile.TemporaryFile(prefix="streamgen-demo-")  # noqa: SIM115 - lives with the session
+        else:
+            file = path.open("w+b")
+        self._reels[self._reel], self._written[self._reel] = file, 0
 
 
 def _packed(frames: np.ndarray) -> bytes:

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import math
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,19 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.background import BackgroundTask
 
-from streamgen.errors import StreamgenError
+from streamgen.errors import InputError, StreamgenError
 
 from . import pictures, uploads
 from .access import Access, Gate
 from .engine import Engine
-from .live import Limits, LiveSession
+from .limits import Limits
+from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
-from .page import build_page, page_options
-from .recording import session_record, write_video
-from .voice import Voice
+from .page import Head, build_page, page_options
+from .recording import Recording, session_record, write_video
+from .shelf import Keeper, Shelf
 from .worker import Worker
 
 STATIC = Path(__file__).parent / "static"
@@ -37,6 +40,7 @@ MAX_RATE = 300
 MAX_BAD = 20
 _STATS_SECONDS = 0.5
 _TICK_SECONDS = 0.25
+_TIDY_SECONDS = 60.0
 _SEND_SECONDS = 10.0
 # Until pages have been told why the server goes.
 _FAREWELL_SECONDS = 1.0
@@ -49,18 +53,26 @@ SERVER_OPTIONS: dict[str, Any] = {
     "ws_per_message_deflate": False,
     "timeout_graceful_shutdown": 2,
 }
+CLOSE_LEFT = 1001
 CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the demo is served; `on_failure` is called once pages know that the model could not be loaded."""
+    """How the demo is served. `shelf` is the folder where streams outlive the process; None: they do not.
+    `on_failure` is called once pages know that the model could not be loaded.
+    """
 
     rules: Rules = field(default_factory=Rules)
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     root_path: str = ""
+    shelf: Path | None = None
     on_failure: Callable[[], None] = lambda: None
+
+
+class NoSuchSession(InputError):
+    """An id that nothing is known of."""
 
 
 class Demo:
@@ -71,14 +83,23 @@ class Demo:
         self.worker = Worker(clock)
         self.lobby = Lobby(options.rules, self._open, self._close, clock, self._loading)
         self._exports = asyncio.Semaphore(2)
+        self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
+        self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
+        self.shelf = Shelf(options.shelf or Path(self._own_shelf.name if self._own_shelf else ""))
 
     def _loading(self) -> dict[str, Any] | None:
         loading = self.engine.loading
         return None if loading is None else {"type": "loading", "text": loading.text, "share": loading.share}
 
-    def _open(self, voice: Voice) -> LiveSession:
-        session = LiveSession(self.engine, voice, self.clock, self.worker.poke, self.options.limits)
+    def _open(self, seat: Seat) -> LiveSession:
+        kept, limits = seat.heritage, self.options.limits
+        if kept is not None:
+            kept = self.shelf.hand_over(kept, seat.token)
+        keeper = Keeper(self.shelf.folder(seat.token), self._writing)
+        session = LiveSession(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
         self.worker.add(session)
+        if kept is not None:
+            session.reopen(kept)
         return session
 
     def _close(self, session: LiveSession) -> None:
@@ -94,18 +115,25 @@ class Demo:
             yield
         finally:
             ticking.cancel()
+            await asyncio.to_thread(self.worker.stop)
             for seat in [*self.lobby.running, *self.lobby.waiting]:
                 self.lobby.end(seat, "the server is going down")
-            await asyncio.to_thread(self.worker.stop)
+            await asyncio.to_thread(self._writing.shutdown)
+            if self._own_shelf is not None:
+                self._own_shelf.cleanup()
 
     async def _tick(self) -> None:
-        said = 0.0
+        said, tidied = 0.0, -math.inf
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             if self.engine.failure is not None:
                 await self._give_up(self.engine.failure)
                 return
             self.lobby.tick()
+            if self.clock() - tidied >= _TIDY_SECONDS:
+                tidied = self.clock()
+                used = [seat.token for seat in self.lobby.running]
+                await asyncio.to_thread(self.shelf.tidy, used)
             if self.clock() - said >= _STATS_SECONDS:
                 said = self.clock()
                 for seat in self.lobby.running:
@@ -122,12 +150,13 @@ class Demo:
 
     # -- requests ------------------------------------------------------------------------------------------
 
-    async def ticket(self) -> Response:
-        """A session id for a page."""
+    async def ticket(self, after: str = "") -> Response:
+        """A session id for a page; `after` is the id of an earlier one whose stream it would go on with."""
         if self.engine.failure is not None:
             return JSONResponse({"error": f"the model cannot be loaded: {self.engine.failure}"}, 503)
+        kept = self.shelf.find(after) if after and self.lobby.find(after) is None else None
         try:
-            return JSONResponse({"session": self.lobby.ticket()})
+            return JSONResponse({"session": self.lobby.ticket(kept), "kept": kept is not None})
         except Full as full:
             return JSONResponse({"error": str(full)}, 503)
 
@@ -161,37 +190,31 @@ class Demo:
         return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
 
     async def clip(self, token: str, frames: int) -> Response:
-        """The first `frames` frames of a session as MP4."""
-        session = self._session(token)
-        if session is None:
-            return JSONResponse({"error": "no such session"}, 404)
+        """The first `frames` frames of a session as MP4, also when it is over."""
         folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
         path = Path(folder.name, "streamgen.mp4")
         try:
-            async with self._exports:
+            with self._recorded(token) as recording:
                 fps = self.engine.info.fps
-                await asyncio.to_thread(write_video, session.recording, frames, fps, path)
+                async with self._exports:
+                    await asyncio.to_thread(write_video, recording, frames, fps, path)
         except StreamgenError as error:
             folder.cleanup()
-            return JSONResponse({"error": str(error).replace(str(path), "the clip")}, 409)
+            return _not_saved(error, str(path))
         return FileResponse(
             path, media_type="video/mp4", filename="streamgen.mp4", background=BackgroundTask(folder.cleanup)
         )
 
     async def timeline(self, token: str, frames: int) -> Response:
-        """The record of the first `frames` frames, for `streamgen render`."""
-        session = self._session(token)
-        stream = None if session is None else session.stream
-        if session is None or stream is None:
-            return JSONResponse({"error": "no such session, or nothing was started"}, 404)
+        """The record of the first `frames` frames, for `streamgen render`, also when the session is over."""
         about = {"model": self.engine.info.name, "device": self.engine.info.device}
         try:
-            async with self._exports:
-                record = await asyncio.to_thread(
-                    session_record, session.recording, frames, stream.timeline(), about
-                )
+            with self._recorded(token) as recording:
+                async with self._exports:
+                    timeline = await asyncio.to_thread(self._timeline, token)
+                    record = await asyncio.to_thread(session_record, recording, frames, timeline, about)
         except StreamgenError as error:
-            return JSONResponse({"error": str(error)}, 409)
+            return _not_saved(error)
         text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
         headers = {"content-disposition": 'attachment; filename="streamgen.json"'}
         return Response(text, media_type="application/json", headers=headers)
@@ -227,6 +250,28 @@ class Demo:
             "upload_bytes": uploads.MAX_BYTES,
         }
 
+    @contextlib.contextmanager
+    def _recorded(self, token: str) -> Iterator[Recording]:
+        """What was recorded in a session that runs, or in one on the shelf."""
+        session = self._session(token)
+        if session is not None:
+            yield session.recording
+            return
+        kept = self.shelf.find(token)
+        if kept is None:
+            raise NoSuchSession("no such session, or nothing was started")
+        with contextlib.closing(kept.recording(self.engine)) as recording:
+            yield recording
+
+    def _timeline(self, token: str) -> dict[str, Any]:
+        session = self._session(token)
+        if session is not None and session.stream is not None:
+            return session.stream.timeline()
+        kept = self.shelf.find(token) if session is None else None
+        if kept is None:
+            raise NoSuchSession("no such session, or nothing was started")
+        return self.engine.timeline_of(kept.snapshot)
+
     def _session(self, token: str) -> LiveSession | None:
         seat = self.lobby.find(token)
         return None if seat is None else seat.session
@@ -238,7 +283,7 @@ class Line:
     def __init__(self, demo: Demo, websocket: WebSocket, seat: Seat) -> None:
         self.demo, self.websocket, self.seat = demo, websocket, seat
         self._awake = asyncio.Event()
-        self._bad = 0
+        self._bad, self._closed = 0, False
         self._allowance, self._counted = float(MAX_RATE), demo.clock()
 
     async def run(self) -> None:
@@ -266,12 +311,14 @@ class Line:
             # nothing is awaited here: this may itself be a cancellation, which another one must not replace
             for task in tasks:
                 task.cancel()
-            lobby.disconnect(seat, visit)
+            lobby.disconnect(seat, visit, self._closed)
 
     async def _receive(self) -> None:
         while True:
             event = await self.websocket.receive()
             if event["type"] == "websocket.disconnect":
+                # browsers say so when a page is closed, loaded again or left
+                self._closed = event.get("code") == CLOSE_LEFT
                 return
             if not self._within_rate():
                 await self.websocket.close(1008, "too many messages")
@@ -342,6 +389,12 @@ class Line:
         return self._allowance >= 0
 
 
+def _not_saved(error: StreamgenError, path: str = "") -> Response:
+    """Why nothing can be downloaded; a server's path means nothing to a viewer."""
+    text = str(error).replace(path, "the clip") if path else str(error)
+    return JSONResponse({"error": text}, 404 if isinstance(error, NoSuchSession) else 409)
+
+
 def _settled(task: asyncio.Task[None]) -> None:
     """Take a task's end: a connection may break at any moment, all else is an error of ours."""
     error = None if task.cancelled() else task.exception()
@@ -367,4 +420,4 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     page = build_page(engine.info, options.root_path)
     app = gr.mount_gradio_app(app, page, path="/", **page_options(options.root_path))
     app.state.demo = demo
-    return Gate(app, options.access)
+    return Gate(Head(app), options.access)

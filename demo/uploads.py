@@ -78,6 +78,7 @@ def decode(file: Path, size: tuple[int, int], fps: float, seconds: float) -> np.
         except subprocess.TimeoutExpired:
             raise InputError(f"decoding the image took longer than {seconds:g} s") from None
         if done.returncode or not out.is_file():
-            raise InputError("the file cannot be read as an image (damaged, cut off or not an image)")
+            why = done.stdout.strip().splitlines()
+            raise InputError(why[0] if why else "decoding the picture failed")
         picture: np.ndarray = np.load(out)
     return picture[None]

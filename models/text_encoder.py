@@ -12,6 +12,9 @@ from .attention import RMSNorm, attend
 
 PAD, UNKNOWN = 0, 1
 _WORD = re.compile(r"[^\W_]+")
+# What is neither word nor space; ordinary punctuation carries no meaning of its own and is passed over.
+_SYMBOLS = re.compile(r"[^\w\s]+")
+_PUNCTUATION = re.compile(r"[.,;:!?'\"()\[\]\-‐-―‘-‟…/&]+")
 
 
 # characters of what was cut off that are told
@@ -20,8 +23,8 @@ _SHOWN = 40
 
 @dataclass(frozen=True)
 class Words:
-    """A prompt as the model sees it: ids `(L,)` int64, the words it does not know, how many words (or tokens)
-    did not fit, and the beginning of what was cut off.
+    """A prompt as the model sees it: ids `(L,)` int64, the words and symbols that mean nothing to it, how
+    many words (or tokens) did not fit, and the beginning of what was cut off.
     """
 
     ids: Tensor
@@ -57,10 +60,19 @@ class Vocabulary:
         matches = list(_WORD.finditer(lowered))
         found = [match.group() for match in matches]
         ids = [self._ids.get(word, UNKNOWN) for word in found]
-        unknown = tuple(dict.fromkeys(w for w, i in zip(found, ids, strict=True) if i == UNKNOWN))
+        unknown = [w for w, i in zip(found, ids, strict=True) if i == UNKNOWN]
+        unknown += [s for s in map(_meant, _SYMBOLS.findall(prompt)) if s]
+        if not found and not unknown and prompt.strip():
+            unknown = [prompt.strip()]
         padded = (ids + [PAD] * length)[:length]
         cut = lowered[matches[length].start() :] if len(found) > length else ""
-        return Words(torch.tensor(padded), unknown, max(0, len(found) - length), beginning(cut))
+        nothing = tuple(dict.fromkeys(unknown))
+        return Words(torch.tensor(padded), nothing, max(0, len(found) - length), beginning(cut))
+
+
+def _meant(symbols: str) -> str:
+    """A run of symbols without its punctuation."""
+    return _PUNCTUATION.sub("", symbols)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,6 @@ from .engine.budget import StepBudget
 from .engine.choice import (
     Chosen,
     Recorded,
-    Sizes,
     check_runner,
     choose_runner,
     default_runner,
@@ -28,8 +27,21 @@ from .engine.choice import (
 from .engine.decoder import DecoderState, encode_frames
 from .engine.live_lora import LiveLoraRunner, check_can_change
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
-from .engine.quantize import QUANTIZATIONS, Quantization, check_quantization, default_quantization, quantized
-from .engine.runner import Runner, check_negative
+from .engine.parallel.mesh import Mesh
+from .engine.parallel.ulysses import UlyssesRunner, slab_axis
+from .engine.program.warm import Progress
+from .engine.quantize import (
+    CACHE,
+    QUANTIZATIONS,
+    Quantization,
+    check_quantization,
+    default_quantization,
+    keeps_cache,
+    of_linears,
+    quantized,
+)
+from .engine.runner import PlainRunner, Runner
+from .engine.sizes import Sizes
 from .errors import InputError
 from .families import load_parts
 from .motion.gestures import changed
@@ -39,6 +51,7 @@ from .stream.events import StreamEvent
 from .stream.latents import LatentState
 from .stream.log import EventLog, LogHeader
 from .stream.model import ModelParts, StreamModel
+from .stream.prompts import Blend
 from .stream.recache import recache_of
 from .stream.session import Session
 from .stream.settings import StreamSettings
@@ -61,8 +74,19 @@ class Pipeline(StreamModel):
         asked_quantize: likewise of `engine.quantize.QUANTIZATIONS`; None: what each stream says, or none.
     """
 
-    def __init__(self, parts: ModelParts, runner: str | None = None, quantize: str | None = None) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        runner: str | None = None,
+        quantize: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
         super().__init__(parts)
+        self.mesh = mesh
+        if mesh is not None:
+            if runner not in (None, "auto", "plain"):
+                raise InputError(f"runner {runner}: not over {mesh.size} processes, expected plain")
+            slab_axis(self.dit.config, self.geometry.token_grid, mesh.size)
         self.asked_runner = None if runner is None else check_runner(runner)
         self.asked_quantize = None if quantize is None else check_quantization(quantize)
         self._runners: dict[tuple[Recorded, bool, bool, int], Chosen] = {}
@@ -81,6 +105,7 @@ class Pipeline(StreamModel):
         *,
         gestures: Mapping[str, TrackSet | None] | None = None,
         prompt_embeds: Tensor | None = None,
+        blend: Blend | Sequence[Any] | Mapping[str, float] | None = None,
         runner: str | Runner | None = None,
         quantize: str | None = None,
         decode: bool = True,
@@ -99,9 +124,11 @@ class Pipeline(StreamModel):
             noise: where all draws come from instead of the seed, recorded ones for instance.
             gestures: named tracks from frame 0 on, besides `motion`.
             prompt_embeds: embeddings `(L, dim)` in place of those of the prompt's words.
+            blend: prompts with weights in place of one prompt.
             runner: what computes chunks: a name of `engine.choice.RUNNERS`, or one of your own; by default
                 what the pipeline was loaded with, else `auto`.
-            quantize: in which eight bits linear layers compute, a name of `engine.quantize.QUANTIZATIONS`; by
+            quantize: what is in eight bits (linear layers, the cache), a name of
+                `engine.quantize.QUANTIZATIONS`; by
                 default what the pipeline was loaded with, else none. A runner of your own decides itself.
             decode: False gives a stream of latents, which needs no picture decoder.
             log: a file that the event log is appended to as the stream goes on.
@@ -113,9 +140,9 @@ class Pipeline(StreamModel):
                 or eight bits that are unknown or cannot be had.
             CheckpointError: a cache that does not fit into memory.
         """
-        event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds)
+        event = StreamEvent(prompt, motion, gestures=gestures, prompt_embeds=prompt_embeds, blend=blend)
         if not event.changes_text:
-            raise InputError("prompt: expected some words or prompt_embeds, found none")
+            raise InputError("prompt: expected some words, a blend or prompt_embeds, found none of them")
         gestures_now = changed((), event.gesture_changes, 0)
         if gestures_now and self.motion_encoder is None:
             raise InputError(f"motion: {self.name} was not trained with tracks")
@@ -126,9 +153,9 @@ class Pipeline(StreamModel):
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         chosen = self.runner(runner, quantize=quantize)
         latents, start = self._opening(image, video)
-        self._prepare_other_words(merged, chosen)
+        self._prepare_other_words(merged)
         state = StreamState(
-            LatentState(self.new_ring(merged)),
+            LatentState(self.new_ring(merged, keeps_cache(chosen.quantize))),
             Controls(self.read_at(self.event_text(event), strengths), merged, gestures_now),
             DecoderState.initial(self.tokenizer) if decode else None,
             EventLog(LogHeader(self.geometry.fps, seed, draws.identity, start)),
@@ -137,9 +164,8 @@ class Pipeline(StreamModel):
         )
         return Session(self, state, chosen, None if log is None else Path(log), budget)
 
-    def _prepare_other_words(self, settings: StreamSettings, runner: Runner) -> None:
+    def _prepare_other_words(self, settings: StreamSettings) -> None:
         """Encode what a stream compares with now, so that no chunk waits for it."""
-        check_negative(runner, settings.negative_prompt, self.guided(settings))
         if self.needs_null(settings):
             _ = self.null_text
         self.negative_text(settings)
@@ -165,7 +191,11 @@ class Pipeline(StreamModel):
         return chosen.runner
 
     def choose(
-        self, name: str | None = None, recorded: Recorded | None = None, quantize: str | None = None
+        self,
+        name: str | None = None,
+        recorded: Recorded | None = None,
+        quantize: str | None = None,
+        progress: Progress = lambda done, total, label: None,
     ) -> Chosen:
         """A runner by name, made once for each number of torch's threads.
 
@@ -173,6 +203,7 @@ class Pipeline(StreamModel):
             name: by default what the pipeline was loaded with.
             recorded: what the stream ran on before, taken where nothing is asked for.
             quantize: eight bits or none; by default what the pipeline was loaded with.
+            progress: told of programs that are made: how many are, of how many, and which one comes.
 
         Raises:
             InputError: an unknown runner or quantisation, or one that cannot be had for this model here.
@@ -188,20 +219,44 @@ class Pipeline(StreamModel):
         key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
-                dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
-                chosen = self._chosen(dit, asked, wanted)
+                name_of_bits = str(wanted.quantize)
+                dit, note = self._in_bits(of_linears(name_of_bits), bits_told is not None)
+                chosen = self._chosen(dit, asked, wanted, progress)
+                if keeps_cache(name_of_bits) and isinstance(chosen.runner, PlainRunner):
+                    bits = chosen.runner.quantize
+                    chosen.runner.quantize = CACHE if bits is None else f"{bits}+{CACHE}"
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
 
-    def _chosen(self, dit: CausalDiT, asked: str | None, wanted: Recorded) -> Chosen:
+    def _chosen(self, dit: CausalDiT, asked: str | None, wanted: Recorded, progress: Progress) -> Chosen:
         """The runner that is wanted, for the network in full precision or in eight bits."""
-        live = self.parts.live
+        live, cache = self.parts.live, keeps_cache(str(wanted.quantize))
+        if cache:
+            self._check_cache(str(wanted.runner), asked is not None)
         if live is not None:
             check_can_change(asked)
+            if cache or self.mesh is not None:
+                other = "quantize cache" if cache else f"{self.mesh.size if self.mesh else 1} processes"
+                raise InputError(f"{other}: cannot have LoRAs whose strength may change, merge them (--lora)")
             return Chosen(LiveLoraRunner(dit, live, self.codec))
+        if self.mesh is not None:
+            return Chosen(UlyssesRunner(dit, self.codec, self.mesh, self.geometry.token_grid))
         if wanted.batch is not None:
             return Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
-        return choose_runner(str(wanted.runner), dit, self.codec, self._sizes(), recorded=asked is None)
+        if cache:
+            # the others read a cache where it lies
+            return Chosen(PlainRunner(dit, self.codec))
+        ring = lambda: self.new_ring(self.settings)  # noqa: E731
+        return choose_runner(
+            str(wanted.runner), dit, self.codec, self._sizes(), asked is None, ring, progress
+        )
+
+    def _check_cache(self, runner: str, asked: bool) -> None:
+        """Raise InputError where a cache in eight bits cannot be had."""
+        if self.mesh is not None:
+            raise InputError(f"quantize cache: not over {self.mesh.size} processes")
+        if asked and runner not in ("auto", "plain"):
+            raise InputError(f"quantize cache: with runner plain, found {runner}")
 
     def gathering(self, size: int) -> Gathering:
         """Where streams of `size` threads meet, each with a runner of `Gathering.member`; they run on the
@@ -219,6 +274,8 @@ class Pipeline(StreamModel):
             )
         with self._choosing:
             asked = self.asked_quantize is not None or default_quantization() is not None
+            if keeps_cache(self.quantize_by_default):
+                raise InputError("batch: streams at once keep their caches in full precision")
             dit, _ = self._in_bits(self.quantize_by_default, asked)
         return Gathering(dit, self.codec, size)
 
@@ -263,7 +320,18 @@ class Pipeline(StreamModel):
 
     def _sizes(self) -> Sizes:
         settings = self.settings
-        return Sizes(self.geometry, settings.plan(self.plan), settings.sampling(), settings.guidance())
+        counts = {settings.steps, settings.first_steps, settings.change_steps} - {0}
+        if settings.sampler == "renoise":
+            # a deadline may come to any of the trained ones
+            counts |= set(range(1, settings.steps + 1))
+        return Sizes(
+            self.geometry,
+            settings.plan(self.plan),
+            settings.sampling(),
+            settings.guidance(),
+            tuple(settings.sampling(count, settings) for count in sorted(counts, reverse=True)),
+            self.prompts.length,
+        )
 
     def resume(
         self,
@@ -319,8 +387,8 @@ class Pipeline(StreamModel):
         opening = timeline.events[0].event
         session = self.open(
             opening.prompt, timeline.seed, opening.motion, image, video, opening.settings, noise,
-            gestures=opening.gestures, prompt_embeds=opening.prompt_embeds, runner=runner, quantize=quantize,
-            decode=decode,
+            gestures=opening.gestures, prompt_embeds=opening.prompt_embeds, blend=opening.blend,
+            runner=runner, quantize=quantize, decode=decode,
         )  # fmt: skip
         expected, found = timeline.start, session.state.log.header.start
         if expected != found:
@@ -424,6 +492,7 @@ def load_pipeline(
     wan: WanOptions | None = None,
     runner: str | None = None,
     quantize: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
@@ -434,8 +503,11 @@ def load_pipeline(
         wan: for a model of the Wan family (`wan_model_names`), where its weights are.
         runner: what its streams are computed by, a name of `engine.choice.RUNNERS`; None leaves it to each
             stream.
-        quantize: in which eight bits their linear layers compute, `int8` or `fp8`; None leaves it to each
+        quantize: what of them is in eight bits, a name of `engine.quantize.QUANTIZATIONS`: linear layers as
+            `int8` or `fp8`, the `cache`, both as `int8+cache`; None leaves it to each
             stream, which computes in full precision.
+        mesh: processes that compute each stream together (`engine.parallel.mesh.joined`); all of them load
+            the model, and open, steer and go through its streams alike.
 
     Raises:
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
@@ -445,4 +517,6 @@ def load_pipeline(
         check_runner(runner)
     if quantize is not None:
         check_quantization(quantize)
-    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize)
+    if mesh is not None:
+        device = str(mesh.device)
+    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize, mesh)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from demo.fake_engine import FakeEngine
-from demo.live import Limits, LiveSession
+from demo.limits import Limits
+from demo.live import LiveSession
 from demo.messages import Ack, Start
 from demo.pictures import OutFrame
 from demo.voice import Voice

@@ -1,5 +1,6 @@
 // Camera moves while a button or a key is held. Rates are per second of video, within what the model was shown.
 const PAN = 0.2, ZOOM = 1.12, TURN = 14;
+/** @type {Record<string, { pan?: [number, number], zoom?: number, rotate?: number }>} */
 const MOVES = {
   left: { pan: [-PAN, 0] }, right: { pan: [PAN, 0] }, up: { pan: [0, -PAN] }, down: { pan: [0, PAN] },
   in: { zoom: ZOOM }, out: { zoom: 1 / ZOOM }, ccw: { rotate: -TURN }, cw: { rotate: TURN },
@@ -8,16 +9,21 @@ const MOVES = {
 const SHORTEST_MS = 500;
 
 export class Camera {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
+    /** @type {Map<string, number>} */
     this.held = new Map();
-    for (const button of live.root.querySelectorAll("[data-camera]")) {
-      const move = button.dataset.camera;
+    /** @type {HTMLButtonElement[]} */
+    this.buttons = [...live.root.querySelectorAll("[data-camera]")].map((node) => /** @type {any} */ (node));
+    for (const button of this.buttons) {
+      const move = button.dataset.camera || "";
       button.addEventListener("pointerdown", (event) => {
         button.setPointerCapture(event.pointerId);
         this.press(move);
       });
-      for (const end of ["pointerup", "pointercancel"]) button.addEventListener(end, () => this.release(move));
+      button.addEventListener("pointerup", () => this.release(move));
+      button.addEventListener("pointercancel", () => this.release(move));
       button.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" && event.key !== " ") return;
         event.preventDefault();
@@ -28,24 +34,39 @@ export class Camera {
       button.addEventListener("blur", () => this.release(move));
       button.addEventListener("contextmenu", (event) => event.preventDefault());
     }
-    live.on("place", () => this.held.clear());
+    live.on("place", () => { this.held.clear(); this.mark(); });
+    live.on("online", () => { this.held.clear(); this.mark(); });
   }
 
+  /** @param {string} move */
   press(move) {
-    if (this.held.has(move) || this.live.state !== "playing" || !this.live.hello.tracks) return;
+    const { live } = this;
+    if (this.held.has(move) || !live.hello?.tracks) return;
+    if (live.state !== "playing" || !live.online) {
+      const why = live.state === "paused" ? "The camera moves while the stream plays: press Space first." : "There is no stream yet that a camera could move in.";
+      live.notices.chip("camera", why, 4);
+      live.notices.speak(why);
+      return;
+    }
     this.held.set(move, performance.now());
     this.say();
   }
 
+  /** @param {string} move */
   release(move) {
-    if (!this.held.has(move)) return;
-    const left = SHORTEST_MS - (performance.now() - this.held.get(move));
+    const since = this.held.get(move);
+    if (since === undefined) return;
+    const left = SHORTEST_MS - (performance.now() - since);
     if (left > 0) { setTimeout(() => this.release(move), left); return; }
     this.held.delete(move);
     this.say();
   }
 
+  releaseAll() { for (const move of [...this.held.keys()]) this.release(move); }
+
   say() {
+    const { live } = this;
+    /** @type {{ pan: [number, number], zoom: number, rotate: number }} */
     const all = { pan: [0, 0], zoom: 1, rotate: 0 };
     for (const name of this.held.keys()) {
       const { pan = [0, 0], zoom = 1, rotate = 0 } = MOVES[name];
@@ -53,9 +74,12 @@ export class Camera {
       all.zoom *= zoom;
       all.rotate += rotate;
     }
-    this.live.send({ type: "camera", ...all });
-    for (const button of this.live.root.querySelectorAll("[data-camera]")) {
-      button.classList.toggle("held", this.held.has(button.dataset.camera));
-    }
+    const id = live.id();
+    if (live.send({ type: "camera", id, ...all }) && this.held.size) live.status.asked(id);
+    this.mark();
+  }
+
+  mark() {
+    for (const button of this.buttons) button.classList.toggle("held", this.held.has(button.dataset.camera || ""));
   }
 }

@@ -1,31 +1,48 @@
-// The WebSocket: a ticket first, then messages as JSON and frames as binary, and again after a lost connection.
+// The WebSocket: a ticket first, then messages as JSON and frames as binary. A connection that is lost is tried
+// again for as long as the page is open; a session that is over meanwhile goes on from what the server has kept.
+import { keep, recall } from "./kept.js";
+
 const HEADER = 28;
 const GONE = 4404, REPLACED = 4001, ENDED = 4003;
-const KEPT = "streamgen-session";
+const LONGEST_WAIT_MS = 5000;
 
 export class Connection {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
+    /** @type {WebSocket | null} */
     this.socket = null;
+    /** @type {string | null} */
     this.token = null;
+    // the session before, whose stream may be gone on with, and whose recording may be saved
+    /** @type {string | null} */
+    this.before = null;
     this.tries = 0;
     this.closed = false;
     // Only a page that is left on purpose leaves its session behind, for the page that a reload brings; so a
     // duplicated tab, which copies this storage, finds nothing and gets a session of its own.
     window.addEventListener("pagehide", () => {
-      if (this.token && !this.closed) sessionStorage.setItem(KEPT, this.token);
+      const token = this.token || this.before;
+      if (token && !this.closed) sessionStorage.setItem("streamgen-session", token);
+      if (token) keep("played", this.live.player.shown >= 0);
     });
     window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+    window.addEventListener("online", () => { if (!this.socket && !this.closed && this.waiting) this.soon(0); });
+    this.played = Boolean(recall("played"));
+    keep("played", null);
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.waiting = undefined;
   }
 
   async open() {
     const { live } = this;
-    this.token ||= sessionStorage.getItem(KEPT);
-    sessionStorage.removeItem(KEPT);
+    this.waiting = undefined;
+    this.token ||= sessionStorage.getItem("streamgen-session");
+    sessionStorage.removeItem("streamgen-session");
     try {
-      if (!this.token) this.token = await this.ticket();
+      if (!this.token) await this.ticket();
     } catch (error) {
-      live.emit("lost", { text: error.message, again: true });
+      this.again(error instanceof TypeError ? "The server does not answer." : `${capital(String(error.message))}.`);
       return;
     }
     const url = new URL(`live/ws/${this.token}`, live.base);
@@ -40,30 +57,41 @@ export class Connection {
     this.socket = socket;
   }
 
+  // an id; one that goes on with the session before where the server has kept its stream
   async ticket() {
-    const answer = await fetch(new URL("live/session", this.live.base), { method: "POST" });
-    const body = await answer.json();
+    const url = new URL("live/session", this.live.base);
+    if (this.before) url.searchParams.set("after", this.before);
+    const answer = await fetch(url, { method: "POST" });
+    const body = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(body.error || `the server answers ${answer.status}`);
-    return body.session;
+    const lost = this.before && this.played && !body.kept;
+    this.token = body.session;
+    if (this.before) this.live.emit("gone", { kept: !lost });
+    if (body.kept) this.before = null;
   }
 
+  /** @param {Record<string, any>} message */
   send(message) {
     if (this.socket?.readyState !== WebSocket.OPEN) return false;
     this.socket.send(JSON.stringify(message));
     return true;
   }
 
-  url(name) { return new URL(`live/${this.token}/${name}`, this.live.base); }
+  /** @param {string} name */
+  url(name) { return new URL(`live/${this.token || this.before}/${name}`, this.live.base); }
 
+  /** @param {any} message */
   message(message) {
     const { live } = this;
     this.tries = 0;
-    if (message.type === "hello") live.hello = message;
+    if (message.type === "hello") { live.hello = message; this.turn(true); }
     if (message.type === "place" || message.type === "state") live.epoch = message.epoch;
-    if (message.type === "state") live.state = message.state;
+    if (message.type === "place") this.played = true;
     live.emit(message.type, message);
+    if (message.type === "state") live.turn(message.state);
   }
 
+  /** @param {ArrayBuffer} data */
   frame(data) {
     const view = new DataView(data);
     if (view.getUint8(0) !== 1) return;
@@ -74,30 +102,58 @@ export class Connection {
       frame: view.getUint32(12, true),
       chunk: view.getUint32(16, true),
       made: view.getFloat64(20, true),
-      bytes: data.byteLength,
       picture: new Uint8Array(data, HEADER),
     });
   }
 
+  /** @param {CloseEvent} event */
   lost(event) {
     this.socket = null;
+    this.turn(false);
     if (event.code === ENDED || event.code === REPLACED) {
       this.closed = true;
+      this.before = this.token;
       this.token = null;
-      this.live.emit("lost", { text: event.reason || "The session has ended.", again: true });
+      this.live.emit("lost", { text: `${capital(event.reason || "the session has ended")}.` });
       return;
     }
-    if (event.code === GONE || this.tries > 4) this.token = null;
-    this.tries += 1;
-    this.live.emit("retry", { tries: this.tries });
-    const wait = event.code === GONE && this.tries < 3 ? 0 : Math.min(4000, 250 * 2 ** this.tries);
-    setTimeout(() => this.open(), wait);
+    if (event.code === GONE) {
+      this.before = this.token;
+      this.token = null;
+      this.soon(this.tries < 2 ? 0 : undefined);
+      return;
+    }
+    this.again("The connection is lost.");
   }
 
-  again() {
+  /** @param {string} text */
+  again(text) {
+    const waits = this.played ? " Your stream waits." : "";
+    this.live.emit("retry", { text: `${text}${waits} Trying again …` });
+    this.soon();
+  }
+
+  /** @param {number} [wait] ms */
+  soon(wait = Math.min(LONGEST_WAIT_MS, 250 * 2 ** this.tries)) {
+    this.tries += 1;
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => this.open(), wait);
+  }
+
+  // after an end that was told
+  renew() {
     this.closed = false;
     this.tries = 0;
-    this.token = null;
     this.open();
   }
+
+  /** @param {boolean} online */
+  turn(online) {
+    if (this.live.online === online) return;
+    this.live.online = online;
+    this.live.emit("online", online);
+  }
 }
+
+/** @param {string} text */
+function capital(text) { return text[0].toUpperCase() + text.slice(1); }

@@ -1,13 +1,19 @@
-// Everything by keyboard, wherever the focus is, but for fields that take text.
+// Everything by keyboard, wherever the focus is, but for fields that take text. A control that was reached by
+// keyboard keeps Space and Enter for itself; one that was clicked gives the focus back to the picture.
+/** @type {Record<string, string>} */
 const CAMERA = { a: "left", f: "right", w: "up", s: "down", "+": "in", "=": "in", "-": "out", q: "ccw", e: "cw" };
+const OWN_SPACE = "button, summary, select, input, textarea";
 
 export class Keys {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
+    this.live = live;
     const { part, transport, paint, camera } = live;
+    /** @type {Record<string, () => void>} */
     const once = {
       " ": () => (["playing", "paused"].includes(live.state) ? transport.play() : transport.start()),
       ".": () => transport.step(),
-      r: () => transport.restart(),
+      r: () => { if (live.availability.able().stream) transport.restart(); },
       c: () => paint.clear(),
       d: () => paint.choose("drag"),
       p: () => paint.choose("path"),
@@ -15,9 +21,11 @@ export class Keys {
       "/": () => part.prompt.focus(),
     };
     window.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+      const target = /** @type {Element} */ (event.target);
+      if (event.key === "Escape" && target.matches?.(OWN_SPACE) && live.root.contains(target)) { this.back(); return; }
+      if (event.ctrlKey || event.metaKey || event.altKey || typing(target)) return;
       const key = event.key.toLowerCase();
-      if (key === " " && event.target.closest?.("button, summary, select")) return;
+      if (key === " " && target.closest?.(OWN_SPACE)) return;
       if (key in CAMERA) camera.press(CAMERA[key]);
       else if (key in once) { if (!event.repeat) once[key](); }
       else return;
@@ -27,10 +35,30 @@ export class Keys {
       const key = event.key.toLowerCase();
       if (key in CAMERA) camera.release(CAMERA[key]);
     });
-    window.addEventListener("blur", () => { for (const move of [...camera.held.keys()]) camera.release(move); });
+    window.addEventListener("blur", () => camera.releaseAll());
+    this.byPointer = false;
+    live.root.addEventListener("pointerdown", () => { this.byPointer = true; }, true);
+    live.root.addEventListener("keydown", () => { this.byPointer = false; }, true);
+    // after the control's own work is done
+    live.root.addEventListener("click", (event) => this.clicked(event));
+    live.root.addEventListener("change", (event) => {
+      if (this.byPointer && /** @type {Element} */ (event.target).matches("select, input[type=range], input[type=file]")) this.back();
+    });
   }
+
+  /** @param {MouseEvent} event */
+  clicked(event) {
+    const control = /** @type {Element} */ (event.target).closest("button, summary, input[type=radio], input[type=checkbox]");
+    if (!control || !this.byPointer || event.detail < 1) return;
+    // a button that its own click took away leaves the focus to nobody
+    const active = document.activeElement;
+    if (control.contains(active) || active === document.body) this.back();
+  }
+
+  back() { this.live.part.paint.focus({ preventScroll: true }); }
 }
 
+/** @param {Element} target */
 function typing(target) {
-  return target.matches?.("textarea, select, input:not([type=range]):not([type=checkbox]), [contenteditable]");
+  return target.matches?.("textarea, select, input:not([type=range]):not([type=checkbox]):not([type=radio]), [contenteditable]");
 }

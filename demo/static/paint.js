@@ -1,208 +1,273 @@
 // Motion painted on the live picture: drags, paths with timing, pins; by pointer, or with a cursor by keys.
+import { Pen } from "./pen.js";
+
+/** @typedef {import("./types.js").Point} Point */
+/**
+ * @typedef {object} Stroke
+ * @property {number} id
+ * @property {string} tool
+ * @property {number} began
+ * @property {[number, number, number][]} points that were not sent yet: milliseconds, x, y
+ * @property {Point[]} line all of it
+ * @property {number} frame the picture it began on
+ * @property {number} epoch
+ * @property {boolean} said whether the server knows of it
+ */
+
 const BATCH_MS = 33;
-const MOST_POINTS = 64;
+const MOST_POINTS = 64, MOST_PATH_POINTS = 512, MOST_PATH_MS = 30000, MOST_PINS = 64;
+// A tap is no drag: it begins when the hand has gone this far, in parts of the picture, or holds for so long.
+const FAR = 0.012, LONG_MS = 300;
+/** @type {Record<string, string>} */
 const HINTS = {
   drag: "Take hold of something in the picture and drag it. Let go, and the stream carries on by itself.",
   path: "Draw a path: what lies at its start follows it with the timing you drew it in.",
   pin: "Tap places that should hold still. Tap a pin to remove it.",
 };
+const COLOURS = { drag: "#34d399", path: "#60a5fa", pin: "#f87171" };
 
 export class Paint {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
     this.canvas = live.part.paint;
+    this.pen = new Pen(this.canvas);
     this.tool = "drag";
+    /** @type {Map<number | string, Stroke>} */
     this.strokes = new Map();
+    /** @type {Point[]} */
     this.pins = [];
+    /** @type {{ line: Point[], gone: number }[]} */
     this.trails = [];
+    /** @type {Point | null} */
     this.cursor = null;
-    for (const button of live.root.querySelectorAll("button[data-tool]")) {
-      button.addEventListener("click", () => this.choose(button.dataset.tool));
-    }
-    this.canvas.addEventListener("pointerdown", (event) => this.down(event));
-    this.canvas.addEventListener("pointermove", (event) => this.move(event));
-    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      this.canvas.addEventListener(end, (event) => this.up(event.pointerId, this.at(event)));
-    }
-    this.canvas.addEventListener("keydown", (event) => this.key(event));
-    this.canvas.addEventListener("blur", () => { if (this.strokes.has("keys")) this.up("keys", this.cursor); });
-    live.on("place", () => this.forget());
+    this.drawing = false;
+    // a model without tracks
+    this.off = false;
+    live.part.tools.addEventListener("change", (event) => this.choose(/** @type {HTMLInputElement} */ (event.target).value));
+    const { canvas } = this;
+    canvas.addEventListener("pointerdown", (event) => this.down(event));
+    canvas.addEventListener("pointermove", (event) => this.move(event));
+    canvas.addEventListener("pointerup", (event) => this.up(event.pointerId, this.at(event)));
+    canvas.addEventListener("pointercancel", (event) => this.up(event.pointerId, this.at(event)));
+    canvas.addEventListener("lostpointercapture", (event) => this.up(event.pointerId, this.at(event)));
+    canvas.addEventListener("keydown", (event) => this.key(event));
+    canvas.addEventListener("blur", () => { if (this.cursor) this.up("keys", this.cursor); });
+    live.on("place", (place) => {
+      this.strokes.clear();
+      this.trails = [];
+      this.pins = place.pins.map(([x, y]) => ({ x, y }));
+      this.changed();
+    });
     live.on("hello", (hello) => {
       this.off = !hello.tracks;
       live.part.motion.hidden = this.off;
     });
     this.choose("drag");
     setInterval(() => this.flush(), BATCH_MS);
-    const draw = (now) => { this.draw(now); requestAnimationFrame(draw); };
-    requestAnimationFrame(draw);
+    for (const seen of ["focus", "blur"]) canvas.addEventListener(seen, () => this.changed());
+    new ResizeObserver(() => this.changed()).observe(canvas);
   }
 
+  /** @param {string} tool */
   choose(tool) {
+    const { part } = this.live;
     this.tool = tool;
-    this.live.part.screen.dataset.tool = tool;
-    this.live.part.hint.textContent = HINTS[tool];
-    for (const button of this.live.root.querySelectorAll("button[data-tool]")) {
-      button.setAttribute("aria-checked", String(button.dataset.tool === tool));
-    }
+    for (const radio of part.tools.querySelectorAll("input")) radio.checked = radio.value === tool;
+    part.screen.dataset.tool = tool;
+    part.hint.textContent = HINTS[tool];
   }
 
+  /** @param {PointerEvent} event */
   at(event) {
     const box = this.canvas.getBoundingClientRect();
-    const unit = (value) => Math.min(1, Math.max(0, value));
     return { x: unit((event.clientX - box.left) / box.width), y: unit((event.clientY - box.top) / box.height) };
   }
 
+  /** @param {PointerEvent} event */
   down(event) {
     if (event.button > 0) return;
     this.canvas.setPointerCapture(event.pointerId);
     this.begin(event.pointerId, this.at(event));
   }
 
+  /**
+   * @param {number | string} pointer
+   * @param {Point} at
+   */
   begin(pointer, at) {
     const { live } = this;
-    if (this.off) return;
+    if (this.off || !live.running) return;
     if (this.tool === "pin") { this.pin(at); return; }
-    if (!["playing", "paused"].includes(live.state) || this.strokes.size >= 4) return;
-    const stroke = { id: live.id(), tool: this.tool, began: performance.now(), points: [], line: [at], frame: Math.max(0, live.player.shown), epoch: live.epoch };
-    stroke.points.push([0, at.x, at.y]);
-    this.strokes.set(pointer, stroke);
-    if (stroke.tool === "drag") {
-      this.say(stroke, "begin");
-      live.status.asked(stroke.id);
-    }
+    if (this.strokes.size >= 4) return;
+    this.strokes.set(pointer, {
+      id: live.id(), tool: this.tool, began: performance.now(), points: [[0, at.x, at.y]], line: [at],
+      frame: Math.max(0, live.player.shown), epoch: live.epoch, said: false,
+    });
+    this.changed();
   }
 
+  /** @param {PointerEvent} event */
   move(event) {
     if (!this.strokes.has(event.pointerId)) return;
     const all = event.getCoalescedEvents?.() || [];
     for (const each of all.length ? all : [event]) this.add(event.pointerId, this.at(each));
   }
 
+  /**
+   * @param {number | string} pointer
+   * @param {Point} at
+   */
   add(pointer, at) {
     const stroke = this.strokes.get(pointer);
-    const last = stroke.line.at(-1);
+    if (!stroke) return;
+    const last = stroke.line[stroke.line.length - 1];
     if (Math.hypot(at.x - last.x, at.y - last.y) < 0.002) return;
     stroke.line.push(at);
     stroke.points.push([performance.now() - stroke.began, at.x, at.y]);
+    this.changed();
+    if (Math.hypot(at.x - stroke.line[0].x, at.y - stroke.line[0].y) >= FAR) this.start(stroke);
   }
 
+  /**
+   * From here on it is a drag and no tap.
+   * @param {Stroke} stroke
+   */
+  start(stroke) {
+    if (stroke.said || stroke.tool !== "drag") return;
+    stroke.said = true;
+    this.say(stroke, "begin");
+    this.live.status.asked(stroke.id);
+  }
+
+  /**
+   * @param {number | string} pointer
+   * @param {Point} at
+   */
   up(pointer, at) {
     const stroke = this.strokes.get(pointer);
     if (!stroke) return;
-    if (stroke.line.length) this.add(pointer, at);
+    this.add(pointer, at);
     this.strokes.delete(pointer);
-    if (stroke.tool === "drag") this.say(stroke, "end");
-    else this.path(stroke);
-    this.trails.push({ line: stroke.line, gone: performance.now() + 1200 });
+    this.changed();
+    if (stroke.tool === "path") this.path(stroke);
+    else if (stroke.said) this.say(stroke, "end");
+    else this.live.notices.chip("tap", "That was a tap. To drag, press on something and pull.", 3);
+    if (stroke.line.length > 1) this.trails.push({ line: stroke.line, gone: performance.now() + 1200 });
   }
 
   // drags are told while they are drawn, at most 30 times a second
   flush() {
+    const now = performance.now();
     for (const stroke of this.strokes.values()) {
-      if (stroke.tool === "drag" && stroke.points.length) this.say(stroke, "move");
+      if (stroke.tool !== "drag") continue;
+      if (now - stroke.began > LONG_MS) this.start(stroke);
+      if (stroke.said && stroke.points.length) this.say(stroke, "move");
     }
   }
 
+  /**
+   * @param {Stroke} stroke
+   * @param {string} phase
+   */
   say(stroke, phase) {
     const points = thin(stroke.points, MOST_POINTS);
     stroke.points = [];
-    if (phase === "move" && !points.length) return;
     const { id, epoch, frame } = stroke;
     this.live.send({ type: "stroke", id, epoch, frame, phase, points });
   }
 
+  /** @param {Stroke} stroke */
   path(stroke) {
-    const { id, epoch, frame } = stroke;
-    const points = thin(stroke.points, 512).filter((point) => point[0] <= 30000);
-    if (points.length < 2) return;
-    this.live.send({ type: "path", id, epoch, frame, points });
-    this.live.status.asked(id);
+    const { id, epoch, frame, line } = stroke;
+    const points = thin(stroke.points, MOST_PATH_POINTS).filter((point) => point[0] <= MOST_PATH_MS);
+    if (points.length < 2 || !line.some((p) => Math.hypot(p.x - line[0].x, p.y - line[0].y) >= FAR)) {
+      this.live.notices.chip("tap", "That was a tap. To draw a path, press and pull along it.", 3);
+      return;
+    }
+    if (this.live.send({ type: "path", id, epoch, frame, points })) this.live.status.asked(id);
   }
 
+  /** @param {Point} at */
   pin(at) {
+    const { live } = this;
     const near = this.pins.findIndex((pin) => Math.hypot(pin.x - at.x, pin.y - at.y) < 0.05);
-    if (near >= 0) this.pins.splice(near, 1);
-    else if (this.pins.length < 64) this.pins.push(at);
-    this.live.send({ type: "pins", points: this.pins.map((pin) => [pin.x, pin.y]) });
+    const pins = near >= 0 ? this.pins.filter((_, i) => i !== near) : [...this.pins, at];
+    if (pins.length > MOST_PINS) { live.notices.tell(`At most ${MOST_PINS} pins hold at a time.`, { seconds: 8 }); return; }
+    const id = live.id();
+    if (!live.send({ type: "pins", id, points: pins.map((pin) => [pin.x, pin.y]) })) return;
+    this.pins = pins;
+    this.changed();
+    live.status.asked(id);
   }
 
   clear() {
-    this.forget();
-    this.live.send({ type: "clear" });
-  }
-
-  forget() {
+    const { live } = this;
+    const id = live.id();
+    if (!live.availability.able().stream || !live.send({ type: "clear", id })) return;
+    live.status.asked(id);
     this.strokes.clear();
     this.pins = [];
     this.trails = [];
+    this.changed();
   }
 
+  /** @param {KeyboardEvent} event */
   key(event) {
+    /** @type {Record<string, [number, number]>} */
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.key in steps) {
-      this.cursor ||= { x: 0.5, y: 0.5 };
-      const size = event.shiftKey ? 0.1 : 0.025;
-      const unit = (value) => Math.min(1, Math.max(0, value));
+      const from = this.cursor || { x: 0.5, y: 0.5 }, size = event.shiftKey ? 0.1 : 0.025;
       const [dx, dy] = steps[event.key];
-      this.cursor = { x: unit(this.cursor.x + size * dx), y: unit(this.cursor.y + size * dy) };
-      if (this.strokes.has("keys")) this.add("keys", this.cursor);
+      this.cursor = { x: unit(from.x + size * dx), y: unit(from.y + size * dy) };
+      this.changed();
+      this.add("keys", this.cursor);
     } else if (event.key === "Enter") {
       this.cursor ||= { x: 0.5, y: 0.5 };
       if (this.strokes.has("keys")) this.up("keys", this.cursor);
       else this.begin("keys", this.cursor);
     } else if (event.key === "Escape") {
-      if (this.strokes.has("keys")) this.up("keys", this.cursor);
+      if (this.cursor) this.up("keys", this.cursor);
       this.cursor = null;
+      this.changed();
     } else return;
     event.preventDefault();
     event.stopPropagation();
   }
 
+  // draws with the next picture of the browser, and not while nothing changes
+  changed() {
+    if (this.drawing) return;
+    this.drawing = true;
+    requestAnimationFrame((now) => { this.drawing = false; this.draw(now); });
+  }
+
+  /** @param {number} now */
   draw(now) {
-    const { canvas } = this;
-    const scale = window.devicePixelRatio || 1;
-    const width = Math.round(canvas.clientWidth * scale), height = Math.round(canvas.clientHeight * scale);
-    if (!width) return;
-    if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-    const pen = canvas.getContext("2d");
-    pen.clearRect(0, 0, width, height);
-    pen.lineCap = pen.lineJoin = "round";
-    const line = (points, colour) => {
-      // a dark edge keeps the line visible on any picture
-      for (const [style, thick] of [["rgba(0,0,0,.55)", 6], [colour, 3]]) {
-        pen.strokeStyle = style;
-        pen.lineWidth = thick * scale;
-        pen.beginPath();
-        points.forEach((point, i) => pen[i ? "lineTo" : "moveTo"](point.x * width, point.y * height));
-        pen.stroke();
-      }
-    };
-    const dot = (point, colour, size) => {
-      pen.beginPath();
-      pen.arc(point.x * width, point.y * height, size * scale, 0, 7);
-      pen.fillStyle = colour;
-      pen.fill();
-      pen.strokeStyle = "rgba(0,0,0,.6)";
-      pen.lineWidth = 2 * scale;
-      pen.stroke();
-    };
+    const { pen } = this;
+    if (!pen.clear()) return;
+    if (this.trails.length) this.changed();
     this.trails = this.trails.filter((trail) => trail.gone > now);
-    for (const trail of this.trails) {
-      pen.globalAlpha = (trail.gone - now) / 1200;
-      line(trail.line, "#fff");
-    }
-    pen.globalAlpha = 1;
+    for (const trail of this.trails) pen.line(trail.line, "#fff", (trail.gone - now) / 1200);
     for (const stroke of this.strokes.values()) {
-      const colour = stroke.tool === "drag" ? "#34d399" : "#60a5fa";
-      line(stroke.line, colour);
-      dot(stroke.line.at(-1), colour, 7);
+      const colour = stroke.tool === "drag" ? COLOURS.drag : COLOURS.path;
+      pen.line(stroke.line, colour);
+      pen.dot(stroke.line[stroke.line.length - 1], colour, 7);
     }
-    for (const pin of this.pins) dot(pin, "#f87171", 6);
-    if (this.cursor && document.activeElement === canvas) dot(this.cursor, "#fff", 5);
+    for (const pin of this.pins) pen.dot(pin, COLOURS.pin, 6);
+    if (this.cursor && document.activeElement === this.canvas) pen.dot(this.cursor, "#fff", 5);
   }
 }
 
-// at most `most` points: the first, the last, and evenly what lies between
+/** @param {number} value */
+function unit(value) { return Math.min(1, Math.max(0, value)); }
+
+/**
+ * At most `most` points: the first, the last, and evenly what lies between.
+ * @template T
+ * @param {T[]} points
+ * @param {number} most
+ */
 function thin(points, most) {
   if (points.length <= most) return points;
   return Array.from({ length: most }, (_, i) => points[Math.round((i * (points.length - 1)) / (most - 1))]);

@@ -1,100 +1,152 @@
-// Words: applied at the next chunk, or queued and applied one after the other.
+// Words: what is asked for, what became of it, and what holds now. Text that is being typed is nobody's but its
+// writer's: examples, the queue and going back leave it alone.
+import { keep, recall } from "./kept.js";
+
 export class Prompts {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
-    this.queue = [];
-    this.since = 0;
     this.last = 0;
     this.notes = this.kept = "";
     const { part, options } = live;
-    part.prompt.value = options.examples[0];
+    const draft = recall("draft");
+    // what the field held when it was last sent, or set from the stream
+    this.said = options.examples[0];
+    part.prompt.value = typeof draft === "string" ? draft : this.said;
+    keep("draft", null);
+    window.addEventListener("pagehide", () => { if (this.typing) keep("draft", part.prompt.value); });
     part.sink.value = options.settings.sink_policy || "refresh";
-    part.promptForm.addEventListener("submit", (event) => { event.preventDefault(); this.apply(part.prompt.value); });
+    part.promptForm.addEventListener("submit", (event) => { event.preventDefault(); this.apply(part.prompt.value, true); });
     part.prompt.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.isComposing) return;
       event.preventDefault();
-      if (event.shiftKey) this.add(); else this.apply(part.prompt.value);
+      if (event.shiftKey) live.queue.add(); else this.apply(part.prompt.value, true);
     });
+    part.prompt.addEventListener("input", () => this.tooLong(part.prompt.value));
     for (const words of options.examples) {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "sg-quiet";
+      button.dataset.needs = "online";
       button.textContent = words;
-      button.addEventListener("click", () => { part.prompt.value = words; this.apply(words); });
+      button.addEventListener("click", () => { this.fill(words); this.apply(words); });
       part.examples.append(button);
     }
     live.on("place", (place) => this.place(place));
     live.on("receipt", (receipt) => this.receipt(receipt));
-    live.on("shown", (frame) => this.due(frame.frame));
   }
 
-  apply(words) {
+  // whether there is text in the field that was not sent
+  get typing() {
+    const { value } = this.live.part.prompt;
+    return value.trim() !== "" && value.trim() !== this.said.trim();
+  }
+
+  /**
+   * Put words into the field, unless somebody is at it.
+   * @param {string} words
+   */
+  fill(words) {
+    if (this.typing) return;
+    this.live.part.prompt.value = words;
+    this.said = words;
+  }
+
+  /**
+   * The words of the field were sent.
+   * @param {string} words
+   */
+  settled(words) { if (this.live.part.prompt.value.trim() === words) this.said = words; }
+
+  /**
+   * Whether words are more than is taken, which is said.
+   * @param {string} words
+   */
+  tooLong(words) {
+    const most = this.live.options.limit, over = words.trim().length - most;
+    if (over > 0) {
+      this.notes = "";
+      this.say(`Too long: ${most} characters are taken, these are ${over} more. Nothing has been sent.`, true);
+    } else if (this.long) this.say("");
+    this.long = over > 0;
+    return this.long;
+  }
+
+  apply(words = "", own = false) {
     const { live } = this;
     words = words.trim();
-    if (!words) return;
-    if (!["playing", "paused"].includes(live.state)) { live.transport.start(); return; }
-    const { cache, sink } = live.part;
-    if (!this.ask({ prompt: words, cache: cache.value, sink: sink.value })) return;
+    if (!words || this.tooLong(words)) return;
+    if (!live.running) {
+      if (own || !this.typing) live.transport.start();
+      return;
+    }
+    if (!this.words({ prompt: words })) return;
+    this.settled(words);
+  }
+
+  /**
+   * Ask for new words, a prompt or a blend, in the way that the page says.
+   * @param {Record<string, any>} words
+   */
+  words(words) {
+    const { cache, sink, over, way } = this.live.part;
+    const seconds = Math.min(60, Math.max(0, Number(over.value) || 0));
+    const passage = seconds && cache.value !== "clear" ? { over: seconds, way: way.value } : {};
+    if (!this.ask({ ...words, cache: cache.value, sink: sink.value, ...passage })) return false;
     this.notes = "";
     this.say("Takes effect with the next chunk …");
+    return true;
   }
 
-  // the past under the words that hold: read again, or forgotten
-  past(cache) {
-    if (["playing", "paused"].includes(this.live.state)) this.ask({ cache, sink: this.live.part.sink.value });
-  }
+  /**
+   * The past under the words that hold: read again, or forgotten.
+   * @param {string} cache
+   */
+  past(cache) { if (this.live.running) this.ask({ cache, sink: this.live.part.sink.value }); }
 
+  /** @param {Record<string, any>} change */
   ask(change) {
     const { live } = this;
     const id = live.id();
     if (!live.send({ type: "event", id, epoch: live.epoch, ...change })) return false;
     live.status.asked(id);
-    if (change.prompt) this.last = id;
+    if (change.prompt || change.blend) this.last = id;
     return true;
   }
 
-  add() {
-    const { prompt, hold } = this.live.part;
-    const words = prompt.value.trim();
-    if (!words || this.queue.length >= 20) return;
-    this.queue.push({ words, seconds: Math.min(600, Math.max(1, Number(hold.value) || 5)) });
-    prompt.value = "";
-    prompt.focus();
-    this.draw();
-  }
-
-  // the next prompt's turn, counted in frames of video since the last change of words
-  due(frame) {
-    const next = this.queue[0];
-    if (!next || frame - this.since < next.seconds * this.live.hello.fps) return;
-    this.queue.shift();
-    this.since = frame;
-    this.live.part.prompt.value = next.words;
-    this.apply(next.words);
-    this.draw();
-  }
-
+  /** @param {import("./types.js").Place} place */
   place(place) {
-    this.live.part.prompt.value = place.prompt;
-    this.since = place.frame;
+    this.fill(place.prompt);
+    this.now(place.prompt);
     this.note(place);
     this.say(this.kept);
     this.kept = "";
   }
 
-  // what became of the words that were sent last; those before have their lines in the log
+  /** @param {string} words */
+  now(words) {
+    this.live.part.now.textContent = words ? `Now: ${words}` : "";
+    this.live.part.now.title = words;
+  }
+
+  /**
+   * What became of the words that were sent last; those before have their lines in the log.
+   * @param {import("./types.js").Receipt} receipt
+   */
   receipt(receipt) {
     if (receipt.kind !== "prompt") return;
-    const applied = receipt.status === "applied";
+    const applied = receipt.status === "applied", replaced = receipt.superseded?.includes("prompt");
     if (applied && receipt.epoch !== this.live.epoch) return;
-    if (applied && !receipt.superseded.includes("prompt")) this.since = receipt.frame;
+    if (applied && !replaced) this.now(receipt.label);
     if (receipt.id !== this.last) return;
     if ((receipt.status === "accepted" && !receipt.waiting) || applied) this.note(receipt);
     this.kept = "";
     if (receipt.status === "accepted") {
       this.say(receipt.waiting ? `Waiting: ${receipt.waiting}. Takes effect with the first chunk after that …` : "Takes effect with the next chunk …");
-    } else if (applied && receipt.superseded.includes("prompt")) this.say("Replaced by newer words before it took effect.");
-    else if (applied) this.say(`In effect from ${this.live.strip.time(receipt.frame)} (frame ${receipt.frame}).`);
+    } else if (replaced) this.say("Replaced by newer words before it took effect.");
+    else if (applied && receipt.until && receipt.until > receipt.frame) {
+      this.say(`Come from ${this.live.time(receipt.frame)} to ${this.live.time(receipt.until)} (frames ${receipt.frame} to ${receipt.until}).`);
+    } else if (applied) this.say(`In effect from ${this.live.time(receipt.frame)} (frame ${receipt.frame}).`);
     else {
       this.kept = receipt.status === "withdrawn" ? "Taken back." : `Not taken: ${receipt.reason}.`;
       this.notes = "";
@@ -102,40 +154,24 @@ export class Prompts {
     }
   }
 
-  // words without meaning, and the end that was cut off
+  /**
+   * Words and symbols without meaning, and the end that was cut off.
+   * @param {{ unknown?: string[], dropped?: number, note?: string }} said
+   */
   note({ unknown = [], dropped = 0, note = "" }) {
-    const list = unknown.slice(0, 8).map((word) => `“${word}”`).join(", ");
+    const list = unknown.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 38)}…` : word}”`).join(", ");
+    const more = unknown.length > 8 ? ` and ${unknown.length - 8} more` : "";
     this.notes = [
-      unknown.length && `${list} ${unknown.length > 1 ? "mean" : "means"} nothing to this model; the model card lists its words.`,
+      unknown.length && `${list}${more} ${unknown.length > 1 ? "mean" : "means"} nothing to this model; the model card lists its words.`,
       dropped && `The end was cut off: ${dropped} ${dropped > 1 ? "tokens" : "token"} more than the model reads.`,
       note,
     ].filter(Boolean).join(" ");
   }
 
-  say(text) {
+  /** @param {string} text */
+  say(text, warns = false) {
     const { words } = this.live.part;
     words.textContent = [text, this.notes].filter(Boolean).join(" ");
-    words.dataset.kind = this.notes ? "unknown" : "";
-    words.hidden = !words.textContent;
-  }
-
-  draw() {
-    const { queue } = this.live.part;
-    queue.hidden = !this.queue.length;
-    queue.replaceChildren(...this.queue.map((item, index) => {
-      const row = document.createElement("li");
-      const words = document.createElement("span");
-      words.textContent = item.words;
-      const after = document.createElement("small");
-      after.textContent = `after ${item.seconds} s`;
-      const remove = document.createElement("button");
-      remove.type = "button";
-      remove.className = "sg-quiet";
-      remove.textContent = "✕";
-      remove.setAttribute("aria-label", `Remove “${item.words}” from the queue`);
-      remove.addEventListener("click", () => { this.queue.splice(index, 1); this.draw(); });
-      row.append(words, after, remove);
-      return row;
-    }));
+    words.dataset.kind = this.notes || warns ? "warning" : "";
   }
 }

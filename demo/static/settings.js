@@ -1,4 +1,6 @@
-// Sliders: sent when they rest, and moved when the stream goes to a moment with other settings.
+// Sliders: sent when they rest, and set to what holds when the stream goes elsewhere or refuses a change.
+
+/** @type {[string, string, number, number, number][]} */
 const SLIDERS = [
   ["text_guidance", "Text guidance", 0, 8, 0.1],
   ["motion_guidance", "Motion guidance", 0, 8, 0.1],
@@ -8,71 +10,95 @@ const REST_MS = 150;
 const SMALL_PIXELS = 128 * 128;
 
 export class Settings {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
+    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement }>} */
     this.inputs = {};
-    for (const [name, label, min, max, step] of SLIDERS) {
-      const row = document.createElement("label");
-      row.className = "sg-slider";
-      const text = document.createElement("span");
-      text.textContent = label;
-      const input = document.createElement("input");
-      Object.assign(input, { type: "range", min, max, step });
-      input.value = live.options.settings[name] ?? min;
-      input.dataset.setting = name;
-      const value = document.createElement("output");
-      row.append(text, input, value);
-      live.part.sliders.append(row);
-      this.inputs[name] = { input, value };
-      input.addEventListener("input", () => { this.write(name); this.changed(name); });
-      this.write(name);
-    }
+    for (const slider of SLIDERS) this.add(slider);
+    // what holds in the stream, and changes on their way by the number of their message
+    /** @type {Record<string, number | string>} */
+    this.holds = {};
+    /** @type {Map<number, Record<string, number | string>>} */
+    this.asked = new Map();
+    /** @type {Record<string, number | string>} */
     this.waiting = {};
+    // of LoRAs whose strength may change, by name
+    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement }>} */
+    this.loras = {};
+    this.suited = false;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.timer = undefined;
     live.part.pixelated.addEventListener("change", () => this.sharp());
     this.sharp();
     live.on("hello", (hello) => this.suit(hello));
     live.on("place", (place) => this.place(place.settings));
-    live.on("receipt", (receipt) => {
-      // words have a line of their own
-      if (receipt.kind !== "prompt" && receipt.status === "refused") live.transport.notice(`Not taken: ${receipt.reason}.`);
-    });
+    live.on("receipt", (receipt) => this.receipt(receipt));
   }
 
-  // what a model does not have is not shown; larger pictures are enlarged smoothly
+  /**
+   * What a model does not have is not shown; larger pictures are enlarged smoothly.
+   * @param {import("./types.js").Hello} hello
+   */
   suit(hello) {
-    this.adapters(hello.loras);
-    this.inputs.motion_guidance.input.closest("label").hidden = !hello.tracks;
+    for (const [name, strength] of Object.entries(hello.loras)) if (!(name in this.loras)) this.addLora(name, strength);
+    const row = this.inputs.motion_guidance.input.closest("label");
+    if (row) row.hidden = !hello.tracks;
     if (this.suited) return;
     this.suited = true;
     this.live.part.pixelated.checked = hello.width * hello.height <= SMALL_PIXELS;
     this.sharp();
   }
 
-  // a slider for each LoRA whose strength may change, told together as one setting
-  adapters(loras) {
-    this.loras ||= {};
-    for (const [name, strength] of Object.entries(loras)) {
-      if (name in this.loras) continue;
-      const row = document.createElement("label");
-      row.className = "sg-slider";
-      const input = document.createElement("input");
-      Object.assign(input, { type: "range", min: -1, max: 2, step: 0.05, value: strength });
-      input.dataset.lora = name;
-      const text = document.createElement("span"), value = document.createElement("output");
-      text.textContent = `LoRA ${name}`;
-      row.append(text, input, value);
-      this.live.part.sliders.append(row);
-      this.loras[name] = { input, value };
-      input.addEventListener("input", () => {
-        value.textContent = Number(input.value).toFixed(2);
-        this.waiting.lora = Object.entries(this.loras).map(([each, { input }]) => `${each}:${input.value}`).join(",");
-        clearTimeout(this.timer);
-        this.timer = setTimeout(() => this.send(), REST_MS);
-      });
-      value.textContent = Number(strength).toFixed(2);
-    }
+  /**
+   * A slider for a LoRA; all of them are told together, as one setting.
+   * @param {string} name
+   * @param {number} strength
+   */
+  addLora(name, strength) {
+    const row = document.createElement("label");
+    row.className = "sg-slider";
+    const text = document.createElement("span");
+    text.textContent = `LoRA ${name}`;
+    const input = document.createElement("input");
+    Object.assign(input, { type: "range", min: -1, max: 2, step: 0.05 });
+    input.value = String(strength);
+    input.dataset.lora = name;
+    input.dataset.needs = "online";
+    const value = document.createElement("output");
+    value.textContent = strength.toFixed(2);
+    row.append(text, input, value);
+    this.live.part.sliders.append(row);
+    this.loras[name] = { input, value };
+    input.addEventListener("input", () => {
+      value.textContent = Number(input.value).toFixed(2);
+      this.waiting.lora = Object.entries(this.loras).map(([each, slider]) => `${each}:${slider.input.value}`).join(",");
+      this.soon();
+    });
+    this.live.availability?.refresh();
   }
 
+  /** @param {[string, string, number, number, number]} slider */
+  add([name, label, min, max, step]) {
+    const { live } = this;
+    const row = document.createElement("label");
+    row.className = "sg-slider";
+    const text = document.createElement("span");
+    text.textContent = label;
+    const input = document.createElement("input");
+    Object.assign(input, { type: "range", min, max, step });
+    input.value = live.options.settings[name] ?? min;
+    input.dataset.setting = name;
+    input.dataset.needs = "online";
+    const value = document.createElement("output");
+    row.append(text, input, value);
+    live.part.sliders.append(row);
+    this.inputs[name] = { input, value };
+    input.addEventListener("input", () => { this.write(name); this.changed(name); });
+    this.write(name);
+  }
+
+  /** @param {string} name */
   write(name) {
     const { input, value } = this.inputs[name];
     value.textContent = Number(input.value).toFixed(Number(input.step) < 1 ? 1 : 0);
@@ -82,8 +108,13 @@ export class Settings {
     return Object.fromEntries(Object.entries(this.inputs).map(([name, { input }]) => [name, Number(input.value)]));
   }
 
+  /** @param {string} name */
   changed(name) {
     this.waiting[name] = Number(this.inputs[name].input.value);
+    this.soon();
+  }
+
+  soon() {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.send(), REST_MS);
   }
@@ -92,18 +123,47 @@ export class Settings {
     const { live } = this;
     const settings = this.waiting;
     this.waiting = {};
-    if (!["playing", "paused"].includes(live.state)) return;
+    if (!live.running) return;
     const id = live.id();
-    if (live.send({ type: "event", id, epoch: live.epoch, settings })) live.status.asked(id);
+    if (!live.send({ type: "event", id, epoch: live.epoch, settings })) { this.show(); return; }
+    this.asked.set(id, settings);
+    live.status.asked(id);
   }
 
+  /** @param {import("./types.js").Receipt} receipt */
+  receipt(receipt) {
+    const settings = this.asked.get(receipt.id);
+    if (!settings || receipt.status === "accepted") return;
+    this.asked.delete(receipt.id);
+    if (receipt.status === "applied") {
+      for (const name in settings) if (!receipt.superseded.includes(name)) this.holds[name] = settings[name];
+    } else this.show();
+  }
+
+  /** @param {Record<string, number | string>} settings */
   place(settings) {
+    this.holds = { ...settings };
+    this.asked.clear();
+    this.show();
+  }
+
+  // sliders say what holds, but for those on which a hand is or whose change is still on its way
+  show() {
+    const busy = Object.assign({}, this.waiting, ...this.asked.values());
     for (const [name, { input }] of Object.entries(this.inputs)) {
-      if (name in settings) { input.value = settings[name]; this.write(name); }
+      if (name in busy || !(name in this.holds)) continue;
+      input.value = String(this.holds[name]);
+      this.write(name);
+    }
+    if ("lora" in busy || !this.holds.lora) return;
+    for (const part of String(this.holds.lora).split(",")) {
+      const [name, strength] = part.split(":");
+      const slider = this.loras[name];
+      if (!slider) continue;
+      slider.input.value = strength;
+      slider.value.textContent = Number(strength).toFixed(2);
     }
   }
 
-  sharp() {
-    this.live.part.video.classList.toggle("sharp", this.live.part.pixelated.checked);
-  }
+  sharp() { this.live.part.video.classList.toggle("sharp", this.live.part.pixelated.checked); }
 }

@@ -1,68 +1,87 @@
-// The strip under the video: every change where it took effect, and the scrubber to moments one can go back to.
-const NAMES = { prompt: "words", settings: "settings", drag: "drag", path: "path", pins: "pins", camera: "camera", release: "let go", cache: "past" };
-const LABELS = { recache: "read again", clear: "forgotten" };
+// The strip under the picture: every change where it took effect, and the scrubber to moments one can go back to.
+/** @type {Record<string, string>} */
+const NAMES = {
+  prompt: "words", settings: "settings", drag: "drag", path: "path", pins: "pins", camera: "camera", release: "let go",
+  cache: "past",
+};
+/** @type {Record<string, string>} */
+const PAST = { recache: "read again", clear: "forgotten" };
 
 export class Strip {
+  /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
+    /** @type {import("./types.js").Mark[]} */
     this.marks = [];
+    /** @type {import("./types.js").Row[]} */
     this.rows = [];
+    /** @type {import("./types.js").Take[]} */
     this.takes = [];
+    /** @type {import("./types.js").Mark | null} */
     this.chosen = null;
-    const { scrub } = live.part;
-    scrub.addEventListener("input", () => this.choose(Number(scrub.value)));
-    scrub.addEventListener("keydown", (event) => this.key(event));
+    const { part, root } = live;
+    part.scrub.addEventListener("input", () => this.choose(Number(part.scrub.value)));
+    part.scrub.addEventListener("keydown", (event) => this.key(event));
+    root.querySelector("[data-do=rewind]")?.addEventListener("click", () => this.go());
+    root.querySelector("[data-do=cancel]")?.addEventListener("click", () => this.cancel());
+    for (const [kind, name] of Object.entries(NAMES)) part.legend.append(entry(kind, name));
     live.on("place", (place) => this.place(place));
     live.on("mark", (mark) => this.mark(mark));
     live.on("receipt", (receipt) => this.receipt(receipt));
+    this.drawTakes();
     setInterval(() => this.draw(), 250);
   }
 
-  time(frame) {
-    const seconds = frame / (this.live.hello?.fps || 16);
-    const whole = Math.floor(seconds / 60);
-    return `${whole}:${(seconds - 60 * whole).toFixed(1).padStart(4, "0")}`;
-  }
-
+  /** @param {import("./types.js").Place} place */
   place(place) {
     this.marks = place.marks;
     this.takes = place.takes;
     this.rows = [];
     this.live.part.log.replaceChildren();
     for (const row of place.strip) this.add(row);
+    this.live.part.scrub.title = place.no_rewind;
     this.cancel();
     this.drawTakes();
-    this.live.part.scrub.disabled = !this.marks.length;
-    this.live.part.track.title = place.no_rewind;
   }
 
+  /** @param {import("./types.js").NewMark} mark */
   mark(mark) {
     this.marks = this.marks.filter((kept) => !mark.gone.includes(kept.id));
     this.marks.push({ id: mark.id, frame: mark.frame, picture: mark.picture });
-    this.live.part.scrub.disabled = false;
   }
 
+  /** @param {import("./types.js").Receipt} receipt */
   receipt(receipt) {
     if (receipt.status === "applied" && receipt.epoch === this.live.epoch) this.add(receipt);
   }
 
+  /**
+   * What a change is, in words.
+   * @param {{ kind: string, label?: string }} row
+   */
+  name(row) {
+    const name = NAMES[row.kind] || row.kind;
+    return row.label && row.label !== row.kind ? `${name}: ${said(row)}` : name;
+  }
+
+  /** @param {import("./types.js").Row} row */
   add(row) {
     this.rows.push(row);
     if (this.rows.length > 400) this.rows.shift();
     const item = document.createElement("li");
     item.dataset.kind = row.kind;
-    item.dataset.frame = row.frame;
-    const label = row.label && row.label !== row.kind ? `: ${said(row)}` : "";
+    item.dataset.frame = String(row.frame);
     const replaced = row.superseded?.length ? ` (${row.superseded.join(", ")} replaced by a later change)` : "";
     const time = document.createElement("time");
-    time.textContent = this.time(row.frame);
-    item.append(time, ` ${NAMES[row.kind] || row.kind}${label}${replaced} `);
+    time.textContent = this.live.time(row.frame);
+    item.append(time, ` ${this.name(row)}${replaced} `);
+    item.title = this.name(row);
     const frame = document.createElement("small");
     frame.textContent = `frame ${row.frame}`;
     item.append(frame);
     const { log } = this.live.part;
     log.prepend(item);
-    while (log.children.length > 100) log.lastChild.remove();
+    while (log.children.length > 100) log.lastChild?.remove();
   }
 
   // marks and events between the oldest moment that is kept and now
@@ -71,6 +90,7 @@ export class Strip {
     const now = Math.max(player.shown, 1);
     const first = this.marks.length ? Math.min(this.marks[0].frame, now) : 0;
     const from = Math.max(0, first - 4);
+    /** @param {number} frame */
     const place = (frame) => `${(100 * (frame - from)) / Math.max(1, now - from)}%`;
     part.marks.replaceChildren(...this.marks.filter((mark) => mark.frame <= now).map((mark) => {
       const tick = document.createElement("i");
@@ -83,35 +103,46 @@ export class Strip {
       const flag = document.createElement("span");
       flag.dataset.kind = row.kind;
       flag.style.left = place(row.frame);
-      flag.title = `${this.time(row.frame)} · frame ${row.frame} · ${NAMES[row.kind] || row.kind}: ${said(row)}`;
+      flag.title = `${this.live.time(row.frame)} · frame ${row.frame} · ${this.name(row)}`;
       return flag;
     }));
-    part.scrub.min = from;
-    part.scrub.max = now;
-    if (!this.chosen) part.scrub.value = now;
+    part.scrub.min = String(from);
+    part.scrub.max = String(now);
+    if (!this.chosen) part.scrub.value = String(now);
+    else this.ago();
   }
 
+  /** @param {number} frame */
   choose(frame) {
     if (!this.marks.length) return;
+    /** @param {import("./types.js").Mark} mark */
     const near = (mark) => Math.abs(mark.frame - frame);
     this.chosen = this.marks.reduce((best, mark) => (near(mark) < near(best) ? mark : best));
-    const { part, player } = this.live;
+    const { part } = this.live;
     part.preview.hidden = false;
     part.previewPicture.src = this.chosen.picture;
-    const ago = (player.shown - this.chosen.frame) / (this.live.hello?.fps || 16);
-    part.rewind.textContent = `Go on from ${this.time(this.chosen.frame)} (${Math.max(0, ago).toFixed(0)} s ago)`;
     this.draw();
   }
 
+  ago() {
+    const { part, player, hello } = this.live;
+    if (!this.chosen) return;
+    const seconds = Math.max(0, (player.shown - this.chosen.frame) / (hello?.fps || 16));
+    const text = `Go on from ${this.live.time(this.chosen.frame)} (${seconds.toFixed(0)} s ago)`;
+    if (part.rewind.textContent !== text) part.rewind.textContent = text;
+  }
+
+  /** @param {KeyboardEvent} event */
   key(event) {
+    /** @type {Record<string, number>} */
     const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 };
     if (event.key in steps && this.marks.length) {
-      const at = this.chosen ? this.marks.findIndex((mark) => mark.id === this.chosen.id) : this.marks.length;
+      const at = this.chosen ? this.marks.findIndex((mark) => mark.id === this.chosen?.id) : this.marks.length;
       const mark = this.marks[Math.min(this.marks.length - 1, Math.max(0, at + steps[event.key]))];
-      this.live.part.scrub.value = mark.frame;
+      this.live.part.scrub.value = String(mark.frame);
       this.choose(mark.frame);
     } else if (event.key === "Enter") this.go();
-    else if (event.key === "Escape") this.cancel();
+    else if (event.key === "Escape" && this.chosen) { this.cancel(); event.stopPropagation(); }
     else return;
     event.preventDefault();
   }
@@ -128,18 +159,19 @@ export class Strip {
   }
 
   drawTakes() {
-    const { takes } = this.live.part;
-    takes.hidden = !this.takes.length;
+    const { takes, takesText } = this.live.part;
+    takesText.textContent = this.takes.length ? "Branches you left:" : "Going back and restarting keep what played before as a branch here.";
     for (const button of takes.querySelectorAll("button")) button.remove();
     for (const take of this.takes) {
       const button = document.createElement("button");
       button.type = "button";
-      button.title = `Go on with this branch at ${this.time(take.frame)}`;
+      button.dataset.needs = "stream";
+      button.title = `Go on with this branch at ${this.live.time(take.frame)}`;
       const picture = new Image();
       picture.src = take.picture;
       picture.alt = "";
       const words = document.createElement("span");
-      words.textContent = `${this.time(take.frame)} ${take.prompt}`;
+      words.textContent = `${this.live.time(take.frame)} ${take.prompt}`;
       button.append(picture, words);
       button.addEventListener("click", () => this.live.send({ type: "take", take: take.id }));
       takes.append(button);
@@ -147,6 +179,19 @@ export class Strip {
   }
 }
 
+/** @param {{ kind: string, label?: string }} row */
 function said(row) {
-  return (row.kind === "cache" && LABELS[row.label]) || row.label;
+  return (row.kind === "cache" && PAST[row.label || ""]) || row.label || "";
+}
+
+/**
+ * @param {string} kind
+ * @param {string} name
+ */
+function entry(kind, name) {
+  const item = document.createElement("li");
+  const shape = document.createElement("span");
+  shape.dataset.kind = kind;
+  item.append(shape, name);
+  return item;
 }

@@ -52,7 +52,10 @@ _SOURCE = (
 _OUTPUT = "The video (.mp4); for a jobs file, a folder."
 _SECONDS = "Length: 8 by default; of a record its own, of a timeline 2 s beyond its last event."
 _SEED = "Default 0; in a jobs file, that of the first job."
-_AT = 'Change the prompt: "4:PROMPT" at second 4. Repeatable.'
+_AT = (
+    'Change the prompt: "4:PROMPT" at second 4, "4-6:PROMPT" from 4 to 6, "4:.7*PROMPT + .3*PROMPT" a blend. '
+    "Repeatable."
+)
 _MOTION = "Motion file from frame 0: drags, paths, pins, camera, tracks of a clip."
 _GESTURE = (
     "A named motion as NAME=FILE, besides --motion; NAME= lets go of one of a saved stream. Repeatable."
@@ -70,8 +73,12 @@ _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
 _RUNNER = (
-    "What computes chunks: auto (the fastest here), plain, onnx or compile; by default a record's or saved "
-    "stream's own."
+    "What computes chunks: auto (the fastest here), plain, onnx, compile or graph (CUDA); by default a "
+    "record's or saved stream's own."
+)
+_QUANTIZE = (
+    "In eight bits: linear layers (int8, fp8), the cache (cache) or both (int8+cache); none by default, or a "
+    "record's own."
 )
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _BATCH = "Render so many clips at once, in larger passes of the network (runner plain)."
@@ -281,6 +288,10 @@ def bench(
     roofline: Annotated[
         bool, typer.Option("--roofline", help="Also the share of the device's ceilings, by part of a chunk.")
     ] = False,
+    protocol: Annotated[
+        Literal["flashdreams"] | None,
+        typer.Option(help="Also by this latency protocol: the parts of the sixth chunk of fresh streams."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -290,6 +301,7 @@ def bench(
     from ..bench import BenchOptions, run_bench
     from ..engine.budget import StepBudget
     from ..engine.choice import check_runner
+    from ..engine.parallel.mesh import joined
     from ..engine.quantize import check_quantization
     from ..pipeline import load_pipeline
     from ..render.job import parse_settings
@@ -304,12 +316,20 @@ def bench(
     if deadline is not None:
         StepBudget.of(deadline)
     values = parse_settings(settings or ())
-    options = BenchOptions(chunks, values, deadline, vs, beside, cold, roofline)
-    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize)
+    mesh = joined(device)
+    if mesh is not None and (vs or beside or roofline or deadline):
+        raise InputError("--vs, --beside, --roofline, --deadline: not over several processes")
+    options = BenchOptions(
+        chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, protocol is not None
+    )
+    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize, mesh=mesh)
     if threads is None:
         pipeline.settle_threads()
     note_runner(pipeline, lambda note: say(f"note: {note}"))
-    result = run_bench(pipeline, options, (lambda text: None) if quiet else say)
+    leads = mesh is None or mesh.leads
+    result = run_bench(pipeline, options, say if leads and not quiet else lambda text: None)
+    if not leads:
+        return
     _show(result, f"streamgen bench: {model}", as_json)
 
 

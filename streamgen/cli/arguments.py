@@ -9,7 +9,9 @@ Model = Annotated[str, typer.Option(help="Name (see `streamgen models`), checkpo
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Quantize = Annotated[
     str | None,
-    typer.Option(help="Linear layers in eight bits: int8 or fp8; none by default, or a record's own."),
+    typer.Option(
+        help="In eight bits: int8, fp8, cache, int8+cache, ...; none by default, or a record's own."
+    ),
 ]
 _WAN = "Models of the Wan family"
 _WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..engine.parallel.mesh import Mesh
 from ..errors import InputError
 from ..families import describe
 from ..pipeline import Pipeline, load_pipeline
@@ -15,7 +16,7 @@ from ..video.read import image_size
 from ..wan.loras import parse_loras
 from ..wan.options import TextOptions, WanOptions
 from ..wan.pictures import GRID, on_grid, parse_size, shaped_like
-from .progress import say
+from .progress import say, shown_progress
 
 SECONDS = 8.0
 MAX_THREADS = 1024
@@ -94,16 +95,19 @@ class RenderOptions:
         return Outputs(self.png, self.preview)
 
 
-def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pipeline:
+def open_model(
+    options: RenderOptions, device: str, settled: bool = False, mesh: Mesh | None = None
+) -> Pipeline:
     """The pipeline that the options name.
 
     Args:
+        mesh: processes that compute its streams together.
         settled: whether it is said already on how many threads it runs.
 
     Raises:
         StreamgenError: see `load_pipeline`; or the model decodes no pictures, which a video needs.
     """
-    pipeline = _load(options, device)
+    pipeline = _load(options, device, mesh)
     if options.threads is None and not settled:
         pipeline.settle_threads()
     if pipeline.codec is None:
@@ -113,11 +117,11 @@ def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pi
     return pipeline
 
 
-def _load(options: RenderOptions, device: str) -> Pipeline:
+def _load(options: RenderOptions, device: str, mesh: Mesh | None) -> Pipeline:
     given = vars(options)
     wan = wan_options(given, lambda text: say(f"note: {text}"))
     return load_pipeline(
-        options.model, device, dtype_of(options.dtype), wan, options.runner, options.quantize
+        options.model, device, dtype_of(options.dtype), wan, options.runner, options.quantize, mesh
     )
 
 
@@ -192,9 +196,8 @@ def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
     Raises:
         InputError: it cannot be had.
     """
-    if pipeline.asked_runner == "compile":
-        say("runner compile: programs are made, which takes minutes the first time")
-    note = pipeline.choose().note
+    with shown_progress(f"runner {pipeline.asked_runner}: programs") as progress:
+        note = pipeline.choose(progress=progress).note
     if note is not None:
         say(note)
 

@@ -14,7 +14,7 @@ prompt: so sessions in eight bits and in full precision share their texts.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -27,7 +27,9 @@ from ..errors import InputError
 from ..suggest import unknown_key
 
 Quantization = Literal["int8", "fp8"]
-QUANTIZATIONS = ("none", "int8", "fp8")
+# of linear layers, of the cache, of both
+QUANTIZATIONS = ("none", "int8", "fp8", "cache", "int8+cache", "fp8+cache")
+CACHE = "cache"
 # where none is asked for
 QUANTIZE_VARIABLE = "STREAMGEN_QUANTIZE"
 # of a network's weights, those that are rounded, and what their scales are called in a file
@@ -56,7 +58,21 @@ class QuantizedLinear(nn.Module):
         weight, scale = rounded(linear.weight.detach(), kind)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale.flatten())
-        self.bias = linear.bias
+        self.bias: Tensor | None = linear.bias
+
+    @classmethod
+    def joined(cls, parts: "Sequence[QuantizedLinear]") -> "QuantizedLinear":
+        """Layers of one input as one, their outputs side by side: the same numbers, rounded input included,
+        since each output channel has a scale of its own.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.kind = parts[0].kind
+        made.register_buffer("weight", torch.cat([part.weight for part in parts]))
+        made.register_buffer("scale", torch.cat([part.scale for part in parts]))
+        biases = [part.bias for part in parts]
+        made.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases if b is not None])
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` in the dtype of `x`."""
@@ -145,6 +161,16 @@ def quantization(dit: CausalDiT) -> Quantization | None:
     """In which eight bits a network computes; None in full precision."""
     first = next((m for m in dit.modules() if isinstance(m, QuantizedLinear)), None)
     return None if first is None else first.kind
+
+
+def of_linears(name: str) -> str:
+    """What a quantisation says of linear layers: `none`, `int8` or `fp8`."""
+    return name.removesuffix(CACHE).removesuffix("+") or "none"
+
+
+def keeps_cache(name: str | None) -> bool:
+    """Whether a quantisation has the cache in eight bits."""
+    return name is not None and name.endswith(CACHE)
 
 
 def default_quantization() -> str | None:

@@ -101,6 +101,28 @@ def write_clip(
     return record
 
 
+class _Nowhere:
+    """Takes frames, and counts them."""
+
+    frames_written = 0
+
+    def write(self, frames: Any) -> None:
+        self.frames_written += len(frames)
+
+
+def follow_clip(clip: Clip, hooks: Hooks | None = None, saves: bool = False) -> None:
+    """Go through a clip and write nothing: the part of a process that computes it together with the one that
+    writes it, in `write_clip`.
+
+    Args:
+        saves: whether that one saves the state.
+
+    Raises:
+        Interrupted: `hooks.stopped` said so, to all of them.
+    """
+    _stream(clip, [_Nowhere()], _Tally(), hooks or Hooks(), saves)
+
+
 def check_output(path: Path) -> None:
     """Refuse an output that cannot be, before any work.
 
@@ -177,7 +199,7 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
     """Generate all frames of a clip and give them to a video sink and to others; with `keep`, returns the
     state to make the next frame from.
     """
-    sink: VideoFileSink = targets[0]
+    sink: VideoFileSink | _Nowhere = targets[0]
     session, geometry = clip.session, clip.session.geometry
     end = clip.first_frame + clip.frames
     reach = geometry.temporal * session.model.plan.chunk_frames
@@ -234,6 +256,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "device": device_name(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "processes": 1 if pipeline.mesh is None else pipeline.mesh.size,
         "runner": session.runner.name,
         "quantize": session.runner.quantize,
         "batch": None if session.runner.batch is None else session.runner.batch.to_json(),
@@ -294,7 +317,7 @@ def _sweep(part: Path, taps: list[FrameTap]) -> None:
         tap.discard()
 
 
-def _kept(sink: VideoFileSink) -> str:
-    if not sink.frames_written:
+def _kept(sink: VideoFileSink | _Nowhere) -> str:
+    if isinstance(sink, _Nowhere) or not sink.frames_written:
         return "interrupted: nothing was written"
     return f"interrupted: the first {sink.frames_written} frames are in {sink.part_path}"

@@ -122,7 +122,9 @@ class RenderJob:
         """
         shots = []
         for shot in self.shots:
-            parts = {"at": shot.at_seconds, "prompt": shot.prompt, "motion": shot.motion}
+            parts: dict[str, Any] = {"at": shot.at_seconds, "prompt": shot.prompt, "motion": shot.motion}
+            parts["blend"] = shot.blend and [{"prompt": p, "weight": w} for p, w in shot.blend]
+            parts["over"] = shot.over and dict(shot.over)
             parts |= {"policy": shot.cache, "gestures": shot.gestures and dict(shot.gestures)}
             shots.append({key: value for key, value in parts.items() if value is not None})
         row: dict[str, Any] = {"id": self.id, "seconds": self.seconds, "frames": self.frames}
@@ -162,6 +164,8 @@ def job_from_row(row: Any, index: int, line: int, defaults: JobDefaults) -> Rend
     shots = parse_shots(row, seconds, defaults.folder)
     if not defaults.continues:
         check_releases(shots)
+        if shots[0].over is not None:
+            raise InputError("over: the first words of a stream have none that they could come from")
     settings = row.get("set") or {}
     if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
         raise InputError(f"set: expected key: value pairs, found {shorten(settings)}")

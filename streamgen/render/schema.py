@@ -3,7 +3,17 @@
 from typing import Any
 
 from .job import MAX_FRAMES, MAX_SAMPLES, MAX_SEED
-from .shots import CACHE_ACTIONS, MAX_GESTURES, MAX_NAME, MAX_PROMPT, MAX_SECONDS
+from .shots import (
+    CACHE_ACTIONS,
+    MAX_BLEND,
+    MAX_GESTURES,
+    MAX_NAME,
+    MAX_OVER_CHUNKS,
+    MAX_OVER_SECONDS,
+    MAX_PROMPT,
+    MAX_SECONDS,
+    WAYS,
+)
 
 _PROMPT = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "description": "What to show."}
 _MOTION = {
@@ -23,8 +33,51 @@ _GESTURES = {
     "propertyNames": {"minLength": 1, "maxLength": MAX_NAME},
     "additionalProperties": {"anyOf": [_MOTION, {"type": "null"}]},
 }
+_BLEND = {
+    "description": "Prompts with weights in place of one prompt: the weighted mean of their embeddings.",
+    "anyOf": [
+        {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_BLEND,
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["prompt"],
+                "properties": {"prompt": _PROMPT, "weight": {"type": "number", "minimum": 0, "default": 1}},
+            },
+        },
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": MAX_BLEND,
+            "additionalProperties": {"type": "number", "minimum": 0},
+        },
+    ],
+}
+_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_OVER_SECONDS}
+_COUNT = {"type": "integer", "minimum": 1, "maximum": MAX_OVER_CHUNKS}
+_OVER = {
+    "description": "How long the new words take to come: seconds, or an object.",
+    "anyOf": [
+        _SECONDS,
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "oneOf": [{"required": ["seconds"]}, {"required": ["chunks"]}],
+            "properties": {
+                "seconds": _SECONDS,
+                "chunks": _COUNT,
+                "way": {"enum": list(WAYS), "default": WAYS[0]},
+                "every": {**_COUNT, "default": 1, "description": "Recache with every so many-th chunk."},
+            },
+        },
+    ],
+}
 _CHANGES: dict[str, Any] = {
     "prompt": _PROMPT,
+    "blend": _BLEND,
+    "over": _OVER,
     "motion": _MOTION,
     "gestures": _GESTURES,
     "cache": _CACHE,
@@ -92,7 +145,7 @@ def job_schema() -> dict[str, Any]:
             {
                 "type": "object",
                 "additionalProperties": False,
-                "anyOf": [{"required": ["prompt"]}, {"required": ["shots"]}],
+                "anyOf": [{"required": [name]} for name in ("prompt", "blend", "shots")],
                 "not": {
                     "anyOf": [{"required": ["seconds", "frames"]}, {"required": ["image", "video"]}],
                 },

@@ -1,6 +1,7 @@
 """Shots: what changes at one time of a job, and the checks of values that they share with the job."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,18 @@ MAX_SECONDS = 24 * 3600.0
 CACHE_ACTIONS = ("recache", "keep", "clear")
 # as `stream.events` has them, which loads torch
 MAX_GESTURES, MAX_NAME = 256, 64
-CHANGES = ("prompt", "motion", "gestures", "cache", "policy")
+MAX_BLEND, MAX_OVER_SECONDS, MAX_OVER_CHUNKS = 16, 3600.0, 100_000
+OVER_KEYS, WAYS = ("seconds", "chunks", "way", "every"), ("linear", "spherical")
+CHANGES = ("prompt", "blend", "over", "motion", "gestures", "cache", "policy")
 SHOT_KEYS = ("at", *CHANGES)
 
 # Values in one motion object or set of settings: a drag is a dozen, a drawn track of a minute a few thousand.
 _MAX_VALUES = 4_000_000
 
 Motion = str | Mapping[str, Any]
+
+# One part of a blend in one line: a weight, an asterisk, a prompt.
+_WEIGHTED = re.compile(r"(?:\d+\.?\d*|\.\d+)\s*\*\s*\S")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Shot:
         motion: a motion file, or the object in it (see `motion.file.load_motion`), whose time 0 is this shot.
         cache: "recache", "keep" or "clear": what becomes of the past, also where the words stay.
         gestures: named motions, each as `motion` is, to add or to move; None lets go of that one.
+        blend: prompts and weights in place of one prompt.
+        over: how long the new words take to come, by the fields of `stream.prompts.Over`.
     """
 
     at_seconds: float
@@ -43,6 +51,13 @@ class Shot:
     motion: Motion | None = None
     cache: str | None = None
     gestures: Mapping[str, Motion | None] | None = None
+    blend: tuple[tuple[str, float], ...] | None = None
+    over: Mapping[str, Any] | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All prompts that it names."""
+        return (self.prompt,) if self.prompt is not None else tuple(words for words, _ in self.blend or ())
 
 
 def parse_shots(row: Mapping[str, Any], seconds: float | None, folder: Path) -> tuple[Shot, ...]:
@@ -82,14 +97,14 @@ def parse_shots(row: Mapping[str, Any], seconds: float | None, folder: Path) -> 
             shots[-1] = _together(shots[-1], shot, where)
         else:
             shots.append(shot)
-    if shots[0].prompt is None:
+    if not shots[0].words:
         raise InputError("prompt: the first shot has none")
     return tuple(shots)
 
 
 def _together(first: Shot, second: Shot, where: str) -> Shot:
     at, gestures = first.at_seconds, dict(first.gestures or {})
-    if first.prompt is not None and second.prompt is not None:
+    if first.words and second.words:
         raise InputError(f"{where}prompt: there are two prompts at {at:g} s")
     if first.motion is not None and second.motion is not None:
         raise InputError(f"{where}motion: there are two motions at {at:g} s")
@@ -100,7 +115,9 @@ def _together(first: Shot, second: Shot, where: str) -> Shot:
             raise InputError(f"{where}gestures: there are two of {shorten(name)} at {at:g} s")
         gestures[name] = motion
     motion, cache = first.motion or second.motion, first.cache or second.cache
-    return _one_motion(Shot(at, first.prompt or second.prompt, motion, cache, gestures or None), where)
+    says = first if first.words else second
+    shot = Shot(at, says.prompt, motion, cache, gestures or None, says.blend, says.over)
+    return _one_motion(shot, where)
 
 
 def _shot(row: Any, seconds: float | None, folder: Path, where: str) -> Shot:
@@ -112,10 +129,65 @@ def _shot(row: Any, seconds: float | None, folder: Path, where: str) -> Shot:
     prompt = None if row.get("prompt") is None else prompt_text(row["prompt"], f"{where}prompt")
     motion = _motion(row.get("motion"), folder, f"{where}motion")
     gestures = _gestures(row.get("gestures"), folder, f"{where}gestures")
-    shot = Shot(at, prompt, motion, cache_action(row, where), gestures)
-    if all(value is None for value in (prompt, motion, gestures, shot.cache)):
+    blend = None if row.get("blend") is None else blend_of(row["blend"], f"{where}blend")
+    over = None if row.get("over") is None else over_of(row["over"], f"{where}over")
+    shot = Shot(at, prompt, motion, cache_action(row, where), gestures, blend, over)
+    if all(value is None for value in (prompt, motion, gestures, shot.cache, blend)):
         raise InputError(f"{where}prompt: a shot needs a prompt, a motion, gestures or a cache action")
+    if prompt is not None and blend is not None:
+        raise InputError(f"{where}blend: expected a prompt or a blend, found both")
+    if over is not None and not shot.words:
+        raise InputError(f"{where}over: expected new words that it leads to, found none")
+    if over is not None and shot.cache == "clear":
+        raise InputError(f"{where}over: cache clear leaves nothing that words could change over")
     return _one_motion(shot, where)
+
+
+def blend_of(value: Any, where: str) -> tuple[tuple[str, float], ...]:
+    """Prompts and weights, from rows `{"prompt", "weight"}` or weights by prompt.
+
+    Raises:
+        InputError: none or too many of them, or weights that are negative, not finite, or all 0.
+    """
+    rows = [{"prompt": p, "weight": w} for p, w in value.items()] if isinstance(value, Mapping) else value
+    if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_BLEND:
+        found = len(rows) if isinstance(rows, list) else shorten(value)
+        raise InputError(f"{where}: expected 1 to {MAX_BLEND} prompts with weights, found {found}")
+    made = []
+    for index, row in enumerate(rows):
+        check_keys(row, ("prompt", "weight"), f"{where}[{index}]")
+        weight = number(row.get("weight", 1.0), f"{where}[{index}].weight")
+        if weight < 0:
+            raise InputError(f"{where}[{index}].weight: expected at least 0, found {weight:g}")
+        made.append((prompt_text(row.get("prompt"), f"{where}[{index}].prompt"), weight))
+    if not sum(weight for _, weight in made):
+        raise InputError(f"{where}: expected a weight above 0, found only 0")
+    return tuple(made)
+
+
+def over_of(value: Any, where: str) -> dict[str, Any]:
+    """How long new words take to come: seconds, or the fields of `stream.prompts.Over`.
+
+    Raises:
+        InputError: both or none of the lengths, or a value out of range.
+    """
+    row = value if isinstance(value, Mapping) else {"seconds": value}
+    check_keys(row, OVER_KEYS, where)
+    made = {key: found for key, found in row.items() if found is not None}
+    if ("seconds" in made) == ("chunks" in made):
+        raise InputError(f"{where}: expected seconds or chunks, one of them")
+    if "seconds" in made:
+        made["seconds"] = number(made["seconds"], where)
+        if not 0 < made["seconds"] <= MAX_OVER_SECONDS:
+            most = f"above 0 and at most {MAX_OVER_SECONDS:g}"
+            raise InputError(f"{where}: expected seconds {most}, found {made['seconds']:g}")
+    for name in ("chunks", "every"):
+        count = made.get(name, 1)
+        if type(count) is not int or not 1 <= count <= MAX_OVER_CHUNKS:
+            raise InputError(f"{where}.{name}: expected 1 to {MAX_OVER_CHUNKS}, found {shorten(count)}")
+    if made.get("way", "linear") not in WAYS:
+        raise InputError(f"{where}.way: expected {' or '.join(WAYS)}, found {shorten(made['way'])}")
+    return made
 
 
 def cache_action(row: Mapping[str, Any], where: str) -> str | None:
@@ -183,15 +255,33 @@ def check_releases(shots: Sequence[Shot]) -> None:
 
 
 def timed_prompt(text: str, where: str) -> dict[str, Any]:
-    """The shot in "4:PROMPT" or "4s:PROMPT".
+    """The shot in "4:PROMPT" or "4s:PROMPT", or "4-6:PROMPT" for words that come over two seconds. Instead of
+    a prompt it may be a blend, "4:.7*PROMPT + .3*PROMPT".
 
     Raises:
         InputError: another form.
     """
-    time, colon, prompt = text.partition(":")
+    shot, prompt = _timed(text, where)
+    parts = prompt.strip().split(" + ")
+    if not all(_WEIGHTED.match(part.strip()) for part in parts):
+        return {**shot, "prompt": prompt_text(prompt, where)}
+    pairs = [part.strip().partition("*") for part in parts]
+    return {**shot, "blend": [{"prompt": p.strip(), "weight": float(w)} for w, _, p in pairs]}
+
+
+def _timed(text: str, where: str) -> tuple[dict[str, Any], str]:
+    """When a shot begins, over how long its words come, and what is said behind the colon."""
+    time, colon, rest = text.partition(":")
     if not colon:
         raise InputError(f'{where}: expected "SECONDS:PROMPT", found {shorten(text)}')
-    return {"at": number(time.strip().removesuffix("s"), where), "prompt": prompt_text(prompt, where)}
+    begin, dash, end = (time, "", "") if time.strip().startswith("-") else time.strip().partition("-")
+    at = number(begin.strip().removesuffix("s"), where)
+    if not dash:
+        return {"at": at}, rest
+    until = number(end.strip().removesuffix("s"), where)
+    if until <= at:
+        raise InputError(f"{where}: expected an end after {at:g} s, found {until:g}")
+    return {"at": at, "over": until - at}, rest
 
 
 def number(value: Any, where: str) -> float:

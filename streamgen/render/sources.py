@@ -134,6 +134,7 @@ def open_job(
         job.video,
         job.set,
         gestures=opening.gestures,
+        blend=opening.shot.blend,
         runner=runner,
         deadline_ms=deadline_ms,
     )
@@ -141,7 +142,7 @@ def open_job(
         raise InputError("a file of this job changed while it was read")
     _check_positions(session, frames)
     receipts = tuple(_submit(session, change.event(), change.frame) for change in later)
-    prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
+    prompts = tuple(words for shot in job.shots for words in shot.words)
     notes = (*pipeline.picture_notes(job.image), *_reach_notes(changes, frames, fps))
     values = job.to_json() | ({} if deadline_ms is None else {"deadline_ms": deadline_ms})
     return Clip(session, path, 0, frames, values, key, prompts, receipts, began, notes=notes)
@@ -200,7 +201,7 @@ def open_continuation(
     first = _continues_at(session, state)
     head = None if extend is None else _head(extend, pipeline, first)
     _check_positions(session, first + frames)
-    shots = job.shots if new_prompt else (replace(job.shots[0], prompt=None), *job.shots[1:])
+    shots = job.shots if new_prompt else (replace(job.shots[0], prompt=None, blend=None), *job.shots[1:])
     changes = _changes(pipeline, replace(job, shots=shots), frames, first)
     if not session.pending:
         # what the stream still waits for may begin gestures, too
@@ -212,7 +213,7 @@ def open_continuation(
     key = digest({"job": job_key(pipeline, job), "state": file_digest(str(state)), "new_prompt": new_prompt})
     values = job.to_json() | {"continue_from": str(state)}
     values |= {} if deadline_ms is None else {"deadline_ms": deadline_ms}
-    prompts = tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
+    prompts = tuple(words for shot in job.shots for words in shot.words)
     notes = _notes(chosen, _reach_notes(changes, first + frames, fps))
     return Clip(
         session, path, first, frames, values, key, prompts, tuple(receipts), began, head=head, notes=notes
@@ -248,7 +249,7 @@ def open_timeline(
     chosen = pipeline.choose(recorded=Recorded.of(record))
     session = pipeline.replay(timeline, image, video, runner=chosen.runner)
     _check_positions(session, frames)
-    prompts = dict.fromkeys(entry.event.prompt for entry in timeline.events if entry.event.prompt is not None)
+    prompts = dict.fromkeys(words for entry in timeline.events for words in entry.event.prompts)
     values: dict[str, Any] = {"timeline": str(file), "seconds": seconds, "seed": timeline.seed}
     values |= {name: value for name, value in (("image", image), ("video", video)) if value is not None}
     digests = [file_digest(str(name)) for name in (file, image, video) if name is not None]
@@ -308,12 +309,15 @@ class _Change:
     @property
     def is_empty(self) -> bool:
         """Whether it changes nothing."""
-        return not self.tracks and self.shot.prompt is None and self.shot.cache is None
+        return not self.tracks and not self.shot.words and self.shot.cache is None
 
     def event(self, settings: Mapping[str, Any] | None = None) -> StreamEvent:
         """As a stream takes it."""
         cache: Any = self.shot.cache
-        return StreamEvent(self.shot.prompt, self.motion, settings or None, cache, gestures=self.gestures)
+        said = StreamEvent(
+            self.shot.prompt, self.motion, settings or None, cache, None, self.gestures, None, self.shot.blend
+        )
+        return replace(said, over=self.shot.over) if self.shot.over else said
 
 
 def _changes(pipeline: Pipeline, job: RenderJob, frames: int, first: int = 0) -> list[_Change]:

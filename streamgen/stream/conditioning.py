@@ -11,17 +11,18 @@ from ..engine.guidance import Conditioning
 from ..motion.gestures import Gesture, tracks_between
 from .latents import LatentState
 from .model import StreamModel
-from .prompts import Text
+from .prompts import Passage, Text
 from .settings import StreamSettings
 
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """What steers a stream: its text, its settings, and the gestures in force."""
+    """What steers a stream: its text, its settings, the gestures in force, and the way its text is on."""
 
     text: Text
     settings: StreamSettings
     gestures: tuple[Gesture, ...] = ()
+    passage: Passage | None = None
 
     @property
     def prompt(self) -> str:

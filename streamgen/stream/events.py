@@ -1,6 +1,6 @@
 """Events: what changes a stream, and the receipts for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..motion.gestures import MOTION
 from ..motion.tracks import TrackSet
 from ..suggest import shorten
-from .prompts import check_prompt
+from .prompts import Blend, Over, check_prompt, checked_blend
 from .recache import SinkPolicy
 
 CacheAction = Literal["recache", "keep", "clear", "rebuild"]
@@ -37,6 +37,8 @@ class StreamEvent:
             None does what the model's settings say.
         gestures: named tracks to add, or to move where the name is in force; None lets go of that one.
         prompt_embeds: embeddings `(L, dim)` or `(1, L, dim)` in place of those of the prompt's words.
+        blend: prompts with weights in place of one prompt: the weighted mean of their embeddings.
+        over: how long the new words take to come, in seconds or as `Over`; None: they are there at once.
         policy: another name of `cache`.
 
     Raises:
@@ -50,6 +52,8 @@ class StreamEvent:
     sink: SinkPolicy | None = None
     gestures: Mapping[str, TrackSet | None] | None = None
     prompt_embeds: Tensor | None = None
+    blend: Blend | Sequence[Any] | Mapping[str, float] | None = None
+    over: Over | float | Mapping[str, Any] | None = None
     policy: InitVar[CacheAction | None] = None
 
     def __post_init__(self, policy: CacheAction | None) -> None:
@@ -65,6 +69,10 @@ class StreamEvent:
             object.__setattr__(self, "gestures", _checked_gestures(self.gestures))
         if self.prompt_embeds is not None:
             object.__setattr__(self, "prompt_embeds", _checked_embeds(self.prompt_embeds))
+        if self.blend is not None:
+            object.__setattr__(self, "blend", checked_blend(self.blend))
+        if self.over is not None:
+            object.__setattr__(self, "over", Over.of(self.over))
 
     def _check(self) -> None:
         """Raise InputError for fields of another kind, or none at all."""
@@ -83,7 +91,13 @@ class StreamEvent:
                 raise InputError(f"{name}: expected values by name, found {shorten(value)}")
         if self.motion is not None and MOTION in (self.gestures or {}):
             raise InputError(f"event: motion is the gesture {MOTION!r}, which gestures has, too")
-        fields = (self.prompt, self.motion, self.cache, self.prompt_embeds)
+        if self.blend is not None and (self.prompt is not None or self.prompt_embeds is not None):
+            raise InputError("event: expected a prompt, prompt_embeds or a blend, found two of them")
+        if self.over is not None and not self.changes_text:
+            raise InputError("over: expected new words that it leads to, found none")
+        if self.over is not None and self.cache in ("clear", "rebuild"):
+            raise InputError(f"over: cache {self.cache} leaves nothing that words could change over")
+        fields = (self.prompt, self.motion, self.cache, self.prompt_embeds, self.blend)
         if all(value is None for value in fields) and not self.settings and not self.gestures:
             raise InputError(
                 "event: expected a prompt, motion, settings or a cache action, found none of them"
@@ -92,7 +106,23 @@ class StreamEvent:
     @property
     def changes_text(self) -> bool:
         """Whether it says what the words are from now on."""
-        return self.prompt is not None or self.prompt_embeds is not None
+        return not (self.prompt is None and self.prompt_embeds is None and self.blend is None)
+
+    @property
+    def parts(self) -> Blend:
+        """The prompts and weights of its blend, none without one."""
+        return () if self.blend is None else checked_blend(self.blend)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All prompts that it names."""
+        own = () if self.prompt is None else (self.prompt,)
+        return own + tuple(prompt for prompt, _ in self.parts)
+
+    @property
+    def passage(self) -> Over | None:
+        """How long its words take to come."""
+        return None if self.over is None else Over.of(self.over)
 
     @property
     def lets_go_of_all(self) -> bool:
@@ -114,6 +144,7 @@ class Receipt:
     Attributes:
         number: order of submission, from 0.
         chunk, frame, seconds: first chunk and first pixel frame under the event, and that frame's media time.
+        until: the first pixel frame of which all is under it, where its words come over several chunks.
         superseded: fields that a later event for the same boundary replaced.
         epoch: of the stream when this was decided; a receipt of an older epoch may be of a future that a
             rewind has undone (`Session.in_force` tells).
@@ -132,6 +163,7 @@ class Receipt:
     unknown: tuple[str, ...] = ()
     dropped: int = 0
     note: str | None = None
+    until: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..motion.tracks import TrackSet
 from .events import StreamEvent
-from .timeline import Applied, Start, Timeline
+from .timeline import Applied, Start, Timeline, words_to_json
 
 _MAGIC = b"streamgen-log 1\n"
 _LENGTH = struct.Struct("<I")
@@ -230,6 +230,7 @@ def encode_event(event: StreamEvent, place: dict[str, Any]) -> bytes:
         for name in ("prompt", "settings", "cache", "sink")
         if vars(event)[name] is not None
     }
+    row |= words_to_json(event)
     if event.motion is not None:
         row["motion"] = tracks(event.motion)
     if event.gestures:
@@ -277,6 +278,8 @@ def decode_event(data: bytes) -> tuple[StreamEvent, dict[str, Any]]:
             row.get("sink"),
             gestures,
             embeds,
+            row.get("blend"),
+            row.get("over"),
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"damaged entry ({error})") from None

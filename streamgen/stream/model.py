@@ -13,18 +13,22 @@ from torch import Tensor
 
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
-from models.kv_cache import CacheRing, CacheShape
+from models.kv_cache import CacheRing, CacheShape, RingStorage
 from models.live_lora import LiveLoras, adapted
 from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.geometry import LatentGeometry
+from ..engine.interpolate import blended
 from ..engine.live_lora import LiveLoraRunner
 from ..engine.networks import Networks
+from ..engine.parallel.mesh import Mesh
+from ..engine.parallel.ulysses import sharded_ring
+from ..engine.program.leases import RingPool
 from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
 from .events import StreamEvent
-from .prompts import PromptEncoder, Text, check_prompt
+from .prompts import Blend, Passage, PromptEncoder, Text, blend_mark, blend_name, check_prompt
 from .settings import StreamSettings
 
 _CACHED_PROMPTS = 64
@@ -92,6 +96,8 @@ class StreamModel:
         self.text_encoder, self.motion_encoder = networks.text_encoder, networks.motion_encoder
         self.geometry: LatentGeometry = parts.config.geometry()
         self.settings: StreamSettings = parts.config.sampling
+        # processes that compute its streams together
+        self.mesh: Mesh | None = None
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._null_text: TextContext | None = None
         # a network of their own for words: streams run beside
@@ -100,6 +106,8 @@ class StreamModel:
         # one encoder load for first prompts that come at once; the second lock is never held for long
         self._encoding, self._encoding_starts = threading.RLock(), threading.Lock()
         self._encoder: ThreadPoolExecutor | None = None
+        # graphs of a GPU know the addresses of a ring, and are made anew for another one
+        self._rings = RingPool(1 if self.device.type == "cuda" else 0)
 
     @property
     def tokenizer(self) -> VideoCodec:
@@ -266,6 +274,36 @@ class StreamModel:
         given = hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
         return Text(prompt or f"embeddings {given}", context, embedding, given)
 
+    def blended_text(self, blend: Blend) -> Text:
+        """The weighted mean of prompts. One of all the weight is that prompt itself.
+
+        Raises:
+            InputError: see `text`.
+        """
+        parts = [(self.text(prompt), weight) for prompt, weight in blend if weight > 0]
+        if len(parts) == 1:
+            return parts[0][0]
+        texts = [text for text, _ in parts]
+        mean = blended([self.kept_embedding(text) for text in texts], [weight for _, weight in parts])
+        embedding, context = self._embed(mean)
+        unknown = tuple(dict.fromkeys(word for text in texts for word in text.unknown))
+        dropped = sum(text.dropped for text in texts)
+        mark = blend_mark(blend, "linear")
+        return Text(blend_name(blend), context, embedding, mark, unknown, dropped, blend=blend)
+
+    def passing_text(self, passage: Passage) -> Text:
+        """The text of a chunk on the way from one text to another; the target itself at its end."""
+        if passage.over_now:
+            return passage.target
+        embedding, context = self._embed(passage.embedding())
+        target = passage.target
+        return Text(target.prompt, context, embedding, passage.mark, target.unknown, target.dropped)
+
+    def kept_embedding(self, text: Text) -> Tensor:
+        """What a text was made from."""
+        assert text.embedding is not None, "texts of streams keep what they are made from"
+        return text.embedding
+
     def check_embeds(self, embeds: Tensor) -> None:
         """Raise InputError for embeddings `(tokens, dim)` that the network cannot read."""
         width, length = self.dit.config.text_dim, self.prompts.length
@@ -275,10 +313,10 @@ class StreamModel:
                 f"{len(embeds)} of width {embeds.shape[1]}"
             )
 
-    def restored_text(self, prompt: str, given: str, embedding: Tensor) -> Text:
+    def restored_text(self, prompt: str, given: str, embedding: Tensor, blend: Blend = ()) -> Text:
         """A text whose embedding was kept, `(1, L, dim)` in the network's precision."""
         kept = None if given else self._kept(prompt)
-        return kept or Text(prompt, self._embed(embedding)[1], embedding, given)
+        return kept or Text(prompt, self._embed(embedding)[1], embedding, given, blend=blend)
 
     def coming_text(self, event: StreamEvent) -> "Future[Text] | None":
         """The text that an event brings: there already where it is known or quickly made, else on its way;
@@ -287,7 +325,8 @@ class StreamModel:
         if not event.changes_text:
             return None
         make = lambda: self.event_text(event)  # noqa: E731
-        if self.prompts.quick or event.prompt_embeds is not None or self._kept(str(event.prompt)) is not None:
+        known = event.prompt is not None and self._kept(event.prompt) is not None
+        if self.prompts.quick or event.prompt_embeds is not None or known:
             future: Future[Text] = Future()
             try:
                 future.set_result(make())
@@ -300,20 +339,29 @@ class StreamModel:
         """The text that an event brings."""
         if event.prompt_embeds is not None:
             return self.given_text(event.prompt, event.prompt_embeds)
+        if event.blend is not None:
+            return self.blended_text(event.parts)
         return self.text(str(event.prompt))
 
-    def new_ring(self, settings: StreamSettings) -> CacheRing:
-        """An empty cache for a stream.
+    def new_ring(self, settings: StreamSettings, eight_bits: bool = False) -> CacheRing:
+        """An empty cache for a stream, in eight bits or in full precision.
 
         Raises:
             InputError: settings that no cache can have; CheckpointError: it does not fit into the memory.
         """
         plan = settings.plan(self.plan)
-        if self.parts.check_memory is not None:
-            self.parts.check_memory(plan)
         config = self.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
-        return CacheRing(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
+        if eight_bits:
+            storage = RingStorage(shape, plan, self.device, self.dtype, eight_bits=True)
+            about = (self.dit.rope, self.device, self.dtype, settings.rope)
+            return CacheRing(shape, plan, *about, storage=storage)
+        lent = self._rings.has(shape, plan, self.device, self.dtype)
+        if self.parts.check_memory is not None and not lent:
+            self.parts.check_memory(plan)
+        if self.mesh is not None:
+            return sharded_ring(self.mesh, shape, plan, self.dit.rope, self.dtype, settings.rope)
+        return self._rings.ring(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
 
     def no_frames(self) -> Tensor:
         """The pictures of a stream of latents: none, uint8 `(0, H, W, 3)`."""

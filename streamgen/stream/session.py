@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..engine.budget import StepBudget
 from ..engine.noise import NoiseSource
-from ..engine.runner import Runner, check_negative
+from ..engine.quantize import keeps_cache
+from ..engine.runner import Runner
 from ..errors import InputError
 from .conditioning import Controls
 from .events import Receipt, StreamEvent
@@ -110,7 +111,6 @@ class Session:
         receipt = self._queue.receipt(self.epoch)
         try:
             item = admitted(self.model, self.state, event, receipt, at_frame)
-            self._check_negative(event)
         except InputError as error:
             return receipt.refuse(str(error))
         self._queue.put(item, self.controls.settings)
@@ -162,7 +162,8 @@ class Session:
             self._conclude(self._now)
             same = self.state.noise.identity == snapshot.meta.get("noise")
             noise = self.state.noise if same else None
-            self._go(decode(snapshot, self.model, noise, self.epoch + 1))
+            eight_bits = keeps_cache(self.runner.quantize)
+            self._go(decode(snapshot, self.model, noise, self.epoch + 1, eight_bits))
 
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one, on a cache of its own."""
@@ -178,7 +179,8 @@ class Session:
         budget: StepBudget | None = None,
     ) -> "Session":
         """A session that goes on where a snapshot was taken; raises as `restore` and `Pipeline.open` do."""
-        restored = decode(snapshot, model, noise)
+        bits = None if runner is None else runner.quantize
+        restored = decode(snapshot, model, noise, eight_bits=keeps_cache(bits))
         session = cls(model, restored.state, runner, budget=budget)
         session._go(restored)
         return session
@@ -187,13 +189,6 @@ class Session:
         """Write a snapshot to a file that `Pipeline.resume` opens; its log inside, or the log file's name."""
         with self._generating:
             write_snapshot(self.snapshot(), Path(path), None if self.log_file is None else self.log_file.path)
-
-    def _check_negative(self, event: StreamEvent) -> None:
-        """Raise InputError for words to turn away from that the runner cannot."""
-        changes = dict(event.settings or {})
-        if "negative_prompt" in changes:
-            now = self.controls.settings.updated({"negative_prompt": changes["negative_prompt"]})
-            check_negative(self.runner, now.negative_prompt, self.model.guided(now))
 
     def _next(self) -> _Moment:
         """The moment behind the next chunk."""

@@ -67,6 +67,7 @@ class FrameChunk:
         epoch: raised by every restore; output of an older epoch is not part of the stream any more.
         receipts: of the events that took effect with this chunk, or were found impossible at its start.
         timings: seconds spent per part (`commit` of the chunk before, `event`, `denoise`, `decode`).
+        recached: whether the cache was made anew before it.
         latents: `(1, T', C, h, w)` clean.
         steps: network evaluations it took; 0 where its latents were given.
     """
@@ -80,3 +81,4 @@ class FrameChunk:
     timings: dict[str, float]
     latents: Tensor
     steps: int = 0
+    recached: bool = False

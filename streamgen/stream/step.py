@@ -20,10 +20,11 @@ from .conditioning import Controls, chunk_conditioning
 from .events import CacheAction, Receipt, StreamEvent
 from .latents import LatentState
 from .model import StreamModel
-from .prompts import Text
+from .prompts import Passage, Text
 from .queue import Merged, Pending, failed, merged, possible_events
 from .recache import Recache, SinkPolicy, recache_of
 from .rollout import Measure, advance, settle
+from .settings import StreamSettings
 from .state import FrameChunk, StreamState
 
 
@@ -38,6 +39,7 @@ class Decision:
         applied: receipts with the fields that a later event replaced.
         refused: receipts with the reason.
         taken: the events, which wait no longer once the step is made.
+        words: the one whose words count, and the frame `until` which they come by steps.
     """
 
     controls: Controls
@@ -47,6 +49,8 @@ class Decision:
     applied: tuple[tuple[Pending, tuple[str, ...]], ...] = ()
     refused: tuple[tuple[Receipt, str], ...] = ()
     taken: tuple[Pending, ...] = ()
+    words: Pending | None = None
+    until: int | None = None
 
     @property
     def rebuilds(self) -> bool:
@@ -89,19 +93,51 @@ def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> De
     now, frame = state.controls, state.next_frame(model.geometry)
     fitting, refused = _fitting(due, now, frame)
     wish, replaced = merged(fitting)
-    text = now.text if wish.words is None or wish.words.text is None else wish.words.text.result()
+    settings = now.settings.updated(wish.settings or {}, live=True)
+    text, passage = _words(model, state, wish, settings)
     motion, changes = _gesture_changes(wish, now.gestures)
     base = () if motion is not None and motion.is_empty else now.gestures
     gestures = changed(base, ({} if motion is None else {MOTION: motion}) | changes, frame)
     if len(state.log) == 0:
         # as a replay opens, with all of them at once
         gestures = changed((), {gesture.name: asked_tracks(gesture) for gesture in gestures}, frame)
-    settings = now.settings.updated(wish.settings or {}, live=True)
-    controls = Controls(model.read_at(text, model.strengths(settings)), settings, gestures)
-    action, sink = cache_action(state, controls, wish)
-    event = _opening(controls) if len(state.log) == 0 else _realised(wish, (motion, changes), action, sink)
+    going_on = None if passage is None or passage.over_now else passage
+    controls = Controls(model.read_at(text, model.strengths(settings)), settings, gestures, going_on)
+    action, sink = cache_action(state, controls, wish, passage)
+    event = _opening(controls) if len(state.log) == 0 else None
+    if event is None:
+        event = _realised(wish, (motion, changes), action, sink, passage)
     applied = tuple(zip(fitting, replaced, strict=True))
-    return Decision(controls, action, sink, event, applied, tuple(refused), tuple(due))
+    until = None if passage is None else _end_of(model, state, passage)
+    decided = Decision(controls, action, sink, event, applied, tuple(refused), tuple(due))
+    return replace(decided, words=wish.words, until=until)
+
+
+def _end_of(model: StreamModel, state: StreamState, passage: Passage) -> int:
+    """The first pixel frame that is all under the words that a passage, which begins now, leads to."""
+    latents = state.latents
+    left = passage.chunks - passage.done
+    return model.geometry.frames(latents.start + latents.length + max(0, left - 1) * model.plan.chunk_frames)
+
+
+def _words(
+    model: StreamModel, state: StreamState, wish: Merged, settings: StreamSettings
+) -> tuple[Text, Passage | None]:
+    """The text of the next chunk, and the way on which it is."""
+    now = state.controls
+    passage = now.passage
+    if wish.words is not None and wish.words.text is not None:
+        target, over = wish.words.text.result(), wish.words.event.passage
+        # a stream or a scene that begins has no words that others could come from
+        if over is None or not state.latents.recent:
+            return target, None
+        whole = over.realised(model.geometry.temporal * model.plan.chunk_frames / model.geometry.fps)
+        sink = wish.sink or settings.sink_policy
+        passage = Passage(now.text, target, whole, wish.cache != "keep", sink)
+    if passage is None or wish.cache == "clear":
+        return (now.text if passage is None else passage.target), None
+    passage = passage.next()
+    return model.passing_text(passage), passage
 
 
 def _fitting(
@@ -122,13 +158,19 @@ def _fitting(
     return fitting, refused
 
 
-def cache_action(state: StreamState, controls: Controls, wish: Merged) -> tuple[CacheAction, SinkPolicy]:
-    """What becomes of the cache: what is asked for, by default a recache where the text changes. Where a
-    failed step has cost the cache its content, it is made anew whatever was asked for.
+def cache_action(
+    state: StreamState, controls: Controls, wish: Merged, passage: Passage | None = None
+) -> tuple[CacheAction, SinkPolicy]:
+    """What becomes of the cache: what is asked for, by default a recache where the text changes; on the way
+    from one text to another, with every so many-th chunk. Where a failed step has cost the cache its content,
+    it is made anew whatever was asked for.
     """
     latents = state.latents
     action: CacheAction = wish.cache or ("keep" if controls.text.same(state.controls.text) else "recache")
     sink: SinkPolicy = wish.sink or controls.settings.sink_policy
+    if passage is not None and (wish.words is not None or wish.cache is None):
+        action = "recache" if passage.rebuilds else "keep"
+        sink = passage.sink
     if not latents.recent:
         return ("clear" if action == "clear" else "keep"), sink
     if action == "keep" and not latents.intact:
@@ -185,7 +227,8 @@ def step(
     receipts = tuple(item.receipt for item in decision.taken)
     fps, epoch = model.geometry.fps, state.epoch
     taken = steps if given is None else 0
-    chunk = FrameChunk(frames, frame, fps, made.index, epoch, receipts, timings, made.latents, taken)
+    made_of = (made.index, epoch, receipts, timings, made.latents, taken, decision.rebuilds)
+    chunk = FrameChunk(frames, frame, fps, *made_of)
     return state.moved(after, controls, decoder, log), chunk
 
 
@@ -193,6 +236,9 @@ def steps_of(state: StreamState, decision: Decision) -> int:
     """Network evaluations of the next chunk, as its settings say."""
     first = decision.action == "clear" or not state.latents.recent
     changed = decision.action in ("recache", "clear") or not decision.controls.text.same(state.controls.text)
+    if decision.action == "keep" and decision.controls.passage is not None:
+        # words that come by small steps are no change that has to be caught up with
+        changed = False
     return decision.controls.settings.steps_of(first, changed)
 
 
@@ -226,6 +272,8 @@ def conclude(decision: Decision, chunk: FrameChunk) -> None:
         receipt.seconds, receipt.epoch = chunk.start_frame / chunk.fps, chunk.epoch
         if item.text is not None and item.ready and failed(item) is None:
             _tell_words(receipt, item.text.result())
+        if item is decision.words and decision.until is not None:
+            receipt.until = decision.until
         receipt.status = "applied"
     for receipt, reason in decision.refused:
         receipt.epoch = chunk.epoch
@@ -254,22 +302,33 @@ def _realised(
     moves: tuple[TrackSet | None, dict[str, TrackSet | None]],
     action: CacheAction,
     sink: SinkPolicy,
+    passage: Passage | None,
 ) -> StreamEvent | None:
     """The event that makes the same of the state again; None where nothing was asked for."""
     motion, gestures = moves
     words = None if wish.words is None else wish.words.event
     changes = words is not None or bool(gestures) or motion is not None or bool(wish.settings)
-    if not changes and action == "keep" and wish.cache is None:
+    # a passage says itself what becomes of the cache, here and in a replay
+    passes = passage is not None and wish.cache is None and action in ("recache", "keep")
+    if not changes and (passes or (action == "keep" and wish.cache is None)):
         return None
     said = action != "keep" or words is not None or wish.cache is not None
+    over = None
+    if passage is not None and words is not None:
+        over, sink = passage.over, passage.sink
+        action, said = ("recache" if passage.recaches else "keep"), True
+    elif passes:
+        said = False
     return StreamEvent(
         None if words is None else words.prompt,
         motion,
         wish.settings or None,
         action if said else None,
-        sink if action in ("recache", "rebuild") else None,
+        sink if said and action in ("recache", "rebuild") else None,
         gestures or None,
         None if words is None else words.prompt_embeds,
+        None if words is None else words.blend,
+        over,
     )
 
 
@@ -295,7 +354,9 @@ def _opening(controls: Controls) -> StreamEvent:
     }
     motion = gestures.pop(MOTION, None)
     text = controls.text
-    embeds = text.embedding[0] if text.given and text.embedding is not None else None
-    return StreamEvent(
-        text.prompt, motion, controls.settings.to_json(), gestures=gestures or None, prompt_embeds=embeds
-    )
+    begin = StreamEvent(text.prompt, motion, controls.settings.to_json(), gestures=gestures or None)
+    if text.blend:
+        return replace(begin, prompt=None, blend=text.blend)
+    if text.given and text.embedding is not None:
+        return replace(begin, prompt_embeds=text.embedding[0])
+    return begin

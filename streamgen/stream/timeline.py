@@ -18,7 +18,8 @@ from ..motion.tracks import TrackSet
 from ..suggest import shorten, unknown_key
 from .events import StreamEvent
 
-_EVENT_KEYS = ("prompt", "cache", "policy", "sink", "motion", "gestures", "settings", "prompt_embeds")
+_WORDS = ("prompt", "prompt_embeds", "blend", "over")
+_EVENT_KEYS = (*_WORDS, "cache", "policy", "sink", "motion", "gestures", "settings")
 _ROW_KEYS = ("chunk", "frame", "seconds", *_EVENT_KEYS)
 _HEADER_KEYS = ("format", "version", "fps", "seed", "noise", "start", "events")
 
@@ -153,6 +154,7 @@ def event_to_json(event: StreamEvent) -> dict[str, Any]:
         out["gestures"] = {name: _motion_to_json(tracks) for name, tracks in event.gestures.items()}
     if event.settings:
         out["settings"] = dict(event.settings)
+    out |= words_to_json(event)
     if event.prompt_embeds is not None:
         rows = event.prompt_embeds.float().cpu().contiguous()
         text = base64.b64encode(rows.numpy().astype("<f4").tobytes()).decode()
@@ -188,8 +190,26 @@ def event_from_json(row: Mapping[str, Any], fps: float, prompt: str | None = Non
     if cache is None and not any(key in row for key in _EVENT_KEYS if key not in ("policy", "cache", "sink")):
         cache = "keep"
     return StreamEvent(
-        row.get("prompt"), motion, row.get("settings"), cache, row.get("sink"), gestures, embeds
+        row.get("prompt"),
+        motion,
+        row.get("settings"),
+        cache,
+        row.get("sink"),
+        gestures,
+        embeds,
+        row.get("blend"),
+        row.get("over"),
     )
+
+
+def words_to_json(event: StreamEvent) -> dict[str, Any]:
+    """A blend, and the way to new words, as plain values; `StreamEvent` takes them as they are."""
+    out: dict[str, Any] = {}
+    if event.blend is not None:
+        out["blend"] = [{"prompt": prompt, "weight": weight} for prompt, weight in event.parts]
+    if event.passage is not None:
+        out["over"] = event.passage.to_json()
+    return out
 
 
 def _motion_to_json(tracks: TrackSet | None) -> dict[str, Any] | None:

@@ -48,7 +48,10 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             picture = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise InputError(f"{path}: has too many pixels: expected at most {most} million") from error
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read as an image (damaged, cut off or not an image)") from error
     return np.array(decode_worker.cover(picture, height, width))
 

@@ -310,7 +310,7 @@ def test_bad_messages_are_refused_and_the_stream_goes_on(context: BrowserContext
     page.evaluate("message => window.streamgen.send(message)", bad)
     page.wait_for_selector("[data-part=notice]:not([hidden])")
     assert "points" in (page.locator("[data-part=noticeText]").text_content() or "")
-    page.click("[data-part=dismiss]")
+    page.click("[data-do=dismiss]")
     page.evaluate("window.streamgen.connection.socket.send('x'.repeat(70000))")
     page.wait_for_function("window.streamgen.connection.tries > 0 || window.streamgen.state === 'playing'")
     shown(page, frame_now(page) + 8)
@@ -327,7 +327,7 @@ def test_the_page_fits_a_phone_and_works_by_keyboard(browser: Browser, address: 
     page.keyboard.press("Space")
     page.wait_for_selector(".sg[data-state=paused]")
     page.keyboard.press("p")
-    assert page.get_attribute("button[data-tool=path]", "aria-checked") == "true"
+    assert page.is_checked("[data-part=tools] input[value=path]")
     page.keyboard.press("d")
     page.keyboard.press("Space")
     page.wait_for_selector(".sg[data-state=playing]")

@@ -40,7 +40,7 @@ def wander(budget: int) -> tuple[int, Marks, Takes]:
             takes.fit(marks)
             most = max(most, held(marks, takes))
         made += 1
-        takes.add(Take(takes.next_id(), frame, "", Weight(made), "", None, (), tuple(marks)))
+        takes.add(Take(takes.next_id(), frame, "", 0, Weight(made), "", None, (), tuple(marks)))
         frame = [*marks][1].frame
         marks.cut(frame)
         takes.fit(marks)
@@ -68,7 +68,7 @@ def test_without_it_branches_multiply_the_bytes(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_shared_counts_once() -> None:
     shared = tuple(Mark(i, 16 * i, Weight(i), "") for i in range(1, 5))
     takes = Takes(6 * MEGABYTE)
-    takes.add(Take(1, 80, "", Weight(9), "", None, (), shared))
+    takes.add(Take(1, 80, "", 0, Weight(9), "", None, (), shared))
     takes.fit(shared)
     assert next(iter(takes)).marks == shared
 
@@ -76,6 +76,6 @@ def test_what_is_shared_counts_once() -> None:
 def test_the_newest_branch_stays_in_any_case() -> None:
     takes = Takes(MEGABYTE)
     for number in range(3):
-        takes.add(Take(number, 16, "", Weight(number, 5 * MEGABYTE), "", None, (), ()))
+        takes.add(Take(number, 16, "", 0, Weight(number, 5 * MEGABYTE), "", None, (), ()))
     takes.fit(())
     assert [take.id for take in takes] == [2]

@@ -11,7 +11,7 @@ import demo.pacing
 import demo.worker
 from demo.fake_engine import COLOURS, FakeSaved
 from demo.history import Takes
-from demo.live import Limits
+from demo.limits import Limits
 from demo.messages import (
     FRAME_HEADER,
     MAX_MESSAGE_BYTES,
@@ -20,6 +20,7 @@ from demo.messages import (
     BadMessage,
     Event,
     Path,
+    Pins,
     Rewind,
     Simple,
     Start,
@@ -29,7 +30,7 @@ from demo.messages import (
     pack_frame,
     parse,
 )
-from demo.pacing import AckWindow, Outbox
+from demo.pacing import AckWindow, Outbox, RecacheTimes
 from demo.voice import MAX_WAITING, Voice
 from tests.demo_viewers import Room, Viewer
 from tests.tiny_models import assert_needs
@@ -139,6 +140,24 @@ def tells(pixels: Any, name: str) -> bool:
     """Whether a fake picture was made under the prompt that names this colour."""
     mean = pixels.reshape(-1, 3).mean(0)
     return bool(mean.argmax() == max(range(3), key=lambda i: COLOURS[name][i]))
+
+
+def test_words_that_come_over_time_make_no_chunk_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recache before each chunk would be too much here; the session says how often one fits."""
+
+    def check() -> None:
+        room = Room(seconds=0.1, recache=0.3)
+        viewer = room.join()
+        room.run(4)
+        viewer.session.handle(Event(1, 1, "a blue ball", over=2.0))
+        before = len(viewer.shown)
+        room.run(4)
+        times = [when for when, _ in viewer.shown[before:]]
+        assert max(b - a for a, b in itertools.pairwise(times)) < 0.1, "every frame in its time"
+        [receipt] = viewer.receipts("applied")
+        assert receipt["until"] == receipt["frame"] + 28, "of eight chunks the last one is all new"
+
+    assert_needs(check, monkeypatch, RecacheTimes, "every", lambda *args: 1)
 
 
 def test_a_slow_engine_slows_the_picture_evenly_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,6 +418,14 @@ BAD = [
     ('{"type": "event", "id": 1, "epoch": 1, "cache": "keep", "policy": "clear"}', "same field"),
     ('{"type": "event", "id": 1, "epoch": 1, "settings": {"text_guidance": NaN}}', "JSON object"),
     ('{"type": "event", "id": 1, "epoch": 1, "settings": {"text_guidance": 1e999}}', "text_guidance"),
+    ('{"type": "event", "id": 1, "epoch": 1, "blend": [{"prompt": "a", "weight": 0}]}', "only 0"),
+    ('{"type": "event", "id": 1, "epoch": 1, "blend": [{"prompt": "a", "weight": -1}]}', "at least 0"),
+    ('{"type": "event", "id": 1, "epoch": 1, "blend": ' + json.dumps([["a", 1]] * 100) + "}", "1 to 16"),
+    ('{"type": "event", "id": 1, "epoch": 1, "blend": 5}', "1 to 16"),
+    ('{"type": "event", "id": 1, "epoch": 1, "prompt": "a", "blend": [["b", 1]]}', "found both"),
+    ('{"type": "event", "id": 1, "epoch": 1, "prompt": "a", "over": 61}', "over"),
+    ('{"type": "event", "id": 1, "epoch": 1, "cache": "recache", "over": 2}', "new words"),
+    ('{"type": "event", "id": 1, "epoch": 1, "prompt": "a", "over": 2, "way": "square"}', "way"),
     ('{"type": "stroke", "id": 1, "epoch": 1, "frame": 0, "phase": "begin", "points": []}', "points"),
     ('{"type": "stroke", "id": 1, "epoch": 1, "frame": 0, "phase": "up", "points": [[0,0,0]]}', "phase"),
     ('{"type": "stroke", "id": 1, "epoch": 1, "frame": 0, "phase": "move", "points": [[0,1.5,0]]}', "points"),
@@ -430,6 +457,10 @@ def test_good_messages_pass() -> None:
     assert parse('{"type": "event", "id": 1, "epoch": 2, "cache": "recache"}') == Event(1, 2, cache="recache")
     plain = parse('{"type": "event", "id": 1, "epoch": 2, "settings": {"steps": 2}}')
     assert plain == Event(1, 2, None, {"steps": 2}), "settings alone say nothing of the past"
+    text = '{"type": "event", "id": 1, "epoch": 2, "blend": [{"prompt": "a"}, ["b", 3]], "over": 2}'
+    assert parse(text) == Event(1, 2, blend=(("a", 1.0), ("b", 3.0)), over=2.0)
+    assert parse('{"type": "pins", "points": [], "id": 4}') == Pins((), 4)
+    assert parse('{"type": "clear", "id": 4}') == Simple("clear", 4)
     stroke = parse('{"type": "stroke", "id": 1, "epoch": 1, "frame": 9, "phase": "end", "points": []}')
     assert stroke == Stroke(1, 1, 9, "end", ())
 

@@ -4,7 +4,9 @@ import base64
 import contextlib
 import io
 import json
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from demo.live import LiveSession
 from demo.lobby import Full, Lobby, Rules, Seat
 from demo.messages import FRAME_HEADER, MAX_MESSAGE_BYTES, Simple, Start
 from demo.server import CLOSE_REPLACED, MAX_BAD, Options, build_app
-from demo.voice import Voice
 from streamgen.video.write import VideoFileSink
 from tests.demo_viewers import Clock
 from tests.tiny_models import assert_needs
@@ -46,8 +47,8 @@ class Tables:
         self.closed: list[LiveSession] = []
         self.lobby = Lobby(Rules(**rules), self._open, self._close, self.clock)
 
-    def _open(self, voice: Voice) -> LiveSession:
-        return LiveSession(self.engine, voice, self.clock)
+    def _open(self, seat: Seat) -> LiveSession:
+        return LiveSession(self.engine, seat.voice, self.clock)
 
     def _close(self, session: LiveSession) -> None:
         self.closed.append(session)
@@ -68,7 +69,7 @@ def said(seat: Seat, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_fixed_number_runs_and_the_rest_see_their_place() -> None:
-    tables = Tables(max_sessions=2)
+    tables = Tables(max_sessions=2, grace_seconds=4.0)
     seats = [tables.sit() for _ in range(5)]
     assert [seat.session is not None for seat in seats] == [True, True, False, False, False]
     assert [said(seat, "queue")[-1]["position"] for seat in seats[2:]] == [1, 2, 3]
@@ -96,15 +97,27 @@ def test_a_place_is_kept_for_a_page_that_reloads_and_no_longer(monkeypatch: pyte
     assert_needs(check, monkeypatch, Lobby, "tick", lambda self: None)
 
 
+def test_a_lost_connection_has_minutes_and_a_closed_page_seconds() -> None:
+    tables = Tables()
+    lost, closed = tables.sit(), tables.sit()
+    tables.lobby.disconnect(lost, lost.visit)
+    tables.lobby.disconnect(closed, closed.visit, closed=True)
+    tables.later(5)
+    assert closed.over
+    tables.later(170)
+    assert tables.lobby.connect(lost.token) is lost
+    assert not lost.over
+
+
 def test_a_page_on_its_way_back_has_longer() -> None:
-    tables = Tables(grace_seconds=4.0, loading_seconds=20.0)
+    tables = Tables(closed_seconds=4.0, loading_seconds=20.0)
     seat = tables.sit()
-    tables.lobby.disconnect(seat, seat.visit)
+    tables.lobby.disconnect(seat, seat.visit, closed=True)
     tables.later(3)
     assert tables.lobby.coming_back(seat.token)
     tables.later(20)
     assert tables.lobby.connect(seat.token) is seat
-    tables.lobby.disconnect(seat, seat.visit)
+    tables.lobby.disconnect(seat, seat.visit, closed=True)
     tables.lobby.coming_back(seat.token)
     tables.later(24.1)
     assert seat.over
@@ -112,7 +125,7 @@ def test_a_page_on_its_way_back_has_longer() -> None:
 
 
 def disconnect_in(state: str) -> tuple[Tables, Seat, LiveSession]:
-    tables = Tables()
+    tables = Tables(grace_seconds=4.0)
     seat = tables.sit()
     session = seat.session
     assert session is not None
@@ -149,11 +162,11 @@ def test_a_viewer_who_leaves_in_any_state_gives_everything_back(state: str) -> N
     assert tables.lobby.running == tables.lobby.waiting == []
     assert session.due(tables.clock()) == float("inf")
     session.work()
-    assert session.recording._file.closed
+    assert all(reel.closed for reel in session.recording._reels.values())
 
 
 def test_whoever_leaves_the_row_makes_it_shorter() -> None:
-    tables = Tables(max_sessions=1)
+    tables = Tables(max_sessions=1, grace_seconds=4.0)
     first, second, third = (tables.sit() for _ in range(3))
     tables.lobby.disconnect(second, second.visit)
     tables.later(5)
@@ -194,7 +207,7 @@ def test_ids_cannot_be_guessed_and_unused_ones_expire() -> None:
 
 
 def test_an_older_connection_of_the_same_page_does_not_free_the_newer_ones_seat() -> None:
-    tables = Tables()
+    tables = Tables(grace_seconds=4.0)
     seat = tables.sit()
     first = seat.visit
     tables.lobby.connect(seat.token)
@@ -295,7 +308,7 @@ def test_two_viewers_have_nothing_in_common() -> None:
 
 
 def test_the_row_moves_up_when_a_page_is_closed() -> None:
-    rules = Rules(max_sessions=1, grace_seconds=0.2)
+    rules = Rules(max_sessions=1, closed_seconds=0.2, grace_seconds=0.2)
     with serving(rules=rules) as client:
         with connect(client, ticket(client)) as first:
             until(first, kind("state"))
@@ -354,6 +367,17 @@ def test_downloads_are_what_was_shown() -> None:
 # -- uploads
 
 
+def huge_png(side: int) -> bytes:
+    """A picture of so many pixels a side, in a few bytes: its header, and hardly any data."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = part(b"IHDR", head) + part(b"IDAT", zlib.compress(bytes(100))) + part(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
 def image(width: int = 80, height: int = 60) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (width, height), (10, 200, 10)).save(out, "PNG")
@@ -378,6 +402,8 @@ def test_uploads_are_checked_in_kind_size_and_content(
             assert made["picture"].startswith("data:image/png")
             assert "expected an image or a clip" in post(image(), "text/html")[1]["error"]
             assert "cannot be read as an image" in post(b"no picture", "image/png")[1]["error"]
+            told = post(huge_png(30_000), "image/png")[1]["error"]
+            assert "the picture: has too many pixels: expected at most" in told
             assert "empty" in post(b"", "image/png")[1]["error"]
             with VideoFileSink(tmp_path / "long.mp4", 64, 64, 16) as sink:
                 sink.write(np.zeros((11 * 16, 64, 64, 3), np.uint8))
@@ -456,16 +482,3 @@ def test_a_password_is_asked_for_everywhere_but_on_the_socket_of_a_ticket() -> N
         token = ticket(client, authorization=f"Basic {code}")
         with connect(client, token) as socket:
             assert socket.receive_json()["type"] == "hello"
-
-
-def test_the_page_comes_with_its_scripts_and_nothing_from_elsewhere() -> None:
-    with serving() as client:
-        page = client.get("/")
-        assert page.status_code == 200
-        assert "streamgen live" in page.text
-        script = client.get("/live/static/main.js")
-        assert script.status_code == 200
-        assert "javascript" in script.headers["content-type"]
-        folder = Path(demo.lobby.__file__).parent / "static"
-        for file in folder.iterdir():
-            assert "://" not in file.read_text(encoding="utf-8"), file.name

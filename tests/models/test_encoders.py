@@ -40,7 +40,11 @@ def test_words_padding_unknown_and_overlong() -> None:
     assert words.ids.tolist() == [2, 3, 3, UNKNOWN, 4, UNKNOWN, PAD, PAD]
     assert (words.unknown, words.dropped) == (("zebra",), 0)
     assert vocabulary.encode("a red circle", 2).dropped == 1
-    assert vocabulary.encode("日本語 🙂", 4).unknown == ("日本語",)
+    assert vocabulary.encode("日本語 🙂", 4).unknown == ("日本語", "🙂")
+    assert vocabulary.encode('a red, (circle) - "x"!', 8).unknown == ("x",), "punctuation says nothing"
+    assert vocabulary.encode("a ★red circle ☃☃", 8).unknown == ("★", "☃☃")
+    assert vocabulary.encode("...", 4).unknown == ("...",), "nothing but punctuation is nothing"
+    assert vocabulary.encode("", 4).unknown == ()
     with pytest.raises(ValueError, match="repeated words"):
         Vocabulary(["a", "a"])
 

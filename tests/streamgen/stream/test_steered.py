@@ -77,7 +77,8 @@ def opened(pipeline: Pipeline, draw: random.Random) -> dict[str, Any]:
 def event_of(session: Session, draw: random.Random) -> StreamEvent:
     """Some change."""
     tracks = session.model.motion_encoder is not None
-    kinds = ["words", "action", "settings", *(["drag", "pins", "camera", "let go"] if tracks else [])]
+    kinds = ["words", "passage", "action", "settings"]
+    kinds += ["drag", "pins", "camera", "let go"] if tracks else []
     kind = draw.choice(kinds)
     refresh = session.state.latents.ring.plan.sink_frames % session.state.latents.ring.plan.chunk_frames == 0
     sink = draw.choice((None, "keep", *(["refresh"] if refresh else [])))
@@ -85,6 +86,14 @@ def event_of(session: Session, draw: random.Random) -> StreamEvent:
     if kind == "words":
         motion = drag((0.2, 0.8), (0.7, 0.1), 9) if tracks and draw.random() < 0.3 else None
         return StreamEvent(draw.choice(PROMPTS), motion, cache=action, sink=sink)
+    if kind == "passage":
+        way = draw.choice(("linear", "spherical"))
+        over = {"chunks": draw.choice((2, 3, 5)), "every": draw.choice((1, 2, 9)), "way": way}
+        cache = draw.choice((None, "recache", "keep"))
+        if draw.random() < 0.5:
+            return StreamEvent(draw.choice(PROMPTS), cache=cache, sink=sink, over=over)
+        blend = [(prompt, draw.random()) for prompt in draw.sample(PROMPTS, 2)]
+        return StreamEvent(blend=blend, cache=cache, sink=sink, over=draw.choice((None, over)))
     if kind == "action":
         return StreamEvent(cache=action or "recache", sink=sink)
     if kind == "settings":

@@ -238,7 +238,7 @@ def test_embeddings_of_another_size_are_refused(parts: ModelParts) -> None:
     ):
         with pytest.raises(InputError, match=message):
             StreamEvent(prompt_embeds=wrong)
-    with pytest.raises(InputError, match="expected some words or prompt_embeds"):
+    with pytest.raises(InputError, match="expected some words, a blend or prompt_embeds"):
         pipeline.open(motion=None, settings={}, gestures={"a": None})
 
 

@@ -1,0 +1,116 @@
+// One page: what its modules share, how they hear of each other, and what may be sent.
+import { Availability } from "./availability.js";
+import { Blend } from "./blend.js";
+import { Camera } from "./camera.js";
+import { Connection } from "./connection.js";
+import { Cover } from "./cover.js";
+import { Keys } from "./keys.js";
+import { Notices } from "./notices.js";
+import { Paint } from "./paint.js";
+import { Picture } from "./picture.js";
+import { Player } from "./player.js";
+import { Prompts } from "./prompts.js";
+import { Queue } from "./queue.js";
+import { Saving } from "./saving.js";
+import { Settings } from "./settings.js";
+import { Status } from "./status.js";
+import { Strip } from "./strip.js";
+import { Theme } from "./theme.js";
+import { Transport } from "./transport.js";
+
+/** @typedef {import("./types.js").Told} Told */
+
+export class Live {
+  /**
+   * @param {HTMLElement} root
+   * @param {URL} base address under which the server's routes lie
+   */
+  constructor(root, base) {
+    this.root = root;
+    this.base = base;
+    /** @type {import("./types.js").Parts} */
+    this.part = collected(root);
+    /** @type {{ examples: string[], settings: Record<string, any>, limit: number }} */
+    this.options = JSON.parse(root.dataset.options || "{}");
+    /** @type {import("./types.js").Hello | null} */
+    this.hello = null;
+    /** @type {import("./types.js").State} */
+    this.state = "loading";
+    this.online = false;
+    this.epoch = 0;
+    this.firstMs = 0;
+    this.nextId = 1;
+    /** @type {Record<string, ((value: any) => void)[]>} */
+    this.listeners = {};
+    this.notices = new Notices(this);
+    this.connection = new Connection(this);
+    this.player = new Player(this);
+    this.settings = new Settings(this);
+    this.prompts = new Prompts(this);
+    this.queue = new Queue(this);
+    this.blend = new Blend(this);
+    this.strip = new Strip(this);
+    this.paint = new Paint(this);
+    this.camera = new Camera(this);
+    this.picture = new Picture(this);
+    this.saving = new Saving(this);
+    this.cover = new Cover(this);
+    this.transport = new Transport(this);
+    this.status = new Status(this);
+    this.theme = new Theme(this);
+    this.availability = new Availability(this);
+    this.keys = new Keys(this);
+  }
+
+  /**
+   * @template {keyof Told} K
+   * @param {K} type
+   * @param {(value: Told[K]) => void} tell
+   */
+  on(type, tell) { (this.listeners[type] ||= []).push(tell); }
+
+  /**
+   * @template {keyof Told} K
+   * @param {K} type
+   * @param {Told[K]} value
+   */
+  emit(type, value) { for (const tell of this.listeners[type] || []) tell(value); }
+
+  /** @param {import("./types.js").State} state */
+  turn(state) {
+    this.state = state;
+    this.root.dataset.state = state;
+    this.emit("turned", state);
+  }
+
+  /**
+   * Say something to the server; whoever asked is told when it could not be.
+   * @param {Record<string, any>} message
+   */
+  send(message) {
+    if (this.connection.send(message)) return true;
+    this.notices.tell("Not sent: there is no connection to the server.", { seconds: 6 });
+    return false;
+  }
+
+  id() { return this.nextId++; }
+
+  /** Whether a stream is there that can be steered. */
+  get running() { return this.online && ["playing", "paused"].includes(this.state); }
+
+  /** @param {number} frame */
+  time(frame) {
+    const seconds = frame / (this.hello?.fps || 16), whole = Math.floor(seconds / 60);
+    return `${whole}:${(seconds - 60 * whole).toFixed(1).padStart(4, "0")}`;
+  }
+}
+
+/** @param {HTMLElement} root */
+function collected(root) {
+  /** @type {any} */
+  const part = {};
+  for (const node of root.querySelectorAll("[data-part]")) {
+    if (node instanceof HTMLElement && node.dataset.part) part[node.dataset.part] = node;
+  }
+  return part;
+}

@@ -1,0 +1,43 @@
+// A picture or clip that the next stream starts from.
+
+export class Picture {
+  /** @param {import("./live.js").Live} live */
+  constructor(live) {
+    this.live = live;
+    /** @type {string | null} */
+    this.url = null;
+    live.part.file.addEventListener("change", () => this.upload());
+    live.part.forget.addEventListener("click", () => this.forget());
+  }
+
+  async upload() {
+    const { part, hello, connection } = this.live;
+    const file = part.file.files?.[0];
+    if (!file || !hello) return;
+    part.fileHint.textContent = `Reading ${file.name} …`;
+    try {
+      if (file.size > hello.upload_bytes) throw new Error("the file is too large: at most 32 MB are taken");
+      const headers = { "content-type": file.type || "application/octet-stream" };
+      const answer = await fetch(connection.url("picture"), { method: "POST", body: file, headers });
+      const body = await answer.json();
+      if (!answer.ok) throw new Error(body.error);
+      this.url = body.picture;
+      part.picture.src = body.picture;
+      const what = body.frames > 1 ? `${body.frames} frames` : "This picture";
+      part.fileHint.textContent = `${what} will begin the next stream. Restart to use it.`;
+    } catch (error) {
+      this.url = null;
+      const why = error instanceof TypeError ? "the server does not answer" : error.message;
+      part.fileHint.textContent = `Not taken: ${why}`;
+    }
+    part.picture.hidden = part.forget.hidden = !this.url;
+  }
+
+  forget() {
+    const { part } = this.live;
+    this.url = null;
+    part.file.value = "";
+    part.picture.hidden = part.forget.hidden = true;
+    part.fileHint.textContent = "The next stream starts from the words alone.";
+  }
+}

@@ -1,0 +1,42 @@
+// Downloads: what was shown so far as a video, and the file that makes it again.
+
+export class Saving {
+  /** @param {import("./live.js").Live} live */
+  constructor(live) {
+    this.live = live;
+    for (const [what, name, file] of [["clip", "clip.mp4", "streamgen.mp4"], ["timeline", "timeline.json", "streamgen.json"]]) {
+      live.root.querySelector(`[data-do=${what}]`)?.addEventListener("click", () => this.save(name, file));
+    }
+  }
+
+  // also when the session is over and the server still has what was recorded
+  get possible() {
+    const { live } = this;
+    if (live.state === "lost") return live.connection.played;
+    return live.online && ["playing", "paused", "failed"].includes(live.state);
+  }
+
+  /**
+   * @param {string} name
+   * @param {string} file
+   */
+  async save(name, file) {
+    const { live } = this;
+    const url = live.connection.url(name);
+    url.searchParams.set("frames", String(live.player.shown + 1));
+    live.notices.chip("save", `Preparing ${file} …`);
+    try {
+      const answer = await fetch(url);
+      if (!answer.ok) throw new Error((await answer.json()).error);
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(await answer.blob());
+      link.download = file;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    } catch (error) {
+      const why = error instanceof TypeError ? "the server does not answer" : error.message;
+      live.notices.tell(`${file}: ${why}`, { seconds: 12 });
+    }
+    live.notices.chip("save", "");
+  }
+}

@@ -1,0 +1,154 @@
+// What modules hand each other, for the type checker; docs/demo.md says what the server's messages mean.
+
+/**
+ * @typedef {"loading" | "ready" | "opening" | "playing" | "paused" | "failed" | "queue" | "lost" | "retry"} State
+ * @typedef {{ x: number, y: number }} Point
+ *
+ * @typedef {object} Hello
+ * @property {string} model
+ * @property {string} device
+ * @property {number} width
+ * @property {number} height
+ * @property {number} fps
+ * @property {number} chunk_frames
+ * @property {Record<string, any>} settings
+ * @property {string[]} words of a model that reads them alone; none of one that reads any text
+ * @property {boolean} tracks
+ * @property {Record<string, number>} loras strengths of LoRAs that may change
+ * @property {number} upload_bytes
+ *
+ * @typedef {{ id: number, frame: number, picture: string }} Mark
+ * @typedef {{ id: number, frame: number, picture: string, prompt: string, seed: number }} Take
+ * @typedef {{ frame: number, kind: string, label: string, superseded: string[] }} Row
+ *
+ * @typedef {object} Place
+ * @property {number} epoch
+ * @property {number} frame
+ * @property {string} picture
+ * @property {string} prompt
+ * @property {string[]} unknown
+ * @property {number} dropped
+ * @property {Record<string, any>} settings
+ * @property {number} seed
+ * @property {[number, number][]} pins
+ * @property {Mark[]} marks
+ * @property {Take[]} takes
+ * @property {Row[]} strip
+ * @property {string} no_rewind why there are no marks, "" where there are
+ *
+ * @typedef {object} Receipt
+ * @property {number} id
+ * @property {string} kind
+ * @property {"accepted" | "applied" | "refused" | "withdrawn"} status
+ * @property {number} epoch
+ * @property {number} frame
+ * @property {string} label
+ * @property {string[]} superseded
+ * @property {string} [reason]
+ * @property {string[]} [unknown]
+ * @property {number} [dropped]
+ * @property {string} [note]
+ * @property {number | null} [until]
+ * @property {string} [waiting]
+ *
+ * @typedef {{ state: State, text: string, epoch: number }} StateMessage
+ * @typedef {{ epoch: number, start: number, end: number, rate: number, gen_ms: number }} Chunk
+ * @typedef {Mark & { gone: number[] }} NewMark
+ *
+ * @typedef {object} Stats
+ * @property {number} generation_ms
+ * @property {number} round_trip_ms
+ * @property {number} skipped
+ * @property {[number, number]} cache
+ * @property {number} buffered
+ * @property {number} recorded
+ * @property {boolean} recording_full
+ *
+ * @typedef {object} Frame
+ * @property {number} encoding
+ * @property {number} seq
+ * @property {number} epoch
+ * @property {number} frame
+ * @property {number} chunk
+ * @property {number} made
+ * @property {Uint8Array<ArrayBuffer> | null} picture
+ *
+ * @typedef {Frame & { bitmap: ImageBitmap }} Decoded
+ *
+ * @typedef {object} Told
+ * @property {Hello} hello
+ * @property {Place} place
+ * @property {StateMessage} state
+ * @property {Chunk} chunk
+ * @property {Receipt} receipt
+ * @property {NewMark} mark
+ * @property {Stats} stats
+ * @property {{ text: string, share: number | null }} loading
+ * @property {{ position: number, waiting: number }} queue
+ * @property {{ seconds: number | null }} idle
+ * @property {{ code: string, text: string }} error
+ * @property {{ text: string }} ended
+ * @property {{ frame: number }} reopened
+ * @property {Frame} frame
+ * @property {Decoded} shown
+ * @property {{ text: string }} retry
+ * @property {{ text: string }} lost
+ * @property {boolean} online
+ * @property {State} turned
+ * @property {{ kept: boolean }} gone
+ *
+ * @typedef {object} Parts
+ * @property {HTMLElement} lightText
+ * @property {HTMLElement} model
+ * @property {HTMLElement} notice
+ * @property {HTMLElement} noticeText
+ * @property {HTMLButtonElement} noticeDo
+ * @property {HTMLElement} spoken
+ * @property {HTMLElement} screen
+ * @property {HTMLCanvasElement} video
+ * @property {HTMLCanvasElement} paint
+ * @property {HTMLElement} cover
+ * @property {HTMLButtonElement} startButton
+ * @property {HTMLElement} coverText
+ * @property {HTMLElement} chip
+ * @property {HTMLButtonElement} play
+ * @property {HTMLInputElement} seed
+ * @property {HTMLElement} marks
+ * @property {HTMLElement} events
+ * @property {HTMLInputElement} scrub
+ * @property {HTMLElement} legend
+ * @property {HTMLElement} preview
+ * @property {HTMLImageElement} previewPicture
+ * @property {HTMLButtonElement} rewind
+ * @property {HTMLElement} log
+ * @property {HTMLElement} takes
+ * @property {HTMLElement} takesText
+ * @property {HTMLFormElement} promptForm
+ * @property {HTMLElement} now
+ * @property {HTMLTextAreaElement} prompt
+ * @property {HTMLInputElement} hold
+ * @property {HTMLElement} words
+ * @property {HTMLElement} queue
+ * @property {HTMLElement} examples
+ * @property {HTMLInputElement} over
+ * @property {HTMLSelectElement} way
+ * @property {HTMLDetailsElement} blend
+ * @property {HTMLElement} blendRows
+ * @property {HTMLButtonElement} blendAdd
+ * @property {HTMLButtonElement} blendApply
+ * @property {HTMLElement} blendHint
+ * @property {HTMLElement} motion
+ * @property {HTMLElement} tools
+ * @property {HTMLElement} hint
+ * @property {HTMLInputElement} file
+ * @property {HTMLImageElement} picture
+ * @property {HTMLButtonElement} forget
+ * @property {HTMLElement} fileHint
+ * @property {HTMLElement} sliders
+ * @property {HTMLSelectElement} cache
+ * @property {HTMLSelectElement} sink
+ * @property {HTMLInputElement} pixelated
+ * @property {HTMLElement} status
+ */
+
+export {};

@@ -1,0 +1,513 @@
+"""The page in a real browser over a fake engine: nothing is lost, nothing silent, all in reach."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.demo_pages import Stage, context_of, frame_now, open_page, said, served, shown, words
+
+LONG = "x" + "o" * 1500
+SIZES = {
+    "desk": (1280, 720),
+    "tablet": (768, 1024),
+    "phone": (375, 740),
+    "small phone": (320, 640),
+    "phone on its side": (740, 375),
+}
+# Everything of ours that reaches beyond the window, but for what scrolls inside something that does not.
+BEYOND = """() => [...document.querySelectorAll(".sg, .sg *, #card")].filter((node) => {
+  const box = node.getBoundingClientRect();
+  if (!box.width || node.closest("[data-part=spoken]")) return false;
+  for (let up = node.parentElement; up; up = up.parentElement) {
+    if (up.matches(".sg, #card")) break;
+    const cut = ["auto", "scroll", "hidden"].includes(getComputedStyle(up).overflowX);
+    if (cut && up.getBoundingClientRect().right <= innerWidth + 1) return false;
+  }
+  return box.right > innerWidth + 1 || box.left < -1;
+}).map((node) => node.className || node.tagName)"""
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with served(tmp_path_factory.mktemp("shelf")) as made:
+        yield made
+
+
+@pytest.fixture
+def page(browser: Browser, stage: Stage) -> Iterator[Page]:
+    with context_of(browser) as context:
+        made = open_page(context, stage)
+        errors: list[str] = []
+        made.on("pageerror", lambda error: errors.append(str(error)))
+        yield made
+        assert not errors
+
+
+def takes(page: Page) -> int:
+    return page.locator("[data-part=takes] button").count()
+
+
+# -- the layout
+
+
+def test_long_words_break_no_layout(page: Page) -> None:
+    """A word without end, wherever words are shown, at every width."""
+    words(page, LONG)
+    page.click("[data-part=restart]")
+    page.wait_for_selector("[data-part=takes] button")
+    page.fill("[data-part=prompt]", LONG)
+    page.click("[data-do=queue]")
+    page.evaluate("text => window.streamgen.notices.tell(text)", LONG)
+    page.evaluate("text => window.streamgen.notices.chip('test', text)", LONG)
+    page.evaluate("text => window.streamgen.cover.show('ready', text, text)", LONG)
+    for name, (width, height) in SIZES.items():
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert page.evaluate(BEYOND) == [], name
+    page.set_viewport_size({"width": 320, "height": 640})
+    page.add_style_tag(content=".sg-prompt, .sg-controls { display: block } .sg-now { white-space: nowrap }")
+    page.add_style_tag(content=".sg-now { overflow: visible !important; width: max-content }")
+    assert page.evaluate(BEYOND), "what looks for it finds it"
+
+
+def test_what_plays_and_saves_is_in_sight(page: Page) -> None:
+    bottoms = "parts => parts.map((part) => window.streamgen.part[part].getBoundingClientRect().bottom)"
+    page.set_viewport_size({"width": 1280, "height": 720})
+    parts = ["screen", "play", "seed", "scrub", "log", "prompt", "tools"]
+    assert max(page.evaluate(bottoms, parts)) <= 720
+    for save in ("clip", "timeline"):
+        box = page.locator(f"[data-do={save}]").bounding_box()
+        assert box
+        assert box["y"] + box["height"] <= 720
+    page.set_viewport_size({"width": 740, "height": 375})
+    assert max(page.evaluate(bottoms, ["screen", "play", "prompt"])) <= 375
+    apply = page.locator("[data-part=apply]").bounding_box()
+    assert apply
+    assert apply["y"] + apply["height"] <= 375
+
+
+@pytest.mark.slow
+def test_messages_move_nothing(page: Page) -> None:
+    """The browser's own measure of layout shift over everything that comes and goes by itself."""
+    page.evaluate(
+        """() => {
+          window.shift = 0;
+          const add = (list) => { for (const entry of list.getEntries()) window.shift += entry.value; };
+          new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
+        }"""
+    )
+    page.evaluate(
+        """() => {
+          const { notices, prompts, cover, strip, queue } = window.streamgen;
+          const later = (after, what) => new Promise((done) => setTimeout(() => { what(); done(); }, after));
+          return [
+            () => notices.tell("A line at the top. ".repeat(9)), () => notices.tell(""),
+            () => notices.chip("a", "on the picture"), () => notices.chip("a", ""),
+            () => prompts.note({ unknown: ["one", "two", "three"], dropped: 3 }), () => prompts.say("Said."),
+            () => prompts.say(""), () => cover.show("retry", "The connection is lost. Trying again …", ""),
+            () => { cover.show("ready", "x", "Start"); window.streamgen.part.cover.hidden = true; },
+            () => strip.choose(1), () => strip.cancel(),
+            () => { strip.takes = [{ id: 1, frame: 1, picture: "", prompt: "x", seed: 0 }]; },
+            () => strip.drawTakes(),
+          ].reduce((sofar, what) => sofar.then(() => later(60, what)), Promise.resolve());
+        }"""
+    )
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.shift") <= 0.05
+
+
+# -- nothing is lost
+
+
+@pytest.mark.parametrize(
+    "way", ["button", *(pytest.param(way, marks=pytest.mark.slow) for way in ("key", "dice"))]
+)
+def test_restarting_keeps_what_played_as_a_branch(page: Page, way: str) -> None:
+    words(page, "a green ball")
+    at, epoch = frame_now(page), page.evaluate("window.streamgen.epoch")
+    page.fill("[data-part=seed]", "7")
+    if way == "button":
+        page.click("[data-part=restart]")
+    elif way == "key":
+        page.locator("[data-part=paint]").focus()
+        page.keyboard.press("r")
+    else:
+        page.click("[data-do=dice]")
+    page.wait_for_function("epoch => window.streamgen.epoch > epoch", arg=epoch)
+    shown(page, 2)
+    assert takes(page) == 1
+    page.click("[data-part=takes] button")
+    page.wait_for_function("epoch => window.streamgen.epoch > epoch + 1", arg=epoch)
+    shown(page, at)
+    said(page, "now", "a green ball")
+    assert page.input_value("[data-part=seed]") == "0", "the branch has its own seed"
+    assert takes(page) == 1, "and what was left for it is a branch, too"
+
+
+@pytest.mark.slow
+def test_a_page_that_is_loaded_again_has_everything_it_had(page: Page) -> None:
+    """Pins that hold, prompts that wait, text that is being typed, the theme that was chosen."""
+    page.check("[data-part=tools] input[value=pin]")
+    page.click("[data-part=paint]", position={"x": 60, "y": 60})
+    page.wait_for_selector("[data-part=log] li[data-kind=pins]")
+    pins = page.evaluate("window.streamgen.paint.pins.map((pin) => pin.x)")
+    page.fill("[data-part=prompt]", "a blue ball")
+    page.fill("[data-part=hold]", "500")
+    page.click("[data-do=queue]")
+    page.fill("[data-part=prompt]", "half a sent")
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    page.click("[data-do=theme]")
+    at = frame_now(page)
+    page.reload()
+    page.wait_for_selector(".sg[data-state=playing]")
+    shown(page, at)
+    assert page.evaluate("window.streamgen.paint.pins.map((pin) => pin.x)") == pytest.approx(pins)
+    assert page.locator("[data-part=queue] li span").text_content() == "a blue ball"
+    assert page.input_value("[data-part=prompt]") == "half a sent"
+    assert page.evaluate("document.body.classList.contains('dark')") is not dark
+    page.keyboard.press("c")
+    page.wait_for_selector("[data-part=log] li[data-kind=release]")
+    page.reload()
+    page.wait_for_selector(".sg[data-state=playing]")
+    shown(page, 1)
+    assert page.evaluate("window.streamgen.paint.pins.length") == 0
+
+
+@pytest.mark.slow
+def test_text_that_is_being_typed_is_left_alone(page: Page) -> None:
+    shown(page, 24)
+    page.fill("[data-part=prompt]", "half a sent")
+    page.click("[data-part=examples] button >> nth=1")
+    said(page, "now", "a large blue star")
+    page.focus("[data-part=scrub]")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    page.wait_for_function("window.streamgen.epoch === 2")
+    page.evaluate("window.streamgen.queue.items.push({ words: 'a red ball', seconds: 0 })")
+    said(page, "now", "a red ball")
+    assert page.input_value("[data-part=prompt]") == "half a sent"
+    page.fill("[data-part=prompt]", "")
+    page.click("[data-part=examples] button >> nth=0")
+    assert page.input_value("[data-part=prompt]") == "a small red circle moves right over the sea"
+
+
+@pytest.mark.slow
+def test_the_twenty_first_prompt_is_told_and_kept(page: Page) -> None:
+    page.fill("[data-part=hold]", "600")
+    for number in range(21):
+        page.fill("[data-part=prompt]", f"prompt {number}")
+        page.click("[data-do=queue]")
+    said(page, "words", "The queue is full")
+    assert page.input_value("[data-part=prompt]") == "prompt 20"
+    assert page.locator("[data-part=queue] li").count() == 20
+
+
+@pytest.mark.slow
+def test_a_start_before_the_page_is_ready_counts(browser: Browser, stage: Stage) -> None:
+    with context_of(browser) as context:
+        page = context.new_page()
+        page.route("**/live/session", lambda route: (page.wait_for_timeout(300), route.continue_())[1])
+        page.goto(stage.address)
+        page.click("[data-part=startButton]")
+        assert page.evaluate("!window.streamgen || window.streamgen.state !== 'playing'")
+        page.wait_for_function("window.streamgen?.player.shown >= 2")
+
+
+# -- the connection
+
+
+def dead(page: Page) -> list[str]:
+    """Controls that can still be used although they need the server."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("[data-needs]")].filter((control) => !control.disabled)
+          .map((control) => control.outerHTML)"""
+    )
+
+
+def test_a_lost_connection_is_told_and_the_stream_waits(page: Page, stage: Stage) -> None:
+    at = frame_now(page)
+    page.evaluate("window.streamgen.connection.open = () => {}")
+    page.evaluate("window.streamgen.connection.socket.close()")
+    page.wait_for_selector(".sg[data-state=retry]")
+    said(page, "coverText", "The connection is lost. Your stream waits. Trying again")
+    assert dead(page) == []
+    page.evaluate("window.streamgen.prompts.apply('a blue ball', true)")
+    page.evaluate("window.streamgen.prompts.ask({ prompt: 'a blue ball' })")
+    said(page, "noticeText", "Not sent")
+    assert "akes effect" not in (page.locator("[data-part=words]").text_content() or "")
+    page.wait_for_timeout(400)
+    seat = [s for s in stage.demo.lobby.running if s.left is not None][-1]
+    made = seat.session.counters.generated
+    page.wait_for_timeout(700)
+    assert seat.session.counters.generated == made, "nothing is made for nobody"
+    page.evaluate("delete window.streamgen.connection.open; window.streamgen.connection.open()")
+    page.wait_for_selector(".sg[data-state=playing]")
+    shown(page, at + 4)
+    assert dead(page) != []
+
+
+@pytest.mark.slow
+def test_a_stream_goes_on_when_the_server_has_begun_anew(browser: Browser, tmp_path: Path) -> None:
+    with served(tmp_path) as stage, context_of(browser) as context:
+        page = open_page(context, stage)
+        words(page, "a blue ball")
+        shown(page, frame_now(page) + 20)
+        stage.stop()
+        page.wait_for_selector(".sg[data-state=retry]")
+        said(page, "coverText", "The connection is lost. Your stream waits. Trying again")
+        assert dead(page) == []
+        at = frame_now(page)
+        stage.start()
+        page.wait_for_selector(".sg[data-state=playing]")
+        said(page, "noticeText", "your stream goes on from")
+        said(page, "now", "a blue ball")
+        shown(page, at)
+        assert page.evaluate("window.streamgen.strip.rows.length") == 2
+        with page.expect_download() as saved:
+            page.click("[data-do=timeline]")
+        record = saved.value.path().read_text()
+        assert "a blue ball" in record
+        assert int(re.findall(r'"frames": (\d+)', record)[0]) >= at
+
+
+@pytest.mark.slow
+def test_a_session_that_ended_can_be_saved_and_gone_on_with(browser: Browser, tmp_path: Path) -> None:
+    with served(tmp_path, idle_seconds=600.0) as stage, context_of(browser) as context:
+        page = open_page(context, stage)
+        words(page, "a blue ball")
+        seat = stage.demo.lobby.running[0]
+        seat.heard -= 560
+        page.wait_for_selector("[data-part=notice]:not([hidden])")
+        counts = [page.locator("[data-part=noticeText]").text_content()]
+        page.wait_for_function("text => window.streamgen.part.noticeText.textContent !== text", arg=counts[0])
+        seat.heard -= 600
+        page.wait_for_selector(".sg[data-state=lost]")
+        said(page, "coverText", "The session was idle")
+        at = frame_now(page)
+        for what in ("clip", "timeline"):
+            with page.expect_download() as saved:
+                page.click(f"[data-do={what}]")
+            assert saved.value.path().stat().st_size > 200
+        page.click("[data-part=startButton]")
+        page.wait_for_selector(".sg[data-state=playing]")
+        shown(page, at)
+        said(page, "now", "a blue ball")
+
+
+@pytest.mark.slow
+def test_a_stream_that_nobody_kept_is_said_to_be_gone(browser: Browser, tmp_path: Path) -> None:
+    with served(tmp_path, grace_seconds=0.1) as stage, context_of(browser) as context:
+        page = open_page(context, stage)
+        page.evaluate("window.streamgen.connection.open = () => {}")
+        page.evaluate("window.streamgen.connection.socket.close()")
+        page.wait_for_selector(".sg[data-state=retry]")
+        page.wait_for_timeout(900)
+        stage.demo.shelf.find = lambda token: None
+        page.evaluate("delete window.streamgen.connection.open; window.streamgen.connection.open()")
+        page.wait_for_selector(".sg[data-state=ready]")
+        said(page, "coverText", "The server has not kept your stream")
+
+
+# -- nothing is silent
+
+
+def test_what_is_not_taken_is_told(page: Page) -> None:
+    page.fill("[data-part=prompt]", "o" * 2003)
+    page.press("[data-part=prompt]", "Enter")
+    said(page, "words", "2000 characters are taken, these are 3 more. Nothing has been sent.")
+    words(page, "a blue xball with xyz")
+    said(page, "words", "“xball”, “xyz” mean nothing")
+    words(page, " ".join(["ball"] * 14))
+    said(page, "words", "2 tokens more than the model reads")
+
+
+@pytest.mark.slow
+def test_refused_settings_leave_the_sliders_and_their_notice_goes(page: Page) -> None:
+    slide = """([name, value]) => {
+      const { input } = window.streamgen.settings.inputs[name];
+      input.value = value;
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    }"""
+    page.evaluate(slide, ["steps", 13])
+    said(page, "noticeText", "unlucky")
+    assert page.input_value("[data-setting=steps]") == "4"
+    page.evaluate(slide, ["steps", 5])
+    page.wait_for_selector("[data-part=notice][hidden]", state="attached")
+    page.wait_for_selector("[data-part=log] li[data-kind=settings]")
+    assert page.input_value("[data-setting=steps]") == "5"
+
+
+def test_a_tap_is_no_drag_and_says_so(page: Page) -> None:
+    for tool in ("drag", "path"):
+        page.check(f"[data-part=tools] input[value={tool}]")
+        page.click("[data-part=paint]", position={"x": 80, "y": 80})
+        said(page, "chip", "That was a tap")
+        page.evaluate("window.streamgen.notices.chip('tap', '')")
+    page.locator("[data-part=paint]").focus()
+    page.keyboard.press("d")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    said(page, "chip", "That was a tap")
+    page.keyboard.press("Enter")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-part=log] li[data-kind=drag]")
+    assert page.locator("[data-part=log] li[data-kind=drag]").count() == 1
+    assert page.locator("[data-part=log] li[data-kind=path]").count() == 0
+
+
+@pytest.mark.slow
+def test_camera_keys_while_nothing_plays_say_why(page: Page) -> None:
+    page.click("[data-part=play]")
+    page.wait_for_selector(".sg[data-state=paused]")
+    for press in ("a", "+", "e"):
+        page.keyboard.press(press)
+        said(page, "chip", "The camera moves while the stream plays")
+        page.evaluate("window.streamgen.notices.chip('camera', '')")
+    page.dispatch_event("[data-camera=left]", "keydown", {"key": "Enter", "bubbles": True})
+    said(page, "chip", "The camera moves while the stream plays")
+
+
+@pytest.mark.slow
+def test_control_to_picture_knows_all_controls_and_no_pauses(page: Page) -> None:
+    count = "() => window.streamgen.status.controls.length"
+
+    def grows(what: str) -> None:
+        before = page.evaluate(count)
+        page.evaluate(what)
+        page.wait_for_function(f"before => ({count})() > before", arg=before)
+
+    grows("window.streamgen.prompts.apply('a blue ball', true)")
+    grows("window.streamgen.paint.pin({ x: 0.5, y: 0.5 })")
+    grows("window.streamgen.camera.press('left')")
+    grows("window.streamgen.paint.clear()")
+    page.click("[data-part=play]")
+    page.wait_for_selector(".sg[data-state=paused]")
+    page.evaluate("window.streamgen.prompts.apply('a red ball', true)")
+    page.wait_for_timeout(1500)
+    grows("window.streamgen.transport.play()")
+    assert page.evaluate("window.streamgen.status.controls.at(-1)") < 1400
+
+
+@pytest.mark.slow
+def test_slow_motion_is_said_when_it_lasts_and_not_for_a_moment(page: Page) -> None:
+    page.evaluate("window.streamgen.player.chunk = () => {}")
+    page.evaluate("""() => {
+      const { status, player } = window.streamgen, real = performance.now.bind(performance);
+      window.ahead = 0;
+      performance.now = () => real() + window.ahead;
+      window.after = (ms, rate) => {
+        player.rate = rate;
+        status.slowMotion();
+        window.ahead += ms;
+        return status.slowMotion();
+      };
+    }""")
+    assert [
+        page.evaluate("([ms, rate]) => window.after(ms, rate)", step)
+        for step in ([1000, 10], [1000, 16], [3500, 10], [1000, 16], [1000, 10], [3500, 16])
+    ] == [False, False, True, True, True, False]
+
+
+# -- in reach
+
+
+@pytest.mark.slow
+def test_a_click_gives_the_focus_back_and_a_key_does_not(page: Page) -> None:
+    """Space pauses after a click on any control, and is the control's own once it was reached by keyboard."""
+    paint = "document.activeElement === window.streamgen.part.paint"
+    buttons = page.locator(".sg button:visible:enabled:not([data-do=restart]):not([data-do=dice])")
+    for number in range(buttons.count()):
+        button = buttons.nth(number)
+        if not button.is_enabled() or not button.is_visible():
+            continue
+        button.click()
+        assert page.evaluate(paint), button.evaluate("node => node.outerHTML")
+    for control in ("summary >> nth=0", "[data-part=tools] input[value=path]", "[data-part=pixelated]"):
+        page.locator(f".sg {control}").click()
+        assert page.evaluate(paint), control
+    if page.evaluate("window.streamgen.state") == "paused":
+        page.keyboard.press("Space")
+    page.wait_for_selector(".sg[data-state=playing]")
+    page.keyboard.press("Space")
+    page.wait_for_selector(".sg[data-state=paused]")
+    # by keyboard: it is theirs
+    page.focus("[data-part=pixelated]")
+    was = page.is_checked("[data-part=pixelated]")
+    page.keyboard.press("Space")
+    assert page.is_checked("[data-part=pixelated]") is not was
+    page.focus(".sg [data-do=theme]")
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    page.keyboard.press("Space")
+    assert page.evaluate("document.body.classList.contains('dark')") is not dark
+    assert not page.evaluate(paint)
+    assert page.evaluate("window.streamgen.state") == "paused"
+
+
+@pytest.mark.slow
+def test_escape_leaves_every_field(page: Page) -> None:
+    fields = page.locator(".sg textarea, .sg input:not([type=file]), .sg select")
+    assert fields.count() >= 12
+    for number in range(fields.count()):
+        one = fields.nth(number)
+        if not one.is_enabled():
+            continue
+        one.focus()
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement === window.streamgen.part.paint"), number
+
+
+@pytest.mark.slow
+def test_radios_go_by_arrow_keys(page: Page) -> None:
+    page.focus("[data-part=tools] input[value=drag]")
+    for tool in ("path", "pin", "drag"):
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("window.streamgen.paint.tool") == tool
+        assert page.is_checked(f"[data-part=tools] input[value={tool}]")
+
+
+# -- words that change over time
+
+
+@pytest.mark.slow
+def test_words_come_over_seconds_and_blends_have_live_weights(page: Page) -> None:
+    red = """() => {
+      const { video } = window.streamgen.part;
+      return video.getContext("2d").getImageData(0, 0, 1, 1).data.slice(0, 3).join();
+    }"""
+    page.evaluate("window.colours = new Set()")
+    page.evaluate(f"window.streamgen.on('shown', () => window.colours.add(({red})()))")
+    page.fill("[data-part=over]", "1")
+    page.select_option("[data-part=way]", "spherical")
+    words(page, "a green ball")
+    said(page, "words", "Come from 0:")
+    page.fill("[data-part=over]", "0")
+    page.evaluate("document.querySelector('[data-part=blend]').open = true")
+    page.click("[data-part=blendApply]")
+    said(page, "blendHint", "Add some prompts first.")
+    page.click("[data-part=blendAdd]")
+    page.fill("[data-part=prompt]", "a red ball")
+    page.click("[data-part=blendAdd]")
+    page.click("[data-part=blendApply]")
+    said(page, "now", "50 % a green ball + 50 % a red ball")
+    page.evaluate("""() => {
+      const input = document.querySelector("[data-part=blendRows] input");
+      input.value = 0.25;
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    }""")
+    said(page, "now", "20 % a green ball + 80 % a red ball")
+    page.click("[data-part=blendRows] li:nth-child(1) button")
+    said(page, "now", "a red ball")
+    assert page.evaluate("window.colours.size") > 3, "what lies between was shown"
