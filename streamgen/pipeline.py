@@ -40,7 +40,7 @@ from .engine.quantize import (
     of_linears,
     quantized,
 )
-from .engine.runner import PlainRunner, Runner, check_negative
+from .engine.runner import PlainRunner, Runner
 from .engine.sizes import Sizes
 from .errors import InputError
 from .families import load_parts
@@ -153,7 +153,7 @@ class Pipeline(StreamModel):
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         chosen = self.runner(runner, quantize=quantize)
         latents, start = self._opening(image, video)
-        self._prepare_other_words(merged, chosen)
+        self._prepare_other_words(merged)
         state = StreamState(
             LatentState(self.new_ring(merged, keeps_cache(chosen.quantize))),
             Controls(self.read_at(self.event_text(event), strengths), merged, gestures_now),
@@ -164,9 +164,8 @@ class Pipeline(StreamModel):
         )
         return Session(self, state, chosen, None if log is None else Path(log), budget)
 
-    def _prepare_other_words(self, settings: StreamSettings, runner: Runner) -> None:
+    def _prepare_other_words(self, settings: StreamSettings) -> None:
         """Encode what a stream compares with now, so that no chunk waits for it."""
-        check_negative(runner, settings.negative_prompt, self.guided(settings))
         if self.needs_null(settings):
             _ = self.null_text
         self.negative_text(settings)

@@ -258,7 +258,9 @@ class PassRunner(PlainRunner):
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
         """See `PlainRunner`; branches of guidance one after the other."""
-        if conditioning.strengths is not None or not self.serves(view):
+        # a pass of its own sees the words alone, and none to turn away from
+        own = conditioning.strengths is None and conditioning.text.negative is None
+        if not own or not self.serves(view):
             return super().velocity(view, conditioning)
         pass_of = lambda text, motion: self.network_pass(view, text, motion)  # noqa: E731
         return guided_passes(conditioning, pass_of, self.dit.config.guidance)
@@ -272,21 +274,6 @@ class PassRunner(PlainRunner):
         with attention_scope(self.kernels):
             self.network_pass(view, task.text, task.motion)(task.latents, level)
         return task.cursor.moved(task.frames)
-
-
-def check_negative(runner: Runner, negative: str, guided: bool) -> None:
-    """Raise InputError for words to turn away from where a runner cannot: its own passes see the words alone.
-
-    Args:
-        negative: the words; "" none.
-        guided: whether two predictions are compared, of which the second is under them: every runner can.
-    """
-    if negative.strip() and not guided and isinstance(runner, PassRunner):
-        what = "streams at once" if runner.batch is not None else f"runner {runner.name}"
-        raise InputError(
-            f"setting negative_prompt: {what} cannot turn away from words, take plain (--runner plain), or "
-            "text_guidance above 1"
-        )
 
 
 class _FiniteWatch:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..engine.budget import StepBudget
 from ..engine.noise import NoiseSource
 from ..engine.quantize import keeps_cache
-from ..engine.runner import Runner, check_negative
+from ..engine.runner import Runner
 from ..errors import InputError
 from .conditioning import Controls
 from .events import Receipt, StreamEvent
@@ -111,7 +111,6 @@ class Session:
         receipt = self._queue.receipt(self.epoch)
         try:
             item = admitted(self.model, self.state, event, receipt, at_frame)
-            self._check_negative(event)
         except InputError as error:
             return receipt.refuse(str(error))
         self._queue.put(item, self.controls.settings)
@@ -190,13 +189,6 @@ class Session:
         """Write a snapshot to a file that `Pipeline.resume` opens; its log inside, or the log file's name."""
         with self._generating:
             write_snapshot(self.snapshot(), Path(path), None if self.log_file is None else self.log_file.path)
-
-    def _check_negative(self, event: StreamEvent) -> None:
-        """Raise InputError for words to turn away from that the runner cannot."""
-        changes = dict(event.settings or {})
-        if "negative_prompt" in changes:
-            now = self.controls.settings.updated({"negative_prompt": changes["negative_prompt"]})
-            check_negative(self.runner, now.negative_prompt, self.model.guided(now))
 
     def _next(self) -> _Moment:
         """The moment behind the next chunk."""

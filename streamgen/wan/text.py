@@ -242,8 +242,8 @@ class UMT5Prompts:
 
 
 def in_eight_bits(model: nn.Module, device: torch.device) -> None:
-    """Put the linear layers of an encoder in eight bits, in place and one by one, so that memory holds both
-    of one at most.
+    """Put the linear layers of an encoder in eight bits, in place and one by one: memory holds one of them
+    twice.
 
     Args:
         device: where it is to compute.

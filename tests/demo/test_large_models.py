@@ -149,6 +149,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_opens_nothing() -> None:
 def test_words_as_settings_reach_the_stream() -> None:
     room = Room()
     viewer = room.join()
+    room.run(0.5)
     message = parse(
         '{"type": "event", "id": 4, "epoch": 1, "settings": {"negative_prompt": "rain", "lora": "style:0.5"}}'
     )

@@ -82,7 +82,8 @@ class ProgramRunner(PlainRunner):
             task.ring.view(task.cursor, task.frames), task.sampling, task.conditioning,
         )  # fmt: skip
         assert not sampling.with_gradient, "training runs on the plain runner"
-        if sampling.exit_step is not None or conditioning.strengths is not None or not self.serves(view):
+        own = conditioning.strengths is None and conditioning.text.negative is None
+        if sampling.exit_step is not None or not own or not self.serves(view):
             return super().denoise(task)
         start, fresh = self.draws(task)
         branches, weights = _branches(conditioning, self.dit.config.guidance)

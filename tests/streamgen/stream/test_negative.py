@@ -2,6 +2,7 @@
 go without it, events change it, and what cannot be is refused.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from models.causal_dit import Negative
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
+from streamgen.engine.program.compiled import ProgramRunner
 from streamgen.engine.runner import PassRunner, PlainRunner
 from streamgen.stream.session import Session
 from streamgen.wan.options import WanOptions
@@ -139,27 +141,34 @@ def test_what_cannot_be_is_refused(pipeline: Pipeline, settings: dict[str, Any],
     assert message in str(receipt.reason)
 
 
-class OneText(PassRunner):
+class OwnPasses(PassRunner):
     """A runner whose passes see the words alone."""
 
-    name = "onnx"
-
-    def serves(self, view: Any) -> bool:
-        return False
+    name = "own"
 
     def network_pass(self, view: Any, text: Any, motion: Any) -> Any:
-        raise AssertionError("it serves nothing")
+        return lambda x, timestep, strengths=None: torch.zeros_like(x)
 
 
-def test_runners_that_cannot_refuse_it_unless_two_predictions_are_compared(pipeline: Pipeline) -> None:
-    runner = OneText(pipeline.dit, pipeline.codec)
-    with pytest.raises(InputError, match="runner onnx cannot turn away from words, take plain"):
-        pipeline.open("a red boat", settings={"negative_prompt": AWAY}, runner=runner)
-    session = pipeline.open("a red boat", runner=runner)
-    receipt = session.submit(StreamEvent(settings={"negative_prompt": AWAY}))
-    assert "cannot turn away" in str(receipt.reason)
-    guided = {"negative_prompt": AWAY, "text_guidance": 3.0}
-    next(pipeline.open("a red boat", settings=guided, runner=runner))
+def own_passes(pipeline: Pipeline) -> PlainRunner:
+    return OwnPasses(pipeline.dit, pipeline.codec)
+
+
+def programs(pipeline: Pipeline) -> PlainRunner:
+    return ProgramRunner(pipeline.dit, pipeline.codec, compiler=lambda function: function)
+
+
+@pytest.mark.parametrize("make", [own_passes, programs])
+def test_runners_with_passes_of_their_own_compute_such_chunks_as_they_read(
+    make: Callable[[Pipeline], PlainRunner], pipeline: Pipeline
+) -> None:
+    away = {"negative_prompt": AWAY}
+    expected = latents(pipeline.open("a red boat", 1, settings=away, runner="plain"))
+    assert torch.equal(
+        latents(pipeline.open("a red boat", 1, settings=away, runner=make(pipeline))), expected
+    )
+    own = latents(pipeline.open("a red boat", 1, runner=make(pipeline)))
+    assert not torch.equal(own, expected)
 
 
 def test_slow_words_are_encoded_ahead_and_a_failure_refuses_the_event(
