@@ -71,8 +71,7 @@ class LiveSession:
         limits: Limits | None = None,
         keeper: Keeper | None = None,
     ) -> None:
-        info = engine.info
-        limits = limits or Limits()
+        info, limits = engine.info, limits or Limits()
         self.engine, self.voice, self.clock, self.wake_worker = engine, voice, clock, wake_worker
         self.state, self.epoch = "ready", 0
         self.rate = info.fps
@@ -136,10 +135,9 @@ class LiveSession:
         with self._lock:
             if not self.window.open:
                 return None
-            now = self.clock()
+            now, (start, said) = self.clock(), self._announced
             arrival = self.head.at(now, self._made_end) + self.window.transit * self.head.rate
             # the viewer's clock waited for the newest chunk's announcement, which took the same way
-            start, said = self._announced
             arrival = min(arrival, start + (now - said) * self.head.rate)
             late = LATE * self.rate
             item = self.outbox.take(lambda frame: frame < arrival - late)
@@ -327,9 +325,8 @@ class LiveSession:
         """Begin a stream once its words are encoded: no stream of another viewer waits for them."""
         coming = self.engine.encode(message.prompt, message.settings)
         self._command(lambda: self._open(message), coming)
-        pending = [future for future in coming if not future.done()]
-        self._turn("opening", "encoding the words" if pending else "")
-        for future in pending:
+        self._turn("opening", "encoding the words" if self._commands.waits else "")
+        for future in [future for future in coming if not future.done()]:
             future.add_done_callback(lambda _: self._words_are_there())
 
     def _words_are_there(self) -> None:
@@ -496,11 +493,9 @@ class LiveSession:
         stream = self.stream
         row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
         words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
-        words["note"] = stream.note
-        held = [list(point) for point in self.desk.pins]
-        now = {"settings": stream.settings, "seed": stream.seed, "pins": held}
-        why_none = {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
-        self.voice.say(row | words | now | self.branches.rows() | why_none)
+        now = {"note": stream.note, "settings": stream.settings, "seed": stream.seed}
+        kept = self.branches.rows() | {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
+        self.voice.say(row | words | now | kept | {"pins": [list(point) for point in self.desk.pins]})
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""

@@ -12,26 +12,46 @@ the gradient is that of the second pass.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from models.causal_dit import CausalDiT
+from models.kv_cache import CacheView
+from models.motion_encoder import Tracks
+from streamgen.engine.guidance import Conditioning
 from streamgen.engine.noise import NoiseSource
 from streamgen.engine.runner import DenoiseTask, PlainRunner
 from streamgen.engine.sampler import Velocity
 from streamgen.engine.scheduler import x0_from_velocity
 from streamgen.stream.latents import LatentChunk
 
-from .flow import Past
+from .flow import FlowNetwork, Past
 from .guidance import strengths_over
 
-if TYPE_CHECKING:
-    from models.causal_dit import CausalDiT
-    from models.kv_cache import CacheView
-    from streamgen.engine.guidance import Conditioning
 
-    from .running import RolloutStudent, Script
+class StreamScript(Protocol):
+    """What B streams are told."""
+
+    @property
+    def words(self) -> Tensor:
+        """Ids `(B, 3, L)` of the captions before and after the switch, and of none."""
+        ...
+
+    @property
+    def switch(self) -> int | None:
+        """The latent frame from which the second caption holds; None for never."""
+        ...
+
+    @property
+    def strengths(self) -> Tensor:
+        """Of guidance, `(B, 2)`."""
+        ...
+
+    def tracks_of(self, places: Tensor) -> Tracks:
+        """Tracks over the pixel frames of the latent frames `places (T,)`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class _Asked:
 class ExitRecorder(PlainRunner):
     """The plain runner, which keeps what each chunk's last step was given."""
 
-    def __init__(self, dit: "CausalDiT") -> None:
+    def __init__(self, dit: CausalDiT) -> None:
         super().__init__(dit)
         self._asked = _Asked()
 
@@ -67,7 +87,7 @@ class ExitRecorder(PlainRunner):
         self._asked.exits.append(self._asked.last)
         return latents
 
-    def velocity(self, view: "CacheView", conditioning: "Conditioning") -> Velocity:
+    def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
         """See `PlainRunner`."""
         solve, asked = super().velocity(view, conditioning), self._asked
 
@@ -79,8 +99,8 @@ class ExitRecorder(PlainRunner):
 
 
 def through_context(
-    student: "RolloutStudent",
-    script: "Script",
+    student: FlowNetwork,
+    script: StreamScript,
     before: Sequence[LatentChunk],
     made: Sequence[LatentChunk],
     exits: Sequence[Exit],

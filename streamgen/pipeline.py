@@ -127,9 +127,8 @@ class Pipeline(StreamModel):
             blend: prompts with weights in place of one prompt.
             runner: what computes chunks: a name of `engine.choice.RUNNERS`, or one of your own; by default
                 what the pipeline was loaded with, else `auto`.
-            quantize: what is in eight bits (linear layers, the cache), a name of
-                `engine.quantize.QUANTIZATIONS`; by
-                default what the pipeline was loaded with, else none. A runner of your own decides itself.
+            quantize: what is in eight bits, a name of `engine.quantize.QUANTIZATIONS`; by default what the
+                pipeline was loaded with, else none. A runner of your own decides itself.
             decode: False gives a stream of latents, which needs no picture decoder.
             log: a file that the event log is appended to as the stream goes on.
             deadline_ms: what a chunk may take until its pictures are there: it gets as many steps as fit,
@@ -504,8 +503,7 @@ def load_pipeline(
         runner: what its streams are computed by, a name of `engine.choice.RUNNERS`; None leaves it to each
             stream.
         quantize: what of them is in eight bits, a name of `engine.quantize.QUANTIZATIONS`: linear layers as
-            `int8` or `fp8`, the `cache`, both as `int8+cache`; None leaves it to each
-            stream, which computes in full precision.
+            `int8` or `fp8`, the `cache`, both as `int8+cache`; None leaves it to each stream.
         mesh: processes that compute each stream together (`engine.parallel.mesh.joined`); all of them load
             the model, and open, steer and go through its streams alike.
 
@@ -517,6 +515,5 @@ def load_pipeline(
         check_runner(runner)
     if quantize is not None:
         check_quantization(quantize)
-    if mesh is not None:
-        device = str(mesh.device)
+    device = device if mesh is None else str(mesh.device)
     return Pipeline(load_parts(name, device, dtype, wan), runner, quantize, mesh)

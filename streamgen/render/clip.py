@@ -158,7 +158,7 @@ def word_notes(pipeline: StreamModel, prompts: tuple[str, ...]) -> list[str]:
                 f"only the first {len(words.ids)} {unit} are read, {words.dropped} are dropped{cut} "
                 f"(of {shorten(prompt)})"
             )
-        symbols = symbols_note(prompt)
+        symbols = None if words.unknown else symbols_note(prompt)
         if symbols is not None:
             notes.append(f"{symbols} ({shorten(prompt)})")
     if any("nothing to this model" in note for note in notes):

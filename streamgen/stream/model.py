@@ -13,13 +13,13 @@ from torch import Tensor
 
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
+from models.interpolate import blended
 from models.kv_cache import CacheRing, CacheShape, RingStorage
 from models.live_lora import LiveLoras, adapted
 from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.geometry import LatentGeometry
-from ..engine.interpolate import blended
 from ..engine.live_lora import LiveLoraRunner
 from ..engine.networks import Networks
 from ..engine.parallel.mesh import Mesh

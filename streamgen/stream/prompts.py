@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, get_args
 from torch import Tensor
 
 from models.causal_dit import TextContext
+from models.interpolate import Way, between
 from models.text_encoder import Vocabulary, Words
 
-from ..engine.interpolate import Way, between
 from ..errors import InputError
 from ..suggest import shorten, unknown_key
 
@@ -93,7 +93,7 @@ class Text:
     def note(self) -> str | None:
         """What else is worth saying of the words, one line."""
         said = [f'cut before "{self.cut}"'] if self.cut else []
-        if not self.given:
+        if not self.given and not self.unknown:
             said += filter(None, [symbols_note(self.prompt)])
         return "; ".join(said) or None
 

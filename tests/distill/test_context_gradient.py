@@ -1,5 +1,6 @@
 """Gradients through what a stream has committed: the rollout's values, and the gradient of the whole."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +110,26 @@ def chunk_by_chunk(
     return torch.cat(out, 1)
 
 
+def without_context(velocity: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A velocity as a rollout has it: keys and values of the past without gradient."""
+
+    def plain(self: Any, x: Tensor, *rest: Any) -> Tensor:
+        past = rest[-1]
+        context, seen = self._context(x, past.x.shape[1], past.copies), past.x.shape[1]
+        attend = context.attend
+
+        def detached(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cut = seen * (k.shape[1] // (seen + x.shape[1]))
+            parts = [torch.cat([part[:, :cut].detach(), part[:, cut:]], 1) for part in (k, v)]
+            return attend(layer, q, *parts)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(context, "attend", detached)
+            return velocity(self, x, *rest)
+
+    return plain
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_gradient_is_that_of_committing_and_denoising(
     tmp_path: Path, plan: ChunkPlan, monkeypatch: pytest.MonkeyPatch
@@ -166,24 +187,8 @@ def test_the_gradient_is_that_of_committing_and_denoising(
             )
             assert found == pytest.approx(expected, rel=0.02, abs=0.02 * float(target.norm()))
 
-    velocity = type(student).velocity
-
-    def without_context(self: Any, x: Tensor, *rest: Any) -> Any:
-        """As in a rollout: keys and values of the past without gradient."""
-        past = rest[-1]
-        context = self._context(x, past.x.shape[1], past.copies)
-        attend, seen = context.attend, past.x.shape[1]
-
-        def detached(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cut = seen * (k.shape[1] // (seen + x.shape[1]))
-            parts = [torch.cat([part[:, :cut].detach(), part[:, cut:]], 1) for part in (k, v)]
-            return attend(layer, q, *parts)
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(context, "attend", detached)
-            return velocity(self, x, *rest)
-
-    assert_needs(check, monkeypatch, type(student), "velocity", without_context)
+    without = without_context(type(student).velocity)
+    assert_needs(check, monkeypatch, type(student), "velocity", without)
 
 
 def test_the_stage_learns_through_the_context(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_prompts(
         ),
         ("a blue gargoyle", "note: 'gargoyle' means nothing"),
         ("a red circle stays over the blue sea", "note: only the first 6 words are read, 2 are dropped"),
-        ("!?", "note: the prompt has neither letters nor digits"),
+        ("!?", "note: '!?' means nothing to this model (in '!?')"),
         ("a red circle", None),
     ],
 )
