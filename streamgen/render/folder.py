@@ -163,7 +163,7 @@ class OutputFolder:
             index=item.job.index,
             line=item.job.line,
             sample_seed=item.job.seed,
-            prompt=" → ".join(shot.prompt for shot in item.job.shots if shot.prompt is not None),
+            prompt=" → ".join(" + ".join(shot.words) for shot in item.job.shots if shot.words),
             worker=self.worker,
             **results,
         )

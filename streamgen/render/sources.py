@@ -366,7 +366,7 @@ def _check_releases(
             gestures = changed(released(gestures, frame), change.tracks, frame)
         except InputError as error:
             raise InputError(f"{change.place}.gestures: {error}") from None
-        if change.shot.prompt is not None or change.shot.cache is not None:
+        if change.shot.words or change.shot.cache is not None:
             clears = change.shot.cache == "clear"
 
 
