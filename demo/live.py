@@ -22,9 +22,8 @@ from . import pictures
 from .answers import Answers
 from .branches import Branches
 from .commands import Commands
-from .engine import Engine, Generated, Stream
+from .engine import Engine, Generated, Stream, place_of
 from .follow import follow
-from .history import Saved
 from .limits import Counters, Limits
 from .messages import (
     Ack,
@@ -169,7 +168,8 @@ class LiveSession:
         """End the session and give everything back."""
         with self._lock:
             if self.keeper is not None and self.stream is not None and self._made_end:
-                self._shelve(self.keeper, self.stream, self.stream.snapshot())
+                about, snapshot = self.branches.about(self._last_picture()), self.stream.snapshot()
+                self.keeper.keep(self.clock(), self.stream, snapshot, self._made_end, about)
             self.state = "ended"
             self._commands.clear()
             self.stream = None
@@ -452,11 +452,8 @@ class LiveSession:
             gone = sorted(before - {mark.id for mark in self.marks})
             self.voice.say({"type": "mark", **mark.row(), "gone": gone})
             if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
-                self._shelve(self.keeper, stream, snapshot)
-
-    def _shelve(self, keeper: Keeper, stream: Stream, snapshot: Saved) -> None:
-        about = self.branches.about(self._last_picture())
-        keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
+                about = self.branches.about(self._last_picture())
+                self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
 
     def _fail(self, reason: str) -> None:
         with self._lock:
@@ -492,10 +489,9 @@ class LiveSession:
         assert self.stream is not None
         stream = self.stream
         row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
-        words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
-        now = {"note": stream.note, "settings": stream.settings, "seed": stream.seed}
-        kept = self.branches.rows() | {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
-        self.voice.say(row | words | now | kept | {"pins": [list(point) for point in self.desk.pins]})
+        now = {"pins": [list(point) for point in self.desk.pins]}
+        why_none = {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
+        self.voice.say(row | place_of(stream) | now | self.branches.rows() | why_none)
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""
