@@ -24,6 +24,7 @@ from .branches import Branches
 from .commands import Commands
 from .engine import Engine, Generated, Stream, place_of
 from .follow import follow
+from .history import Saved
 from .limits import Counters, Limits
 from .messages import (
     Ack,
@@ -446,19 +447,20 @@ class LiveSession:
         self.recording.add(made.start, made.frames)
         if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
-            snapshot = stream.snapshot()
-            mark = self.marks.add(self._made_end, snapshot, self._last_picture())
+            mark = self.marks.add(self._made_end, snapshot := stream.snapshot(), self._last_picture())
             self.takes.fit(self.marks)
-            gone = sorted(before - {mark.id for mark in self.marks})
-            self.voice.say({"type": "mark", **mark.row(), "gone": gone})
+            gone = before - {mark.id for mark in self.marks}
+            self.voice.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
             if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
-                about = self.branches.about(self._last_picture())
-                self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
+                self._shelve(self.keeper, stream, snapshot)
+
+    def _shelve(self, keeper: Keeper, stream: Stream, snapshot: Saved) -> None:
+        about = self.branches.about(self._last_picture())
+        keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
 
     def _fail(self, reason: str) -> None:
         with self._lock:
             if self.state != "ended":
-                # where nothing plays there is nothing to go on with
                 self._turn("ready" if self.stream is None else "failed", reason)
 
     # -- telling -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.causal_dit import CausalDiT
 
+from .engine.adapters.live_lora import LiveLoraRunner, check_can_change
 from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
@@ -25,7 +26,6 @@ from .engine.choice import (
     one_thread_is_enough,
 )
 from .engine.decoder import DecoderState, encode_frames
-from .engine.live_lora import LiveLoraRunner, check_can_change
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
 from .engine.parallel.mesh import Mesh
 from .engine.parallel.ulysses import UlyssesRunner, slab_axis

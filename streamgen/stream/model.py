@@ -18,8 +18,8 @@ from models.live_lora import LiveLoras, adapted
 from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
+from ..engine.adapters.live_lora import LiveLoraRunner
 from ..engine.geometry import LatentGeometry
-from ..engine.live_lora import LiveLoraRunner
 from ..engine.networks import Networks
 from ..engine.parallel.mesh import Mesh
 from ..engine.parallel.ulysses import sharded_ring
