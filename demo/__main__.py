@@ -3,27 +3,52 @@
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from streamgen.cli.arguments import (
+    Device,
+    DType,
+    Fit,
+    FreeText,
+    LiveLoras,
+    Loras,
+    Model,
+    ModelSet,
+    Quantize,
+    RandomWeights,
+    Size,
+    TextCache,
+    TextDevice,
+    TextEncoder,
+    TextInt8,
+    Weights,
+)
 
 from .access import Access
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .loading import LateEngine, Tell
     from .server import Options
+
+# What loads within this is there before the first page, and what cannot be is said before anything is served.
+_AT_ONCE_SECONDS = 3.0
 
 
 def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     *,
-    model: Annotated[str, typer.Option(help="A model's name or a checkpoint directory.")] = "tiny",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    model: Model = "tiny",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
     runner: Annotated[
         str | None,
-        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx or compile."),
+        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx, compile or graph."),
     ] = None,
+    quantize: Quantize = None,
     deadline: Annotated[
         float | None, typer.Option(help="Milliseconds that a chunk may take: as many steps as fit.")
     ] = None,
@@ -38,39 +63,42 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         list[str] | None, typer.Option(help="Further origin of the page, such as https://example.org.")
     ] = None,
     record_mb: Annotated[int, typer.Option(min=1, help="Disk space of one session's recording.")] = 512,
+    rewind_mb: Annotated[int, typer.Option(min=0, help="Memory for moments to go back to.")] = 96,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    loras: Loras = None,
+    live_loras: LiveLoras = None,
+    model_set: ModelSet = None,
+    size: Size = None,
+    fit: Fit = None,
+    text_encoder: TextEncoder = None,
+    text_device: TextDevice = None,
+    text_cache: TextCache = None,
+    free_text: FreeText = False,
+    text_int8: TextInt8 = False,
+    dtype: DType = None,
 ) -> None:
     """Stream a model to the browser and steer it while it plays."""
+    lists = {"loras": loras, "live_loras": live_loras, "model_set": model_set}
+    given = dict(locals()) | {name: tuple(values or ()) for name, values in lists.items()}
     from streamgen.errors import StreamgenError
 
     if auth is not None and not all(auth.partition(":")[::2]):
         raise typer.BadParameter("expected user:password", param_hint="--auth")
     access = Access(_is_loopback(host), tuple(o.rstrip("/") for o in origin or ()), auth)
     try:
-        from streamgen import load_pipeline
-        from streamgen.engine.budget import StepBudget
-
-        from .engine import PipelineEngine
         from .limits import Limits
         from .lobby import Rules
         from .server import Options
 
-        if deadline is not None:
-            StepBudget.of(deadline)
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
-        print(f"loading {model} ...", file=sys.stderr)
-        pipeline = load_pipeline(model, device, runner=runner)
-        if threads is None:
-            pipeline.settle_threads()
-        note = pipeline.choose().note
-        if note is not None:
-            print(f"note: {note}", file=sys.stderr)
-        engine = PipelineEngine(pipeline, deadline)
+        engine = late_engine(given)
         rules = Rules(max_sessions=max_sessions, max_waiting=max_waiting, idle_seconds=60 * idle_minutes)
-        options = Options(rules, Limits(recording_bytes=record_mb * 2**20), access, root_path, _shelf())
-        serve(engine, options, host, port)
+        limits = Limits(snapshot_bytes=rewind_mb * 2**20, recording_bytes=record_mb * 2**20)
+        engine.start()
+        engine.wait(_AT_ONCE_SECONDS)
+        if engine.failure is not None:
+            raise engine.failure
+        serve(engine, Options(rules, limits, access, root_path, _shelf()), host, port)
     except StreamgenError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -79,17 +107,84 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         raise typer.Exit(2) from None
 
 
+def late_engine(given: Mapping[str, Any]) -> "LateEngine":
+    """The engine that the options name; its model is not loaded yet.
+
+    Raises:
+        StreamgenError: options that cannot be.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from streamgen import load_pipeline
+    from streamgen.cli.options import dtype_of, wan_options
+    from streamgen.engine.budget import StepBudget
+    from streamgen.errors import InputError
+    from streamgen.families import describe, device_of
+    from streamgen.wan.loras import live_name
+
+    from .engine import PipelineEngine, info_of
+    from .loading import LateEngine
+
+    def note(text: str) -> None:
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+    name, wan = given["model"], wan_options(given, note)
+    if given["deadline"] is not None:
+        StepBudget.of(given["deadline"])
+    if given["threads"] is not None:
+        torch.set_num_threads(given["threads"])
+    print(f"loading {name} ...", file=sys.stderr)
+    loras = {} if wan is None else {live_name(lora): lora.strength for lora in wan.live_loras}
+    info = replace(info_of(name, describe(name, wan), device_of(given["device"])), loras=loras)
+
+    def load(tell: "Tell") -> PipelineEngine:
+        def programs(done: int, total: int, label: str) -> None:
+            tell(f"programs: {done} of {total}{label and f', {label}'}", done / max(1, total))
+
+        told = wan_options(given, note, tell)
+        dtype, runner, quantize = dtype_of(given["dtype"]), given["runner"], given["quantize"]
+        pipeline = load_pipeline(name, given["device"], dtype, told, runner, quantize)
+        if pipeline.codec is None:
+            raise InputError(
+                f"model {name}: has decoder none and streams latents alone, a page needs pictures"
+            )
+        for line in pipeline.parts.notes:
+            note(line)
+        if given["threads"] is None:
+            pipeline.settle_threads()
+        tell("choosing what computes chunks", None)
+        chosen = pipeline.choose(progress=programs).note
+        if chosen is not None:
+            note(chosen)
+        return PipelineEngine(pipeline, given["deadline"])
+
+    return LateEngine(info, load)
+
+
 def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C, or until the model could not be loaded.
+
+    Raises:
+        StreamgenError: why not.
+    """
+    from dataclasses import replace
+
     import uvicorn
 
-    from .server import SERVER_OPTIONS, build_app, warm_up
+    from .server import SERVER_OPTIONS, build_app
 
-    app = build_app(engine, options)
-    warm_up(engine)
+    def stop() -> None:
+        server.should_exit = True
+
+    app = build_app(engine, replace(options, on_failure=stop))
     shown = "localhost" if _is_loopback(host) or host in ("0.0.0.0", "::") else host
     print(f"streamgen live: http://{shown}:{port}{options.root_path}/  (Ctrl-C ends it)", file=sys.stderr)
-    uvicorn.run(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS))
+    server.run()
+    if engine.failure is not None:
+        raise engine.failure
 
 
 def _shelf() -> Path:

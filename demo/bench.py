@@ -22,8 +22,9 @@ import uvicorn
 from .delay_proxy import DelayProxy, Link
 from .engine import Engine, PipelineEngine
 from .fake_engine import FakeEngine
+from .loading import warm_up
 from .lobby import Rules
-from .server import SERVER_OPTIONS, Options, build_app, warm_up
+from .server import SERVER_OPTIONS, Options, build_app
 
 LOCAL = Link("localhost")
 FAR = Link("80 ms, 20 Mbit/s", 0.08, 20e6)

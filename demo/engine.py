@@ -6,15 +6,16 @@ tests and measurements.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from streamgen import Pipeline, Session, Snapshot, StreamEvent
-from streamgen.families import find_model
+from streamgen import Pipeline, Session, Snapshot, StreamEvent, StreamgenError
+from streamgen.families import Description, find_model
 from streamgen.machine import device_name
 from streamgen.stream.events import Receipt
 from streamgen.stream.snapshot import read_snapshot, write_snapshot
@@ -22,6 +23,22 @@ from streamgen.stream.snapshot import read_snapshot, write_snapshot
 from .history import Saved
 
 CARD = "README.md"
+# What a model with a word list is asked for by the page; of the shipped one's words.
+EXAMPLES = (
+    "a small red circle moves right over the sea",
+    "a large blue star stays over sand",
+    "a medium yellow star moves left over the grass",
+    "a large purple diamond moves up over snow",
+    "a medium orange circle stays over the night sky",
+)
+# And one that reads any text.
+ANY_TEXT_EXAMPLES = (
+    "A red sailing boat on a stormy sea, waves break over its bow, dark clouds, cinematic",
+    "A fox runs through a snowy forest at dawn, the camera follows it, soft light between the trees",
+    "A steam train crosses a stone bridge in autumn hills, smoke drifts in the wind, aerial view",
+    "A busy street market at night in the rain, neon signs mirrored in puddles, people with umbrellas",
+    "An astronaut walks over red dunes, dust behind every step, two moons in the sky",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,9 @@ class ModelInfo:
         settings: defaults by name.
         words: what the model knows, empty where it has no word list.
         card: the model card, Markdown.
+        tracks: whether it follows what is drawn on the picture.
+        loras: live LoRAs by name, with the strength they have until a viewer changes it.
+        examples: prompts that it is asked for, the first one when the page opens.
     """
 
     name: str
@@ -44,6 +64,17 @@ class ModelInfo:
     settings: Mapping[str, Any]
     words: tuple[str, ...] = ()
     card: str = ""
+    tracks: bool = True
+    loras: Mapping[str, float] = field(default_factory=dict)
+    examples: tuple[str, ...] = EXAMPLES
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How far loading is: what is being done, and which share in 0..1 of it is; None where nobody knows."""
+
+    text: str
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +125,11 @@ class Stream(Protocol):
         ...
 
     @property
+    def note(self) -> str | None:
+        """What else is worth saying of the prompt now."""
+        ...
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings now."""
         ...
@@ -101,6 +137,11 @@ class Stream(Protocol):
     @property
     def cache_fill(self) -> tuple[int, int]:
         """Latent frames in the cache, and how many it holds."""
+        ...
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """About what a snapshot takes, told before one is made."""
         ...
 
     def step(self) -> Generated:
@@ -144,6 +185,22 @@ class Engine(Protocol):
         """What the page says about the model."""
         ...
 
+    @property
+    def loading(self) -> Loading | None:
+        """How far loading is; None once streams can be opened."""
+        ...
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the model could not be loaded; None where it is, or may yet be."""
+        ...
+
+    def encode(self, prompt: str, settings: Mapping[str, Any]) -> tuple[Future[Any], ...]:
+        """What a stream with these words has to wait for, on its way; `open` finds it ready, and tells what
+        has failed. Called from any thread.
+        """
+        ...
+
     def open(
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> Stream:
@@ -171,6 +228,41 @@ class Engine(Protocol):
         ...
 
 
+def info_of(name: str, description: Description, device: torch.device) -> ModelInfo:
+    """What the page says about a model, by its config and where it runs."""
+    config = description.config
+    geometry = config.geometry()
+    card = find_model(name) / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else _plain_card(name, description)
+    return ModelInfo(
+        name=Path(name).name,
+        device=device_name(device),
+        width=geometry.width,
+        height=geometry.height,
+        fps=float(geometry.fps),
+        chunk_frames=geometry.temporal * config.plan.chunk_frames,
+        settings=config.sampling.to_json(),
+        words=description.words or (),
+        card=text,
+        tracks=description.tracks,
+        examples=EXAMPLES if description.words is not None else ANY_TEXT_EXAMPLES,
+    )
+
+
+def _plain_card(name: str, description: Description) -> str:
+    """What a config tells of a model that has no card."""
+    plan, settings, geometry = (
+        description.config.plan, description.config.sampling, description.config.geometry()
+    )  # fmt: skip
+    reads = "any text" if description.words is None else f"{len(description.words)} words"
+    return (
+        f"**{Path(name).name}** has no model card. {geometry.width}x{geometry.height} at {geometry.fps} "
+        f"frames per second; chunks of {plan.chunk_frames} latent frames in {settings.steps} steps, behind "
+        f"a sink of {plan.sink_frames} and a window of {plan.window_frames}. It reads {reads} and "
+        f"{'follows tracks' if description.tracks else 'knows no tracks: drags, pins and camera are off'}."
+    )
+
+
 class PipelineEngine:
     """A loaded streamgen model.
 
@@ -178,33 +270,42 @@ class PipelineEngine:
         deadline_ms: what a chunk may take, see `Pipeline.open`.
     """
 
+    loading: Loading | None = None
+    failure: Exception | None = None
+
     def __init__(self, pipeline: Pipeline, deadline_ms: float | None = None) -> None:
         self.pipeline, self.deadline_ms = pipeline, deadline_ms
-        geometry, plan = pipeline.geometry, pipeline.plan
-        card = find_model(pipeline.name) / CARD
-        self._info = ModelInfo(
-            name=Path(pipeline.name).name,
-            device=device_name(pipeline.device),
-            width=geometry.width,
-            height=geometry.height,
-            fps=float(geometry.fps),
-            chunk_frames=geometry.temporal * plan.chunk_frames,
-            settings=pipeline.settings.to_json(),
-            words=tuple(pipeline.vocabulary.words),
-            card=card.read_text(encoding="utf-8") if card.is_file() else "This checkpoint has no model card.",
-        )
+        vocabulary = pipeline.prompts.vocabulary
+        words = None if vocabulary is None else vocabulary.words
+        tracks = pipeline.motion_encoder is not None
+        description = Description(pipeline.config, words, tracks)
+        live = pipeline.parts.live
+        loras = {} if live is None else dict(zip(live.names, live.defaults, strict=True))
+        self._info = replace(info_of(pipeline.name, description, pipeline.device), loras=loras)
 
     @property
     def info(self) -> ModelInfo:
         return self._info
 
+    def encode(self, prompt: str, settings: Mapping[str, Any]) -> tuple[Future[Any], ...]:
+        if self.pipeline.prompts.quick:
+            return ()
+        try:
+            merged = self.pipeline.settings.updated(settings)
+            coming = (self.pipeline.coming_text(StreamEvent(prompt)), self.pipeline.coming_null(merged))
+        except StreamgenError:
+            # said when the stream is opened
+            return ()
+        return tuple(future for future in coming if future is not None)
+
     def open(
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> "SessionStream":
-        video = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
-        session = self.pipeline.open(
-            prompt, seed, video=video, settings=settings, deadline_ms=self.deadline_ms
-        )
+        frames = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
+        start: dict[str, Any] = {} if frames is None else {"video": frames}
+        if frames is not None and len(frames) == 1:
+            start = {"image": frames[0]}
+        session = self.pipeline.open(prompt, seed, settings=settings, deadline_ms=self.deadline_ms, **start)
         return SessionStream(session)
 
     def resume(self, path: Path) -> "SessionStream":
@@ -247,6 +348,10 @@ class SessionStream:
         return self.session.controls.text.dropped
 
     @property
+    def note(self) -> str | None:
+        return self.session.controls.text.note
+
+    @property
     def settings(self) -> dict[str, Any]:
         return self.session.controls.settings.to_json()
 
@@ -254,6 +359,13 @@ class SessionStream:
     def cache_fill(self) -> tuple[int, int]:
         latents = self.session.state.latents
         return latents.ring.context_frames(latents.cursor), latents.ring.plan.context_frames
+
+    @property
+    def snapshot_bytes(self) -> int:
+        state = self.session.state
+        decoder = {} if state.decoder is None else state.decoder.tokenizer.tensors()
+        held = sum(x.numel() * x.element_size() for x in decoder.values())
+        return state.latents.ring.allocated_bytes() + held
 
     def step(self) -> Generated:
         chunk = next(self.session)

@@ -24,12 +24,13 @@ from streamgen.stream.queue import EventQueue, Pending, failed, merged
 from streamgen.stream.settings import StreamSettings
 from streamgen.stream.timeline import Timeline
 
-from .engine import Generated, ModelInfo
+from .engine import Generated, Loading, ModelInfo
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 220)}
 _GREY = (128, 128, 128)
 # Words of a prompt that fit.
 _LENGTH = 12
+SNAPSHOT_BYTES = 1_000_000
 
 
 def colour_of(prompt: str) -> tuple[int, int, int]:
@@ -54,7 +55,7 @@ class FakeSaved:
     values: dict[str, Any]
 
     def size_bytes(self) -> int:
-        return 1_000_000
+        return SNAPSHOT_BYTES
 
 
 class FakeEngine:
@@ -66,7 +67,9 @@ class FakeEngine:
         wait: how that time passes; an injected clock is moved on here.
 
     Attributes:
-        slow_words: whether prompts are encoded only when `encode` is called.
+        slow_words: whether prompts are encoded only when `finish_encoding` is called.
+        loading, failure: see `Engine`.
+        refuse_open: raised when a stream is to be opened.
     """
 
     def __init__(
@@ -87,14 +90,22 @@ class FakeEngine:
         settings = {"steps": 4, "text_guidance": 3.0, "motion_guidance": 1.5}
         self._info = ModelInfo("fake", "none", width, height, fps, chunk_frames, settings, card="# fake")
         self.texture = _texture(height, width * 2)
+        self.loading: Loading | None = None
+        self.failure: Exception | None = None
+        self.refuse_open: Exception | None = None
 
     @property
     def info(self) -> ModelInfo:
         return self._info
 
+    def encode(self, prompt: str, settings: Mapping[str, Any]) -> tuple[Future[Any], ...]:
+        return (self.words(prompt),) if self.slow_words else ()
+
     def open(
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> "FakeStream":
+        if self.refuse_open is not None:
+            raise self.refuse_open
         stream = FakeStream(self, prompt, seed, dict(self._info.settings) | dict(settings))
         self.opened.append(stream)
         return stream
@@ -117,7 +128,7 @@ class FakeEngine:
             future.set_result(_notes(prompt))
         return future
 
-    def encode(self, error: Exception | None = None) -> None:
+    def finish_encoding(self, error: Exception | None = None) -> None:
         """Finish the prompts that are being encoded, or fail at it."""
         for future, prompt in self._encoding:
             if error is not None:
@@ -169,8 +180,16 @@ class FakeStream:
         return int(_notes(self.prompt).dropped)
 
     @property
+    def note(self) -> str | None:
+        return None
+
+    @property
     def cache_fill(self) -> tuple[int, int]:
         return min(self.index, 9), 9
+
+    @property
+    def snapshot_bytes(self) -> int:
+        return SNAPSHOT_BYTES
 
     def step(self) -> Generated:
         if self.engine.fail_next is not None:

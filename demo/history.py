@@ -76,6 +76,19 @@ class Marks:
         """Whether it is time for a mark before frame `frame`."""
         return frame > 0 and (not self._marks or frame - self._marks[-1].frame >= self.spacing)
 
+    def affords(self, size: int) -> bool:
+        """Whether snapshots of so many bytes are kept at all: one that alone is more than all may take is not
+        even made, since it would double what a large model's stream takes.
+        """
+        return size <= self.budget
+
+    def why_none(self, size: int) -> str:
+        """Why there are no moments to go back to where one takes so many bytes; "" where there are."""
+        if self.affords(size):
+            return ""
+        taken, most = size / 2**20, self.budget / 2**20
+        return f"Going back is off: a moment takes {taken:,.0f} MiB, {most:,.0f} are allowed (--rewind-mb)."
+
     def add(self, frame: int, snapshot: Saved, picture: str) -> Mark:
         """Keep a moment; older ones may give way."""
         self._made += 1

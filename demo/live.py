@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from streamgen.motion.tracks import TrackSet
 from . import pictures
 from .answers import Answers
 from .branches import Branches
+from .commands import Commands
 from .engine import Engine, Generated, Stream
 from .follow import follow
 from .history import Saved
@@ -45,7 +47,6 @@ from .pictures import OutFrame
 from .shelf import Keeper, Kept
 from .voice import Voice
 
-MAX_COMMANDS = 8
 # Of pictures kept for following what a stroke was drawn on.
 _SEEN_SECONDS = 2.0
 
@@ -70,8 +71,7 @@ class LiveSession:
         limits: Limits | None = None,
         keeper: Keeper | None = None,
     ) -> None:
-        info = engine.info
-        limits = limits or Limits()
+        info, limits = engine.info, limits or Limits()
         self.engine, self.voice, self.clock, self.wake_worker = engine, voice, clock, wake_worker
         self.state, self.epoch = "ready", 0
         self.rate = info.fps
@@ -95,7 +95,7 @@ class LiveSession:
         self._announced = (0, 0.0)
         self._wanted = -1
         self._seen: deque[tuple[int, np.ndarray]] = deque(maxlen=round(_SEEN_SECONDS * info.fps))
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands = Commands()
         self._lock = threading.RLock()
 
     # -- from the web loop ---------------------------------------------------------------------------------
@@ -112,8 +112,7 @@ class LiveSession:
             if isinstance(message, Ack):
                 self._acknowledged(message)
             elif isinstance(message, Start):
-                self._command(lambda: self._open(message))
-                self._turn("opening")
+                self._start(message)
             elif isinstance(message, Rewind):
                 self._command(lambda: self._rewind(message.mark))
             elif isinstance(message, TakeUp):
@@ -136,10 +135,9 @@ class LiveSession:
         with self._lock:
             if not self.window.open:
                 return None
-            now = self.clock()
+            now, (start, said) = self.clock(), self._announced
             arrival = self.head.at(now, self._made_end) + self.window.transit * self.head.rate
             # the viewer's clock waited for the newest chunk's announcement, which took the same way
-            start, said = self._announced
             arrival = min(arrival, start + (now - said) * self.head.rate)
             late = LATE * self.rate
             item = self.outbox.take(lambda frame: frame < arrival - late)
@@ -196,7 +194,7 @@ class LiveSession:
         """
         with self._lock:
             self._others = others
-            if self._commands:
+            if self._commands.due:
                 return -math.inf
             if self.stream is None or self.state not in ("playing", "paused"):
                 return math.inf
@@ -214,7 +212,7 @@ class LiveSession:
     def work(self) -> None:
         """Do what is due: a command, or the next chunk. An error of the engine ends in state `failed`."""
         with self._lock:
-            command = self._commands.popleft() if self._commands else None
+            command = self._commands.take()
         try:
             if command is not None:
                 command()
@@ -319,10 +317,23 @@ class LiveSession:
         x, y = point
         return follow([picture for number, picture in self._seen if number >= frame], (x, y))
 
-    def _command(self, command: Callable[[], None]) -> None:
-        if len(self._commands) >= MAX_COMMANDS:
+    def _command(self, run: Callable[[], None], waits: tuple[Future[Any], ...] = ()) -> None:
+        if not self._commands.add(run, waits):
             raise BadMessage("too many commands wait already")
-        self._commands.append(command)
+
+    def _start(self, message: Start) -> None:
+        """Begin a stream once its words are encoded: no stream of another viewer waits for them."""
+        coming = self.engine.encode(message.prompt, message.settings)
+        self._command(lambda: self._open(message), coming)
+        self._turn("opening", "encoding the words" if self._commands.waits else "")
+        for future in [future for future in coming if not future.done()]:
+            future.add_done_callback(lambda _: self._words_are_there())
+
+    def _words_are_there(self) -> None:
+        with self._lock:
+            if self.state == "opening" and not self._commands.waits:
+                self._turn("opening")
+        self.wake_worker()
 
     # -- work ----------------------------------------------------------------------------------------------
 
@@ -433,7 +444,7 @@ class LiveSession:
 
     def _keep(self, stream: Stream, made: Generated) -> None:
         self.recording.add(made.start, made.frames)
-        if self.marks.wants(self._made_end):
+        if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
             snapshot = stream.snapshot()
             mark = self.marks.add(self._made_end, snapshot, self._last_picture())
@@ -450,7 +461,8 @@ class LiveSession:
     def _fail(self, reason: str) -> None:
         with self._lock:
             if self.state != "ended":
-                self._turn("failed", reason)
+                # where nothing plays there is nothing to go on with
+                self._turn("ready" if self.stream is None else "failed", reason)
 
     # -- telling -------------------------------------------------------------------------------------------
 
@@ -481,9 +493,9 @@ class LiveSession:
         stream = self.stream
         row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
         words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
-        held = [list(point) for point in self.desk.pins]
-        now = {"settings": stream.settings, "seed": stream.seed, "pins": held}
-        self.voice.say(row | words | now | self.branches.rows())
+        now = {"note": stream.note, "settings": stream.settings, "seed": stream.seed}
+        kept = self.branches.rows() | {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
+        self.voice.say(row | words | now | kept | {"pins": [list(point) for point in self.desk.pins]})
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""

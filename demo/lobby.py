@@ -6,6 +6,7 @@ Used from the web loop alone. Session ids are 256 random bits, given out one per
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .live import LiveSession
 from .shelf import Kept
@@ -74,6 +75,7 @@ class Lobby:
         open_session: makes a session for a seat.
         close_session: ends one.
         clock: seconds, monotonic.
+        loading: what waiting viewers are told while no session can begin; None once sessions can.
     """
 
     def __init__(
@@ -82,10 +84,12 @@ class Lobby:
         open_session: Callable[["Seat"], LiveSession],
         close_session: Callable[[LiveSession], None],
         clock: Callable[[], float],
+        loading: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
-        self.rules, self.clock = rules, clock
+        self.rules, self.clock, self.loading = rules, clock, loading
         self.open_session, self.close_session = open_session, close_session
         self._seats: dict[str, Seat] = {}
+        self._was_loading = False
 
     @property
     def running(self) -> list[Seat]:
@@ -189,7 +193,11 @@ class Lobby:
         return self.rules.closed_seconds if seat.closed else self.rules.grace_seconds
 
     def _promote(self) -> None:
-        changed = False
+        if self.loading() is not None:
+            self._tell_positions()
+            return
+        changed = self._was_loading
+        self._was_loading = False
         for seat in self.waiting:
             if len(self.running) >= self.rules.max_sessions:
                 break
@@ -202,6 +210,11 @@ class Lobby:
             self._tell_positions()
 
     def _tell_positions(self) -> None:
-        waiting = self.waiting
+        waiting, loading = self.waiting, self.loading()
+        if loading is not None:
+            self._was_loading = True
+            for seat in waiting:
+                seat.voice.say(loading)
+            return
         for position, seat in enumerate(waiting, 1):
             seat.voice.say({"type": "queue", "position": position, "waiting": len(waiting)})

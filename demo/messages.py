@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from streamgen import InputError, StreamEvent
-from streamgen.engine.interpolate import Way
 from streamgen.stream.events import CacheAction
-from streamgen.stream.prompts import MAX_PROMPT, Blend, Over, blend_name, checked_blend
+from streamgen.stream.prompts import MAX_PROMPT, Blend, Over, Way, blend_name, checked_blend
 from streamgen.stream.recache import SinkPolicy
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -24,6 +23,8 @@ SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "text_guidance": (float, 0, 10),
     "motion_guidance": (float, 0, 10),
 }
+# Those that are words, with their most characters; "" is none.
+TEXT_SETTINGS = {"negative_prompt": MAX_PROMPT, "lora": 500}
 MAX_SEED = 2**31 - 1
 MAX_STROKE_POINTS = 64
 MAX_PATH_POINTS = 512
@@ -81,7 +82,10 @@ class Event:
     @property
     def label(self) -> str:
         """What it says, for the strip."""
-        values = ", ".join(f"{name} {value:g}" for name, value in (self.settings or {}).items())
+        values = ", ".join(
+            f"{name} {value or 'none'}" if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in (self.settings or {}).items()
+        )
         words = self.prompt or (blend_name(self.blend) if self.blend else "")
         return words or values or str(self.cache)
 
@@ -283,13 +287,17 @@ class _Fields:
         if not isinstance(values, dict):
             raise self.fail("settings", "an object", values)
         for name, value in values.items():
+            if name in TEXT_SETTINGS:
+                if not isinstance(value, str) or len(value) > TEXT_SETTINGS[name]:
+                    raise self.fail(name, f"text of up to {TEXT_SETTINGS[name]} characters", value)
+                continue
             if name not in SETTINGS:
-                raise self.fail("settings", f"of {', '.join(SETTINGS)}", name)
+                raise self.fail("settings", f"of {', '.join((*SETTINGS, *TEXT_SETTINGS))}", name)
             kind, least, most = SETTINGS[name]
             self._number(name, value, least, most)
             if kind is int and type(value) is not int:
                 raise self.fail(name, "a whole number", value)
-        return {name: SETTINGS[name][0](value) for name, value in values.items()}
+        return {n: value if n in TEXT_SETTINGS else SETTINGS[n][0](value) for n, value in values.items()}
 
     def blend(self) -> Blend:
         """Prompts and weights."""

@@ -62,7 +62,7 @@ _HEAD = """<script>
 
 def build_page(info: ModelInfo, root_path: str = "") -> gr.Blocks:
     """The Gradio app."""
-    told = {"examples": list(EXAMPLES), "settings": dict(info.settings), "limit": MAX_PROMPT}
+    told = {"examples": list(info.examples), "settings": dict(info.settings), "limit": MAX_PROMPT}
     options = json.dumps(told)
     stage = (STATIC / "stage.html").read_text(encoding="utf-8")
     stage = stage.replace("@ROOT@", html.escape(_root(root_path), quote=True))
@@ -143,13 +143,3 @@ def own_head(page: str) -> str:
 
 def _root(root_path: str) -> str:
     return root_path.rstrip("/") + "/" if root_path else ""
-
-
-# What the shipped model knows; the first one plays when the page opens.
-EXAMPLES = (
-    "a small red circle moves right over the sea",
-    "a large blue star stays over sand",
-    "a medium yellow star moves left over the grass",
-    "a large purple diamond moves up over snow",
-    "a medium orange circle stays over the night sky",
-)

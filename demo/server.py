@@ -29,7 +29,7 @@ from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
-from .page import EXAMPLES, Head, build_page, page_options
+from .page import Head, build_page, page_options
 from .recording import Recording, session_record, write_video
 from .shelf import Keeper, Shelf
 from .worker import Worker
@@ -42,6 +42,8 @@ _STATS_SECONDS = 0.5
 _TICK_SECONDS = 0.25
 _TIDY_SECONDS = 60.0
 _SEND_SECONDS = 10.0
+# Until pages have been told why the server goes.
+_FAREWELL_SECONDS = 1.0
 _INLINE_PIXELS = 128 * 128
 # Arguments for uvicorn: the protocol's limits, and how soon a silent connection counts as gone.
 SERVER_OPTIONS: dict[str, Any] = {
@@ -58,13 +60,16 @@ CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 
 @dataclass(frozen=True)
 class Options:
-    """How the demo is served. `shelf` is the folder where streams outlive the process; None: they do not."""
+    """How the demo is served. `shelf` is the folder where streams outlive the process; None: they do not.
+    `on_failure` is called once pages know that the model could not be loaded.
+    """
 
     rules: Rules = field(default_factory=Rules)
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     root_path: str = ""
     shelf: Path | None = None
+    on_failure: Callable[[], None] = lambda: None
 
 
 class NoSuchSession(InputError):
@@ -77,11 +82,15 @@ class Demo:
     def __init__(self, engine: Engine, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self.engine, self.options, self.clock = engine, options, clock
         self.worker = Worker(clock)
-        self.lobby = Lobby(options.rules, self._open, self._close, clock)
+        self.lobby = Lobby(options.rules, self._open, self._close, clock, self._loading)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
         self.shelf = Shelf(options.shelf or Path(self._own_shelf.name if self._own_shelf else ""))
+
+    def _loading(self) -> dict[str, Any] | None:
+        loading = self.engine.loading
+        return None if loading is None else {"type": "loading", "text": loading.text, "share": loading.share}
 
     def _open(self, seat: Seat) -> LiveSession:
         kept, limits = seat.heritage, self.options.limits
@@ -118,6 +127,9 @@ class Demo:
         said, tidied = 0.0, -math.inf
         while True:
             await asyncio.sleep(_TICK_SECONDS)
+            if self.engine.failure is not None:
+                await self._give_up(self.engine.failure)
+                return
             self.lobby.tick()
             if self.clock() - tidied >= _TIDY_SECONDS:
                 tidied = self.clock()
@@ -129,10 +141,20 @@ class Demo:
                     if seat.session is not None and seat.connected:
                         seat.voice.say(seat.session.stats())
 
+    async def _give_up(self, failure: Exception) -> None:
+        seats = [*self.lobby.running, *self.lobby.waiting]
+        for seat in seats:
+            self.lobby.end(seat, f"the model cannot be loaded: {failure}")
+        if seats:
+            await asyncio.sleep(_FAREWELL_SECONDS)
+        self.options.on_failure()
+
     # -- requests ------------------------------------------------------------------------------------------
 
     async def ticket(self, after: str = "") -> Response:
         """A session id for a page; `after` is the id of an earlier one whose stream it would go on with."""
+        if self.engine.failure is not None:
+            return JSONResponse({"error": f"the model cannot be loaded: {self.engine.failure}"}, 503)
         kept = self.shelf.find(after) if after and self.lobby.find(after) is None else None
         try:
             return JSONResponse({"session": self.lobby.ticket(kept), "kept": kept is not None})
@@ -222,6 +244,8 @@ class Demo:
             "chunk_frames": info.chunk_frames,
             "settings": dict(info.settings),
             "words": list(info.words),
+            "tracks": info.tracks,
+            "loras": dict(info.loras),
             "sessions": rules.max_sessions,
             "idle_seconds": rules.idle_seconds,
             "upload_bytes": uploads.MAX_BYTES,
@@ -378,13 +402,6 @@ def _settled(task: asyncio.Task[None]) -> None:
         error, WebSocketDisconnect | OSError | TimeoutError | RuntimeError
     ):
         traceback.print_exception(error)
-
-
-def warm_up(engine: Engine) -> None:
-    """Make a few chunks, so that the first viewer does not wait for what happens only once."""
-    stream = engine.open(EXAMPLES[0], 0, {}, None)
-    for _ in range(3):
-        stream.step()
 
 
 def build_app(engine: Engine, options: Options | None = None) -> Gate:

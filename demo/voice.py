@@ -7,7 +7,7 @@ from typing import Any
 
 MAX_WAITING = 256
 # Of these only the newest matters.
-_REPLACED = ("stats", "queue", "state")
+_REPLACED = ("stats", "queue", "state", "loading")
 
 
 class Voice:

@@ -24,6 +24,7 @@ from streamgen.stream.recache import ByChunk
 from streamgen.stream.rollout import rollout
 
 from .config import require
+from .context_gradient import ExitRecorder, through_context, with_gradient_of
 from .flow import FlowNetwork
 from .guidance import GuidanceRange, strengths_over
 from .latent_cache import LatentClips
@@ -252,24 +253,49 @@ class RolloutStudent(FlowNetwork):
         return CacheRing(shape, self.plan, self.dit.rope, weight.device, dtype)
 
     def forward(
-        self, streams: RunningStreams, frames: int, sampling: Sampling, told: ToldBatch | None = None
+        self,
+        streams: RunningStreams,
+        frames: int,
+        sampling: Sampling,
+        told: ToldBatch | None = None,
+        context_gradient: bool = False,
     ) -> tuple[Tensor, Tensor | float, dict[str, Tensor | float]]:
         """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`; and `told_loss` of
         captions.
 
         With `sampling.with_gradient` the exit step of every chunk carries gradient to the parameters, and
-        nothing else does: the context is committed without.
+        nothing else does: the context is committed without. With `context_gradient` it carries gradient, too:
+        see `distill.context_gradient`.
         """
-        device = streams.script.words.device
-        noise = SeededNoise(streams.seed, device)
-        runner = PlainRunner(self.dit)
+        if context_gradient and sampling.with_gradient:
+            return self._with_context(streams, frames, sampling, told)
+        made = self._carried_on(streams, frames, sampling, PlainRunner(self.dit))
+        return torch.cat([chunk.latents for chunk in made], 1), *self.told_loss(told)
+
+    def _with_context(
+        self, streams: RunningStreams, frames: int, sampling: Sampling, told: ToldBatch | None
+    ) -> tuple[Tensor, Tensor | float, dict[str, Tensor | float]]:
+        """`forward` with the gradient of the context."""
+        recorder, before = ExitRecorder(self.dit), streams.state.context
+        with torch.no_grad():
+            made = self._carried_on(streams, frames, replace(sampling, with_gradient=False), recorder)
+        noise = SeededNoise(streams.seed, streams.script.words.device)
+        again = through_context(self, streams.script, before, made, recorder.exits, noise)
+        latents = torch.cat([chunk.latents for chunk in made], 1)
+        return with_gradient_of(latents, again), *self.told_loss(told)
+
+    def _carried_on(
+        self, streams: RunningStreams, frames: int, sampling: Sampling, runner: PlainRunner
+    ) -> list[LatentChunk]:
+        """The streams' next chunks, at least `frames` latent frames in all."""
+        noise = SeededNoise(streams.seed, streams.script.words.device)
         steer = _Steering(self, streams, noise, runner)
-        made: list[Tensor] = []
+        made: list[LatentChunk] = []
         for state, chunk in rollout(runner, streams.state, steer.direct, noise, sampling):
             streams.state = state
-            made.append(chunk.latents)
-            if sum(part.shape[1] for part in made) >= frames:
-                return torch.cat(made, 1), *self.told_loss(told)
+            made.append(chunk)
+            if sum(part.frames for part in made) >= frames:
+                return made
         raise AssertionError("unreachable: a rollout has no end")
 
 

@@ -9,6 +9,7 @@ Legend: B batch, T latent frames, C channels, H W latent size, N tokens per late
 segments, L words.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from .attention import RMSNorm, attend
 from .context import AttentionContext
+from .precision import exactly
 from .rope import RotaryEmbedding3D
 
 # Strengths, 0 to 10 or so, become waves of angles up to 100: neighbours differ, but not wildly.
@@ -58,16 +60,47 @@ class CausalDiTConfig:
 
 
 @dataclass(frozen=True)
+class Negative:
+    """Words that cross-attention turns away from, for networks that see words once: normalised attention
+    guidance (arXiv 2505.21179).
+
+    Attributes:
+        keys, values: of every layer, `(B, 1, L, heads, head_dim)`, as a `TextContext` has them.
+        scale: how far away; 1 is not at all.
+        tau: how many times as large, in the sum of absolute values, a token may become.
+        alpha: the share of what is guided in the result.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    scale: float
+    tau: float = 2.5
+    alpha: float = 0.25
+
+    def guide(self, toward: Tensor, away: Tensor) -> Tensor:
+        """What attention to the words, `(..., D)`, and to these has come to, as one."""
+        guided = toward * self.scale - away * (self.scale - 1)
+        norm = toward.abs().sum(-1, keepdim=True)
+        growth = guided.abs().sum(-1, keepdim=True) / norm.clamp(min=1e-7)
+        guided = guided * (self.tau / growth.clamp(min=self.tau))
+        return self.alpha * guided + (1 - self.alpha) * toward
+
+
+@dataclass(frozen=True)
 class TextContext:
     """Cross-attention keys and values of every layer, computed once per text.
 
     `keys[i], values[i]`: `(B, S, L, heads, head_dim)` for S text segments; `segment`: `(B, T)` int64, which
-    segment each latent frame reads (None when S is 1).
+    segment each latent frame reads (None when S is 1). `strengths (LoRAs,)` are those of live LoRAs that the
+    keys were made under (`models.live_lora`), None in a network without. With `negative` a single segment is
+    guided away from other words.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     segment: Tensor | None = None
+    strengths: Tensor | None = None
+    negative: Negative | None = None
 
     def size_bytes(self) -> int:
         """Bytes of all keys and values."""
@@ -76,7 +109,7 @@ class TextContext:
     def detached(self) -> "TextContext":
         """Without gradient."""
         keys, values = (tuple(x.detach() for x in part) for part in (self.keys, self.values))
-        return TextContext(keys, values, self.segment)
+        return TextContext(keys, values, self.segment, self.strengths)
 
 
 class CausalDiT(nn.Module):
@@ -286,7 +319,11 @@ class CrossAttention(_Projections):
         q = self.split(self.norm_q(self.q(x)))
         k, v = text.keys[layer], text.values[layer]
         if text.segment is None:
-            return self.o(attend(q.flatten(1, 2), k[:, 0], v[:, 0]).flatten(2)).view_as(x)
+            out = attend(q.flatten(1, 2), k[:, 0], v[:, 0]).flatten(2)
+            if text.negative is not None:
+                k, v = text.negative.keys[layer], text.negative.values[layer]
+                out = text.negative.guide(out, attend(q.flatten(1, 2), k[:, 0], v[:, 0]).flatten(2))
+            return self.o(out).view_as(x)
         rows = torch.arange(len(x), device=x.device)[:, None]
         k, v = k[rows, text.segment].flatten(0, 1), v[rows, text.segment].flatten(0, 1)
         return self.o(attend(q.flatten(0, 1), k, v).flatten(2)).view_as(x)
@@ -307,11 +344,21 @@ class Head(nn.Module):
         return self.head(F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift)
 
 
+def twin(dit: CausalDiT) -> CausalDiT:
+    """Another module over the same tensors."""
+    shared = {id(x): x for x in (*dit.parameters(), *dit.buffers())}
+    return copy.deepcopy(dit, shared)
+
+
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of timesteps in 0..1000, cosines first, computed in float64: `(...)` -> `(...,
     dim)`.
     """
     half = dim // 2
-    ladder = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
-    angles = timesteps.to(torch.float64)[..., None] * ladder
-    return torch.cat([angles.cos(), angles.sin()], -1)
+
+    def waves(values: Tensor) -> Tensor:
+        ladder = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=values.device) / half)
+        angles = values.to(torch.float64)[..., None] * ladder
+        return torch.cat([angles.cos(), angles.sin()], -1)
+
+    return exactly(waves, timesteps)

@@ -19,12 +19,13 @@ record before it is read.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from .attention import attend
+from .cache_store import EightBitStore, restored
 from .context import ChunkPlan
 from .rope import RotaryEmbedding3D, RotaryTables, rotate
 
@@ -75,6 +76,35 @@ class CacheCursor:
         return replace(self, frames=self.frames + frames)
 
 
+class RingStorage:
+    """The tensors of a ring: allocated once, and lent from one stream to the next where that is worth while,
+    since programs know their addresses.
+
+    Attributes:
+        keys, values: `(layers, B, S, H, D)` of sink, window and the chunk in work; with `eight_bits` stores
+            that read and write parts as tensors do.
+        sink_keys: `(layers, B, P, H, D)`, unrotated, always in full precision: they are rotated anew again
+            and again.
+    """
+
+    def __init__(
+        self,
+        shape: CacheShape,
+        plan: ChunkPlan,
+        device: torch.device,
+        dtype: torch.dtype,
+        eight_bits: bool = False,
+    ) -> None:
+        head, tail = (shape.layers, shape.batch), (shape.heads, shape.head_dim)
+        size = (*head, plan.attention_frames * shape.tokens, *tail)
+        self.eight_bits = eight_bits
+        make = EightBitStore.zeros if eight_bits else _zeros
+        # what is read of a store, and what is written, is a tensor
+        self.keys, self.values = (cast("Tensor", make(size, device, dtype)) for _ in range(2))
+        size = (*head, plan.sink_frames * shape.tokens, *tail)
+        self.sink_keys = torch.zeros(size, device=device, dtype=dtype)
+
+
 class CacheRing:
     """Keys and values of a stream's context, allocated once.
 
@@ -89,6 +119,7 @@ class CacheRing:
         rope_mode: `relative` (ranks, endless) or `absolute` (every key at its own time, for weights trained
             so).
         max_positions: with `absolute`, the number of latent frames the weights know.
+        storage: by default one of its own in full precision; it may be that of a ring which is no more.
     """
 
     def __init__(
@@ -100,18 +131,14 @@ class CacheRing:
         dtype: torch.dtype = torch.float32,
         rope_mode: RopeMode = "relative",
         max_positions: int = MAX_POSITIONS,
+        storage: RingStorage | None = None,
     ) -> None:
         self.shape, self.plan, self.rope = shape, plan, rope
         self.device, self.dtype = device, dtype
         self.rope_mode, self.max_positions = rope_mode, max_positions
-        head, tail = (shape.layers, shape.batch), (shape.heads, shape.head_dim)
-        self.keys = torch.zeros(
-            *head, plan.attention_frames * shape.tokens, *tail, device=device, dtype=dtype
-        )
-        self.values = torch.zeros_like(self.keys)
-        self.sink_keys = torch.zeros(
-            *head, plan.sink_frames * shape.tokens, *tail, device=device, dtype=dtype
-        )
+        self.storage = storage or RingStorage(shape, plan, device, dtype)
+        self.keys, self.values = self.storage.keys, self.storage.values
+        self.sink_keys = self.storage.sink_keys
         self.holds: int | None = 0
         self.sink_holds: int | None = 0
         self._rebuilding: int | None = None
@@ -185,14 +212,17 @@ class CacheRing:
         slots = [self.slot(frame) for frame in self._held(cursor)]
         pick = lambda x: torch.cat([self._frame(x, s) for s in slots], 2) if slots else x[:, :, :0].clone()  # noqa: E731
         sink = min(cursor.frames, self.plan.sink_frames) * self.shape.tokens
-        return {
-            "keys": pick(self.keys),
-            "values": pick(self.values),
-            "sink_keys": self.sink_keys[:, :, :sink].clone(),
-        }
+        out = {"sink_keys": self.sink_keys[:, :, :sink].clone()}
+        for name, buffer in (("keys", self.keys), ("values", self.values)):
+            if isinstance(buffer, EightBitStore):
+                out |= {name: pick(buffer.whole), f"{name}_scale": pick(buffer.scale)}
+            else:
+                out[name] = pick(buffer)
+        return out
 
     def load_state(self, cursor: CacheCursor, state: dict[str, Tensor]) -> None:
-        """Take over a state of `state()`. Frames go to the slots they came from: what follows is bit-exact.
+        """Take over a state of `state()`. Frames go to the slots they came from: what follows is bit-exact,
+        unless one of the two is in eight bits and the other is not.
 
         Raises:
             ValueError: the state is of a cache with other sizes.
@@ -209,8 +239,10 @@ class CacheRing:
         self.holds = self.sink_holds = None
         slots = [self.slot(frame) for frame in self._held(cursor)]
         for i, slot in enumerate(slots):
-            self._frame(self.keys, slot).copy_(state["keys"][:, :, i * n : (i + 1) * n])
-            self._frame(self.values, slot).copy_(state["values"][:, :, i * n : (i + 1) * n])
+            part, place = slice(i * n, (i + 1) * n), slice(slot * n, (slot + 1) * n)
+            for name, buffer in (("keys", self.keys), ("values", self.values)):
+                scale = state.get(f"{name}_scale")
+                _take(buffer, place, state[name][:, :, part], None if scale is None else scale[:, :, part])
         self.sink_keys[:, :, :sink] = state["sink_keys"]
         self.rotated = [None] * self.shape.layers
         self._contents = max(self._contents, cursor.content)
@@ -218,7 +250,7 @@ class CacheRing:
 
     def allocated_bytes(self) -> int:
         """Bytes held, constant for the life of the cache."""
-        return sum(x.numel() * x.element_size() for x in (self.keys, self.values, self.sink_keys))
+        return sum(x.nbytes for x in (self.keys, self.values, self.sink_keys))
 
     def slot(self, frame: int) -> int:
         """Physical frame slot of a frame by its cache time."""
@@ -268,6 +300,19 @@ class CacheRing:
     def _frame(self, buffer: Tensor, slot: int) -> Tensor:
         n = self.shape.tokens
         return buffer[:, :, slot * n : (slot + 1) * n]
+
+
+def _zeros(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(size, device=device, dtype=dtype)
+
+
+def _take(buffer: Tensor | EightBitStore, place: slice, x: Tensor, scale: Tensor | None) -> None:
+    """Put a part of a state into a buffer, either of them in eight bits or not."""
+    if isinstance(buffer, EightBitStore) and scale is not None:
+        buffer.whole[:, :, place], buffer.scale[:, :, place] = x, scale
+        return
+    full = x if scale is None else restored(x, scale, buffer.dtype)
+    buffer[:, :, place] = full
 
 
 class CacheView:

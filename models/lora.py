@@ -131,16 +131,16 @@ def merge_lora(
     out = dict(tensors)
     for layer, pair in lora.pairs.items():
         name = f"{layer}.weight"
-        _check_pair(out, layer, pair, rank)
+        check_pair(out, layer, pair, rank)
         wide = torch.promote_types(out[name].dtype, torch.float32)
         weight = out[name].to(wide)
         # in place: one array besides the weights, of a layer at a time
-        change = (pair.up.to(wide) @ pair.down.to(wide)).mul_(_scale(layer, pair, alpha))
+        change = (pair.up.to(wide) @ pair.down.to(wide)).mul_(scale_of(layer, pair, alpha))
         if pair.magnitude is not None:
             change = _dora(change.add_(weight), pair.magnitude.to(wide)).sub_(weight)
         out[name] = change.mul_(strength).add_(weight).to(out[name].dtype)
         if pair.bias is not None:
-            _add(out, f"{layer}.bias", strength * _scale(layer, pair, alpha), pair.bias)
+            _add(out, f"{layer}.bias", strength * scale_of(layer, pair, alpha), pair.bias)
     for name, diff in lora.diffs.items():
         _add(out, name, strength, diff)
     return out
@@ -286,7 +286,8 @@ def _add_layer(lora: Lora, layer: str, roles: dict[str, Tensor]) -> None:
             lora.diffs[layer if whole else f"{layer}.{parameter}"] = roles[role]
 
 
-def _check_pair(tensors: Mapping[str, Tensor], layer: str, pair: LoraPair, rank: int | None) -> None:
+def check_pair(tensors: Mapping[str, Tensor], layer: str, pair: LoraPair, rank: int | None) -> None:
+    """Raise ValueError where a change does not fit its layer, or has another rank than is expected."""
     weight, found = tensors.get(f"{layer}.weight"), pair.down.shape[0]
     if weight is None:
         raise ValueError(f"{layer}: changed by the LoRA, but not a layer of this model")
@@ -299,7 +300,12 @@ def _check_pair(tensors: Mapping[str, Tensor], layer: str, pair: LoraPair, rank:
         )
 
 
-def _scale(layer: str, pair: LoraPair, alpha: float | None) -> float:
+def scale_of(layer: str, pair: LoraPair, alpha: float | None) -> float:
+    """What `B A` is multiplied with: alpha over the rank, of the file where None is given, else 1.
+
+    Raises:
+        ValueError: an alpha that is not finite.
+    """
     rank = pair.down.shape[0]
     if alpha is None and pair.alpha is not None and pair.alpha.device.type != "meta":
         alpha = float(pair.alpha)

@@ -16,6 +16,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .precision import exactly
+
 UNSPECIFIED, VISIBLE, OCCLUDED = 0, 1, 2
 _STATE_CHANNELS = 3
 
@@ -108,9 +110,13 @@ class MotionEncoder(nn.Module):
 
 def id_embedding(ids: Tensor, dim: int) -> Tensor:
     """Sinusoid of track ids: `(...)` int64 -> `(..., dim)` float32, sines first."""
-    ladder = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64, device=ids.device) / (dim // 2))
-    angles = ids.to(torch.float64)[..., None] * ladder
-    return torch.cat([angles.sin(), angles.cos()], -1).float()
+
+    def waves(values: Tensor) -> Tensor:
+        ladder = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64, device=values.device) / (dim // 2))
+        angles = values.to(torch.float64)[..., None] * ladder
+        return torch.cat([angles.sin(), angles.cos()], -1).float()
+
+    return exactly(waves, ids)
 
 
 def splat_weights(points: Tensor, grid: tuple[int, int], splat: str) -> tuple[Tensor, Tensor]:

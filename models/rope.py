@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .precision import exactly
+
 
 @dataclass(frozen=True)
 class RotaryTables:
@@ -54,6 +56,11 @@ class RotaryEmbedding3D:
         Returns:
             tables with `L = F * height * width` rows, on the device of `frames`.
         """
+        cos, sin = exactly(lambda times: self._waves(times, height, width), frames).unbind()
+        return RotaryTables(cos, sin)
+
+    def _waves(self, frames: Tensor, height: int, width: int) -> Tensor:
+        """Cosines and sines `(2, L, D / 2)` in float32, from angles in float64."""
         device = frames.device
         if device not in self._placed:
             self._placed[device] = tuple(f.to(device) for f in self.frequencies)
@@ -70,7 +77,7 @@ class RotaryEmbedding3D:
             ],
             dim=-1,
         ).flatten(0, 2)
-        return RotaryTables(angles.cos().float(), angles.sin().float())
+        return torch.stack([angles.cos().float(), angles.sin().float()])
 
 
 def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
@@ -87,4 +94,5 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _ladder(dim: int, theta: float) -> Tensor:
-    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    # on the host, whatever device modules are being made on: it may have no float64
+    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)

@@ -17,15 +17,25 @@ _SYMBOLS = re.compile(r"[^\w\s]+")
 _PUNCTUATION = re.compile(r"[.,;:!?'\"()\[\]\-‐-―‘-‟…/&]+")
 
 
+# characters of what was cut off that are told
+_SHOWN = 40
+
+
 @dataclass(frozen=True)
 class Words:
-    """A prompt as the model sees it: ids `(L,)` int64, the words and symbols that mean nothing to it, and how
-    many words did not fit.
+    """A prompt as the model sees it: ids `(L,)` int64, the words and symbols that mean nothing to it, how
+    many words (or tokens) did not fit, and the beginning of what was cut off.
     """
 
     ids: Tensor
     unknown: tuple[str, ...]
     dropped: int
+    cut: str = ""
+
+
+def beginning(text: str) -> str:
+    """The first words of a text, at most 40 characters of it."""
+    return text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
 
 
 class Vocabulary:
@@ -46,14 +56,18 @@ class Vocabulary:
 
     def encode(self, prompt: str, length: int) -> Words:
         """Lower-cased words of a prompt, padded or cut to `length`."""
-        found = _WORD.findall(prompt.lower())
+        lowered = prompt.lower()
+        matches = list(_WORD.finditer(lowered))
+        found = [match.group() for match in matches]
         ids = [self._ids.get(word, UNKNOWN) for word in found]
         unknown = [w for w, i in zip(found, ids, strict=True) if i == UNKNOWN]
         unknown += [s for s in map(_meant, _SYMBOLS.findall(prompt)) if s]
         if not found and not unknown and prompt.strip():
             unknown = [prompt.strip()]
         padded = (ids + [PAD] * length)[:length]
-        return Words(torch.tensor(padded), tuple(dict.fromkeys(unknown)), max(0, len(found) - length))
+        cut = lowered[matches[length].start() :] if len(found) > length else ""
+        nothing = tuple(dict.fromkeys(unknown))
+        return Words(torch.tensor(padded), nothing, max(0, len(found) - length), beginning(cut))
 
 
 def _meant(symbols: str) -> str:

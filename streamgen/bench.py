@@ -1,6 +1,7 @@
 """Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small."""
 
 import copy
+import itertools
 import random
 import statistics
 import subprocess
@@ -44,6 +45,7 @@ torch.set_num_threads(int(threads))
 next(load_pipeline(model, device, runner=runner, quantize=quantize).open("a red circle"))
 print("made", flush=True)
 """
+_NUMBERS = itertools.count()
 _TIMED = ("clock", "processor", "switch", "first_frame")
 _LOOP = "while True: pass"
 
@@ -78,6 +80,7 @@ class BenchOptions:
         vs: another runner, in full precision, with which the stream is measured in turns.
         beside: endless loops beside which the rate is measured, too; 0: none.
         cold: processes that are started for the first frame with nothing loaded.
+        protocol: also by the protocol of FlashDreams, see `sixth_chunks`.
         roofline: also count a chunk's work, measure the device's ceilings, and tell the shares of them.
         effort: how often things are measured.
     """
@@ -89,6 +92,7 @@ class BenchOptions:
     beside: int = 0
     cold: int = 0
     roofline: bool = False
+    protocol: bool = False
     effort: Effort = field(default_factory=Effort)
 
 
@@ -180,6 +184,7 @@ def _setup(pipeline: Pipeline, session: Session) -> dict[str, Any]:
         "device": device_name(device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "processes": 1 if pipeline.mesh is None else pipeline.mesh.size,
         "runner": session.runner.name,
         "quantize": session.runner.quantize,
         "torch": torch.__version__,
@@ -203,6 +208,9 @@ def _asked_for(
     if other is not None:
         progress(f"in turns with runner {other.name}")
         result["vs"] = in_turns(pipeline, (session.runner, other), options)
+    if options.protocol:
+        progress("the sixth chunk of fresh streams")
+        result["sixth_chunk"] = sixth_chunks(pipeline, session.runner, options)
     if options.beside:
         progress(f"beside {options.beside} endless loops")
         result["beside"] = _beside(session, options)
@@ -333,7 +341,7 @@ def _first_frame_ms(pipeline: Pipeline, seed: int, options: BenchOptions) -> flo
     synchronize(pipeline.device)
     started = time.perf_counter()
     # a number of its own makes the text new to the pipeline's text cache
-    prompt = f"{_PROMPTS[0]} {seed} {random.random()}"
+    prompt = f"{_PROMPTS[0]} {seed} {next(_NUMBERS)}"
     next(pipeline.open(prompt, seed, settings=options.settings, deadline_ms=options.deadline_ms))
     return (time.perf_counter() - started) * 1000
 
@@ -345,6 +353,12 @@ def _switch_latencies(session: Session, chunk_seconds: float, count: int) -> lis
         next(session)
         submitted: list[float] = []
         event = StreamEvent(prompt=_other_words(session))
+        if session.model.mesh is not None:
+            # processes take a change at the same chunk alone if they are told between chunks
+            _submit(session, event, submitted)
+            _until_applied(session)
+            latencies.append(time.perf_counter() - submitted[0])
+            continue
         timer = threading.Timer(draw.random() * chunk_seconds, _submit, (session, event, submitted))
         timer.start()
         _until_applied(session)
@@ -445,6 +459,26 @@ def in_turns(pipeline: Pipeline, runners: tuple[Runner, Runner], options: BenchO
         | {"times_faster": _ratio(first, second)}
         for what, (first, second) in turns.items()
     }
+
+
+def sixth_chunks(pipeline: Pipeline, runner: Runner, options: BenchOptions) -> dict[str, Any]:
+    """The latency protocol of FlashDreams (github.com/NVIDIA/flashdreams, docs/benchmarks): streams of seven
+    chunks, of which the sixth is told, behind one stream that is not counted. Published with a window of 21
+    latent frames and without a sink. The cache's update, our commit, is told apart, as it is there.
+    """
+    rows: list[dict[str, float]] = []
+    for number in range(1 + options.effort.openings):
+        session = pipeline.open(_PROMPTS[0], number, settings=options.settings, runner=runner)
+        with _parts(session, True):
+            *_, sixth, seventh = (next(session) for _ in range(7))
+        parts = {name: sixth.timings[name] for name in ("denoise", "decode")}
+        rows.append(parts | {"commit": seventh.timings["commit"], "frames": len(sixth.frames)})
+    counted, names = rows[1:], ("denoise", "decode", "commit")
+    out: dict[str, Any] = {f"{name}_ms": _spread([row[name] for row in counted]) for name in names}
+    for what, counts in (("fps", names), ("fps_without_commit", names[:2])):
+        rates = [row["frames"] / sum(row[name] for name in counts) for row in counted]
+        out[what] = round(statistics.median(rates), 3)
+    return {"streams": len(counted), "frames": counted[0]["frames"]} | out
 
 
 def _beside(session: Session, options: BenchOptions) -> dict[str, Any]:

@@ -1,19 +1,22 @@
 """The families of models: from a name or a directory to what loads it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .checkpoints.directory import VOCABULARY
 from .checkpoints.foreign import SUFFIXES
 from .checkpoints.inspect import inspect_file
 from .errors import CheckpointError, InputError
 from .machine import auto_device, default_dtype
-from .stream.model import ModelParts
+from .stream.model import ModelParts, StreamConfig
 from .suggest import unknown_key
+from .tiny.config import read_tiny_config, read_vocabulary
 from .tiny.inspect import inspect_tiny
 from .tiny.load import load_tiny
-from .wan.config import config_file, wan_model_names
+from .wan.config import config_file, read_wan_config, wan_model_names
 from .wan.inspect import foreign_report, inspect_foreign, inspect_wan
 from .wan.load import load_wan
 from .wan.options import WanOptions
@@ -29,14 +32,43 @@ def load_parts(
 ) -> ModelParts:
     """The parts of a model by name or from a checkpoint directory; see `load_pipeline`."""
     directory = find_model(name)
-    chosen = _device(device)
+    chosen = device_of(device)
     dtype = dtype or default_dtype(chosen)
     wan_config = config_file(name)
     if wan_config is not None:
         return load_wan(str(name), wan_config, chosen, dtype, wan)
-    if wan is not None:
-        raise InputError(f"model {name}: is not of the Wan family, it takes no weights or overrides")
+    _expect_no_options(name, wan)
     return load_tiny(str(name), directory, chosen, dtype)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is before its weights are read.
+
+    Attributes:
+        words: what it knows; None where it reads any text.
+        tracks: whether it follows tracks.
+    """
+
+    config: StreamConfig
+    words: tuple[str, ...] | None
+    tracks: bool
+
+
+def describe(name: str | Path, wan: WanOptions | None = None) -> Description:
+    """What a model is by its config alone.
+
+    Raises:
+        CheckpointError, InputError: as `load_parts`, as far as the config tells.
+    """
+    directory, wan_config = find_model(name), config_file(name)
+    if wan_config is not None:
+        config = read_wan_config(wan_config, () if wan is None else wan.overrides)
+        return Description(config, None, config.motion_encoder is not None)
+    _expect_no_options(name, wan)
+    tiny = read_tiny_config(directory)
+    words = read_vocabulary(directory / VOCABULARY, tiny.text_encoder).words
+    return Description(tiny, tuple(words), True)
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
@@ -83,7 +115,17 @@ def find_model(name: str | Path) -> Path:
     raise CheckpointError(f"{unknown_key(str(name), known, noun='model')}, and no such directory")
 
 
-def _device(device: str) -> torch.device:
+def _expect_no_options(name: str | Path, wan: WanOptions | None) -> None:
+    if wan is not None:
+        raise InputError(f"model {name}: is not of the Wan family, it takes no weights or overrides")
+
+
+def device_of(device: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        InputError: unknown, or not there.
+    """
     if device == "auto":
         return auto_device()
     try:

@@ -50,12 +50,26 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device's queue, so that a clock read next means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def give_back(device: torch.device) -> None:
+    """Give memory of a GPU that tensors do not take any more back to other programs."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory that tensors took on a GPU, or the process on the CPU, since it started (MiB)."""
+    """Most memory that tensors took on a GPU, or the process on the CPU, since it started (MiB). Apple's GPUs
+    tell what torch holds now, which it seldom gives back.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEGABYTE
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / _MEGABYTE
     return _peak_resident_mb()
 
 
@@ -63,6 +77,8 @@ def memory_mb(device: torch.device) -> float:
     """Memory in use now (MiB): of tensors on a GPU, of the process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / _MEGABYTE
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory() / _MEGABYTE
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii").splitlines():
@@ -77,6 +93,9 @@ def free_bytes(device: torch.device) -> int | None:
         # blocks that torch keeps for later are had first, those of a stream that has ended for instance
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + int(kept)
+    if device.type == "mps":
+        # what the system recommends that a process takes of the memory it shares with the GPU
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return None

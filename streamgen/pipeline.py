@@ -19,16 +19,29 @@ from .engine.budget import StepBudget
 from .engine.choice import (
     Chosen,
     Recorded,
-    Sizes,
     check_runner,
     choose_runner,
     default_runner,
     one_thread_is_enough,
 )
 from .engine.decoder import DecoderState, encode_frames
+from .engine.live_lora import LiveLoraRunner, check_can_change
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
-from .engine.quantize import QUANTIZATIONS, Quantization, check_quantization, default_quantization, quantized
-from .engine.runner import Runner
+from .engine.parallel.mesh import Mesh
+from .engine.parallel.ulysses import UlyssesRunner, slab_axis
+from .engine.program.warm import Progress
+from .engine.quantize import (
+    CACHE,
+    QUANTIZATIONS,
+    Quantization,
+    check_quantization,
+    default_quantization,
+    keeps_cache,
+    of_linears,
+    quantized,
+)
+from .engine.runner import PlainRunner, Runner
+from .engine.sizes import Sizes
 from .errors import InputError
 from .families import load_parts
 from .motion.gestures import changed
@@ -41,13 +54,16 @@ from .stream.model import ModelParts, StreamModel
 from .stream.prompts import Blend
 from .stream.recache import recache_of
 from .stream.session import Session
+from .stream.settings import StreamSettings
 from .stream.snapshot import read_snapshot
 from .stream.state import StreamState
 from .stream.timeline import Start, Timeline
-from .video.read import read_clip, read_image
+from .video.read import image_size, read_clip, read_image
 from .wan.options import WanOptions
 
 _MAX_START_FRAMES = 1 + 16 * 60
+# How much longer one side may be before it is said that a picture is cropped.
+_CROPPED = 1.1
 
 
 class Pipeline(StreamModel):
@@ -58,8 +74,19 @@ class Pipeline(StreamModel):
         asked_quantize: likewise of `engine.quantize.QUANTIZATIONS`; None: what each stream says, or none.
     """
 
-    def __init__(self, parts: ModelParts, runner: str | None = None, quantize: str | None = None) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        runner: str | None = None,
+        quantize: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
         super().__init__(parts)
+        self.mesh = mesh
+        if mesh is not None:
+            if runner not in (None, "auto", "plain"):
+                raise InputError(f"runner {runner}: not over {mesh.size} processes, expected plain")
+            slab_axis(self.dit.config, self.geometry.token_grid, mesh.size)
         self.asked_runner = None if runner is None else check_runner(runner)
         self.asked_quantize = None if quantize is None else check_quantization(quantize)
         self._runners: dict[tuple[Recorded, bool, bool, int], Chosen] = {}
@@ -92,7 +119,7 @@ class Pipeline(StreamModel):
             seed: every draw of the stream is a function of it.
             motion: tracks from frame 0 on.
             image, video: what the stream starts from (one of them): a file, or uint8 `(H, W, 3)` / `(T, H, W,
-                3)`. Of a clip, the frames that fill whole chunks are kept.
+                3)`. Of a clip, the frames that fill whole chunks are kept; an image fills the first chunk.
             settings: `StreamSettings` by name, over the checkpoint's.
             noise: where all draws come from instead of the seed, recorded ones for instance.
             gestures: named tracks from frame 0 on, besides `motion`.
@@ -100,8 +127,8 @@ class Pipeline(StreamModel):
             blend: prompts with weights in place of one prompt.
             runner: what computes chunks: a name of `engine.choice.RUNNERS`, or one of your own; by default
                 what the pipeline was loaded with, else `auto`.
-            quantize: in which eight bits linear layers compute, a name of `engine.quantize.QUANTIZATIONS`; by
-                default what the pipeline was loaded with, else none. A runner of your own decides itself.
+            quantize: what is in eight bits, a name of `engine.quantize.QUANTIZATIONS`; by default what the
+                pipeline was loaded with, else none. A runner of your own decides itself.
             decode: False gives a stream of latents, which needs no picture decoder.
             log: a file that the event log is appended to as the stream goes on.
             deadline_ms: what a chunk may take until its pictures are there: it gets as many steps as fit,
@@ -120,22 +147,27 @@ class Pipeline(StreamModel):
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
+        strengths = self.strengths(merged)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
         chosen = self.runner(runner, quantize=quantize)
         latents, start = self._opening(image, video)
-        if self.needs_null(merged):
-            # now, so that no chunk waits for it
-            _ = self.null_text
+        self._prepare_other_words(merged)
         state = StreamState(
-            LatentState(self.new_ring(merged)),
-            Controls(self.event_text(event), merged, gestures_now),
+            LatentState(self.new_ring(merged, keeps_cache(chosen.quantize))),
+            Controls(self.read_at(self.event_text(event), strengths), merged, gestures_now),
             DecoderState.initial(self.tokenizer) if decode else None,
             EventLog(LogHeader(self.geometry.fps, seed, draws.identity, start)),
             draws,
             latents,
         )
         return Session(self, state, chosen, None if log is None else Path(log), budget)
+
+    def _prepare_other_words(self, settings: StreamSettings) -> None:
+        """Encode what a stream compares with now, so that no chunk waits for it."""
+        if self.needs_null(settings):
+            _ = self.null_text
+        self.negative_text(settings)
 
     def runner(
         self,
@@ -148,6 +180,8 @@ class Pipeline(StreamModel):
         Raises:
             InputError: see `choose`.
         """
+        if self.parts.live is not None:
+            check_can_change(runner)
         if runner is not None and not isinstance(runner, str):
             return runner
         chosen = self.choose(runner, recorded, quantize)
@@ -156,7 +190,11 @@ class Pipeline(StreamModel):
         return chosen.runner
 
     def choose(
-        self, name: str | None = None, recorded: Recorded | None = None, quantize: str | None = None
+        self,
+        name: str | None = None,
+        recorded: Recorded | None = None,
+        quantize: str | None = None,
+        progress: Progress = lambda done, total, label: None,
     ) -> Chosen:
         """A runner by name, made once for each number of torch's threads.
 
@@ -164,6 +202,7 @@ class Pipeline(StreamModel):
             name: by default what the pipeline was loaded with.
             recorded: what the stream ran on before, taken where nothing is asked for.
             quantize: eight bits or none; by default what the pipeline was loaded with.
+            progress: told of programs that are made: how many are, of how many, and which one comes.
 
         Raises:
             InputError: an unknown runner or quantisation, or one that cannot be had for this model here.
@@ -179,27 +218,63 @@ class Pipeline(StreamModel):
         key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
         with self._choosing:
             if key not in self._runners:
-                dit, note = self._in_bits(str(wanted.quantize), bits_told is not None)
-                if wanted.batch is not None:
-                    chosen = Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
-                else:
-                    parts = (dit, self.codec, self._sizes())
-                    chosen = choose_runner(str(wanted.runner), *parts, recorded=asked is None)
+                name_of_bits = str(wanted.quantize)
+                dit, note = self._in_bits(of_linears(name_of_bits), bits_told is not None)
+                chosen = self._chosen(dit, asked, wanted, progress)
+                if keeps_cache(name_of_bits) and isinstance(chosen.runner, PlainRunner):
+                    bits = chosen.runner.quantize
+                    chosen.runner.quantize = CACHE if bits is None else f"{bits}+{CACHE}"
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
+
+    def _chosen(self, dit: CausalDiT, asked: str | None, wanted: Recorded, progress: Progress) -> Chosen:
+        """The runner that is wanted, for the network in full precision or in eight bits."""
+        live, cache = self.parts.live, keeps_cache(str(wanted.quantize))
+        if cache:
+            self._check_cache(str(wanted.runner), asked is not None)
+        if live is not None:
+            check_can_change(asked)
+            if cache or self.mesh is not None:
+                other = "quantize cache" if cache else f"{self.mesh.size if self.mesh else 1} processes"
+                raise InputError(f"{other}: cannot have LoRAs whose strength may change, merge them (--lora)")
+            return Chosen(LiveLoraRunner(dit, live, self.codec))
+        if self.mesh is not None:
+            return Chosen(UlyssesRunner(dit, self.codec, self.mesh, self.geometry.token_grid))
+        if wanted.batch is not None:
+            return Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
+        if cache:
+            # the others read a cache where it lies
+            return Chosen(PlainRunner(dit, self.codec))
+        ring = lambda: self.new_ring(self.settings)  # noqa: E731
+        return choose_runner(
+            str(wanted.runner), dit, self.codec, self._sizes(), asked is None, ring, progress
+        )
+
+    def _check_cache(self, runner: str, asked: bool) -> None:
+        """Raise InputError where a cache in eight bits cannot be had."""
+        if self.mesh is not None:
+            raise InputError(f"quantize cache: not over {self.mesh.size} processes")
+        if asked and runner not in ("auto", "plain"):
+            raise InputError(f"quantize cache: with runner plain, found {runner}")
 
     def gathering(self, size: int) -> Gathering:
         """Where streams of `size` threads meet, each with a runner of `Gathering.member`; they run on the
         plain runner, in the eight bits that the pipeline was loaded with, if any.
 
         Raises:
-            InputError: a size that is none of 1 to 64, another runner that was asked for, or eight bits that
-                cannot be had.
+            InputError: a size that is none of 1 to 64, another runner that was asked for, eight bits that
+                cannot be had, or a model with live LoRAs.
         """
         if self.asked_runner not in (None, "auto", "plain"):
             raise InputError(f"batch: streams at once run on runner plain, found {self.asked_runner}")
+        if self.parts.live is not None:
+            raise InputError(
+                "batch: streams at once cannot have LoRAs of other strengths, merge them (--lora)"
+            )
         with self._choosing:
             asked = self.asked_quantize is not None or default_quantization() is not None
+            if keeps_cache(self.quantize_by_default):
+                raise InputError("batch: streams at once keep their caches in full precision")
             dit, _ = self._in_bits(self.quantize_by_default, asked)
         return Gathering(dit, self.codec, size)
 
@@ -244,7 +319,18 @@ class Pipeline(StreamModel):
 
     def _sizes(self) -> Sizes:
         settings = self.settings
-        return Sizes(self.geometry, settings.plan(self.plan), settings.sampling(), settings.guidance())
+        counts = {settings.steps, settings.first_steps, settings.change_steps} - {0}
+        if settings.sampler == "renoise":
+            # a deadline may come to any of the trained ones
+            counts |= set(range(1, settings.steps + 1))
+        return Sizes(
+            self.geometry,
+            settings.plan(self.plan),
+            settings.sampling(),
+            settings.guidance(),
+            tuple(settings.sampling(count, settings) for count in sorted(counts, reverse=True)),
+            self.prompts.length,
+        )
 
     def resume(
         self,
@@ -343,8 +429,31 @@ class Pipeline(StreamModel):
                 f"start: expected uint8 frames of {height}x{width}x3, found {frames.dtype} "
                 f"{tuple(frames.shape)}"
             )
+        if video is None:
+            # where the first chunk is several latent frames, the picture stands still for them
+            frames = frames.expand(self.geometry.frames(self.plan.length(0)), -1, -1, -1)
         # whole latent frames only: a padded tail would freeze the picture for up to three frames
         return frames[: 1 + (len(frames) - 1) // self.geometry.temporal * self.geometry.temporal]
+
+    def picture_notes(self, image: str | Path | None) -> tuple[str, ...]:
+        """What starting from an image file means here, a line each: nothing for most.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if image is None:
+            return ()
+        notes = []
+        still = self.geometry.frames(self.plan.length(0))
+        if still > 1:
+            notes.append(f"image: stands still for {still} frames, the first chunk of this model")
+        found, own = image_size(image), (self.geometry.width, self.geometry.height)
+        shapes = sorted((found[0] / found[1], own[0] / own[1]))
+        if shapes[1] > _CROPPED * shapes[0]:
+            notes.append(
+                f"image: cropped at the centre, from {found[0]}x{found[1]} to the shape of {own[0]}x{own[1]}"
+            )
+        return tuple(notes)
 
     def _opening(
         self, image: str | Path | Tensor | None, video: str | Path | Tensor | None
@@ -382,6 +491,7 @@ def load_pipeline(
     wan: WanOptions | None = None,
     runner: str | None = None,
     quantize: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
@@ -392,8 +502,10 @@ def load_pipeline(
         wan: for a model of the Wan family (`wan_model_names`), where its weights are.
         runner: what its streams are computed by, a name of `engine.choice.RUNNERS`; None leaves it to each
             stream.
-        quantize: in which eight bits their linear layers compute, `int8` or `fp8`; None leaves it to each
-            stream, which computes in full precision.
+        quantize: what of them is in eight bits, a name of `engine.quantize.QUANTIZATIONS`: linear layers as
+            `int8` or `fp8`, the `cache`, both as `int8+cache`; None leaves it to each stream.
+        mesh: processes that compute each stream together (`engine.parallel.mesh.joined`); all of them load
+            the model, and open, steer and go through its streams alike.
 
     Raises:
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
@@ -403,4 +515,5 @@ def load_pipeline(
         check_runner(runner)
     if quantize is not None:
         check_quantization(quantize)
-    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize)
+    device = device if mesh is None else str(mesh.device)
+    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize, mesh)

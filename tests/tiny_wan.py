@@ -11,7 +11,7 @@ from torch import Tensor
 from models.causal_dit import CausalDiT
 from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
-from streamgen.wan.config import CONFIGS, WanConfig, read_wan_config
+from streamgen.wan.config import CONFIGS, WanConfig, read_wan_config, wan_model_names
 from tests.tiny_models import randomize
 
 SMALL = (
@@ -55,6 +55,16 @@ def write_published(directory: Path, rank: int = RANK) -> CausalDiT:
     torch.save(randomize(WanVAE(config.vae), 1).state_dict(), directory / "Wan2.1_VAE.pth")
     torch.save(randomize(TinyDecoder(config.tiny_decoder), 2).state_dict(), directory / "taew2_1.pth")
     return dit
+
+
+def write_newer(directory: Path) -> None:
+    """Files of newer students, beside those of `write_published`."""
+    generator = torch.load(directory / "self_forcing_dmd.pt", weights_only=True)["generator_ema"]
+    for name in wan_model_names():
+        path = directory / read_wan_config(CONFIGS / f"{name}.yaml").sources.dit[0]
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"generator_ema": generator}, path)
 
 
 def tiny_umt5() -> Any:

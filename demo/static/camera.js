@@ -41,7 +41,7 @@ export class Camera {
   /** @param {string} move */
   press(move) {
     const { live } = this;
-    if (this.held.has(move)) return;
+    if (this.held.has(move) || !live.hello?.tracks) return;
     if (live.state !== "playing" || !live.online) {
       const why = live.state === "paused" ? "The camera moves while the stream plays: press Space first." : "There is no stream yet that a camera could move in.";
       live.notices.chip("camera", why, 4);

@@ -3,7 +3,8 @@ const LIGHT = {
   loading: "loading", ready: "ready", opening: "starting", playing: "live", paused: "paused", failed: "stopped",
   queue: "waiting", lost: "ended", retry: "offline",
 };
-const WELCOME = "Endless video from your words, made while you watch. Change the words or drag things at any time.";
+const WELCOME = "Endless video from your words, made while you watch.";
+const STEERING = "Change the words or drag things at any time.", WORDS_ALONE = "Change the words at any time.";
 
 export class Cover {
   /** @param {import("./live.js").Live} live */
@@ -14,6 +15,7 @@ export class Cover {
     /** @type {ReturnType<typeof setInterval> | undefined} */
     this.counting = undefined;
     live.on("state", (state) => this.state(state));
+    live.on("loading", (loading) => this.loading(loading));
     live.on("queue", (queue) => this.queued(queue));
     live.on("idle", (idle) => this.idle(idle.seconds));
     live.on("ended", (ended) => { this.ended = ended.text; });
@@ -28,15 +30,27 @@ export class Cover {
   state({ state, text }) {
     const { live } = this;
     this.idle(null);
-    live.notices.chip("opening", state === "opening" ? "Starting …" : "");
+    const opening = text ? `Starting: ${text} …` : "Starting …";
+    live.notices.chip("opening", state === "opening" ? opening : "");
     if (state === "ready") {
       const lost = "The server has not kept your stream; it ended while the connection was lost. Start begins a new one.";
-      this.show("ready", this.forgotten ? lost : WELCOME, "▶ Start");
+      const welcome = `${WELCOME} ${live.hello?.tracks ? STEERING : WORDS_ALONE}`;
+      const about = text ? `Not started: ${text}.` : this.forgotten ? lost : welcome;
+      // who is told why there was no start presses again when they want to
+      if (text) live.transport.wanted = false;
+      this.show("ready", about, "▶ Start");
     } else live.part.cover.hidden = true;
     if (state === "failed") {
       const said = `The stream has stopped: ${text}. Nothing of it is lost: go on from here, or restart.`;
       live.notices.tell(said, { key: "failed", label: "Go on", act: () => live.transport.start() });
     } else live.notices.takeBack("failed");
+  }
+
+  /** @param {{ text: string, share: number | null }} loading */
+  loading({ text, share }) {
+    const percent = share === null ? "" : ` ${Math.floor(100 * share)} %`;
+    this.show("loading", `The model is being loaded: ${text}${percent} …`, "");
+    this.live.turn("loading");
   }
 
   /** @param {{ position: number }} queue */

@@ -42,6 +42,8 @@ export class Paint {
     /** @type {Point | null} */
     this.cursor = null;
     this.drawing = false;
+    // a model without tracks
+    this.off = false;
     live.part.tools.addEventListener("change", (event) => this.choose(/** @type {HTMLInputElement} */ (event.target).value));
     const { canvas } = this;
     canvas.addEventListener("pointerdown", (event) => this.down(event));
@@ -56,6 +58,10 @@ export class Paint {
       this.trails = [];
       this.pins = place.pins.map(([x, y]) => ({ x, y }));
       this.changed();
+    });
+    live.on("hello", (hello) => {
+      this.off = !hello.tracks;
+      live.part.motion.hidden = this.off;
     });
     this.choose("drag");
     setInterval(() => this.flush(), BATCH_MS);
@@ -91,7 +97,7 @@ export class Paint {
    */
   begin(pointer, at) {
     const { live } = this;
-    if (!live.running) return;
+    if (this.off || !live.running) return;
     if (this.tool === "pin") { this.pin(at); return; }
     if (this.strokes.size >= 4) return;
     this.strokes.set(pointer, {

@@ -7,6 +7,7 @@ const SLIDERS = [
   ["steps", "Steps", 1, 16, 1],
 ];
 const REST_MS = 150;
+const SMALL_PIXELS = 128 * 128;
 
 export class Settings {
   /** @param {import("./live.js").Live} live */
@@ -16,18 +17,65 @@ export class Settings {
     this.inputs = {};
     for (const slider of SLIDERS) this.add(slider);
     // what holds in the stream, and changes on their way by the number of their message
-    /** @type {Record<string, number>} */
+    /** @type {Record<string, number | string>} */
     this.holds = {};
-    /** @type {Map<number, Record<string, number>>} */
+    /** @type {Map<number, Record<string, number | string>>} */
     this.asked = new Map();
-    /** @type {Record<string, number>} */
+    /** @type {Record<string, number | string>} */
     this.waiting = {};
+    // of LoRAs whose strength may change, by name
+    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement }>} */
+    this.loras = {};
+    this.suited = false;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
     live.part.pixelated.addEventListener("change", () => this.sharp());
     this.sharp();
+    live.on("hello", (hello) => this.suit(hello));
     live.on("place", (place) => this.place(place.settings));
     live.on("receipt", (receipt) => this.receipt(receipt));
+  }
+
+  /**
+   * What a model does not have is not shown; larger pictures are enlarged smoothly.
+   * @param {import("./types.js").Hello} hello
+   */
+  suit(hello) {
+    for (const [name, strength] of Object.entries(hello.loras)) if (!(name in this.loras)) this.addLora(name, strength);
+    const row = this.inputs.motion_guidance.input.closest("label");
+    if (row) row.hidden = !hello.tracks;
+    if (this.suited) return;
+    this.suited = true;
+    this.live.part.pixelated.checked = hello.width * hello.height <= SMALL_PIXELS;
+    this.sharp();
+  }
+
+  /**
+   * A slider for a LoRA; all of them are told together, as one setting.
+   * @param {string} name
+   * @param {number} strength
+   */
+  addLora(name, strength) {
+    const row = document.createElement("label");
+    row.className = "sg-slider";
+    const text = document.createElement("span");
+    text.textContent = `LoRA ${name}`;
+    const input = document.createElement("input");
+    Object.assign(input, { type: "range", min: -1, max: 2, step: 0.05 });
+    input.value = String(strength);
+    input.dataset.lora = name;
+    input.dataset.needs = "online";
+    const value = document.createElement("output");
+    value.textContent = strength.toFixed(2);
+    row.append(text, input, value);
+    this.live.part.sliders.append(row);
+    this.loras[name] = { input, value };
+    input.addEventListener("input", () => {
+      value.textContent = Number(input.value).toFixed(2);
+      this.waiting.lora = Object.entries(this.loras).map(([each, slider]) => `${each}:${slider.input.value}`).join(",");
+      this.soon();
+    });
+    this.live.availability?.refresh();
   }
 
   /** @param {[string, string, number, number, number]} slider */
@@ -63,6 +111,10 @@ export class Settings {
   /** @param {string} name */
   changed(name) {
     this.waiting[name] = Number(this.inputs[name].input.value);
+    this.soon();
+  }
+
+  soon() {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.send(), REST_MS);
   }
@@ -88,7 +140,7 @@ export class Settings {
     } else this.show();
   }
 
-  /** @param {Record<string, number>} settings */
+  /** @param {Record<string, number | string>} settings */
   place(settings) {
     this.holds = { ...settings };
     this.asked.clear();
@@ -102,6 +154,14 @@ export class Settings {
       if (name in busy || !(name in this.holds)) continue;
       input.value = String(this.holds[name]);
       this.write(name);
+    }
+    if ("lora" in busy || !this.holds.lora) return;
+    for (const part of String(this.holds.lora).split(",")) {
+      const [name, strength] = part.split(":");
+      const slider = this.loras[name];
+      if (!slider) continue;
+      slider.input.value = strength;
+      slider.value.textContent = Number(strength).toFixed(2);
     }
   }
 

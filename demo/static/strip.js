@@ -39,6 +39,7 @@ export class Strip {
     this.rows = [];
     this.live.part.log.replaceChildren();
     for (const row of place.strip) this.add(row);
+    this.live.part.scrub.title = place.no_rewind;
     this.cancel();
     this.drawTakes();
   }

@@ -12,7 +12,9 @@
  * @property {number} fps
  * @property {number} chunk_frames
  * @property {Record<string, any>} settings
- * @property {string[]} words
+ * @property {string[]} words of a model that reads them alone; none of one that reads any text
+ * @property {boolean} tracks
+ * @property {Record<string, number>} loras strengths of LoRAs that may change
  * @property {number} upload_bytes
  *
  * @typedef {{ id: number, frame: number, picture: string }} Mark
@@ -32,6 +34,7 @@
  * @property {Mark[]} marks
  * @property {Take[]} takes
  * @property {Row[]} strip
+ * @property {string} no_rewind why there are no marks, "" where there are
  *
  * @typedef {object} Receipt
  * @property {number} id
@@ -80,6 +83,7 @@
  * @property {Receipt} receipt
  * @property {NewMark} mark
  * @property {Stats} stats
+ * @property {{ text: string, share: number | null }} loading
  * @property {{ position: number, waiting: number }} queue
  * @property {{ seconds: number | null }} idle
  * @property {{ code: string, text: string }} error
@@ -133,6 +137,7 @@
  * @property {HTMLButtonElement} blendAdd
  * @property {HTMLButtonElement} blendApply
  * @property {HTMLElement} blendHint
+ * @property {HTMLElement} motion
  * @property {HTMLElement} tools
  * @property {HTMLElement} hint
  * @property {HTMLInputElement} file

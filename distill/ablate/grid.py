@@ -123,9 +123,9 @@ def _check(grid: Grid, path: Path) -> None:
         if figure not in figures:
             raise ConfigError(f"grid {path}: {unknown_key(figure, figures, noun='figure')}")
     for claim in grid.claims:
-        for cell in (claim.better, claim.worse):
-            if cell not in grid.cells:
-                raise ConfigError(f"grid {path}: {unknown_key(cell, grid.cells, noun='cell')}")
+        for side in (claim.better, claim.worse):
+            if side not in grid.cells:
+                raise ConfigError(f"grid {path}: {unknown_key(side, grid.cells, noun='cell')}")
     plans: dict[str, str] = {}
     for name, cell in grid.cells.items():
         _check_overrides(grid, path, name)

@@ -158,7 +158,9 @@ def _figures(grid: Grid, cells: Sequence[Cell]) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for cell in cells[:1]:
         (row,) = json.loads((cell.report / "tokenizers.json").read_text(encoding="utf-8"))
-        figures = {name: Figure(row[name], *row["intervals"][name], row["clips"]) for name in grid.figures}
+        for name in grid.figures:
+            low, high = row["intervals"][name]
+            figures[name] = Figure(row[name], low, high, row["clips"])
     return figures
 
 

@@ -52,7 +52,8 @@ class RolloutConfig:
     after `max_frames`. The student takes up to `steps` steps at `shift`, re-noising in between, of which one
     drawn per update is the last; chunks are committed at noise level `context_noise`. A `first_share` of
     the updates see the first chunk alone, of `first_batch` new streams: it is made of words only, all else
-    follows from it, and in windows it is one frame of many.
+    follows from it, and in windows it is one frame of many. With `context_gradient: self` the loss reaches
+    the student through what its streams have committed, too (`distill.context_gradient`).
     """
 
     batch: int = 12
@@ -65,6 +66,7 @@ class RolloutConfig:
     steps: int = 4
     shift: float = 3.0
     context_noise: float = 0.05
+    context_gradient: Literal["none", "self"] = "none"
 
     def __post_init__(self) -> None:
         require(
@@ -285,6 +287,7 @@ class SelfForcingStage(DiffusionStage):
     def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
         """Carry the streams on to their next window, or begin others for their first chunk."""
         options, streams = self.config.rollout, self.streams
+        through = options.context_gradient == "self"
         sampling = Sampling(
             FlowMatchScheduler(options.steps, options.shift).sigmas(),
             renoise=True,
@@ -295,14 +298,14 @@ class SelfForcingStage(DiffusionStage):
         if batch.first:
             streams = self._begin(batch)
             context = streams.context()
-            return self._rolled(streams, student(streams, 1, sampling, batch.told), None, context)
+            return self._rolled(streams, student(streams, 1, sampling, batch.told, through), None, context)
         if streams is None or streams.frames + options.fresh_frames > batch.limit:
             streams = self._begin(batch)
         # an update that fails must not leave half a window behind
         self.streams = None
         before, context = streams.recent(options.window_frames - options.fresh_frames), streams.context()
         wanted = options.window_frames if before is None else options.fresh_frames
-        made = student(streams, wanted, sampling, batch.told)
+        made = student(streams, wanted, sampling, batch.told, through)
         self.streams = streams
         return self._rolled(streams, made, before, context)
 
@@ -403,7 +406,15 @@ def update_boundaries(config: SelfForcingRun) -> list[int]:
 
 
 def _check_objective(config: SelfForcingRun) -> None:
-    """What an objective asks for has to be there."""
+    """What an objective or a gradient asks for has to be there."""
+    plan = config.plan
+    require(
+        config.rollout.context_gradient == "none"
+        or (plan.first_chunk_frames == plan.chunk_frames and plan.sink_frames % plan.chunk_frames == 0),
+        "rollout.context_gradient",
+        "none without a sink of whole chunks and a first chunk as long as the others",
+        config.rollout.context_gradient,
+    )
     objective = OBJECTIVES[type(config.objective)](config.objective)
     if objective.needs_clips:
         require(

@@ -13,9 +13,9 @@ from models.causal_dit import CausalDiT
 from models.kv_cache import CacheView
 
 from ..bench import BenchOptions, in_turns
-from ..engine import compiled
 from ..engine.guidance import Conditioning, guided_velocity
 from ..engine.onnx import runner as onnx
+from ..engine.program import compiled
 from ..engine.quantize import Quantization, quantized
 from ..engine.runner import PlainRunner
 from ..engine.sampler import Velocity
@@ -29,7 +29,9 @@ _WORDS = ("a small red circle moves right over the sea", "a large blue star stay
 _CPU = torch.device("cpu")
 # largest difference in standard deviations of a chunk in float32, and relative RMS errors in bfloat16
 _FLOAT32, _BFLOAT16 = 1e-3, 0.1
-_RUNNERS = {"onnx": onnx.TOLERANCE, "compile": compiled.TOLERANCE}
+_RUNNERS = {"onnx": onnx.TOLERANCE, "compile": compiled.TOLERANCE, "graph": compiled.TOLERANCE}
+# the graphs of ONNX Runtime are for CPUs, those of CUDA are not
+_ONE_DEVICE = {"onnx": "cpu", "graph": "cuda"}
 
 
 def correctness(plan: Plan, row: Row) -> None:
@@ -51,8 +53,7 @@ def runners(plan: Plan, row: Row) -> None:
     with _exact():
         pipeline = load_pipeline(MODEL, str(plan.device), torch.float32)
         for name in _RUNNERS:
-            # the graphs of ONNX Runtime are for CPUs
-            if name != "onnx" or plan.device.type == "cpu":
+            if _ONE_DEVICE.get(name, plan.device.type) == plan.device.type:
                 row(name, _runner(pipeline, name, plan))
 
 

@@ -57,19 +57,22 @@ def compiled_eight_bits_12(plan: Plan, row: Row) -> None:
 
 
 def compiled_12(plan: Plan, row: Row) -> None:
-    """The compiled runner at window 12, alone and in turns with the plain one."""
-    pipeline = plan.wan(LONG_LIVE, "decoder=tiny", runner="compile")
-    began = time.perf_counter()
-    chosen = pipeline.choose()
-    row("programs", {"ok": chosen.note is None, "note": chosen.note, "seconds": _since(began)})
-    if chosen.note is not None:
-        return
-    times = in_turns(
-        pipeline, (chosen.runner, pipeline.choose("plain").runner), BenchOptions(effort=plan.effort)
-    )
-    faster = {f"times_faster_{what}": spread["times_faster"]["p50"] for what, spread in _timed(times)}
-    row("against plain", faster | {"turns": times})
-    row("TAEHV", _measured(plan, pipeline))
+    """Programs at window 12, compiled and on a GPU captured, alone and in turns: compiled ones with the plain
+    runner, graphs with what they were captured of.
+    """
+    pairs = [("compile", "plain")] + ([("graph", "compile")] if plan.device.type == "cuda" else [])
+    for name, other in pairs:
+        pipeline = plan.wan(LONG_LIVE, "decoder=tiny", runner=name)
+        began = time.perf_counter()
+        chosen = pipeline.choose()
+        row(f"{name}, programs", {"ok": chosen.note is None, "note": chosen.note, "seconds": _since(began)})
+        if chosen.note is not None:
+            continue
+        both = (chosen.runner, pipeline.choose(other).runner)
+        times = in_turns(pipeline, both, BenchOptions(effort=plan.effort))
+        faster = {f"times_faster_{what}": spread["times_faster"]["p50"] for what, spread in _timed(times)}
+        row(f"{name} against {other}", faster | {"turns": times})
+        row(f"{name}, TAEHV", _measured(plan, pipeline))
 
 
 def _rows(plan: Plan, row: Row, name: str, vae_too: bool) -> None:

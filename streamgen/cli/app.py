@@ -4,6 +4,7 @@ Exit codes: 0 all done, 1 some items failed, 2 bad usage or input, 130 interrupt
 what needs it.
 """
 
+import errno
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,25 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import InputError, Interrupted, StreamgenError
+from ..suggest import shorten
+from .arguments import (
+    Device,
+    DType,
+    Fit,
+    FreeText,
+    LiveLoras,
+    Loras,
+    Model,
+    ModelSet,
+    Quantize,
+    RandomWeights,
+    Size,
+    TextCache,
+    TextDevice,
+    TextEncoder,
+    TextInt8,
+    Weights,
+)
 from .motion import app as motion_app
 from .progress import Stop, say
 
@@ -53,10 +73,13 @@ _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
 _RUNNER = (
-    "What computes chunks: auto (the fastest here), plain, onnx or compile; by default a record's or saved "
-    "stream's own."
+    "What computes chunks: auto (the fastest here), plain, onnx, compile or graph (CUDA); by default a "
+    "record's or saved stream's own."
 )
-_QUANTIZE = "Linear layers in eight bits: int8 or fp8; none by default, or a record's own."
+_QUANTIZE = (
+    "In eight bits: linear layers (int8, fp8), the cache (cache) or both (int8+cache); none by default, or a "
+    "record's own."
+)
 _DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _BATCH = "Render so many clips at once, in larger passes of the network (runner plain)."
 _JOBS = "Jobs file"
@@ -93,36 +116,7 @@ Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file
 Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
 Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
-Quantize = Annotated[str | None, typer.Option(help=_QUANTIZE)]
 Deadline = Annotated[float | None, typer.Option(help=_DEADLINE)]
-Model = Annotated[str, typer.Option(help="Name (see `streamgen models`), checkpoint or adopted folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-_WAN = "Models of the Wan family"
-_WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."
-Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN)]
-RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
-]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option("--lora", help="LoRA to merge: FILE or FILE:STRENGTH. Repeatable.", rich_help_panel=_WAN),
-]
-ModelSet = Annotated[
-    list[str] | None,
-    typer.Option("--model-set", help="Change its config: dit.layers=2. Repeatable.", rich_help_panel=_WAN),
-]
-TextEncoder = Annotated[
-    str | None, typer.Option(help="Folder or hub name of the text encoder.", rich_help_panel=_WAN)
-]
-TextDevice = Annotated[str | None, typer.Option(help="Device of the text encoder.", rich_help_panel=_WAN)]
-TextCache = Annotated[Path | None, typer.Option(help="Folder for encoded prompts.", rich_help_panel=_WAN)]
-FreeText = Annotated[
-    bool, typer.Option("--free-text", help="Free the text encoder after use.", rich_help_panel=_WAN)
-]
-DType = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Of the network.", rich_help_panel=_WAN),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 AsEvents = Annotated[bool, typer.Option("--json", help="JSON events on stdout, one a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
@@ -156,6 +150,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return Interrupted.exit_code
     except MemoryError:
         say("error: out of memory")
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        say(f"error: {shorten(error.filename)}: longer than a file name can be")
         return 2
 
 
@@ -226,11 +225,15 @@ def render(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     loras: Loras = None,
+    live_loras: LiveLoras = None,
     model_set: ModelSet = None,
+    size: Size = None,
+    fit: Fit = None,
     text_encoder: TextEncoder = None,
     text_device: TextDevice = None,
     text_cache: TextCache = None,
     free_text: FreeText = False,
+    text_int8: TextInt8 = False,
     dtype: DType = None,
     as_json: AsEvents = False,
     quiet: Quiet = False,
@@ -252,7 +255,8 @@ def render(
 
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set, "loras": loras}
+    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
+    lists |= {"loras": loras, "live_loras": live_loras}
     given |= {name: tuple(values or ()) for name, values in lists.items()}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
@@ -284,6 +288,10 @@ def bench(
     roofline: Annotated[
         bool, typer.Option("--roofline", help="Also the share of the device's ceilings, by part of a chunk.")
     ] = False,
+    protocol: Annotated[
+        Literal["flashdreams"] | None,
+        typer.Option(help="Also by this latency protocol: the parts of the sixth chunk of fresh streams."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -293,6 +301,7 @@ def bench(
     from ..bench import BenchOptions, run_bench
     from ..engine.budget import StepBudget
     from ..engine.choice import check_runner
+    from ..engine.parallel.mesh import joined
     from ..engine.quantize import check_quantization
     from ..pipeline import load_pipeline
     from ..render.job import parse_settings
@@ -307,12 +316,20 @@ def bench(
     if deadline is not None:
         StepBudget.of(deadline)
     values = parse_settings(settings or ())
-    options = BenchOptions(chunks, values, deadline, vs, beside, cold, roofline)
-    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize)
+    mesh = joined(device)
+    if mesh is not None and (vs or beside or roofline or deadline):
+        raise InputError("--vs, --beside, --roofline, --deadline: not over several processes")
+    options = BenchOptions(
+        chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, protocol is not None
+    )
+    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize, mesh=mesh)
     if threads is None:
         pipeline.settle_threads()
     note_runner(pipeline, lambda note: say(f"note: {note}"))
-    result = run_bench(pipeline, options, (lambda text: None) if quiet else say)
+    leads = mesh is None or mesh.leads
+    result = run_bench(pipeline, options, say if leads and not quiet else lambda text: None)
+    if not leads:
+        return
     _show(result, f"streamgen bench: {model}", as_json)
 
 
@@ -382,8 +399,9 @@ def adopt(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A folder of published weights, or one file.")],
+    source: Annotated[str, typer.Argument(help="Folder or file of weights, or hf://owner/repo/file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    *,
     model: Annotated[str | None, typer.Option(help="What it is to become: see `streamgen models`.")] = None,
     to: Annotated[
         Literal["streamgen", "wan", "diffusers"], typer.Option(help="The naming to write.")
@@ -393,6 +411,7 @@ def convert(
     quantize: Annotated[
         Literal["int8", "fp8"] | None, typer.Option(help="Write linear layers in eight bits.")
     ] = None,
+    loras: Loras = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert published weights to our format, and back.
@@ -402,9 +421,11 @@ def convert(
     import torch
 
     from ..wan.convert import convert_weights
+    from ..wan.loras import parse_loras
 
     kind = None if dtype is None else getattr(torch, dtype)
-    report = convert_weights(source, output, to, model, tuple(model_set or ()), kind, quantize)
+    changes, merged = tuple(model_set or ()), parse_loras(loras or ())
+    report = convert_weights(source, output, to, model, changes, kind, quantize, merged)
     _show(report, f"streamgen convert: {source}", as_json)
 
 

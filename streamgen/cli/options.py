@@ -1,13 +1,22 @@
 """The options of `streamgen render`, and what each of its uses does with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from ..engine.parallel.mesh import Mesh
 from ..errors import InputError
+from ..families import describe
 from ..pipeline import Pipeline, load_pipeline
 from ..video.outputs import Outputs, PreviewKind
-from .progress import say
+from ..video.read import image_size
+from ..wan.loras import parse_loras
+from ..wan.options import TextOptions, WanOptions
+from ..wan.pictures import GRID, on_grid, parse_size, shaped_like
+from .progress import say, shown_progress
 
 SECONDS = 8.0
 MAX_THREADS = 1024
@@ -15,16 +24,20 @@ WAN_OPTIONS = (
     "weights",
     "random_weights",
     "loras",
+    "live_loras",
     "model_set",
+    "size",
+    "fit",
     "text_encoder",
     "text_device",
     "text_cache",
     "free_text",
+    "text_int8",
     "dtype",
 )
 
 # names that are not those of their options
-_OPTIONS = {"settings": "--set", "gestures": "--gesture", "loras": "--lora"}
+_OPTIONS = {"settings": "--set", "gestures": "--gesture", "loras": "--lora", "live_loras": "--live-lora"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +77,15 @@ class RenderOptions:
     weights: str | None = None
     random_weights: bool = False
     loras: tuple[str, ...] = ()
+    live_loras: tuple[str, ...] = ()
     model_set: tuple[str, ...] = ()
+    size: str | None = None
+    fit: float | None = None
     text_encoder: str | None = None
     text_device: str | None = None
     text_cache: Path | None = None
     free_text: bool = False
+    text_int8: bool = False
     dtype: str | None = None
     quiet: bool = False
     as_json: bool = False
@@ -78,16 +95,19 @@ class RenderOptions:
         return Outputs(self.png, self.preview)
 
 
-def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pipeline:
+def open_model(
+    options: RenderOptions, device: str, settled: bool = False, mesh: Mesh | None = None
+) -> Pipeline:
     """The pipeline that the options name.
 
     Args:
+        mesh: processes that compute its streams together.
         settled: whether it is said already on how many threads it runs.
 
     Raises:
         StreamgenError: see `load_pipeline`; or the model decodes no pictures, which a video needs.
     """
-    pipeline = _load(options, device)
+    pipeline = _load(options, device, mesh)
     if options.threads is None and not settled:
         pipeline.settle_threads()
     if pipeline.codec is None:
@@ -97,27 +117,77 @@ def open_model(options: RenderOptions, device: str, settled: bool = False) -> Pi
     return pipeline
 
 
-def _load(options: RenderOptions, device: str) -> Pipeline:
+def _load(options: RenderOptions, device: str, mesh: Mesh | None) -> Pipeline:
     given = vars(options)
-    if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
-        return load_pipeline(options.model, device, runner=options.runner, quantize=options.quantize)
-    import torch
-
-    from ..wan.loras import parse_loras
-    from ..wan.options import TextOptions, WanOptions
-
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    text = TextOptions(options.text_device or "cpu", keep=not options.free_text, cache=options.text_cache)
-    wan = WanOptions(
-        options.weights,
-        options.random_weights,
-        options.model_set,
-        options.text_encoder,
-        text,
-        note=lambda text: say(f"note: {text}"),
-        loras=parse_loras(options.loras),
+    wan = wan_options(given, lambda text: say(f"note: {text}"))
+    return load_pipeline(
+        options.model, device, dtype_of(options.dtype), wan, options.runner, options.quantize, mesh
     )
-    return load_pipeline(options.model, device, dtype, wan, options.runner, options.quantize)
+
+
+def wan_options(
+    given: Mapping[str, Any],
+    note: Callable[[str], None] | None = None,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> WanOptions | None:
+    """What the options of `arguments` say about a model of the Wan family; None where none was given.
+
+    Args:
+        given: values by name; None, False and () where they were not given.
+        note, progress: see `WanOptions`.
+
+    Raises:
+        InputError: a LoRA that cannot be.
+    """
+    if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
+        return None
+    text = TextOptions(
+        given["text_device"] or "cpu",
+        keep=not given["free_text"],
+        cache=given["text_cache"],
+        int8=given["text_int8"],
+    )
+    return WanOptions(
+        given["weights"],
+        given["random_weights"],
+        (*given["model_set"], *_size_overrides(given, note)),
+        given["text_encoder"],
+        text,
+        note=note,
+        loras=parse_loras(given["loras"]),
+        live_loras=parse_loras(given["live_loras"]),
+        progress=progress,
+        fit=given["fit"],
+    )
+
+
+def _size_overrides(given: Mapping[str, Any], note: Callable[[str], None] | None) -> tuple[str, ...]:
+    """Changes of a model's config for `--size`; none without it.
+
+    Raises:
+        InputError: no size, or one of a picture that is not there.
+    """
+    asked, image = given["size"], given.get("image")
+    if asked is None:
+        return ()
+    if asked == "picture":
+        if image is None:
+            raise InputError("--size picture: expected --image, whose shape is meant, found none")
+        config = describe(given["model"], WanOptions(overrides=given["model_set"])).config
+        own = (config.geometry().width, config.geometry().height)
+        width, height = shaped_like(image_size(image), own)
+    else:
+        width, height = on_grid(*parse_size(asked))
+    told = f"{width}x{height}"
+    if note is not None and told != asked:
+        note(f"--size {asked}: pictures of {told}, in whole tokens of {GRID} pixels")
+    return (f"width={width}", f"height={height}")
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """A precision of torch by its name."""
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return None if name is None else kinds[name]
 
 
 def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
@@ -126,9 +196,8 @@ def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
     Raises:
         InputError: it cannot be had.
     """
-    if pipeline.asked_runner == "compile":
-        say("runner compile: programs are made, which takes minutes the first time")
-    note = pipeline.choose().note
+    with shown_progress(f"runner {pipeline.asked_runner}: programs") as progress:
+        note = pipeline.choose(progress=progress).note
     if note is not None:
         say(note)
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -366,13 +366,41 @@ def reporter_for(quiet: bool, as_json: bool, prefix: str = "", folder: Path | No
     return Reporter(quiet, prefix, folder)
 
 
+@contextlib.contextmanager
+def shown_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Something that is told how many parts of a work are done, of how many, and which one comes: a bar on a
+    terminal, lines in a log, nothing where nothing is told.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, label: say(f"{title}: {done} of {total}{label and f', {label}'}")
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int, label: str) -> None:
+            if not tasks:
+                tasks.append(bars.add_task(title, total=total))
+            bars.update(tasks[0], completed=done, description=f"{title}, {label}" if label else title)
+
+        yield show
+
+
 class Stop:
     """Makes a flag of the first Ctrl-C or SIGTERM, so that a chunk is finished; a second stops at once."""
 
     def __init__(self) -> None:
         self._asked = False
+        # several processes that compute one clip ask each other
+        self.ask: Callable[[], bool] = self.was_asked
 
     def __call__(self) -> bool:
+        return self.ask()
+
+    def was_asked(self) -> bool:
+        """Whether this process was asked to stop."""
         return self._asked
 
     @contextlib.contextmanager

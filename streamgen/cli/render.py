@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.budget import StepBudget
+from ..engine.parallel.mesh import Mesh, joined
 from ..errors import InputError
-from ..render.clip import Hooks, check_output, record_notes, word_notes, write_clip
+from ..render.clip import Hooks, check_output, follow_clip, record_notes, word_notes, write_clip
 from ..render.items import slug
 from ..render.job import RenderJob, job_from_command_line
 from ..render.job_file import STDIN, SUFFIXES
@@ -39,12 +40,16 @@ def render_source(options: RenderOptions, stop: Stop) -> int:
     refuse(options, jobs_alone, "only a jobs file takes it")
     if options.engine != "local":
         raise InputError("--engine: not here, only a jobs file takes it")
+    mesh = joined(options.device)
+    if mesh is not None:
+        refuse(options, ("deadline",), "clocks of several processes differ")
+        stop.ask = mesh.stopped(stop.was_asked)
     reporter = reporter_for(options.quiet, options.as_json)
     if suffix == ".json":
-        return _render_timeline(options, reporter, stop)
+        return _render_timeline(options, reporter, stop, mesh)
     if options.source is None and options.continue_from is None:
         raise InputError("missing PROMPT: expected a prompt, a jobs file or a timeline")
-    return _render_prompt(options, reporter, stop)
+    return _render_prompt(options, reporter, stop, mesh)
 
 
 def file_suffix(source: str | None) -> str:
@@ -58,7 +63,7 @@ def file_suffix(source: str | None) -> str:
     return suffix if " " not in source or Path(source).exists() else ""
 
 
-def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> int:
+def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop, mesh: Mesh | None) -> int:
     saved = options.continue_from
     if saved is not None:
         refuse(options, ("seed", "image", "video"), "a saved stream has its own")
@@ -84,7 +89,7 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
     check_output(path)
     _check_state(options.save_state)
     settled = saved is not None and _take_threads(options, read_meta(saved))
-    pipeline = open_model(options, options.device, settled)
+    pipeline = open_model(options, options.device, settled, mesh)
     if saved is None:
         note_runner(pipeline, reporter.note)
         clip = open_job(pipeline, job, path, deadline_ms=options.deadline)
@@ -97,20 +102,25 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop) -> in
     return 0
 
 
-def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop) -> int:
+def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop, mesh: Mesh | None) -> int:
     own = ("seed", "at", "motion", "gestures", "cache", "settings", "continue_from", "extend", "deadline")
     refuse(options, own, "a timeline has its own")
     file = Path(str(options.source))
     settled = _take_threads(options, read_timeline(file)[1])
     check_output(options.output)
     _check_state(options.save_state)
-    pipeline = open_model(options, options.device, settled)
+    pipeline = open_model(options, options.device, settled, mesh)
     clip = open_timeline(pipeline, file, options.output, options.seconds, options.image, options.video)
     _make(clip, options, reporter, stop)
     return 0
 
 
 def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) -> None:
+    mesh = clip.session.model.mesh
+    if mesh is not None and not mesh.leads:
+        with stop.listening():
+            follow_clip(clip, Hooks(stopped=stop), options.save_state is not None)
+        return
     for note in (*clip.session.model.parts.notes, *clip.notes, *word_notes(clip.session.model, clip.prompts)):
         reporter.note(note)
     with stop.listening(), reporter.running():

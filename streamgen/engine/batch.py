@@ -159,6 +159,10 @@ class BatchedRunner(PassRunner):
 
         return cls(dit, codec, place, run)
 
+    def serves(self, view: CacheView) -> bool:
+        """See `PassRunner`; each stream looks at its own cache, in eight bits or not."""
+        return view.ring.shape.batch == 1
+
     def network_pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> Pass:
         """See `PassRunner`."""
 

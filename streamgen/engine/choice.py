@@ -18,27 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.causal_dit import CausalDiT
-from models.context import ChunkPlan
-from models.kv_cache import CacheCursor, CacheRing, CacheShape
+from models.kv_cache import CacheRing
 from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 
 from ..errors import InputError
 from ..machine import free_bytes, own_version
 from ..suggest import unknown_key
-from .compiled import CompiledRunner
 from .decoder import DecoderState
-from .geometry import LatentGeometry
-from .guidance import Conditioning, Guidance
-from .noise import SeededNoise
 from .onnx.runner import OnnxRunner, unusable
-from .runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
-from .sampler import Sampling
+from .program.compiled import GraphRunner, ProgramRunner
+from .program.warm import Progress, warm_up
+from .runner import BatchPlace, PlainRunner, Runner
+from .sizes import Sizes, Trial, tried
 
-RUNNERS = ("auto", "plain", "onnx", "compile")
+RUNNERS = ("auto", "plain", "onnx", "compile", "graph")
 # what `auto` chooses from; compiling takes minutes, and is for those who ask
 _CANDIDATES = ("plain", "onnx")
 # where none is asked for
@@ -48,21 +44,6 @@ _MOST_PARAMETERS = 200_000_000
 _TURNS = 3
 # times as fast as it plays
 _ENOUGH = 2.0
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a runner is made and measured for."""
-
-    geometry: LatentGeometry
-    plan: ChunkPlan
-    sampling: Sampling
-    guidance: Guidance
-
-    @property
-    def chunk_seconds(self) -> float:
-        """How long the pictures of a chunk play."""
-        return self.plan.chunk_frames * self.geometry.temporal / self.geometry.fps
 
 
 @dataclass(frozen=True)
@@ -114,11 +95,19 @@ def check_runner(name: str) -> str:
 
 
 def choose_runner(
-    name: str, dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes, recorded: bool = False
+    name: str,
+    dit: CausalDiT,
+    codec: VideoCodec | None,
+    sizes: Sizes,
+    recorded: bool = False,
+    ring: Callable[[], CacheRing] | None = None,
+    progress: Progress = lambda done, total, label: None,
 ) -> Chosen:
     """A runner by name, ready to run.
 
     Args:
+        ring: makes a cache as streams get it, for programs that know its addresses.
+        progress: told of programs that are made.
         recorded: the name is what a record says, not what was asked for: where it cannot be had, the plain
             runner goes on, and the note says so.
 
@@ -134,12 +123,15 @@ def choose_runner(
     if name == "plain":
         note = None if failed is None else f"runner onnx: {failed}; going on with the plain one"
         return Chosen(PlainRunner(dit, codec), note)
-    reason = (unusable(dit) or _too_large(dit)) if name == "onnx" else None
+    reason = _unsuited(name, dit)
     if reason is not None and not recorded:
         raise InputError(f"runner {name}: {reason}")
     if reason is None:
         try:
-            return Chosen(_onnx(dit, codec, sizes) if name == "onnx" else _compiled(dit, codec, sizes))
+            if name == "onnx":
+                return Chosen(_onnx(dit, codec, sizes))
+            made = sizes.ring(dit) if ring is None else ring()
+            return Chosen(_programs(name, dit, codec, sizes, made, progress))
         except Exception as error:  # whatever the runtime has to say, the plain runner needs none of it
             reason = _in_short(error)
     return Chosen(PlainRunner(dit, codec), f"runner {name}: {reason}; going on with the plain one")
@@ -239,27 +231,12 @@ def work_seconds(runner: Runner, dit: CausalDiT, codec: VideoCodec | None, sizes
     if codec is not None:
         size = (1, 1, geometry.latent_channels, geometry.latent_height, geometry.latent_width)
         _, state = runner.decode(torch.zeros(size, device=device), DecoderState.initial(codec))
-    latents, seconds = _chunk(runner, dit, sizes, sizes.plan.attention_frames)
+    trial = Trial(sizes.plan.attention_frames, sizes.plan.chunk_frames, sizes.sampling)
+    latents, seconds = tried(runner, dit, sizes, sizes.ring(dit), trial)
     began = time.perf_counter()
     if state is not None:
         runner.decode(latents, state)
     return seconds + time.perf_counter() - began
-
-
-@torch.no_grad()
-def _chunk(runner: Runner, dit: CausalDiT, sizes: Sizes, frames: int) -> tuple[Tensor, float]:
-    """A chunk behind so many latent frames, and the seconds that it took, its commit counted."""
-    config, plan, weight = dit.config, sizes.plan, dit.head.head.weight
-    shape = CacheShape(config.layers, config.heads, config.head_dim, sizes.geometry.token_grid)
-    ring = CacheRing(shape, plan, dit.rope, weight.device, weight.dtype)
-    cursor, length = CacheCursor(frames=frames), plan.chunk_frames
-    text = dit.embed_text(torch.zeros(1, 8, config.text_dim, device=weight.device, dtype=weight.dtype))
-    conditioning = Conditioning(text, text, None, sizes.guidance)
-    noise = SeededNoise(0, weight.device, weight.dtype)
-    began = time.perf_counter()
-    latents = runner.denoise(DenoiseTask(ring, cursor, 1, length, conditioning, noise, sizes.sampling))
-    runner.commit(CommitTask(ring, cursor, latents, (0.0,) * length, text, None))
-    return latents, time.perf_counter() - began
 
 
 def _onnx(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> OnnxRunner:
@@ -281,14 +258,25 @@ def _too_large(dit: CausalDiT) -> str | None:
     return f"needs {needed / 2**30:.1f} GiB for its own form of the weights, {free / 2**30:.1f} are free"
 
 
-def _compiled(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> CompiledRunner:
-    """The compiled runner with the programs of a window that fills and of a full one; torch keeps them on the
-    disk for the next process.
+def _programs(
+    name: str, dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes, ring: CacheRing, progress: Progress
+) -> ProgramRunner:
+    """The compiled runner, or the one with graphs, with the programs that every stream needs; what is
+    compiled is kept on the disk for the next process.
     """
-    runner = CompiledRunner(dit, codec)
-    for frames in (sizes.plan.sink_frames, sizes.plan.attention_frames):
-        _chunk(runner, dit, sizes, frames)
+    runner = (ProgramRunner if name == "compile" else GraphRunner)(dit, codec)
+    warm_up(runner, dit, sizes, ring, progress)
     return runner
+
+
+def _unsuited(name: str, dit: CausalDiT) -> str | None:
+    """Why a runner cannot run a network here; None where nothing is known against it."""
+    device = dit.head.head.weight.device
+    if name == "onnx":
+        return unusable(dit) or _too_large(dit)
+    if name == "graph" and device.type != "cuda":
+        return f"runs on CUDA devices, the model is on {device}"
+    return None
 
 
 def _key(dit: CausalDiT, codec: VideoCodec | None, sizes: Sizes) -> str:

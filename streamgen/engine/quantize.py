@@ -12,23 +12,24 @@ and the head, through which everything goes, and not keys and values of the word
 prompt: so sessions in eight bits and in full precision share their texts.
 """
 
-import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.causal_dit import CausalDiT, DiTBlock
+from models.causal_dit import CausalDiT, DiTBlock, twin
 
 from ..errors import InputError
 from ..suggest import unknown_key
 
 Quantization = Literal["int8", "fp8"]
-QUANTIZATIONS = ("none", "int8", "fp8")
+# of linear layers, of the cache, of both
+QUANTIZATIONS = ("none", "int8", "fp8", "cache", "int8+cache", "fp8+cache")
+CACHE = "cache"
 # where none is asked for
 QUANTIZE_VARIABLE = "STREAMGEN_QUANTIZE"
 # of a network's weights, those that are rounded, and what their scales are called in a file
@@ -57,7 +58,21 @@ class QuantizedLinear(nn.Module):
         weight, scale = rounded(linear.weight.detach(), kind)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale.flatten())
-        self.bias = linear.bias
+        self.bias: Tensor | None = linear.bias
+
+    @classmethod
+    def joined(cls, parts: "Sequence[QuantizedLinear]") -> "QuantizedLinear":
+        """Layers of one input as one, their outputs side by side: the same numbers, rounded input included,
+        since each output channel has a scale of its own.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.kind = parts[0].kind
+        made.register_buffer("weight", torch.cat([part.weight for part in parts]))
+        made.register_buffer("scale", torch.cat([part.scale for part in parts]))
+        biases = [part.bias for part in parts]
+        made.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases if b is not None])
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` in the dtype of `x`."""
@@ -112,7 +127,7 @@ def quantized(dit: CausalDiT, kind: Quantization) -> CausalDiT:
     reason = unsupported(dit, kind)
     if reason is not None:
         raise InputError(f"quantize {kind}: {reason}")
-    made = _twin(dit)
+    made = twin(dit)
     with torch.no_grad():
         for block in made.blocks:
             for holder, name in _places(cast(DiTBlock, block)):
@@ -146,6 +161,16 @@ def quantization(dit: CausalDiT) -> Quantization | None:
     """In which eight bits a network computes; None in full precision."""
     first = next((m for m in dit.modules() if isinstance(m, QuantizedLinear)), None)
     return None if first is None else first.kind
+
+
+def of_linears(name: str) -> str:
+    """What a quantisation says of linear layers: `none`, `int8` or `fp8`."""
+    return name.removesuffix(CACHE).removesuffix("+") or "none"
+
+
+def keeps_cache(name: str | None) -> bool:
+    """Whether a quantisation has the cache in eight bits."""
+    return name is not None and name.endswith(CACHE)
 
 
 def default_quantization() -> str | None:
@@ -191,12 +216,6 @@ def kernel_missing(device: torch.device, dtype: torch.dtype, kind: Quantization)
         why = " ".join(str(error).split())[:120]
         return f"torch {torch.__version__} has no kernel for it on {device} ({why})"
     return None
-
-
-def _twin(dit: CausalDiT) -> CausalDiT:
-    """Another module over the same tensors."""
-    shared = {id(x): x for x in (*dit.parameters(), *dit.buffers())}
-    return copy.deepcopy(dit, shared)
 
 
 def _places(block: DiTBlock) -> list[tuple[nn.Module, str]]:

@@ -127,8 +127,8 @@ class Runner(Protocol):
 
     @property
     def quantize(self) -> str | None:
-        """In which eight bits its linear layers compute; None in full precision. Snapshots and records have
-        it, too.
+        """What of it is in eight bits, a name of `engine.quantize.QUANTIZATIONS`; None in full precision.
+        Snapshots and records have it, too.
         """
         ...
 
@@ -240,8 +240,10 @@ class PassRunner(PlainRunner):
     """
 
     def serves(self, view: CacheView) -> bool:
-        """Whether it has a pass for this chunk; by default for any of a cache of batch 1."""
-        return view.ring.shape.batch == 1
+        """Whether it has a pass for this chunk; by default where the cache is of batch 1 and in full
+        precision.
+        """
+        return view.ring.shape.batch == 1 and not view.ring.storage.eight_bits
 
     @abstractmethod
     def network_pass(self, view: CacheView, text: TextContext, motion: Tensor | None) -> Pass:
@@ -256,7 +258,9 @@ class PassRunner(PlainRunner):
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
         """See `PlainRunner`; branches of guidance one after the other."""
-        if conditioning.strengths is not None or not self.serves(view):
+        # a pass of its own sees the words alone, and none to turn away from
+        own = conditioning.strengths is None and conditioning.text.negative is None
+        if not own or not self.serves(view):
             return super().velocity(view, conditioning)
         pass_of = lambda text, motion: self.network_pass(view, text, motion)  # noqa: E731
         return guided_passes(conditioning, pass_of, self.dit.config.guidance)

@@ -21,6 +21,7 @@ from ..errors import Interrupted, OutputError
 from ..machine import device_name, peak_memory_mb, versions
 from ..stream.events import Receipt
 from ..stream.model import StreamModel
+from ..stream.prompts import symbols_note
 from ..stream.snapshot import Snapshot, write_snapshot
 from ..suggest import shorten
 from ..video.outputs import FrameTap, Outputs, Part, PartDigests, taps_for
@@ -100,6 +101,28 @@ def write_clip(
     return record
 
 
+class _Nowhere:
+    """Takes frames, and counts them."""
+
+    frames_written = 0
+
+    def write(self, frames: Any) -> None:
+        self.frames_written += len(frames)
+
+
+def follow_clip(clip: Clip, hooks: Hooks | None = None, saves: bool = False) -> None:
+    """Go through a clip and write nothing: the part of a process that computes it together with the one that
+    writes it, in `write_clip`.
+
+    Args:
+        saves: whether that one saves the state.
+
+    Raises:
+        Interrupted: `hooks.stopped` said so, to all of them.
+    """
+    _stream(clip, [_Nowhere()], _Tally(), hooks or Hooks(), saves)
+
+
 def check_output(path: Path) -> None:
     """Refuse an output that cannot be, before any work.
 
@@ -129,10 +152,15 @@ def word_notes(pipeline: StreamModel, prompts: tuple[str, ...]) -> list[str]:
             verb = "means" if len(words.unknown) == 1 else "mean"
             notes.append(f"{names}{more} {verb} nothing to this model (in {shorten(prompt)})")
         if words.dropped:
-            length = len(words.ids)
+            unit = "tokens" if pipeline.prompts.vocabulary is None else "words"
+            cut = f', cut before "{words.cut}"' if words.cut else ""
             notes.append(
-                f"only the first {length} words are read, {words.dropped} are dropped (of {shorten(prompt)})"
+                f"only the first {len(words.ids)} {unit} are read, {words.dropped} are dropped{cut} "
+                f"(of {shorten(prompt)})"
             )
+        symbols = None if words.unknown else symbols_note(prompt)
+        if symbols is not None:
+            notes.append(f"{symbols} ({shorten(prompt)})")
     if any("nothing to this model" in note for note in notes):
         count = len(pipeline.vocabulary.words)
         notes.append(
@@ -171,7 +199,7 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
     """Generate all frames of a clip and give them to a video sink and to others; with `keep`, returns the
     state to make the next frame from.
     """
-    sink: VideoFileSink = targets[0]
+    sink: VideoFileSink | _Nowhere = targets[0]
     session, geometry = clip.session, clip.session.geometry
     end = clip.first_frame + clip.frames
     reach = geometry.temporal * session.model.plan.chunk_frames
@@ -228,6 +256,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "device": device_name(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "processes": 1 if pipeline.mesh is None else pipeline.mesh.size,
         "runner": session.runner.name,
         "quantize": session.runner.quantize,
         "batch": None if session.runner.batch is None else session.runner.batch.to_json(),
@@ -288,7 +317,7 @@ def _sweep(part: Path, taps: list[FrameTap]) -> None:
         tap.discard()
 
 
-def _kept(sink: VideoFileSink) -> str:
-    if not sink.frames_written:
+def _kept(sink: VideoFileSink | _Nowhere) -> str:
+    if isinstance(sink, _Nowhere) or not sink.frames_written:
         return "interrupted: nothing was written"
     return f"interrupted: the first {sink.frames_written} frames are in {sink.part_path}"

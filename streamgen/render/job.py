@@ -19,7 +19,6 @@ from ..motion.sources import with_folder
 from ..suggest import shorten
 from .shots import (
     CHANGES,
-    MAX_PROMPT,
     MAX_SECONDS,
     Motion,
     Shot,
@@ -36,6 +35,9 @@ from .shots import (
 MAX_FRAMES = 24 * 3600 * 1000
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 10_000
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+# a longer name is none; file names are made of its beginning
+MAX_ID = 2000
 JOB_KEYS = ("id", "seconds", "frames", "seed", "samples", "size", "image", "video", "shots", "set", *CHANGES)
 
 
@@ -259,9 +261,11 @@ def setting_value(value: str, where: str) -> Any:
         InputError: no YAML.
     """
     try:
-        return yaml.safe_load(value)
+        found = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"{where}: not a value: {shorten(value)}") from None
+    # YAML 1.1 takes 1e30, which has no dot, for words
+    return float(found) if isinstance(found, str) and _EXPONENT.fullmatch(found) else found
 
 
 def _id(value: Any) -> str | None:
@@ -269,8 +273,8 @@ def _id(value: Any) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise InputError(f"id: expected a name, found {shorten(value)}")
-    if len(str(value)) > MAX_PROMPT:
-        raise InputError(f"id: has {len(str(value))} characters, at most {MAX_PROMPT} are allowed")
+    if len(str(value)) > MAX_ID:
+        raise InputError(f"id: has {len(str(value))} characters, at most {MAX_ID} are allowed")
     # A lone half of a surrogate pair cannot be written to a record.
     return str(value).encode(errors="replace").decode()
 

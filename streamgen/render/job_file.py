@@ -3,11 +3,16 @@
 Text has a prompt a line, # starts a comment line. CSV columns are named like a job's keys, `at` holds further
 prompts as in "4:PROMPT | 6:PROMPT", `set.KEY` a setting and `gestures.NAME` a motion file. YAML is a list of
 jobs or a document for each. Paths in a file are relative to the file.
+
+Files that others have are read, too: lines of text with a length for each prompt (`a boat [10s] | # a city
+[5s]`, after Infinity-RoPE; # clears the past), rows with `prompts` and where they change (LongLive), and rows
+with `prompt_en` (VBench).
 """
 
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +32,13 @@ FORMATS = ("txt", "jsonl", "csv", "yaml")
 
 # keys of a job that hold pairs: columns of their own each
 _NESTED = ("set", "gestures")
+
+# One part of a line with lengths: `[10s]` before or behind the words.
+_LENGTH = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s(?:ec(?:onds?)?)?\s*\]", re.IGNORECASE)
+# The rate of Wan and its students, in which their files count frames, four of them in a latent one.
+_PEER_FPS, _PEER_TEMPORAL = 16, 4
+_PEER_SECONDS = 10.0
+_SWITCHES = ("switch_seconds", "switch_frames", "switch_frame_indices")
 
 Rows = Iterator[tuple[int, Any]]
 
@@ -57,7 +69,7 @@ def parse_jobs(
     lines: dict[str, int] = {}
     for line, row in reader(text, name):
         try:
-            job = job_from_row(row, len(jobs), line, defaults)
+            job = job_from_row(_own_row(row), len(jobs), line, defaults)
         except InputError as error:
             raise InputError(f"{name}: line {line}: {error}") from None
         if job.id is not None:
@@ -113,7 +125,82 @@ def _txt(text: str, _name: str) -> Rows:
     for number_, line in enumerate(text.splitlines(), 1):
         prompt = line.strip()
         if prompt and not prompt.startswith("#"):
-            yield number_, {"prompt": prompt}
+            yield number_, {"timed": prompt} if _LENGTH.search(prompt) else {"prompt": prompt}
+
+
+def _own_row(row: Any) -> Any:
+    """A row as a job has it; those of others are told by their keys.
+
+    Raises:
+        InputError: one of theirs that makes no sense.
+    """
+    if not isinstance(row, dict):
+        return row
+    if "timed" in row:
+        return _timed_row(str(row["timed"]))
+    if "prompts" in row and "prompt" not in row and "shots" not in row:
+        return _switching_row(dict(row))
+    if "prompt_en" in row and "prompt" not in row:
+        # what else such a row says is for the exam it was made for
+        return {"prompt": row["prompt_en"]} | {key: row[key] for key in JOB_KEYS if key in row}
+    return row
+
+
+def _timed_row(line: str) -> dict[str, Any]:
+    """A job of a line with a length for each prompt."""
+    shots: list[dict[str, Any]] = []
+    at, waiting = 0.0, None
+    for part in line.split("|"):
+        lengths = _LENGTH.findall(part)
+        words = _LENGTH.sub(" ", part).strip()
+        if len(lengths) > 1 or (waiting is not None and lengths and words):
+            raise InputError(f"prompt: expected one length for each prompt, found {shorten(part.strip())}")
+        if not words:
+            if not lengths or waiting is not None:
+                raise InputError(f"prompt: expected words and [10s] in each part, found {shorten(part)}")
+            waiting = float(lengths[0])
+            continue
+        seconds = float(lengths[0]) if lengths else waiting
+        if not seconds:
+            raise InputError(f"prompt: expected a length such as [10s] for {shorten(words)}, found none")
+        cut = words.startswith("#")
+        shot = {"at": at, "prompt": words.lstrip("# ") if cut else words}
+        shots.append(shot | ({"cache": "clear"} if cut and shots else {}))
+        at, waiting = at + seconds, None
+    if waiting is not None:
+        raise InputError(f"prompt: expected words for [{waiting:g}s], found none")
+    return {"seconds": at, "shots": shots}
+
+
+def _switching_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A job of a row with `prompts` and where they change: `switch_seconds`, `switch_frames`, or LongLive's
+    `switch_frame_indices` of latent frames; without any, every ten seconds.
+    """
+    prompts = row.pop("prompts")
+    if not isinstance(prompts, list) or not prompts:
+        raise InputError(f"prompts: expected a list of prompts, found {shorten(prompts)}")
+    given = [key for key in _SWITCHES if row.get(key) is not None]
+    if len(given) > 1:
+        raise InputError(f"{given[1]}: expected one of {', '.join(_SWITCHES)}, found {given[0]}, too")
+    if given:
+        places = row[given[0]]
+        if not isinstance(places, list) or len(places) != len(prompts) - 1:
+            raise InputError(f"{given[0]}: expected {len(prompts) - 1} places for {len(prompts)} prompts")
+        times = [_switch_time(number(place, given[0]), given[0]) for place in places]
+    else:
+        times = [_PEER_SECONDS * (i + 1) for i in range(len(prompts) - 1)]
+    shots = [{"at": at, "prompt": prompt} for at, prompt in zip([0.0, *times], prompts, strict=True)]
+    own = {key: value for key, value in row.items() if key not in _SWITCHES}
+    if "seconds" not in own and "frames" not in own:
+        own["seconds"] = (times[-1] if times else 0.0) + _PEER_SECONDS
+    return own | {"shots": shots}
+
+
+def _switch_time(place: float, unit: str) -> float:
+    if unit == "switch_seconds":
+        return place
+    frame = place if unit == "switch_frames" else max(0.0, 1 + _PEER_TEMPORAL * (place - 1))
+    return frame / _PEER_FPS
 
 
 def _jsonl(text: str, name: str) -> Rows:

@@ -12,7 +12,8 @@ from ..errors import InputError
 from ..motion.sources import with_folder
 from ..suggest import shorten, unknown_key
 
-MAX_PROMPT = 2000
+# as `stream.prompts` has it
+MAX_PROMPT = 10_000
 MAX_SECONDS = 24 * 3600.0
 CACHE_ACTIONS = ("recache", "keep", "clear")
 # as `stream.events` has them, which loads torch
@@ -37,7 +38,7 @@ class Shot:
 
     Attributes:
         at_seconds: media time, 0 <= at_seconds < the job's seconds.
-        prompt: 1 to 2000 characters.
+        prompt: 1 to 10000 characters.
         motion: a motion file, or the object in it (see `motion.file.load_motion`), whose time 0 is this shot.
         cache: "recache", "keep" or "clear": what becomes of the past, also where the words stay.
         gestures: named motions, each as `motion` is, to add or to move; None lets go of that one.

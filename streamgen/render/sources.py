@@ -143,7 +143,7 @@ def open_job(
     _check_positions(session, frames)
     receipts = tuple(_submit(session, change.event(), change.frame) for change in later)
     prompts = tuple(words for shot in job.shots for words in shot.words)
-    notes = _reach_notes(changes, frames, fps)
+    notes = (*pipeline.picture_notes(job.image), *_reach_notes(changes, frames, fps))
     values = job.to_json() | ({} if deadline_ms is None else {"deadline_ms": deadline_ms})
     return Clip(session, path, 0, frames, values, key, prompts, receipts, began, notes=notes)
 
@@ -168,7 +168,7 @@ def check_job(pipeline: Pipeline, job: RenderJob) -> tuple[str, ...]:
     if job.image is not None or job.video is not None:
         pipeline.start_pictures(job.image, job.video)
     _check_length(pipeline, settings.rope, MAX_POSITIONS, frames)
-    return _reach_notes(changes, frames, pipeline.geometry.fps)
+    return (*pipeline.picture_notes(job.image), *_reach_notes(changes, frames, pipeline.geometry.fps))
 
 
 def open_continuation(

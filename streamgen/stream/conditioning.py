@@ -1,9 +1,10 @@
 """What steers a stream now, and what that means for one chunk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from models.causal_dit import Negative
 from models.motion_encoder import Tracks
 
 from ..engine.guidance import Conditioning
@@ -35,8 +36,14 @@ def chunk_conditioning(model: StreamModel, controls: Controls, state: LatentStat
     guidance = controls.settings.guidance()
     text = controls.text.context
     unguided = model.dit.config.guidance or guidance.is_off(motion is not None)
-    null_text = text if unguided else model.null_text
-    return Conditioning(text, null_text, motion, guidance)
+    negative = model.negative_text(controls.settings)
+    if not unguided:
+        null = model.null_at(controls.text.strengths) if negative is None else negative.context
+        return Conditioning(text, null, motion, guidance)
+    if negative is not None and controls.settings.negative_scale > 1:
+        away = Negative(negative.context.keys, negative.context.values, controls.settings.negative_scale)
+        text = replace(text, negative=away)
+    return Conditioning(text, text, motion, guidance)
 
 
 def motion_latents(model: StreamModel, gestures: tuple[Gesture, ...], state: LatentState) -> Tensor | None:

@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,13 +13,19 @@ from torch import Tensor
 
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
-from models.kv_cache import CacheRing, CacheShape
+from models.interpolate import blended
+from models.kv_cache import CacheRing, CacheShape, RingStorage
+from models.live_lora import LiveLoras, adapted
 from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.geometry import LatentGeometry
-from ..engine.interpolate import blended
+from ..engine.live_lora import LiveLoraRunner
 from ..engine.networks import Networks
+from ..engine.parallel.mesh import Mesh
+from ..engine.parallel.ulysses import sharded_ring
+from ..engine.program.leases import RingPool
+from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
 from .events import StreamEvent
 from .prompts import Blend, Passage, PromptEncoder, Text, blend_mark, blend_name, check_prompt
@@ -28,6 +34,8 @@ from .settings import StreamSettings
 _CACHED_PROMPTS = 64
 # keys and values of one prompt take 95 MB at Wan size in bfloat16
 _CACHED_PROMPT_BYTES = 2**29
+# strengths that the empty prompt is kept under
+_LIVE_NULLS = 4
 
 
 class StreamConfig(Protocol):
@@ -62,6 +70,7 @@ class ModelParts:
             that is free; None where nothing has to be checked.
         notes: what was chosen at load, a line each.
         quantize: the eight bits that its files are in, or `none`.
+        live: LoRAs whose strengths streams change; None where there are none.
     """
 
     name: str
@@ -72,6 +81,7 @@ class ModelParts:
     check_memory: Callable[[ChunkPlan], None] | None = None
     notes: tuple[str, ...] = ()
     quantize: str = "none"
+    live: LiveLoras | None = None
 
 
 class StreamModel:
@@ -86,11 +96,18 @@ class StreamModel:
         self.text_encoder, self.motion_encoder = networks.text_encoder, networks.motion_encoder
         self.geometry: LatentGeometry = parts.config.geometry()
         self.settings: StreamSettings = parts.config.sampling
+        # processes that compute its streams together
+        self.mesh: Mesh | None = None
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._null_text: TextContext | None = None
+        # a network of their own for words: streams run beside
+        self._live = None if parts.live is None else adapted(self.dit, parts.live.loras)
+        self._live_nulls: dict[tuple[float, ...], TextContext] = {}
         # one encoder load for first prompts that come at once; the second lock is never held for long
         self._encoding, self._encoding_starts = threading.RLock(), threading.Lock()
         self._encoder: ThreadPoolExecutor | None = None
+        # graphs of a GPU know the addresses of a ring, and are made anew for another one
+        self._rings = RingPool(1 if self.device.type == "cuda" else 0)
 
     @property
     def tokenizer(self) -> VideoCodec:
@@ -139,14 +156,76 @@ class StreamModel:
                     self._null_text = self._embed(self.prompts.null())[1]
         return self._null_text
 
-    def needs_null(self, settings: StreamSettings) -> bool:
-        """Whether streams with these settings are guided against no prompt. A network that takes the
-        strengths as an input never is.
+    def strengths(self, settings: StreamSettings) -> tuple[float, ...]:
+        """Strengths of the live LoRAs of streams with these settings; none for a model without.
+
+        Raises:
+            InputError: a name that none of them has, or any for a model without.
+        """
+        live = self.parts.live
+        if live is None:
+            if settings.lora:
+                raise InputError(
+                    f"setting lora: {self.name} has no live LoRAs (--live-lora), found {settings.lora!r}"
+                )
+            return ()
+        try:
+            return live.strengths(settings.lora)
+        except ValueError as error:
+            raise InputError(f"setting lora: {error}") from None
+
+    def read_at(self, text: Text, strengths: tuple[float, ...]) -> Text:
+        """A text as the network reads it at strengths of its live LoRAs; itself where that is how it is."""
+        if text.strengths == strengths:
+            return text
+        assert text.embedding is not None, "texts of streams keep what they are made from"
+        return replace(text, context=self._context_at(text.embedding, strengths), strengths=strengths)
+
+    def null_at(self, strengths: tuple[float, ...]) -> TextContext:
+        """`null_text` as the network reads it at strengths of its live LoRAs."""
+        if not strengths:
+            return self.null_text
+        found = self._live_nulls.get(strengths)
+        if found is None:
+            embedding = self.prompts.null().to(self.device, self.dtype)
+            found = self._context_at(embedding, strengths)
+            kept = dict(list(self._live_nulls.items())[1 - _LIVE_NULLS :])
+            self._live_nulls = kept | {strengths: found}
+        return found
+
+    def plain_runner(self) -> Runner:
+        """The networks as they read, live LoRAs beside them."""
+        live = self.parts.live
+        return (
+            PlainRunner(self.dit, self.codec) if live is None else LiveLoraRunner(self.dit, live, self.codec)
+        )
+
+    def guided(self, settings: StreamSettings) -> bool:
+        """Whether streams with these settings compare two predictions. A network that takes the strengths as
+        an input never does.
         """
         return not self.dit.config.guidance and not settings.guidance().is_off(False)
 
+    def needs_null(self, settings: StreamSettings) -> bool:
+        """Whether streams with these settings are guided against no prompt."""
+        return self.guided(settings) and not settings.negative_prompt
+
+    def negative_text(self, settings: StreamSettings) -> Text | None:
+        """What streams with these settings are not to show, encoded; None where they do not say.
+
+        Raises:
+            InputError: it cannot be encoded.
+        """
+        words = settings.negative_prompt
+        return self.read_at(self.text(words), self.strengths(settings)) if words.strip() else None
+
     def coming_null(self, settings: StreamSettings) -> "Future[object] | None":
-        """The null text on its way, where settings need it and it is not there and takes its time."""
+        """The null text or the negative one on its way, where settings need it and it is not there and takes
+        its time.
+        """
+        negative = settings.negative_prompt
+        if negative.strip() and not self.prompts.quick and self._kept(negative) is None:
+            return self._workers().submit(lambda: self.text(negative))
         if self._null_text is not None or self.prompts.quick or not self.needs_null(settings):
             return None
         return self._workers().submit(lambda: self.null_text)
@@ -170,7 +249,8 @@ class StreamModel:
             if found is None:
                 words = self.prompts.words(prompt)
                 embedding, context = self._embed(self.prompts.embed(prompt))
-                found = Text(prompt, context, embedding, "", tuple(words.unknown), words.dropped)
+                told = (tuple(words.unknown), words.dropped, words.cut)
+                found = Text(prompt, context, embedding, "", *told)
                 self._keep(prompt, found)
             return found
 
@@ -209,7 +289,7 @@ class StreamModel:
         unknown = tuple(dict.fromkeys(word for text in texts for word in text.unknown))
         dropped = sum(text.dropped for text in texts)
         mark = blend_mark(blend, "linear")
-        return Text(blend_name(blend), context, embedding, mark, unknown, dropped, blend)
+        return Text(blend_name(blend), context, embedding, mark, unknown, dropped, blend=blend)
 
     def passing_text(self, passage: Passage) -> Text:
         """The text of a chunk on the way from one text to another; the target itself at its end."""
@@ -263,18 +343,25 @@ class StreamModel:
             return self.blended_text(event.parts)
         return self.text(str(event.prompt))
 
-    def new_ring(self, settings: StreamSettings) -> CacheRing:
-        """An empty cache for a stream.
+    def new_ring(self, settings: StreamSettings, eight_bits: bool = False) -> CacheRing:
+        """An empty cache for a stream, in eight bits or in full precision.
 
         Raises:
             InputError: settings that no cache can have; CheckpointError: it does not fit into the memory.
         """
         plan = settings.plan(self.plan)
-        if self.parts.check_memory is not None:
-            self.parts.check_memory(plan)
         config = self.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
-        return CacheRing(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
+        if eight_bits:
+            storage = RingStorage(shape, plan, self.device, self.dtype, eight_bits=True)
+            about = (self.dit.rope, self.device, self.dtype, settings.rope)
+            return CacheRing(shape, plan, *about, storage=storage)
+        lent = self._rings.has(shape, plan, self.device, self.dtype)
+        if self.parts.check_memory is not None and not lent:
+            self.parts.check_memory(plan)
+        if self.mesh is not None:
+            return sharded_ring(self.mesh, shape, plan, self.dit.rope, self.dtype, settings.rope)
+        return self._rings.ring(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
 
     def no_frames(self) -> Tensor:
         """The pictures of a stream of latents: none, uint8 `(0, H, W, 3)`."""
@@ -301,6 +388,15 @@ class StreamModel:
             self._texts[prompt] = text
             if len(self._texts) > max(2, min(_CACHED_PROMPTS, room)):
                 self._texts.popitem(last=False)
+
+    @torch.no_grad()
+    def _context_at(self, embedding: Tensor, strengths: tuple[float, ...]) -> TextContext:
+        assert self._live is not None, "only models with live LoRAs have strengths"
+        network, current = self._live
+        with self._encoding:
+            own = torch.tensor(strengths, device=current.device)
+            current.copy_(own)
+            return replace(network.embed_text(embedding), strengths=own)
 
     @torch.no_grad()
     def _embed(self, embedding: Tensor) -> tuple[Tensor, TextContext]:

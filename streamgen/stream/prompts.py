@@ -10,13 +10,14 @@ from typing import Any, Literal, Protocol, get_args
 from torch import Tensor
 
 from models.causal_dit import TextContext
+from models.interpolate import Way, between
 from models.text_encoder import Vocabulary, Words
 
-from ..engine.interpolate import Way, between
 from ..errors import InputError
 from ..suggest import shorten, unknown_key
 
-MAX_PROMPT = 2000
+# Against nonsense; what a model reads is counted in its own tokens.
+MAX_PROMPT = 10_000
 MAX_BLEND = 16
 MAX_OVER_SECONDS, MAX_OVER_CHUNKS = 3600.0, 100_000
 
@@ -66,6 +67,8 @@ class Text:
         given: fingerprint of embeddings that came from outside, "" for words that were encoded here.
         unknown: words that mean nothing to the encoder.
         dropped: how many tokens did not fit.
+        cut: the beginning of what did not fit.
+        strengths: of the model's live LoRAs, under which the context was made; none for most models.
         blend: the prompts and weights that it is a mixture of.
     """
 
@@ -75,11 +78,31 @@ class Text:
     given: str = ""
     unknown: tuple[str, ...] = ()
     dropped: int = 0
+    cut: str = ""
+    strengths: tuple[float, ...] = ()
     blend: Blend = ()
 
     def same(self, other: "Text") -> bool:
-        """Whether both say the same: the same words with other embeddings are another text."""
-        return (self.prompt, self.given) == (other.prompt, other.given)
+        """Whether both say the same: the same words with other embeddings, or read by LoRAs of another
+        strength, are another text.
+        """
+        own, others = ((text.prompt, text.given, text.strengths) for text in (self, other))
+        return own == others
+
+    @property
+    def note(self) -> str | None:
+        """What else is worth saying of the words, one line."""
+        said = [f'cut before "{self.cut}"'] if self.cut else []
+        if not self.given and not self.unknown:
+            said += filter(None, [symbols_note(self.prompt)])
+        return "; ".join(said) or None
+
+
+def symbols_note(prompt: str) -> str | None:
+    """One line on a prompt of symbols alone; None for one with letters or digits, of any script."""
+    if any(character.isalnum() for character in prompt):
+        return None
+    return "the prompt has neither letters nor digits: what symbols mean to a model is not known"
 
 
 def check_prompt(prompt: str) -> None:

@@ -143,15 +143,14 @@ class EventQueue:
 
 
 def failed(item: Pending) -> str | None:
-    """Why an event's words could not be encoded; None where they could, or are not there yet."""
-    if item.text is None or not item.text.done():
-        return None
-    error = item.text.exception()
-    return (
-        None
-        if error is None
-        else f"prompt: cannot be encoded ({' '.join(str(error).split()) or type(error).__name__})"
-    )
+    """Why an event's words, or those that its settings need, could not be encoded; None where they could, or
+    are not there yet.
+    """
+    for future, what in ((item.text, "prompt"), (item.null, "negative prompt, or none")):
+        error = future.exception() if future is not None and future.done() else None
+        if error is not None:
+            return f"{what}: cannot be encoded ({' '.join(str(error).split()) or type(error).__name__})"
+    return None
 
 
 def possible_events(

@@ -169,4 +169,6 @@ def joined_text(chunks: tuple[LatentChunk, ...]) -> TextContext:
         tuple(torch.cat([text.context.keys[layer] for text in texts], 1) for layer in layers),
         tuple(torch.cat([text.context.values[layer] for text in texts], 1) for layer in layers),
         torch.tensor(places, device=device).expand(batch, -1),
+        # one forward has one strength of each live LoRA: the newest words'
+        texts[-1].context.strengths,
     )

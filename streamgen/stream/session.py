@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..engine.budget import StepBudget
 from ..engine.noise import NoiseSource
-from ..engine.runner import PlainRunner, Runner
+from ..engine.quantize import keeps_cache
+from ..engine.runner import Runner
 from ..errors import InputError
 from .conditioning import Controls
 from .events import Receipt, StreamEvent
@@ -55,7 +56,7 @@ class Session:
         budget: StepBudget | None = None,
     ) -> None:
         self.model = model
-        self.runner: Runner = runner or PlainRunner(model.dit, model.codec)
+        self.runner: Runner = runner or model.plain_runner()
         self.geometry, self.seed = model.geometry, state.log.header.seed
         self.log_file = None if log is None else LogFile(log, state.log)
         self._queue, self._now, self._owed = EventQueue(), _Moment(state, budget=budget), False
@@ -161,7 +162,8 @@ class Session:
             self._conclude(self._now)
             same = self.state.noise.identity == snapshot.meta.get("noise")
             noise = self.state.noise if same else None
-            self._go(decode(snapshot, self.model, noise, self.epoch + 1))
+            eight_bits = keeps_cache(self.runner.quantize)
+            self._go(decode(snapshot, self.model, noise, self.epoch + 1, eight_bits))
 
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one, on a cache of its own."""
@@ -177,7 +179,8 @@ class Session:
         budget: StepBudget | None = None,
     ) -> "Session":
         """A session that goes on where a snapshot was taken; raises as `restore` and `Pipeline.open` do."""
-        restored = decode(snapshot, model, noise)
+        bits = None if runner is None else runner.quantize
+        restored = decode(snapshot, model, noise, eight_bits=keeps_cache(bits))
         session = cls(model, restored.state, runner, budget=budget)
         session._go(restored)
         return session

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from models.context import ChunkPlan
 from models.kv_cache import RopeMode
+from models.live_lora import parse_strengths
 
 from ..engine.budget import subset
 from ..engine.guidance import Guidance
@@ -15,6 +16,7 @@ from ..engine.sampler import Sampling
 from ..engine.scheduler import FlowMatchScheduler
 from ..errors import InputError
 from ..suggest import shorten, unknown_key
+from .prompts import MAX_PROMPT
 from .recache import RecacheMode, SinkPolicy
 
 Sampler = Literal["euler", "renoise"]
@@ -22,6 +24,8 @@ CommitNoise = Literal["drawn", "none"]
 
 # Steps of some chunks; 0 where they are as all others.
 STEP_SETTINGS = ("first_steps", "change_steps", "budget_steps")
+# Told where they are not what they are in most streams.
+_SELDOM = ("lora", "negative_prompt", "negative_scale")
 # These shape the cache, so they are fixed when a stream opens.
 OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
@@ -49,6 +53,13 @@ class StreamSettings:
         change_steps: steps of a chunk with which the words change or the cache is made anew; 0: as `steps`.
         budget_steps: steps of all chunks, whatever the three say; 0: none. What a deadline comes to is
             recorded so, and replayed.
+        lora: strengths of live LoRAs, `NAME:0.5,OTHER:1`, or a number for all of them; those not named are as
+            they were given when the model was loaded. A change recaches as a change of words does.
+
+        negative_prompt: what not to show. Where text guidance compares two predictions, the second one is
+            under these words, not under none; else cross-attention turns away from them (normalised attention
+            guidance, arXiv 2505.21179). Chunks enter the cache without it.
+        negative_scale: how far cross-attention turns away, 1 to 50; 1 is not at all.
 
     Raises:
         ValueError: a value out of range.
@@ -69,6 +80,9 @@ class StreamSettings:
     first_steps: int = 0
     change_steps: int = 0
     budget_steps: int = 0
+    lora: str = ""
+    negative_prompt: str = ""
+    negative_scale: float = 9.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
@@ -89,11 +103,20 @@ class StreamSettings:
             found, known = vars(self)[name], get_args(kind)
             if found not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, found {found!r}")
+        if not 1 <= self.negative_scale <= 50:
+            raise ValueError(f"negative_scale must be in 1..50, found {self.negative_scale}")
+        if len(self.negative_prompt) > MAX_PROMPT:
+            found = len(self.negative_prompt)
+            raise ValueError(f"negative_prompt: expected at most {MAX_PROMPT} characters, found {found}")
         if self.sink_frames > 1024 or self.window_frames > 1024:
             raise ValueError(
                 f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and "
                 f"{self.window_frames}"
             )
+        try:
+            parse_strengths(self.lora)
+        except ValueError as error:
+            raise ValueError(f"lora: {error}") from None
         self.guidance()
         FlowMatchScheduler(self.steps, self.shift)
 
@@ -117,6 +140,8 @@ class StreamSettings:
                     f"setting {name}: fixed when the stream opens, cannot become {shorten(value)}"
                 )
             kind = known[name]
+            if name == "lora" and type(value) in (int, float):
+                value = f"{value!r}"
             if kind is float and type(value) is int:
                 value = float(value)
             if type(value) is not kind:
@@ -171,5 +196,6 @@ class StreamSettings:
             raise InputError(f"settings: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return asdict(self)
+        """Plain values by name; those that few streams have, where they are not as in all others."""
+        values, plain = asdict(self), StreamSettings()
+        return {n: value for n, value in values.items() if n not in _SELDOM or value != vars(plain)[n]}

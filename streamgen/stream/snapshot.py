@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.kv_cache import CacheCursor
+from models.kv_cache import CacheCursor, CacheRing
 
 from ..engine.decoder import DecoderState
 from ..engine.noise import NoiseSource, SeededNoise, seed_identity
@@ -40,7 +40,7 @@ FORMAT, VERSION = "streamgen-snapshot", 2
 # what read the versions of before; there is no reader for them here
 _READERS = {1: "streamgen 0.1"}
 _TRACKS = ("points", "state", "pinned", "ids")
-_TEXT = ("prompt", "given", "unknown", "dropped", "blend")
+_TEXT = ("prompt", "given", "unknown", "dropped", "strengths", "blend")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def encode(
         "quantize": runner.quantize,
         "batch": None if runner.batch is None else runner.batch.to_json(),
         "threads": torch.get_num_threads(),
+        "processes": 1 if model.mesh is None else model.mesh.size,
         "written_by": f"streamgen {own_version()}",
         "seed": state.log.header.seed,
         "noise": state.noise.identity,
@@ -160,11 +161,18 @@ def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, A
     return tensors, meta
 
 
-def decode(snapshot: Snapshot, model: StreamModel, noise: NoiseSource | None, epoch: int = 0) -> Restored:
+def decode(
+    snapshot: Snapshot,
+    model: StreamModel,
+    noise: NoiseSource | None,
+    epoch: int = 0,
+    eight_bits: bool = False,
+) -> Restored:
     """The state and the waiting events of a snapshot, on a cache of their own; any runner goes on with it.
 
     Args:
         noise: the stream's source of draws where it is not its seed's.
+        eight_bits: whether the cache is to be in eight bits, whatever it was in.
 
     Raises:
         InputError: another model, size, dtype or source of draws, or damaged.
@@ -179,7 +187,8 @@ def decode(snapshot: Snapshot, model: StreamModel, noise: NoiseSource | None, ep
             tuple(_gesture(i, row, tensors) for i, row in enumerate(meta["gestures"])),
             _passage(meta.get("passage"), texts),
         )
-        latents = _latents(model, controls, meta, tensors, texts)
+        ring = model.new_ring(controls.settings, eight_bits)
+        latents = _latents(ring, meta, tensors, texts)
         decoder = None
         if model.codec is not None and meta["latent_frames"] is not None:
             held = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
@@ -331,15 +340,11 @@ def _identity(model: StreamModel) -> dict[str, Any]:
 
 
 def _latents(
-    model: StreamModel,
-    controls: Controls,
-    meta: dict[str, Any],
-    tensors: dict[str, Tensor],
-    texts: list[Text],
+    ring: CacheRing, meta: dict[str, Any], tensors: dict[str, Tensor], texts: list[Text]
 ) -> LatentState:
-    ring, cursor = model.new_ring(controls.settings), CacheCursor(**meta["cursor"])
-    names = ("keys", "values", "sink_keys")
-    ring.load_state(cursor, {name: tensors[f"cache.{name}"] for name in names})
+    cursor, prefix = CacheCursor(**meta["cursor"]), "cache."
+    held = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    ring.load_state(cursor, held)
     whole, sink = meta["held"]
     ring.holds = cursor.content if whole else None
     ring.sink_holds = cursor.sink_content if sink else None
@@ -387,7 +392,9 @@ def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) 
 def _text(row: dict[str, Any], embedding: Tensor, model: StreamModel) -> Text:
     blend = tuple((str(prompt), float(weight)) for prompt, weight in row.get("blend") or ())
     text = model.restored_text(str(row["prompt"]), str(row["given"]), embedding, blend)
-    return replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
+    text = replace(text, unknown=tuple(row["unknown"]), dropped=int(row["dropped"]))
+    # of snapshots from before there were live LoRAs: none
+    return model.read_at(text, tuple(map(float, row.get("strengths", ()))))
 
 
 def _passage_row(passage: Passage, words: dict[int, int]) -> dict[str, Any]:

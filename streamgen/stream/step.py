@@ -75,9 +75,11 @@ def admitted(
     sink = event.sink or (event.settings or {}).get("sink_policy")
     if sink is not None:
         recache_of(now.recache_mode).check(state.latents.ring.plan, sink)
+    if "lora" in (event.settings or {}):
+        model.strengths(now.updated({"lora": (event.settings or {})["lora"]}))
     text, frame = model.coming_text(event), state.next_frame(model.geometry) if at_frame is None else at_frame
     if text is not None and text.done() and text.exception() is None:
-        receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped
+        _tell_words(receipt, text.result())
     try:
         null = model.coming_null(now.updated(event.settings or {}, live=True))
     except InputError:
@@ -100,7 +102,7 @@ def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> De
         # as a replay opens, with all of them at once
         gestures = changed((), {gesture.name: asked_tracks(gesture) for gesture in gestures}, frame)
     going_on = None if passage is None or passage.over_now else passage
-    controls = Controls(text, settings, gestures, going_on)
+    controls = Controls(model.read_at(text, model.strengths(settings)), settings, gestures, going_on)
     action, sink = cache_action(state, controls, wish, passage)
     event = _opening(controls) if len(state.log) == 0 else None
     if event is None:
@@ -269,13 +271,18 @@ def conclude(decision: Decision, chunk: FrameChunk) -> None:
         receipt.chunk, receipt.frame, receipt.superseded = chunk.index, chunk.start_frame, superseded
         receipt.seconds, receipt.epoch = chunk.start_frame / chunk.fps, chunk.epoch
         if item.text is not None and item.ready and failed(item) is None:
-            receipt.unknown, receipt.dropped = item.text.result().unknown, item.text.result().dropped
+            _tell_words(receipt, item.text.result())
         if item is decision.words and decision.until is not None:
             receipt.until = decision.until
         receipt.status = "applied"
     for receipt, reason in decision.refused:
         receipt.epoch = chunk.epoch
         receipt.refuse(reason)
+
+
+def _tell_words(receipt: Receipt, text: Text) -> None:
+    """Tell a receipt what of its words does not reach the model."""
+    receipt.unknown, receipt.dropped, receipt.note = text.unknown, text.dropped, text.note
 
 
 def _prepared(runner: Runner, state: StreamState, decision: Decision) -> LatentState:

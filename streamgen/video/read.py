@@ -23,6 +23,8 @@ from ..errors import InputError
 from . import decode_worker
 
 WORKER = Path(decode_worker.__file__)
+# The EXIF tag, and its values for pictures that were taken with the camera on its side.
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
@@ -52,6 +54,21 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read as an image (damaged, cut off or not an image)") from error
     return np.array(decode_worker.cover(picture, height, width))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file as it is seen, with the camera's orientation respected.
+
+    Raises:
+        InputError: the file is missing or cannot be read as an image.
+    """
+    file = _existing(path)
+    try:
+        with Image.open(file) as opened:
+            turned = opened.getexif().get(_ORIENTATION, 1) in _LYING
+            return opened.size[::-1] if turned else opened.size
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image (damaged, cut off or not an image)") from error
 
 
 def read_clip(

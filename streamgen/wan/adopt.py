@@ -316,8 +316,7 @@ def config_of(adoption: Adoption, options: AdoptOptions) -> WanConfig:
     if "vae" not in adoption.chosen and "tiny_decoder" in adoption.chosen:
         content["decoder"] = "tiny"
     content["sources"] = _sources(content["sources"], adoption)
-    known = dit.release.changes if options.like is None and dit.release is not None else ()
-    return _checked(content, (*known, *options.overrides))
+    return _checked(content, options.overrides)
 
 
 def _checked(content: Mapping[str, Any], overrides: tuple[str, ...]) -> WanConfig:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
@@ -17,11 +17,13 @@ from models.unwrap import GENERATOR_SECTIONS
 from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER
 from ..checkpoints.foreign import KIND_NAMES, read_foreign
+from ..checkpoints.hub import HubSource, fetch, is_hub, list_files, parse_hub
 from ..engine.quantize import Quantization, stored
 from ..errors import CheckpointError, InputError
 from ..machine import own_version
 from ..structured import to_plain
 from .config import CONFIG, WanConfig, config_file, read_wan_config, wan_model_names
+from .loras import LoraFile, with_loras
 from .sizes import assumed, dit_config_of, vae_config_of
 from .weights import TINY_DECODER, SourceFile, WanTensors, gather
 
@@ -43,22 +45,25 @@ _FILES: dict[Naming, dict[str, str]] = {
 
 
 def convert_weights(
-    source: Path,
+    source: str | Path,
     output: Path,
     to: Naming = "streamgen",
     model: str | None = None,
     overrides: tuple[str, ...] = (),
     dtype: torch.dtype | None = None,
     quantize: Quantization | None = None,
+    loras: tuple[LoraFile, ...] = (),
 ) -> dict[str, Any]:
     """Write weights in another naming, and a card that says where they came from.
 
     Args:
-        source: a folder of published weights, one file of them, or a converted folder.
+        source: a folder of published weights, one file of them, either on the hub
+            (`hf://owner/repo[/file][@revision]`), or a converted folder.
         output: a folder that is empty or not there yet.
         model: the name of the config that they are for; our format needs it, a converted folder has its own.
         dtype: of the written tensors; None keeps each as it is.
         quantize: write the blocks' linear layers in eight bits, in our format alone.
+        loras: merged into the network, one after the other.
 
     Returns:
         the card.
@@ -70,8 +75,13 @@ def convert_weights(
         raise InputError(f"-o {output}: expected a folder that is empty or not there yet")
     if quantize is not None and to != "streamgen":
         raise InputError(f"--quantize {quantize}: not with --to {to}, which has no names for the scales")
-    config = _config(source, model, overrides, needed=to == "streamgen")
-    found = _read(source, config)
+    place = placed_source(source)
+    config = _config(place, model, overrides, needed=to == "streamgen")
+    found = _read(place, config)
+    if loras:
+        if found.dit is None:
+            raise InputError(f"--lora: {source} has no network that it could be merged into")
+        found.dit, _ = with_loras(found.dit, loras)
     written = write_model(found, config, output, to, dtype, quantize)
     card = {
         "format": f"streamgen-converted-{to}",
@@ -79,7 +89,8 @@ def convert_weights(
         "made_by": f"streamgen {own_version()}",
         "sources": [file.to_json() for file in found.files],
         "quantize": quantize,
-        "lora_merged": any(file.part == "lora" for file in found.files),
+        "lora_merged": bool(loras) or any(file.part == "lora" for file in found.files),
+        "loras": [{"place": lora.place, "strength": lora.strength} for lora in loras],
         "files": written,
     }
     if config is not None:
@@ -88,6 +99,18 @@ def convert_weights(
         card["assumed"] = assumed(dit_config_of(found.dit))
     (output / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
+
+
+def placed_source(source: str | Path) -> Path | HubSource:
+    """Where weights lie: a file of the hub by where it was downloaded to.
+
+    Raises:
+        InputError: no name on the hub; CheckpointError: the hub cannot be reached or refuses.
+    """
+    if not is_hub(source):
+        return Path(source)
+    named = parse_hub(source)
+    return fetch(named) if PurePosixPath(named.path).suffix else named
 
 
 def write_model(
@@ -141,8 +164,11 @@ def write_model(
     return written
 
 
-def _config(source: Path, model: str | None, overrides: tuple[str, ...], needed: bool) -> WanConfig | None:
-    own = config_file(source) if source.is_dir() else None
+def _config(
+    source: Path | HubSource, model: str | None, overrides: tuple[str, ...], needed: bool
+) -> WanConfig | None:
+    folder = isinstance(source, HubSource) or source.is_dir()
+    own = config_file(source) if isinstance(source, Path) and folder else None
     if model is not None:
         path = config_file(model)
         if path is None:
@@ -150,18 +176,18 @@ def _config(source: Path, model: str | None, overrides: tuple[str, ...], needed:
         return read_wan_config(path, overrides)
     if own is not None:
         return read_wan_config(own, overrides)
-    if needed or source.is_dir():
+    if needed or folder:
         raise InputError(f"missing --model: expected one of {', '.join(wan_model_names())}")
     return None
 
 
-def _read(source: Path, config: WanConfig | None) -> WanTensors:
-    if source.is_dir():
+def _read(source: Path | HubSource, config: WanConfig | None) -> WanTensors:
+    if isinstance(source, HubSource) or source.is_dir():
         assert config is not None
         found = gather(config, source, ("dit",), digests=True)
         for part in ("vae", "tiny_decoder"):
             names = config.sources.vae if part == "vae" else config.sources.tiny_decoder
-            if any((source / name).is_file() for name in (*names, _FILES["streamgen"][part])):
+            if _has_any(source, (*names, _FILES["streamgen"][part])):
                 more = gather(config, source, (part,), digests=True)
                 found.files += more.files
                 found.vae, found.tiny_decoder = more.vae or found.vae, more.tiny_decoder or found.tiny_decoder
@@ -181,6 +207,13 @@ def _read(source: Path, config: WanConfig | None) -> WanTensors:
     found = WanTensors(files=[SourceFile(places[kind], source.name, kind, read.section, size, sha256, notes)])
     setattr(found, places[kind], read.tensors)
     return found
+
+
+def _has_any(source: Path | HubSource, names: tuple[str, ...]) -> bool:
+    if isinstance(source, Path):
+        return any((source / name).is_file() for name in names)
+    there = set(list_files(source.repo, source.revision))
+    return any(source.file(name).path in there for name in names)
 
 
 def _named(part: str, tensors: Tensors, found: WanTensors, to: Naming) -> Mapping[str, Tensor]:

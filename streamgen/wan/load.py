@@ -1,12 +1,14 @@
 """From a Wan-family config and its weights to the parts that a pipeline is assembled of."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from models.causal_dit import CausalDiT
+from models.live_lora import factor_tensors
 from models.motion_encoder import MotionEncoder
 from models.rope import RotaryEmbedding3D
 from models.tiny_decoder import TinyDecoder
@@ -18,11 +20,20 @@ from ..engine.networks import Networks
 from ..errors import CheckpointError
 from ..stream.model import ModelParts
 from .config import CONFIG, WanConfig, read_wan_config
-from .loras import with_loras
-from .memory import Setup, build_decoder, check_memory, stream_check
+from .loras import check_twice, live_loras, live_notes, with_loras
+from .memory import GIB, Setup, build_decoder, check_memory, fitted, stream_check
 from .options import TextOptions, WanOptions
+from .pictures import size_note
 from .text import HashedPrompts, UMT5Prompts
-from .weights import WanTensors, assign, gather, placed, random_tensors, with_decoder
+from .weights import (
+    WanTensors,
+    assign,
+    gather,
+    has_tiny_decoder,
+    placed,
+    random_tensors,
+    with_decoder,
+)
 
 _SEED = 0
 
@@ -52,22 +63,39 @@ def load_wan(
             "--random-weights runs it without"
         )
     config, note = with_decoder(config, None if options.random_weights else directory)
-    setup = setup_of(config, device, dtype, options.text)
+    setup, fitting = setup_of(config, device, dtype, options.text), None
+    if options.fit is not None:
+        tiny_there = options.random_weights or has_tiny_decoder(config, directory)
+        config, setup, fitting = fitted(config, setup, int(options.fit * GIB), tiny_there)
     if options.check_memory:
         check_memory(config, setup, device)
     stream_fits = stream_check(config, setup, device) if options.check_memory else None
+    options.tell("drawing weights" if options.random_weights else f"reading {directory}")
     tensors = _tensors(config, None if options.random_weights else directory, dtype)
     assert tensors.dit is not None
+    if options.loras:
+        options.tell("merging LoRAs")
+    check_twice((*options.loras, *options.live_loras))
     tensors.dit, merged = with_loras(tensors.dit, options.loras)
+    live = live_loras(tensors.dit, options.live_loras)
     if options.note is not None:
-        for line in (*tensors.notes(), *merged):
+        for line in (*tensors.notes(), *merged, *live_notes(live)):
             options.note(line)
     digest = _digest(config, tensors, options)
-    networks = _networks(config, tensors, str(directory or name), device, (dtype, setup.codec_dtype))
+    if live is not None:
+        # a stream that was saved goes on with the same LoRAs alone
+        apart = tensor_digest(factor_tensors(live))
+        digest = hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
+    placing = (str(directory or name), device, (dtype, setup.codec_dtype))
+    networks = _networks(config, tensors, *placing, tell=lambda share: options.tell("placing weights", share))
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
-    # random weights have nothing to choose by
-    notes = () if note is None or options.random_weights else (note,)
-    return ModelParts(name, config, networks, prompts, digest, stream_fits, notes, config.quantize)
+    notes = [] if note is None else [note]
+    if options.overrides:
+        own = read_wan_config(path)
+        notes += filter(None, [size_note((config.width, config.height), (own.width, own.height))])
+    # random weights have nothing to choose by, and have seen nothing
+    told = (*filter(None, [fitting]), *(() if options.random_weights else notes))
+    return ModelParts(name, config, networks, prompts, digest, stream_fits, told, config.quantize, live)
 
 
 def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:
@@ -78,7 +106,7 @@ def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: 
         dtype,
         torch.float32 if device.type == "cpu" else dtype,
         config.decoder,
-        text.dtype if same else None,
+        text.stored if same else None,
     )
 
 
@@ -117,6 +145,7 @@ def _networks(
     where: str,
     device: torch.device,
     dtypes: tuple[torch.dtype, torch.dtype],
+    tell: Callable[[float], None],
 ) -> Networks:
     with torch.device("meta"):
         dit = CausalDiT(config.dit)
@@ -125,7 +154,7 @@ def _networks(
     with device:
         # its frequencies are no weights, so the meta device has left them empty
         dit.rope = RotaryEmbedding3D(config.dit.head_dim)
-    assign(dit, tensors.dit, f"weights {where} (dit)", device, dtypes[0])
+    assign(dit, tensors.dit, f"weights {where} (dit)", device, dtypes[0], tell)
     if codec is not None and config.decoder_part is not None:
         codec_tensors = vars(tensors)[config.decoder_part]
         _place_statistics(codec, config, device, dtypes[1])

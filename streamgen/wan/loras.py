@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from models.live_lora import LiveLoras, check_live
 from models.lora import Lora, merge_lora, read_lora
 from models.state_dict import Tensors
 
@@ -91,6 +92,47 @@ def with_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> tuple[Tensors, li
         count = len(change.pairs) + len(change.diffs)
         notes.append(f"{path.name}: {count} changes (rank {ranks}) merged at strength {lora.strength:g}")
     return tensors, notes
+
+
+def live_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> LiveLoras | None:
+    """LoRAs that stay beside a DiT, by the names of their files; None without any.
+
+    Raises:
+        CheckpointError: missing, no LoRA, one for another model, or one that can only be merged; InputError:
+            two of one name.
+    """
+    names: list[str] = []
+    changes: list[Lora] = []
+    for lora in loras:
+        path = fetch(parse_hub(lora.place)) if is_hub(lora.place) else Path(lora.place)
+        name = live_name(lora)
+        if name in names:
+            raise InputError(f"--live-lora {lora.place}: two are called {name}, rename one")
+        change = load_lora(path)
+        try:
+            check_live(tensors, change)
+        except ValueError as error:
+            raise CheckpointError(f"--live-lora {lora.place}: {one_line(error)}") from None
+        names.append(name)
+        changes.append(change)
+    return LiveLoras(tuple(names), tuple(lora.strength for lora in loras), tuple(changes)) if loras else None
+
+
+def live_name(lora: LoraFile) -> str:
+    """What a live LoRA is called in the setting `lora`: its file's name, less what the setting is made of."""
+    place = re.sub(r"@[^/]*$", "", lora.place) if is_hub(lora.place) else lora.place
+    return re.sub(r"[\s,:]+", "-", Path(place).stem)
+
+
+def live_notes(live: LiveLoras | None) -> list[str]:
+    """A line on each LoRA that stays beside the network."""
+    if live is None:
+        return []
+    rows = zip(live.names, live.defaults, live.loras, strict=True)
+    return [
+        f"{name}: {len(lora.pairs)} changes live at strength {strength:g} (--set lora={name}:{strength:g})"
+        for name, strength, lora in rows
+    ]
 
 
 def load_lora(path: Path) -> Lora:

@@ -17,15 +17,26 @@ from ..checkpoints.memory import (
     GIB,
     cache_bytes,
     expect_room,
+    gib,
     network_step_bytes,
     parameter_count,
     prompt_bytes,
     smaller_windows,
 )
+from ..errors import CheckpointError
 from ..machine import free_bytes
 from .config import WanConfig
 
-__all__ = ["GIB", "Setup", "alternatives", "check_memory", "memory_parts", "stream_check", "stream_parts"]
+__all__ = [
+    "GIB",
+    "Setup",
+    "alternatives",
+    "check_memory",
+    "fitted",
+    "memory_parts",
+    "stream_check",
+    "stream_parts",
+]
 
 # the encoder of UMT5-XXL: 256,384 words, 24 layers
 UMT5_XXL_PARAMETERS = 5_680_910_336
@@ -145,6 +156,42 @@ def alternatives(config: WanConfig, setup: Setup) -> list[tuple[str, int]]:
         names.append(name)
         out.append((" + ".join(names), sum(memory_parts(config, changed).values())))
     return out
+
+
+def fitted(
+    config: WanConfig, setup: Setup, room: int, tiny_there: bool
+) -> tuple[WanConfig, Setup, str | None]:
+    """A config and setup that fit into so many bytes, and one line on what was changed for it, None where
+    nothing was. Of the ways to need less the mildest is taken: TAEHV for the Wan VAE, then smaller windows.
+
+    Args:
+        tiny_there: whether there are weights of TAEHV.
+
+    Raises:
+        CheckpointError: nothing fits; says what the smallest needs.
+    """
+    tries: list[tuple[list[str], Setup]] = [([], setup)]
+    if setup.decoder == "vae" and tiny_there:
+        tries.append((["decoder tiny"], replace(setup, decoder="tiny")))
+    changes, least = tries[-1]
+    for window in smaller_windows(setup.plan):
+        smaller = replace(least, plan=replace(least.plan, window_frames=window))
+        tries.append(([*changes, f"window_frames {window}"], smaller))
+    for changed, found in tries:
+        needed = sum(memory_parts(config, found).values())
+        if needed > room:
+            continue
+        sampling = replace(config.sampling, window_frames=found.plan.window_frames)
+        own = replace(config, sampling=sampling)
+        if found.decoder == "tiny":
+            own = replace(own, decoder="tiny")
+        told = f"--fit: {' + '.join(changed)}, {gib(needed)} of {gib(room)} GiB" if changed else None
+        return own, found, told
+    words, size = " + ".join(tries[-1][0]) or "what there is", f"{config.width}x{config.height}"
+    raise CheckpointError(
+        f"--fit: expected room in {gib(room)} GiB at {size}, found that {words} needs {gib(needed)}; a "
+        "smaller picture (--size) needs less"
+    )
 
 
 def build_decoder(config: WanConfig, decoder: str) -> WanVAE | TinyDecoder | None:

@@ -21,7 +21,6 @@ class Release:
         source: the repository on the hub.
         licence: of the weights, as their repository says.
         note: what else has to be known, to be read behind its name.
-        changes: of that config, dotted `key=value`.
         needs_lora: whether it is a base that streams with a LoRA of the same repository alone.
     """
 
@@ -31,7 +30,6 @@ class Release:
     source: str
     licence: str
     note: str = ""
-    changes: tuple[str, ...] = ()
     needs_lora: bool = False
 
 
@@ -45,6 +43,22 @@ RELEASES: tuple[Release, ...] = (
         APACHE,
         "is a base that streams with models/lora.pt of the same repository merged into it",
         needs_lora=True,
+    ),
+    Release(
+        "Causal-Forcing++, 2 steps",
+        r"framewise-2step\.",
+        "wan-1.3b-causal-forcing-2step",
+        "zhuhz22/Causal-Forcing",
+        APACHE,
+        "takes four steps for its first latent frame and two for each later one",
+    ),
+    Release(
+        "Causal-Forcing++, 1 step",
+        r"framewise-1step\.",
+        "wan-1.3b-causal-forcing-1step",
+        "zhuhz22/Causal-Forcing",
+        APACHE,
+        "takes four steps for its first latent frame and one for each later one",
     ),
     Release(
         "Causal-Forcing, frame-wise",
@@ -63,29 +77,34 @@ RELEASES: tuple[Release, ...] = (
     Release(
         "Self Gradient Forcing, frame-wise",
         r"Self_Gradient_Forcing/.*framewise|framewise/ar/model\.pt",
-        "wan-1.3b-causal-forcing-frame",
+        "wan-1.3b-self-gradient-forcing-frame",
         "JunhaoZhuang/Self_Gradient_Forcing",
         APACHE,
         "has sink and window of its README (4 + 16 + 1); four steps are assumed, as of what it started from",
-        ("plan.sink_frames=4", "plan.window_frames=16"),
     ),
     Release(
         "Self Gradient Forcing, chunk-wise",
         r"Self_Gradient_Forcing/.*chunkwise|chunkwise/ar/model\.pt",
-        "wan-1.3b-causal-forcing-chunk",
+        "wan-1.3b-self-gradient-forcing-chunk",
         "JunhaoZhuang/Self_Gradient_Forcing",
         APACHE,
         "has sink and window of its README (3 + 6 + 3); four steps are assumed, as of what it started from",
-        ("plan.sink_frames=3", "plan.window_frames=6"),
     ),
     Release(
         "One-Forcing, frame-wise",
         r"(?:^|/)one_forcing\.",
-        "wan-1.3b-causal-forcing-frame",
+        "wan-1.3b-one-forcing",
         "JiaqiFeng/OneForcing",
         "not stated in its README",
         "takes one step; a window of 20 is assumed, as of what it started from",
-        ("sampling.steps=1",),
+    ),
+    Release(
+        "Reward Forcing",
+        r"(?:^|/)rewardforcing\.",
+        "wan-1.3b-reward-forcing",
+        "JaydenLu666/Reward-Forcing-T2V-1.3B",
+        "of its code Apache-2.0, of its weights not stated",
+        "was trained with a sink that averages what has left the window; here the sink is the first chunk",
     ),
     Release("Self-Forcing", r"self_forcing_dmd", "wan-1.3b-self-forcing", "gdhe17/Self-Forcing", APACHE),
     Release(

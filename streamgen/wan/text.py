@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.state_dict import umt5_to_transformers
-from models.text_encoder import Words
+from models.text_encoder import Words, beginning
 
 from ..checkpoints.foreign import expect_kind, read_foreign
+from ..engine.quantize import QuantizedLinear, kernel_missing
 from ..errors import CheckpointError
+from ..machine import give_back
 from .config import TextConfig
 from .options import TextOptions
 
@@ -52,9 +54,11 @@ class HashedPrompts:
 
     def words(self, prompt: str) -> Words:
         """See `PromptEncoder`."""
-        found = clean_prompt(prompt).lower().split()
-        ids = [int.from_bytes(_hash(word)[:4], "big") for word in found[: self.config.length]]
-        return Words(torch.tensor(ids, dtype=torch.long), (), max(0, len(found) - self.config.length))
+        cleaned, length = clean_prompt(prompt), self.config.length
+        found = cleaned.lower().split()
+        ids = [int.from_bytes(_hash(word)[:4], "big") for word in found[:length]]
+        cut = beginning(" ".join(cleaned.split()[length:]))
+        return Words(torch.tensor(ids, dtype=torch.long), (), max(0, len(found) - length), cut)
 
     def embed(self, prompt: str) -> Tensor:
         """See `PromptEncoder`."""
@@ -100,7 +104,8 @@ class UMT5Prompts:
         """See `PromptEncoder`."""
         ids = self._tokens(prompt)
         length = self.config.length
-        return Words(torch.tensor(ids[:length]), (), max(0, len(ids) - length))
+        cut = self._cut(prompt) if len(ids) > length else ""
+        return Words(torch.tensor(ids[:length]), (), max(0, len(ids) - length), cut)
 
     def embed(self, prompt: str) -> Tensor:
         """See `PromptEncoder`. Found in memory, on disk, or made with the encoder.
@@ -141,8 +146,7 @@ class UMT5Prompts:
         """Give the encoder's memory back; it is loaded again when needed."""
         with self._lock:
             self._model = None
-        if torch.device(self.options.device).type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(torch.device(self.options.device))
 
     @torch.no_grad()
     def _encode(self, text: str) -> Tensor:
@@ -163,6 +167,16 @@ class UMT5Prompts:
             # what is cut off at the end must not be the end token
             ids = [*ids[: self.config.length - 1], ids[-1], *ids[self.config.length - 1 : -1]]
         return ids
+
+    def _cut(self, prompt: str) -> str:
+        """The beginning of what does not fit; "" where the tokenizer does not tell where its tokens lie."""
+        text = clean_prompt(prompt)
+        with self._lock:
+            if not self._tokenizer.is_fast:
+                return ""
+            offsets = self._tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        # the last place is the end token's
+        return beginning(text[offsets[self.config.length - 1][0] :].strip())
 
     def _load(self) -> Any:
         """The encoder, loaded by one thread while others wait for it."""
@@ -185,6 +199,8 @@ class UMT5Prompts:
                 f"text encoder {self.source}: expected width {self.config.dim} (dit.text_dim), found {found}"
             )
         try:
+            if self.options.int8:
+                in_eight_bits(model, torch.device(self.options.device))
             return model.to(self.options.device).eval().requires_grad_(False)
         except RuntimeError as error:
             raise CheckpointError(
@@ -194,7 +210,8 @@ class UMT5Prompts:
     def _file(self, text: str) -> Path | None:
         if self.options.cache is None:
             return None
-        key = f"{self.source}|{self.config.dim}|{self.config.length}|{self.options.dtype}|{text}"
+        precision = f"{self.options.dtype}{' int8' if self.options.int8 else ''}"
+        key = f"{self.source}|{self.config.dim}|{self.config.length}|{precision}|{text}"
         return self.options.cache / f"{_hash(key).hex()}.safetensors"
 
     def _read(self, text: str) -> Tensor | None:
@@ -222,6 +239,25 @@ class UMT5Prompts:
             part.replace(file)
         except OSError as error:
             raise CheckpointError(f"prompt cache {file}: cannot be written ({error})") from None
+
+
+def in_eight_bits(model: nn.Module, device: torch.device) -> None:
+    """Put the linear layers of an encoder in eight bits, in place and one by one: memory holds one of them
+    twice.
+
+    Args:
+        device: where it is to compute.
+
+    Raises:
+        CheckpointError: the device has no kernel for that.
+    """
+    reason = kernel_missing(device, torch.bfloat16, "int8")
+    if reason is not None:
+        raise CheckpointError(f"text encoder: int8: {reason}")
+    for holder in list(model.modules()):
+        for name, child in list(holder.named_children()):
+            if isinstance(child, nn.Linear) and not (child.in_features % 16 or child.out_features % 16):
+                holder._modules[name] = QuantizedLinear(child, "int8")
 
 
 def _hash(text: str) -> bytes:

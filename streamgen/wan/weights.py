@@ -1,6 +1,6 @@
 """The tensors of a Wan-family model from published files or from a converted directory, under our names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -131,6 +131,12 @@ def with_decoder(config: WanConfig, directory: Path | HubSource | None) -> tuple
     return replace(config, decoder="vae"), note
 
 
+def has_tiny_decoder(config: WanConfig, directory: Path | HubSource | None) -> bool:
+    """Whether weights of TAEHV lie in a folder; on the hub nothing is looked for that was not asked for."""
+    names = (TINY_DECODER, *config.sources.tiny_decoder)
+    return isinstance(directory, Path) and any((directory / name).is_file() for name in names)
+
+
 class _Reader:
     """`gather`, step by step."""
 
@@ -231,18 +237,31 @@ class _Reader:
         self.found.files.append(SourceFile(part, path.name, kind, section, size, sha256, notes))
 
 
-def assign(module: nn.Module, tensors: Tensors, where: str, device: torch.device, dtype: torch.dtype) -> None:
+def assign(
+    module: nn.Module,
+    tensors: Tensors,
+    where: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    tell: Callable[[float], None] = lambda share: None,
+) -> None:
     """Give a module that was built on the meta device its weights, one after the other, so that memory holds
     them once; `tensors` is emptied.
+
+    Args:
+        tell: called with the share in 0..1 that is placed, after each tensor.
 
     Raises:
         CheckpointError: missing or surplus names, other shapes, or numbers that are not finite.
     """
     check_tensors(module.state_dict(), tensors, where)
     placed: Tensors = {}
+    total, done = max(1, sum(x.numel() for x in tensors.values())), 0
     for name in list(tensors):
         # a copy: what was read may be a map of the file
         placed[name] = torch.empty(tensors[name].shape, device=device, dtype=dtype).copy_(tensors.pop(name))
+        done += placed[name].numel()
+        tell(done / total)
     module.load_state_dict(placed, assign=True)
     module.eval().requires_grad_(False)
 

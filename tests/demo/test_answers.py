@@ -68,7 +68,7 @@ def test_words_that_are_being_encoded_are_shown_to_wait_and_no_chunk_waits_for_t
     assert viewer.session._made_end > made + 16
     assert stream_of(viewer).prompt == "a red ball"
     assert told(viewer, 2) == [("accepted", None), ("accepted", "being encoded")]
-    viewer.room.engine.encode()
+    viewer.room.engine.finish_encoding()
     viewer.room.run(1)
     assert told(viewer, 2)[2:] == [("applied", None)]
     (row,) = [row for row in viewer.receipts("applied") if row["id"] == 2]
@@ -81,7 +81,7 @@ def test_words_that_cannot_be_encoded_are_refused_with_the_reason() -> None:
     viewer.room.engine.slow_words = True
     say(viewer, 2, "a blue ball")
     viewer.room.run(1)
-    viewer.room.engine.encode(MemoryError("no room"))
+    viewer.room.engine.finish_encoding(MemoryError("no room"))
     viewer.room.run(1)
     assert told(viewer, 2)[-1] == ("refused", "prompt: cannot be encoded (no room)")
     assert stream_of(viewer).prompt == "a red ball"
@@ -149,7 +149,7 @@ def test_a_rewind_refuses_what_waits_and_it_is_not_told_again() -> None:
     viewer.room.run(0.5)
     viewer.session.handle(Rewind(next(iter(viewer.session.marks)).id))
     viewer.room.run(0.5)
-    viewer.room.engine.encode()
+    viewer.room.engine.finish_encoding()
     viewer.room.run(1)
     assert told(viewer, 2)[-1] == ("refused", "the stream went elsewhere before this took effect")
     assert stream_of(viewer).prompt == "a red ball"

@@ -95,7 +95,7 @@ def test_options(
     [
         ("", "prompt: is empty"),
         (" \t\n", "prompt: is empty"),
-        ("word " * 2000, "at most 2000 are allowed"),
+        ("word " * 2001, "at most 10000 are allowed"),
         ("a\0b", "control characters"),
         ("prompts.txt", "prompts.txt: no such file"),
         ("none.json", "none.json: no such file"),
@@ -119,7 +119,8 @@ def test_prompts(
         ),
         ("a blue gargoyle", "note: 'gargoyle' means nothing"),
         ("a red circle stays over the blue sea", "note: only the first 6 words are read, 2 are dropped"),
-        ("!?", None),
+        ("!?", "note: '!?' means nothing to this model (in '!?')"),
+        ("a red circle", None),
     ],
 )
 def test_words_the_model_does_not_know_still_render(

@@ -1,11 +1,13 @@
 """How bench tells the parts of a chunk apart."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import streamgen.bench
-from streamgen import StreamEvent, load_pipeline
+from streamgen import Session, StreamEvent, load_pipeline
+from streamgen.stream.state import FrameChunk
 from tests.streams import BLUE, RED
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
@@ -38,3 +40,28 @@ def test_parts_wait_for_the_device_outside_of_the_network(
         assert session.runner is runner
 
     assert_needs(check, monkeypatch, streamgen.bench, "_waiting", lambda work, device: work)
+
+
+def test_the_sixth_chunk_of_fresh_streams(tmp_path: Path) -> None:
+    """Its own parts, and its own commit, which the seventh begins with."""
+    pipeline = load_pipeline(write_checkpoint(tmp_path / "model"), runner="plain")
+    options = streamgen.bench.BenchOptions(effort=streamgen.bench.Effort(openings=2))
+    taken = Session.__next__
+
+    seen: list[int] = []
+
+    def timed(session: Session) -> FrameChunk:
+        chunk = taken(session)
+        seen.append(chunk.index)
+        # a chunk's parts take its number of seconds, the commit of the one before a hundred times that
+        timings = {"denoise": chunk.index, "decode": chunk.index, "commit": 100 * (chunk.index - 1)}
+        return replace(chunk, timings={name: float(value) for name, value in timings.items()})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Session, "__next__", timed)
+        found = streamgen.bench.sixth_chunks(pipeline, pipeline.choose().runner, options)
+    assert seen == list(range(7)) * 3
+    assert (found["streams"], found["frames"]) == (2, 4)
+    assert [found[f"{part}_ms"]["p50"] for part in ("denoise", "decode", "commit")] == [5e3, 5e3, 5e5]
+    assert found["fps_without_commit"] == pytest.approx(4 / 10)
+    assert found["fps"] == pytest.approx(4 / 510, abs=1e-3)

@@ -94,10 +94,11 @@ def test_the_start_goes_along_with_every_copy_of_a_stream(pipeline: Pipeline, tm
 
 
 def test_start_pictures_that_cannot_be_shown_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
-    """An image is one latent frame, so a model whose first chunk is longer would have to drop it."""
+    """An image stands still for a first chunk that is longer; a clip has to fill it."""
     whole_chunks = load_pipeline(write_checkpoint(tmp_path / "chunky", ChunkPlan(2, 2, 2, 4)))
+    assert whole_chunks.open(RED, image=picture()).timeline.start == Start.of(picture().expand(5, -1, -1, -1))
     with pytest.raises(InputError, match=r"start: expected at least 5 frames .* found 1"):
-        whole_chunks.open(RED, image=picture())
+        whole_chunks.open(RED, video=picture()[None])
     take(whole_chunks.open(RED, video=picture()[None].repeat(5, 1, 1, 1)), 2)
     for frames in (picture()[None][:0], picture()):
         with pytest.raises(InputError, match="start: expected uint8 frames"):

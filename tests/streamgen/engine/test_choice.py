@@ -12,9 +12,10 @@ import torch
 
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
 from streamgen.engine import choice
-from streamgen.engine.choice import RUNNER_VARIABLE, Sizes, fastest, work_seconds
+from streamgen.engine.choice import RUNNER_VARIABLE, fastest, work_seconds
 from streamgen.engine.onnx import runner as onnx_runner
 from streamgen.engine.runner import PlainRunner, Runner
+from streamgen.engine.sizes import Sizes
 from tests.command_line import call
 from tests.streams import BLUE, RED, take
 from tests.tiny_checkpoints import write_checkpoint

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from streamgen import Pipeline, StreamEvent, load_pipeline
 from streamgen.check.agreement import eight_bits
 from streamgen.engine import quantize
-from streamgen.engine.compiled import TOLERANCE, CompiledRunner
+from streamgen.engine.program.compiled import TOLERANCE, ProgramRunner
 from streamgen.engine.quantize import Quantization, QuantizedLinear, quantization, quantized, rounded
 from streamgen.errors import InputError
 from streamgen.render.job import RenderJob
@@ -143,13 +143,13 @@ def test_streams_beside_each_other(parts: Any, monkeypatch: pytest.MonkeyPatch) 
         assert all(torch.equal(a, b) for a, b in zip(made[0], again, strict=True))
         assert not torch.equal(made[0][0], alone[0])
 
-    assert_needs(check, monkeypatch, quantize, "_twin", lambda dit: dit)
+    assert_needs(check, monkeypatch, quantize, "twin", lambda dit: dit)
 
 
 def test_the_program_of_eight_bits(pipeline: Pipeline) -> None:
     """What a compiler is given computes as the plain runner does."""
     made = quantized(pipeline.dit, "int8")
-    runner = CompiledRunner(made, None, lambda function: function)
+    runner = ProgramRunner(made, None, lambda function: function)
     assert runner.quantize == "int8"
     expected = latents(pipeline.open(WORDS, 1, quantize="int8", decode=False), 1)
     found = latents(pipeline.open(WORDS, 1, runner=runner, decode=False), 1)

@@ -15,10 +15,12 @@ from torch.utils._pytree import tree_leaves
 import streamgen.engine.guidance
 from models.causal_dit import CausalDiT, TextContext
 from models.context import ChunkPlan
-from models.kv_cache import CacheCursor, CacheRing, CacheShape
+from models.kv_cache import CacheCursor, CacheRing, CacheShape, CacheView
 from models.motion_encoder import MotionEncoder, MotionEncoderConfig, Tracks
 from models.rope import RotaryEmbedding3D
 from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity
+from streamgen.engine.program.chunk import ProgramContext
+from streamgen.engine.program.compiled import ProgramRunner
 from streamgen.engine.runner import CommitTask, PlainRunner
 from tests.tiny_models import GRID, assert_needs, tiny_dit
 
@@ -103,6 +105,27 @@ def test_a_step_copies_nothing(guidance: bool, monkeypatch: pytest.MonkeyPatch) 
     step()
     assert_needs(check, monkeypatch, RotaryEmbedding3D, "tables", copied)
     assert_needs(check, monkeypatch, streamgen.engine.guidance, "_predict", listed)
+
+
+def test_a_program_copies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does what a chunk brings into its buffers: places and mask are counted where they lie."""
+    dit = tiny_dit(guidance=True).to(META)
+    ring, runner = meta_ring(dit), ProgramRunner(dit, None, lambda function: function)
+    ring.view(CacheCursor(), 2)
+    x = torch.empty(1, 2, 4, GRID[0] * 2, GRID[1] * 2, device=META)
+    text: TextContext = dit.embed_text(torch.empty(1, 5, 8, device=META))
+    tasks = [CommitTask(ring, CacheCursor(frames=n), x, (50.0, 50.0), text, None) for n in (3, 7, 9)]
+
+    def check() -> None:
+        assert transfers(lambda: [runner.commit(task) for task in tasks]) == []
+
+    def listed(self: ProgramRunner, view: CacheView) -> ProgramContext:
+        torch.tensor([0, 1], device=META)
+        return written(self, view)
+
+    written = ProgramRunner._context
+    check()
+    assert_needs(check, monkeypatch, ProgramRunner, "_context", listed)
 
 
 def meta_ring(dit: CausalDiT) -> CacheRing:

@@ -21,7 +21,7 @@ def test_a_job_is_checked_without_work(tmp_path: Path, monkeypatch: pytest.Monke
         encoding="utf-8",
     )
     worked: list[str] = []
-    monkeypatch.setattr(CacheRing, "__init__", lambda self, *rest: worked.append("cache"))
+    monkeypatch.setattr(CacheRing, "__init__", lambda self, *rest, **more: worked.append("cache"))
     monkeypatch.setattr(WordPrompts, "embed", lambda self, prompt: worked.append("prompt"))
     short, long = parse_jobs(str(jobs))
     check_job(pipeline, short)

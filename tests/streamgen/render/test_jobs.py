@@ -86,7 +86,7 @@ def shots(*times: Any) -> str:
     [
         (row(prompt=""), "line 1: prompt: is empty"),
         (row(prompt=" \n"), "line 1: prompt: is empty"),
-        (row(prompt="x" * 10_000), "prompt: has 10000 characters, at most 2000"),
+        (row(prompt="x" * 10_001), "prompt: has 10001 characters, at most 10000"),
         (row(prompt=7), "prompt: expected text"),
         (row(prompt="a\x00b"), "prompt: holds control characters"),
         ('{"seconds": 4}', "prompt: missing"),

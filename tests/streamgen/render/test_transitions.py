@@ -8,8 +8,8 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
+from models.interpolate import Way
 from streamgen import StreamEvent, load_pipeline
-from streamgen.engine.interpolate import Way
 from streamgen.errors import InputError
 from streamgen.pipeline import Pipeline
 from streamgen.render import shots

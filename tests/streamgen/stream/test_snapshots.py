@@ -183,9 +183,9 @@ def test_a_fork_and_a_resume_have_one_cache(
     made: list[CacheRing] = []
     build = CacheRing.__init__
 
-    def counted(self: CacheRing, *rest: object) -> None:
+    def counted(self: CacheRing, *rest: object, **more: object) -> None:
         made.append(self)
-        build(self, *rest)  # type: ignore[arg-type]
+        build(self, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CacheRing, "__init__", counted)
     for copy in (session.fork, lambda: pipeline.resume(tmp_path / "stream")):

@@ -206,9 +206,12 @@ def test_releases_are_told_apart() -> None:
         ("/x/chunkwise/causal_forcing.pt", "wan-1.3b-causal-forcing-chunk"),
         ("C:\\x\\causal_forcing-framewise.safetensors", "wan-1.3b-causal-forcing-frame"),
         ("a/models/longlive_base.pt", "wan-1.3b-longlive"),
-        ("JunhaoZhuang/Self_Gradient_Forcing/chunkwise/ar/model.pt", "wan-1.3b-causal-forcing-chunk"),
-        ("/x/framewise/ar/model.pt", "wan-1.3b-causal-forcing-frame"),
-        ("JiaqiFeng/OneForcing/checkpoints/one_forcing.pt", "wan-1.3b-causal-forcing-frame"),
+        ("JunhaoZhuang/Self_Gradient_Forcing/chunkwise/ar/model.pt", "wan-1.3b-self-gradient-forcing-chunk"),
+        ("/x/framewise/ar/model.pt", "wan-1.3b-self-gradient-forcing-frame"),
+        ("zhuhz22/Causal-Forcing/causal-forcing++/framewise-2step.pt", "wan-1.3b-causal-forcing-2step"),
+        ("framewise-1step.pt", "wan-1.3b-causal-forcing-1step"),
+        ("JaydenLu666/Reward-Forcing-T2V-1.3B/rewardforcing.pt", "wan-1.3b-reward-forcing"),
+        ("JiaqiFeng/OneForcing/checkpoints/one_forcing.pt", "wan-1.3b-one-forcing"),
         ("Wan2.1-T2V-1.3B/diffusion_pytorch_model.safetensors", None),
     ):
         release = find_release(place)

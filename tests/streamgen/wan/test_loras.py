@@ -100,7 +100,7 @@ def test_merge_needs_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
         found = merge_lora(plain(), read_lora(NAMINGS["kohya"]()))
         assert largest_difference(found, change()[1]) < 1e-6
 
-    assert_needs(check, monkeypatch, merging, "_scale", lambda layer, pair, alpha: 1.0)
+    assert_needs(check, monkeypatch, merging, "scale_of", lambda layer, pair, alpha: 1.0)
 
 
 class Layers(nn.Module):

@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from torch import Tensor
 
 import streamgen.wan.text
 from models.state_dict import umt5_to_transformers
+from streamgen.engine.quantize import QuantizedLinear
 from streamgen.errors import CheckpointError
 from streamgen.wan.config import TextConfig
 from streamgen.wan.options import TextOptions
 from streamgen.wan.text import HashedPrompts, UMT5Prompts, clean_prompt
-from tests.tiny_models import assert_needs
+from tests.tiny_models import assert_needs, randomize
 from tests.tiny_wan import tiny_tokenizer, tiny_umt5
 
 CONFIG = TextConfig(dim=16, length=12)
@@ -63,6 +65,34 @@ def test_equals_transformers_with_padding_and_mask(folder: Path, monkeypatch: py
     words = UMT5Prompts(str(folder), CONFIG, FLOAT).words(long)
     assert (len(words.ids), words.dropped, words.unknown) == (12, 22 - 12, ())
     assert int(words.ids[-1]) == 1
+    # eleven words and the end token are read
+    assert words.cut == "boat the red boat the red boat the red ..."
+    assert UMT5Prompts(str(folder), CONFIG, FLOAT).words(PROMPT).cut == ""
+
+
+def test_eight_bits_are_close_and_half_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    sizes = UMT5Config(
+        vocab_size=16, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    randomize(UMT5EncoderModel(sizes)).save_pretrained(tmp_path / "text_encoder")
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    config = TextConfig(dim=32, length=12)
+    whole = UMT5Prompts(str(tmp_path), config, FLOAT)
+    options = TextOptions(dtype=torch.float32, int8=True, cache=tmp_path / "cache")
+    small = UMT5Prompts(str(tmp_path), config, options)
+    found, expected_ = small.embed(PROMPT)[0, :4], whole.embed(PROMPT)[0, :4]
+    assert not torch.equal(found, expected_)
+    assert torch.nn.functional.cosine_similarity(found, expected_).min() > 0.99
+    layers = [module for module in small._load().modules() if isinstance(module, QuantizedLinear)]
+    assert len(layers) == 2 * 7
+    # with a cache that the other precision has filled there is nothing to be found
+    assert small._file("a") != UMT5Prompts(str(tmp_path), config, replace(options, int8=False))._file("a")
+    monkeypatch.setattr(streamgen.wan.text, "kernel_missing", lambda *place: "no kernel here")
+    with pytest.raises(CheckpointError, match="text encoder: int8: no kernel here"):
+        UMT5Prompts(str(tmp_path), config, TextOptions(int8=True)).embed("a red")
 
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

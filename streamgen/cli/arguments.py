@@ -1,0 +1,49 @@
+"""Options that say which model, as every command and the demo take them. Nothing of torch is imported."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[str, typer.Option(help="Name (see `streamgen models`), checkpoint or adopted folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="In eight bits: int8, fp8, cache, int8+cache, ...; none by default, or a record's own."
+    ),
+]
+_WAN = "Models of the Wan family"
+_WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."
+Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN)]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Run without weights.", rich_help_panel=_WAN)
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="LoRA to merge: FILE or FILE:STRENGTH. Repeatable.", rich_help_panel=_WAN),
+]
+_LIVE = "LoRA whose strength streams may change (--set lora=0.5): FILE or FILE:STRENGTH. Repeatable."
+LiveLoras = Annotated[list[str] | None, typer.Option("--live-lora", help=_LIVE, rich_help_panel=_WAN)]
+ModelSet = Annotated[
+    list[str] | None,
+    typer.Option("--model-set", help="Change its config: dit.layers=2. Repeatable.", rich_help_panel=_WAN),
+]
+_SIZE = "Pictures of WIDTHxHEIGHT, or picture: shaped like --image. Taken to the nearest whole tokens."
+Size = Annotated[str | None, typer.Option(help=_SIZE, rich_help_panel=_WAN)]
+_FIT = "GiB that the model and one stream may take: decoder and window are chosen so."
+Fit = Annotated[float | None, typer.Option(min=0.001, help=_FIT, rich_help_panel=_WAN)]
+TextEncoder = Annotated[
+    str | None, typer.Option(help="Folder or hub name of the text encoder.", rich_help_panel=_WAN)
+]
+TextDevice = Annotated[str | None, typer.Option(help="Device of the text encoder.", rich_help_panel=_WAN)]
+TextCache = Annotated[Path | None, typer.Option(help="Folder for encoded prompts.", rich_help_panel=_WAN)]
+_TEXT_INT8 = "Linear layers of the text encoder in eight bits: 5.7 GB of memory for 11.4."
+TextInt8 = Annotated[bool, typer.Option("--text-int8", help=_TEXT_INT8, rich_help_panel=_WAN)]
+FreeText = Annotated[
+    bool, typer.Option("--free-text", help="Free the text encoder after use.", rich_help_panel=_WAN)
+]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the network.", rich_help_panel=_WAN),
+]

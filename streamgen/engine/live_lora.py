@@ -1,0 +1,71 @@
+"""The runner of streams whose LoRAs change their strength while they run."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from models.causal_dit import CausalDiT, TextContext
+from models.kv_cache import CacheCursor
+from models.live_lora import LiveLoras, adapted
+from models.video_codec import VideoCodec
+
+from ..errors import InputError
+from .decoder import DecoderState
+from .runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
+
+
+class LiveLoraRunner:
+    """`PlainRunner` with LoRAs beside the weights. Each call computes at the strengths that its words carry,
+    so that sessions with other strengths share it; it serves one call at a time.
+
+    Args:
+        dit: the network without them, in full precision or in eight bits.
+    """
+
+    name = "plain"
+    batch: BatchPlace | None = None
+
+    def __init__(self, dit: CausalDiT, live: LiveLoras, codec: VideoCodec | None = None) -> None:
+        network, self.strengths = adapted(dit, live.loras)
+        self._plain = PlainRunner(network, codec)
+        self.quantize = self._plain.quantize
+        self._lock = threading.RLock()
+
+    def denoise(self, task: DenoiseTask) -> Tensor:
+        """See `Runner`."""
+        with self._at(task.conditioning.text):
+            return self._plain.denoise(task)
+
+    def commit(self, task: CommitTask) -> CacheCursor:
+        """See `Runner`."""
+        with self._at(task.text):
+            return self._plain.commit(task)
+
+    def rejoin(self, task: CommitTask, keep_sink: bool) -> CacheCursor:
+        """See `Runner`."""
+        with self._at(task.text):
+            return self._plain.rejoin(task, keep_sink)
+
+    def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """See `Runner`."""
+        return self._plain.decode(latents, state)
+
+    @contextmanager
+    def _at(self, text: TextContext) -> Iterator[None]:
+        """The network at the strengths of a text."""
+        assert text.strengths is not None, "words of a model with live LoRAs carry their strengths"
+        with self._lock:
+            self.strengths.copy_(text.strengths)
+            yield
+
+
+def check_can_change(runner: str | Runner | None) -> None:
+    """Raise InputError for a runner that was asked for and cannot change strengths while it runs."""
+    if isinstance(runner, LiveLoraRunner) or runner in (None, "auto", "plain"):
+        return
+    name = runner if isinstance(runner, str) else runner.name if runner is not None else ""
+    raise InputError(
+        f"runner {name}: cannot change the strengths of LoRAs while it runs; take plain, or merge with --lora"
+    )

@@ -1,0 +1,1 @@
+"""One stream on several devices, each with a process of its own."""
