@@ -53,7 +53,8 @@ SERVER_OPTIONS: dict[str, Any] = {
     "ws_per_message_deflate": False,
     "timeout_graceful_shutdown": 2,
 }
-CLOSE_LEFT = 1001
+# What clients close with that mean to go: programs, and browsers as a page is closed, loaded again or left.
+CLOSE_LEFT = (1000, 1001)
 CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 
 
@@ -317,8 +318,7 @@ class Line:
         while True:
             event = await self.websocket.receive()
             if event["type"] == "websocket.disconnect":
-                # browsers say so when a page is closed, loaded again or left
-                self._closed = event.get("code") == CLOSE_LEFT
+                self._closed = event.get("code") in CLOSE_LEFT
                 return
             if not self._within_rate():
                 await self.websocket.close(1008, "too many messages")

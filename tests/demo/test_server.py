@@ -326,6 +326,17 @@ def test_the_row_moves_up_when_a_page_is_closed() -> None:
         assert client.get("/live/health").json() == {"running": 0, "waiting": 0}
 
 
+@pytest.mark.parametrize(("code", "kept"), [(1000, False), (1001, False), (1005, True), (1011, True)])
+def test_whoever_closes_is_gone_and_whoever_is_lost_is_waited_for(code: int, kept: bool) -> None:
+    with serving(rules=Rules(closed_seconds=0.2)) as client:
+        token = ticket(client)
+        with connect(client, token) as socket:
+            until(socket, kind("state"))
+            socket.close(code)
+        time.sleep(0.9)
+        assert client.post(f"/live/{token}/back").json() == {"kept": kept}
+
+
 def test_a_second_connection_of_a_page_takes_the_first_ones_place() -> None:
     with serving() as client:
         token = ticket(client)
