@@ -177,6 +177,12 @@ class Stream(Protocol):
         ...
 
 
+def place_of(stream: Stream) -> dict[str, Any]:
+    """What a page is told of a stream's words, settings and seed as they are now."""
+    words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
+    return words | {"note": stream.note, "settings": stream.settings, "seed": stream.seed}
+
+
 class Engine(Protocol):
     """Opens streams of one model; called from one thread at a time."""
 

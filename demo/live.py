@@ -22,7 +22,7 @@ from . import pictures
 from .answers import Answers
 from .branches import Branches
 from .commands import Commands
-from .engine import Engine, Generated, Stream
+from .engine import Engine, Generated, Stream, place_of
 from .follow import follow
 from .history import Saved
 from .limits import Counters, Limits
@@ -169,7 +169,8 @@ class LiveSession:
         """End the session and give everything back."""
         with self._lock:
             if self.keeper is not None and self.stream is not None and self._made_end:
-                self._shelve(self.keeper, self.stream, self.stream.snapshot())
+                about, snapshot = self.branches.about(self._last_picture()), self.stream.snapshot()
+                self.keeper.keep(self.clock(), self.stream, snapshot, self._made_end, about)
             self.state = "ended"
             self._commands.clear()
             self.stream = None
@@ -446,11 +447,10 @@ class LiveSession:
         self.recording.add(made.start, made.frames)
         if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
-            snapshot = stream.snapshot()
-            mark = self.marks.add(self._made_end, snapshot, self._last_picture())
+            mark = self.marks.add(self._made_end, snapshot := stream.snapshot(), self._last_picture())
             self.takes.fit(self.marks)
-            gone = sorted(before - {mark.id for mark in self.marks})
-            self.voice.say({"type": "mark", **mark.row(), "gone": gone})
+            gone = before - {mark.id for mark in self.marks}
+            self.voice.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
             if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
                 self._shelve(self.keeper, stream, snapshot)
 
@@ -461,7 +461,6 @@ class LiveSession:
     def _fail(self, reason: str) -> None:
         with self._lock:
             if self.state != "ended":
-                # where nothing plays there is nothing to go on with
                 self._turn("ready" if self.stream is None else "failed", reason)
 
     # -- telling -------------------------------------------------------------------------------------------
@@ -492,10 +491,9 @@ class LiveSession:
         assert self.stream is not None
         stream = self.stream
         row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
-        words = {"prompt": stream.prompt, "unknown": list(stream.unknown), "dropped": stream.dropped}
-        now = {"note": stream.note, "settings": stream.settings, "seed": stream.seed}
-        kept = self.branches.rows() | {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
-        self.voice.say(row | words | now | kept | {"pins": [list(point) for point in self.desk.pins]})
+        now = {"pins": [list(point) for point in self.desk.pins]}
+        why_none = {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
+        self.voice.say(row | place_of(stream) | now | self.branches.rows() | why_none)
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from streamgen import InputError, StreamEvent
+from streamgen.interpolate import Way
 from streamgen.stream.events import CacheAction
-from streamgen.stream.prompts import MAX_PROMPT, Blend, Over, Way, blend_name, checked_blend
+from streamgen.stream.prompts import MAX_PROMPT, Blend, Over, blend_name, checked_blend
 from streamgen.stream.recache import SinkPolicy
 
 MAX_MESSAGE_BYTES = 64 * 1024

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.causal_dit import CausalDiT
 
+from .engine.adapters.live_lora import LiveLoraRunner, check_can_change
 from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
@@ -25,7 +26,6 @@ from .engine.choice import (
     one_thread_is_enough,
 )
 from .engine.decoder import DecoderState, encode_frames
-from .engine.live_lora import LiveLoraRunner, check_can_change
 from .engine.noise import NoiseSource, SeededNoise, seed_identity
 from .engine.parallel.mesh import Mesh
 from .engine.parallel.ulysses import UlyssesRunner, slab_axis
@@ -58,12 +58,10 @@ from .stream.settings import StreamSettings
 from .stream.snapshot import read_snapshot
 from .stream.state import StreamState
 from .stream.timeline import Start, Timeline
-from .video.read import image_size, read_clip, read_image
+from .video.read import crop_note, read_clip, read_image
 from .wan.options import WanOptions
 
 _MAX_START_FRAMES = 1 + 16 * 60
-# How much longer one side may be before it is said that a picture is cropped.
-_CROPPED = 1.1
 
 
 class Pipeline(StreamModel):
@@ -447,13 +445,8 @@ class Pipeline(StreamModel):
         still = self.geometry.frames(self.plan.length(0))
         if still > 1:
             notes.append(f"image: stands still for {still} frames, the first chunk of this model")
-        found, own = image_size(image), (self.geometry.width, self.geometry.height)
-        shapes = sorted((found[0] / found[1], own[0] / own[1]))
-        if shapes[1] > _CROPPED * shapes[0]:
-            notes.append(
-                f"image: cropped at the centre, from {found[0]}x{found[1]} to the shape of {own[0]}x{own[1]}"
-            )
-        return tuple(notes)
+        cropped = crop_note(image, self.geometry.width, self.geometry.height)
+        return (*notes, *filter(None, [cropped]))
 
     def _opening(
         self, image: str | Path | Tensor | None, video: str | Path | Tensor | None

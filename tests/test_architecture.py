@@ -148,7 +148,7 @@ RULES: list[Rule] = [
 ROOMS = (
     ("errors",),
     ("suggest",),
-    ("structured", "machine"),
+    ("structured", "machine", "interpolate"),
     ("video",),
     ("motion",),
     ("engine",),

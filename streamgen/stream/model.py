@@ -13,20 +13,20 @@ from torch import Tensor
 
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
-from models.interpolate import blended
 from models.kv_cache import CacheRing, CacheShape, RingStorage
 from models.live_lora import LiveLoras, adapted
 from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
+from ..engine.adapters.live_lora import LiveLoraRunner
 from ..engine.geometry import LatentGeometry
-from ..engine.live_lora import LiveLoraRunner
 from ..engine.networks import Networks
 from ..engine.parallel.mesh import Mesh
 from ..engine.parallel.ulysses import sharded_ring
 from ..engine.program.leases import RingPool
 from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
+from ..interpolate import blended
 from .events import StreamEvent
 from .prompts import Blend, Passage, PromptEncoder, Text, blend_mark, blend_name, check_prompt
 from .settings import StreamSettings

@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol, get_args
 from torch import Tensor
 
 from models.causal_dit import TextContext
-from models.interpolate import Way, between
 from models.text_encoder import Vocabulary, Words
 
 from ..errors import InputError
+from ..interpolate import Way, between
 from ..suggest import shorten, unknown_key
 
 # Against nonsense; what a model reads is counted in its own tokens.

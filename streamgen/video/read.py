@@ -25,6 +25,8 @@ from . import decode_worker
 WORKER = Path(decode_worker.__file__)
 # The EXIF tag, and its values for pictures that were taken with the camera on its side.
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+# How much longer one side may be before it is said that a picture is cropped.
+_CROPPED = 1.1
 
 
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
@@ -69,6 +71,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return opened.size[::-1] if turned else opened.size
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image (damaged, cut off or not an image)") from error
+
+
+def crop_note(path: str | Path, width: int, height: int) -> str | None:
+    """One line where an image file loses a tenth of a side or more on its way to this shape.
+
+    Raises:
+        InputError: see `image_size`.
+    """
+    found = image_size(path)
+    shapes = sorted((found[0] / found[1], width / height))
+    if shapes[1] <= _CROPPED * shapes[0]:
+        return None
+    return f"image: cropped at the centre, from {found[0]}x{found[1]} to the shape of {width}x{height}"
 
 
 def read_clip(

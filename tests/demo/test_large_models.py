@@ -34,7 +34,7 @@ def test_viewers_wait_for_the_model_and_are_told_how_far_it_is(monkeypatch: pyte
         engine = FakeEngine(wait=clock.sleep)
         engine.loading = Loading("placing weights", 0.25)
         told = lambda: None if engine.loading is None else {"type": "loading", **vars(engine.loading)}  # noqa: E731
-        begin = lambda voice: LiveSession(engine, voice, clock)  # noqa: E731
+        begin = lambda seat: LiveSession(engine, seat.voice, clock)  # noqa: E731
         lobby = Lobby(Rules(max_sessions=1), begin, LiveSession.close, clock, told)
         seats = [lobby.connect(lobby.ticket()) for _ in range(2)]
         assert all(seat is not None and seat.session is None for seat in seats)

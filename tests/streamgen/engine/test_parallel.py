@@ -8,12 +8,14 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -215,9 +217,15 @@ def test_a_deadline_has_no_place_there(
     assert "--deadline: not here, clocks of several processes differ" in done.error()
 
 
+def decoded(video: Path) -> Iterator[np.ndarray]:
+    with av.open(str(video)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
 @pytest.mark.slow
 def test_the_command_under_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One video, of the pictures that one process makes; a saved stream goes on; bench counts processes."""
+    """One video, of the pictures that one process makes; a saved stream goes on; `bench` counts processes."""
     model = write_checkpoint(tmp_path / "model", PLANS[0], steps=2)
     options = ["--model", model, "--seconds", 1, "--at", f"0.5:{BLUE}", "--threads", 1, "-q"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -237,7 +245,10 @@ def test_the_command_under_torchrun(tmp_path: Path, capsys: pytest.CaptureFixtur
     records = [json.loads(path.with_suffix(".json").read_text()) for path in (one, two)]
     assert [record["processes"] for record in records] == [1, 2]
     assert [record["runner"] for record in records] == ["plain", "ulysses"]
-    assert records[0]["sha256"] == records[1]["sha256"]
+    # products of half as many rows are rounded otherwise: a level of a colour here and there
+    pictures = [np.stack(list(decoded(path))) for path in (one, two)]
+    assert pictures[0].shape == pictures[1].shape
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 2
     more = tmp_path / "more.mp4"
     done = call(capsys, "render", "--continue-from", tmp_path / "state", "-o", more, "--model", model)
     assert done.code == 0, done.stderr

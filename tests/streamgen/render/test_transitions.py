@@ -8,9 +8,9 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from models.interpolate import Way
 from streamgen import StreamEvent, load_pipeline
 from streamgen.errors import InputError
+from streamgen.interpolate import Way
 from streamgen.pipeline import Pipeline
 from streamgen.render import shots
 from streamgen.render.clip import write_clip

@@ -15,8 +15,8 @@ import torch
 import streamgen.stream.snapshot
 import streamgen.stream.step
 import streamgen.stream.timeline
-from models.interpolate import between, blended
 from streamgen import InputError, Pipeline, Session, StreamEvent, Timeline, load_pipeline
+from streamgen.interpolate import between, blended
 from streamgen.stream.prompts import Over, recaches_that_fit
 from streamgen.stream.recache import ByChunk
 from tests.streams import BLUE, RED, take

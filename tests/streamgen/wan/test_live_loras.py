@@ -17,7 +17,7 @@ from torch import Tensor
 from models.causal_dit import CausalDiT
 from models.live_lora import LiveLoras, parse_strengths
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
-from streamgen.engine.live_lora import LiveLoraRunner
+from streamgen.engine.adapters.live_lora import LiveLoraRunner
 from streamgen.engine.runner import PlainRunner
 from streamgen.errors import CheckpointError
 from streamgen.stream.recache import ByChunk

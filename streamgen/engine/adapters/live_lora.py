@@ -11,9 +11,9 @@ from models.kv_cache import CacheCursor
 from models.live_lora import LiveLoras, adapted
 from models.video_codec import VideoCodec
 
-from ..errors import InputError
-from .decoder import DecoderState
-from .runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
+from ...errors import InputError
+from ..decoder import DecoderState
+from ..runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
 
 
 class LiveLoraRunner:

@@ -1,0 +1,1 @@
+"""Runners over networks that have adapters beside their weights."""
