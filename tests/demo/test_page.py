@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from streamgen.stream.prompts import MAX_PROMPT
 from tests.demo_pages import Stage, context_of, frame_now, open_page, said, served, shown, words
 
 LONG = "x" + "o" * 1500
@@ -323,9 +324,9 @@ def test_a_stream_that_nobody_kept_is_said_to_be_gone(browser: Browser, tmp_path
 
 
 def test_what_is_not_taken_is_told(page: Page) -> None:
-    page.fill("[data-part=prompt]", "o" * 2003)
+    page.fill("[data-part=prompt]", "o" * (MAX_PROMPT + 3))
     page.press("[data-part=prompt]", "Enter")
-    said(page, "words", "2000 characters are taken, these are 3 more. Nothing has been sent.")
+    said(page, "words", f"{MAX_PROMPT} characters are taken, these are 3 more. Nothing has been sent.")
     words(page, "a blue xball with xyz")
     said(page, "words", "“xball”, “xyz” mean nothing")
     words(page, " ".join(["ball"] * 14))
