@@ -201,6 +201,6 @@ def test_a_wan_model_streams_and_turns_to_new_words(browser: Browser) -> None:
         page.press("[data-part=prompt]", "Enter")
         page.wait_for_selector("[data-part=log] li[data-kind=prompt]:has-text('lighthouse')")
         shown(page, frame_now(page) + 12)
-        assert "Going back is off" in (page.get_attribute("[data-part=track]", "title") or "")
+        assert "Going back is off" in (page.get_attribute("[data-part=scrub]", "title") or "")
         assert page.is_disabled("[data-part=scrub]")
         page.close()
