@@ -185,7 +185,7 @@ def wan_demo(*more: str) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_wan_model_streams_and_turns_to_new_words(browser: Browser) -> None:
-    with wan_demo("--rewind-mb", "1") as address:
+    with wan_demo() as address:
         page = open_page(new_context(browser), address)
         assert "176×112" in (page.text_content("[data-part=model]") or "")
         assert "follows tracks" not in (page.text_content("#card") or "")
@@ -201,6 +201,4 @@ def test_a_wan_model_streams_and_turns_to_new_words(browser: Browser) -> None:
         page.press("[data-part=prompt]", "Enter")
         page.wait_for_selector("[data-part=log] li[data-kind=prompt]:has-text('lighthouse')")
         shown(page, frame_now(page) + 12)
-        assert "Going back is off" in (page.get_attribute("[data-part=scrub]", "title") or "")
-        assert page.is_disabled("[data-part=scrub]")
         page.close()
