@@ -5,10 +5,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from streamgen import Pipeline, load_pipeline
 from streamgen.engine.batch import BatchedPasses
@@ -18,6 +18,7 @@ from streamgen.render.folder import OutputFolder
 from streamgen.render.records import Asked, job_key
 from streamgen.render.runner import ItemRunner, Policy
 from streamgen.render.schedule import run_items
+from streamgen.video.outputs import Outputs
 from tests.batch_folder import items, lines, raw, run
 from tests.command_line import call
 from tests.tiny_checkpoints import write_checkpoint
@@ -43,8 +44,8 @@ def pipeline(checkpoint: Path) -> Pipeline:
 
 
 def pictures(video: Path) -> np.ndarray:
-    with av.open(str(video)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    """As they were before a video was made of them, which can make much of a level of a colour."""
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(video.with_suffix(".frames").iterdir())])
 
 
 def test_clips_at_once_are_those_of_one_after_the_other(
@@ -67,15 +68,14 @@ def test_clips_at_once_are_those_of_one_after_the_other(
 
     monkeypatch.setattr(item_runner, "write_clip", begun)
     monkeypatch.setattr(BatchedPasses, "_forward", counted)
-    assert run(pipeline, work, tmp_path / "one") == ["made"] * 4
+    png = Outputs(png=True)
+    assert run(pipeline, work, tmp_path / "one", outputs=png) == ["made"] * 4
     assert together == set()
-    assert run(pipeline, work, tmp_path / "three", asked=Asked(batch=3)) == ["made"] * 4
+    assert run(pipeline, work, tmp_path / "three", asked=Asked(batch=3), outputs=png) == ["made"] * 4
     assert 3 in together
     for item in work:
         alone, beside = (pictures(tmp_path / folder / f"{item.name}.mp4") for folder in ("one", "three"))
-        # of noise the encoder makes something else where a pixel is rounded otherwise; what is computed is
-        # held to its tolerance in tests/streamgen/engine/test_batch.py
-        assert np.abs(alone.astype(int) - beside).mean() <= 4
+        assert np.abs(alone.astype(int) - beside).max() <= 1
         records = [
             json.loads((tmp_path / folder / f"{item.name}.json").read_text()) for folder in ("one", "three")
         ]
@@ -84,7 +84,7 @@ def test_clips_at_once_are_those_of_one_after_the_other(
         assert records[0]["key"] != records[1]["key"]
     assert {line["batch"] for line in lines(tmp_path / "three")} == {3}
     # and once more there is nothing to do
-    assert run(pipeline, work, tmp_path / "three", asked=Asked(batch=3)) == ["there"] * 4
+    assert run(pipeline, work, tmp_path / "three", asked=Asked(batch=3), outputs=png) == ["there"] * 4
 
 
 def test_a_record_renders_again_bit_for_bit(

@@ -385,6 +385,14 @@ def test_a_killed_writer_leaves_a_readable_part(tmp_path: Path, movflags: str, l
     assert least <= readable_frames(tmp_path / "a.mp4.part") <= most
 
 
+@pytest.mark.slow
+def test_the_same_frames_make_the_same_video(tmp_path: Path) -> None:
+    """x264 left to itself makes another one once in some hundreds of times, threads or not."""
+    frames = np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), np.uint8)
+    made = {write(tmp_path / "a.mp4", frames, lossless=False).read_bytes() for _ in range(700)}
+    assert len(made) == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX")
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     code = """
