@@ -3,6 +3,7 @@ published file of Wan2.1; what is missing or does not fit is one line.
 """
 
 import contextlib
+import json
 import re
 import sys
 import threading
@@ -94,6 +95,24 @@ def test_eight_bits_are_close_and_half_the_size(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(streamgen.wan.text, "kernel_missing", lambda *place: "no kernel here")
     with pytest.raises(CheckpointError, match="text encoder: int8: no kernel here"):
         UMT5Prompts(str(tmp_path), config, TextOptions(int8=True)).embed("a red")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "quanto"])
+def test_a_folder_in_transformers_own_eight_bits_needs_their_library(method: str, tmp_path: Path) -> None:
+    """It is loaded as transformers loads it; without the library that is one line which names it."""
+    tiny_umt5().save_pretrained(tmp_path / "text_encoder")
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    config = tmp_path / "text_encoder" / "config.json"
+    kinds = {
+        "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        "torchao": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+        "quanto": {"quant_method": "quanto", "weights": "int8"},
+    }
+    values = json.loads(config.read_text(encoding="utf-8")) | {"quantization_config": kinds[method]}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"cannot be loaded .*{method}") as caught:
+        UMT5Prompts(str(tmp_path), CONFIG, FLOAT).embed("a red")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_memory_estimate_knows_the_published_encoder() -> None:
