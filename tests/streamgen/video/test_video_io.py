@@ -405,7 +405,7 @@ print(len(made))
 
 @pytest.mark.slow
 def test_the_same_frames_make_the_same_video(tmp_path: Path) -> None:
-    """x264 left to itself made 39 different ones of 400, in a process without torch; with it seldom another."""
+    """x264 left to itself made 39 different ones of 400, in a process without torch; else seldom any."""
     command = [sys.executable, "-c", ENCODING, str(tmp_path / "a.mp4")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
