@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from models.video_codec import StreamState, VideoCodec
 
 from .taken import Taken
+
+_COUNTS = ("latent_frames", "following", "frames", "repeated", "skipped")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class Heard:
         latent_frames: that were encoded since the encoder began.
         following: number of the frame behind the last one taken.
         last: that frame, uint8 `(H, W, 3)`.
-        frames, held, dropped: taken, shown again for want of others, and let go of.
+        frames, repeated, skipped: taken, of these shown once more, and numbers that no chunk took.
         digest: of all frames taken, in order, 32 hex digits.
     """
 
@@ -33,8 +36,8 @@ class Heard:
     following: int
     last: Tensor
     frames: int = 0
-    held: int = 0
-    dropped: int = 0
+    repeated: int = 0
+    skipped: int = 0
     digest: str = ""
 
     def silent(self) -> "Heard":
@@ -43,7 +46,7 @@ class Heard:
 
     def to_json(self) -> dict[str, Any]:
         """What a record says of it."""
-        return {name: vars(self)[name] for name in ("frames", "held", "dropped", "digest")}
+        return {name: vars(self)[name] for name in ("frames", "repeated", "skipped", "digest")}
 
 
 @torch.no_grad()
@@ -72,16 +75,17 @@ def hear(codec: VideoCodec, before: Heard | None, taken: Taken, first: bool) -> 
         state, place = before.encoder, before.latent_frames
     raw, state = codec.encode_next(video, state)
     latents = codec.normalize(raw, place)
-    old = before or Heard(True, state, 0, 0, taken.frames[-1])
+    old = before or Heard(True, state, 0, taken.numbers[0], taken.frames[-1])
+    steps = [n - last for last, n in pairwise((old.following - 1, *taken.numbers))]
     heard = Heard(
         True,
         state,
         place + raw.shape[1],
         taken.numbers[-1] + 1,
         taken.frames[-1].clone(),
-        old.frames + len(taken.numbers) - taken.held,
-        old.held + taken.held,
-        old.dropped + taken.dropped,
+        old.frames + len(taken.numbers),
+        old.repeated + steps.count(0),
+        old.skipped + sum(step - 1 for step in steps if step > 1),
         _chained(old.digest, taken.frames),
     )
     return heard, latents
@@ -105,7 +109,7 @@ def still_latents(codec: VideoCodec, picture: Tensor, start: int, count: int) ->
 def heard_tensors(heard: Heard) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """As tensors and plain values, for a snapshot."""
     tensors = {f"encoder.{name}": x.clone() for name, x in heard.encoder.tensors().items()}
-    names = ("on", "latent_frames", "following", "frames", "held", "dropped", "digest")
+    names = ("on", "latent_frames", "following", "frames", "repeated", "skipped", "digest")
     return tensors | {"last": heard.last.clone()}, {name: vars(heard)[name] for name in names}
 
 
@@ -114,8 +118,10 @@ def heard_of(codec: VideoCodec, tensors: Mapping[str, Tensor], values: Mapping[s
     prefix = "encoder."
     held = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
     state = codec.state_from_tensors(held)
-    counts = {name: int(values[name]) for name in ("latent_frames", "following", "frames", "held", "dropped")}
-    return Heard(bool(values["on"]), state, last=tensors["last"].cpu(), digest=str(values["digest"]), **counts)
+    counts = {name: int(values[name]) for name in _COUNTS}
+    return Heard(
+        bool(values["on"]), state, last=tensors["last"].cpu(), digest=str(values["digest"]), **counts
+    )
 
 
 def _as_video(frames: Tensor, like: Tensor) -> Tensor:

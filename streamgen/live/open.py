@@ -71,9 +71,7 @@ def open_input(
     else:
         pipe = PipeBytes(name, _opened(path, name), stopped)
         layout = read_layout(pipe, raw and raw.size, raw and raw.rate)
-        reader = ThreadFrames(
-            name, lambda: _piped(pipe, layout, geometry), ahead, once=True, stopped=stopped
-        )
+        reader = ThreadFrames(name, lambda: _piped(pipe, layout, geometry), ahead, once=True, stopped=stopped)
     try:
         first = reader.frame(0)
     except InputError as error:
@@ -105,5 +103,3 @@ def _is_pipe(path: Path) -> bool:
         return stat.S_ISFIFO(path.stat().st_mode)
     except (OSError, ValueError):
         return False
-
-

@@ -318,4 +318,3 @@ def resampled(frames: Iterator[Tensor], rate: float, fps: float) -> Iterator[Ten
 
 def _micro(rate: float) -> int:
     return round(rate * 1_000_000)
-

@@ -66,9 +66,7 @@ class Layout:
         shape = (-(-self.height // steps[0]), -(-self.width // steps[1]))
         size = shape[0] * shape[1]
         parts = (plane[luma.size + i * size : luma.size + (i + 1) * size].reshape(shape) for i in range(2))
-        spread = [
-            part.repeat(steps[0], 0).repeat(steps[1], 1)[: self.height, : self.width] for part in parts
-        ]
+        spread = [part.repeat(steps[0], 0).repeat(steps[1], 1)[: self.height, : self.width] for part in parts]
         return _rgb(luma, spread[0], spread[1], self.full)
 
 
@@ -201,9 +199,13 @@ def _header(name: str, line: str) -> Layout:
         raise InputError(f"input {name}: expected progressive Y4M (Ip), found I{told['I'][:8]}")
     rate = told.get("F", "").replace("0:0", "")
     found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", rate)
-    if rate and (found is None or not int(found[2]) or not 0 < Fraction(int(found[1]), int(found[2])) <= 1000):
+    if rate and (
+        found is None or not int(found[2]) or not 0 < Fraction(int(found[1]), int(found[2])) <= 1000
+    ):
         raise InputError(f"input {name}: expected a frame rate of up to 1000, found F{rate[:24]}")
-    return Layout(width, height, float(Fraction(int(found[1]), int(found[2]))) if found else None, chroma, full)
+    return Layout(
+        width, height, float(Fraction(int(found[1]), int(found[2]))) if found else None, chroma, full
+    )
 
 
 def _rgb(y: np.ndarray, u: np.ndarray, v: np.ndarray, full: bool) -> np.ndarray:
@@ -213,4 +215,3 @@ def _rgb(y: np.ndarray, u: np.ndarray, v: np.ndarray, full: bool) -> np.ndarray:
     blue, red = ((x.astype(np.float32) - 128) * scale for x in (u, v))
     picture = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], -1)
     return picture.round().clip(0, 255).astype(np.uint8)
-

@@ -165,7 +165,9 @@ class Session:
         made: InputSource
         if source is None:
             size = (geometry.height, geometry.width)
-            made = PushedInput(size, geometry.fps, max(8, 2 * chunk) if capacity is None else capacity, patience)
+            made = PushedInput(
+                size, geometry.fps, max(8, 2 * chunk) if capacity is None else capacity, patience
+            )
         elif isinstance(source, str | Path | Tensor | np.ndarray):
             made = open_input(source, geometry, chunk, raw, stopped)
         else:

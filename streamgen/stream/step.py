@@ -333,9 +333,7 @@ def _heard(
     return heard, source
 
 
-def _given(
-    model: StreamModel, state: StreamState, decision: Decision, latents: LatentState
-) -> Tensor | None:
+def _given(model: StreamModel, state: StreamState, decision: Decision, latents: LatentState) -> Tensor | None:
     """Latents of the next chunk where they are known: of the opening, or of a picture that begins a scene."""
     picture = decision.picture
     if picture is None or picture.use != "scene":
