@@ -399,6 +399,9 @@ class Pipeline(StreamModel):
             raise InputError(
                 f"timeline: image or video: expected {expected or 'none'}, found {found or 'none'}"
             )
+        beside = opening.beside_opening
+        if beside is not None:
+            session.submit(beside, 0)
         for entry in timeline.events[1:]:
             receipt = session.submit(entry.event, entry.frame)
             if receipt.status == "refused":
