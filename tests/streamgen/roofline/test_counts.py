@@ -164,7 +164,8 @@ class _Scheduled(Exception):
 
 def scheduled_traffic(layers: int, monkeypatch: pytest.MonkeyPatch, stacked: bool = False) -> int:
     """Bytes that inductor's own kernels of a pass at the Wan shape read and write, as scheduled for CPUs;
-    what is written in place counts as the chunk that is written. `stacked`: with the ring as one tensor.
+    the ring, written in place, counts as the chunk that is written. `stacked`: with the ring as one tensor,
+    which is copied, and counts whole.
     """
     from torch._inductor.exc import InductorError
     from torch._inductor.graph import GraphLowering
@@ -183,7 +184,7 @@ def scheduled_traffic(layers: int, monkeypatch: pytest.MonkeyPatch, stacked: boo
             for node in graph.scheduler.nodes:
                 if not isinstance(node, ExternKernelSchedulerNode | NopKernelSchedulerNode):
                     deps = node.read_writes.reads | node.read_writes.writes
-                    rings = sum(graph.get_dep_size_hint(dep) == ring for dep in deps)
+                    rings = 0 if stacked else sum(graph.get_dep_size_hint(dep) == ring for dep in deps)
                     nodes.append(node.get_read_write_buffers_sizes() - rings * (ring - chunk))
         raise _Scheduled
 
@@ -202,4 +203,4 @@ def test_what_is_not_a_product_moves_little(monkeypatch: pytest.MonkeyPatch) -> 
     """
     one, two = (scheduled_traffic(layers, monkeypatch) for layers in (1, 2))
     assert 10e9 < one + 29 * (two - one) < 21.5e9
-    assert scheduled_traffic(2, monkeypatch, stacked=True) > 1.5 * two
+    assert scheduled_traffic(2, monkeypatch, stacked=True) > 2 * two
