@@ -130,7 +130,20 @@ def grid(
         raise ValueError("grid: a point is far outside of the frame")
     middle, first = sampled(rows, fps, "grid")
     middle[:first] = math.nan
-    return _inside(middle[None] + offsets[:, None], "grid: lies outside of the frame all the time")
+    return together(middle, offsets)
+
+
+def together(way: Tensor, offsets: Tensor) -> TrackSet:
+    """Free tracks that go one way, each at its place beside it; those outside of the frame are unspecified.
+
+    Args:
+        way: (T, 2), a row of NaN where nothing is said.
+        offsets: (N, 2), see `patch`.
+
+    Raises:
+        ValueError: none of them is ever in the frame.
+    """
+    return _inside(way[None] + offsets[:, None], "grid: lies outside of the frame all the time")
 
 
 def held_grid(centre: Point, frames: int, size: Point, spacing: float, aspect: float = 1.0) -> TrackSet:
