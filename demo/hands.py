@@ -135,7 +135,11 @@ class Hands:
         _, left, top, right, bottom = message.knots[0]
         at = self.now_at(message.frame, (_unit((left + right) / 2), _unit((top + bottom) / 2)))
         thing = message.name or self._thing(at)
-        label = box_name(thing, message.knots[0][1:], message.knots[-1][1:]) if _whole(message) else ""
+        label = ""
+        if all(right > left and bottom > top for _, left, top, right, bottom in message.knots):
+            half = (right - left) / 2, (bottom - top) / 2
+            now = (at[0] - half[0], at[1] - half[1], at[0] + half[0], at[1] + half[1])
+            label = box_name(thing, now, message.knots[-1][1:])
         try:
             made = self.desk.add_box(message.knots, at, message.spacing, message.name, label, message.id)
         except ValueError as error:
@@ -170,11 +174,6 @@ class Hands:
             raise BadMessage(str(error)) from None
         if not message.at_rest:
             self.answers.gesture("camera", message.id, label)
-
-
-def _whole(message: Box) -> bool:
-    """Whether every box of it has a size."""
-    return all(right > left and bottom > top for _, left, top, right, bottom in message.knots)
 
 
 def _unit(value: float) -> float:
