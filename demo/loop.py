@@ -37,7 +37,8 @@ def red_thing(picture: np.ndarray) -> tuple[float, float]:
         InputError: nothing is.
     """
     red, green, blue = picture.reshape(-1, 3).astype(int).T
-    rows, columns = np.divmod(np.flatnonzero((red > 120) & (red > 2 * green) & (red > 2 * blue)), picture.shape[1])
+    found = np.flatnonzero((red > 120) & (red > 2 * green) & (red > 2 * blue))
+    rows, columns = np.divmod(found, picture.shape[1])
     if len(rows) < 20:
         raise InputError("the model drew nothing red that could be dragged: try another --seed")
     return (float(columns.mean()) + 0.5) / picture.shape[1], (float(rows.mean()) + 0.5) / picture.shape[0]

@@ -8,6 +8,7 @@ import { Cover } from "./cover.js";
 import { Held } from "./held.js";
 import { Keys } from "./keys.js";
 import { Notices } from "./notices.js";
+import { Opening } from "./opening.js";
 import { Paint } from "./paint.js";
 import { Picture } from "./picture.js";
 import { Player } from "./player.js";
@@ -19,6 +20,7 @@ import { Status } from "./status.js";
 import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
 import { Transport } from "./transport.js";
+import { WordList } from "./wordlist.js";
 
 /** @typedef {import("./types.js").Told} Told */
 
@@ -32,7 +34,7 @@ export class Live {
     this.base = base;
     /** @type {import("./types.js").Parts} */
     this.part = collected(root);
-    /** @type {{ examples: string[], settings: Record<string, any>, limit: number }} */
+    /** @type {import("./types.js").Options} */
     this.options = JSON.parse(root.dataset.options || "{}");
     /** @type {import("./types.js").Hello | null} */
     this.hello = null;
@@ -49,6 +51,7 @@ export class Live {
     this.player = new Player(this);
     this.settings = new Settings(this);
     this.prompts = new Prompts(this);
+    this.wordList = new WordList(this);
     this.queue = new Queue(this);
     this.blend = new Blend(this);
     this.strip = new Strip(this);
@@ -59,6 +62,7 @@ export class Live {
     this.picture = new Picture(this);
     this.saving = new Saving(this);
     this.cover = new Cover(this);
+    this.opening = new Opening(this);
     this.transport = new Transport(this);
     this.status = new Status(this);
     this.theme = new Theme(this);
