@@ -17,13 +17,12 @@ import numpy as np
 from streamgen import StreamEvent, StreamgenError
 from streamgen.motion.tracks import TrackSet
 
-from . import pictures
+from . import pictures, told
 from .answers import Answers
 from .branches import Branches
 from .commands import Commands
-from .engine import Engine, Generated, Stream, place_of
+from .engine import Engine, Generated, Stream
 from .hands import HandMessage, Hands
-from .history import Saved
 from .limits import Counters, Limits
 from .messages import (
     Ack,
@@ -38,6 +37,7 @@ from .messages import (
 from .messages import Take as TakeUp
 from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, RecacheTimes, start_time
 from .pictures import OutFrame
+from .relay import Relay, for_watchers
 from .shelf import Keeper, Kept
 from .voice import Voice
 
@@ -65,6 +65,8 @@ class LiveSession:
         info, limits = engine.info, limits or Limits()
         self.engine, self.voice, self.clock, self.wake_worker = engine, voice, clock, wake_worker
         self.state, self.epoch = "ready", 0
+        self.relay = Relay(clock)
+        voice.also = self.relay.hear
         self.rate = info.fps
         self.pictures: np.ndarray | None = None
         self.window = AckWindow(info.fps)
@@ -380,12 +382,12 @@ class LiveSession:
         self.head.settle(now, self._made_end, self._moving())
         self._made_end, self._announced = made.start + count, (made.start, now)
         self.counters.generated += count
-        self._say_chunk(made, seconds)
-        moment = time.time()
-        for offset, picture in enumerate(made.frames):
-            frame = made.start + offset
-            self.outbox.put(frame, OutFrame(self.epoch, frame, made.index, moment, picture))
-            self.hands.seen.append((frame, picture))
+        self.voice.say(told.chunk_row(made, self.epoch, self.rate, seconds))
+        out = told.out_frames(made, self.epoch)
+        for frame in out:
+            self.outbox.put(frame.frame, frame)
+            self.hands.seen.append((frame.frame, frame.pixels))
+        self.relay.show(out)
         self._passing = max([self._passing, *(r.until or -1 for r in made.receipts)])
         self.answers.settle(made, self.epoch, stream.in_force)
         self.voice.wake()
@@ -399,11 +401,8 @@ class LiveSession:
             gone = before - {mark.id for mark in self.marks}
             self.voice.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
             if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
-                self._shelve(self.keeper, stream, snapshot)
-
-    def _shelve(self, keeper: Keeper, stream: Stream, snapshot: Saved) -> None:
-        about = self.branches.about(self._last_picture())
-        keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
+                about = self.branches.about(self._last_picture())
+                self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
 
     def _fail(self, reason: str) -> None:
         with self._lock:
@@ -422,20 +421,22 @@ class LiveSession:
         self.voice.wake()
 
     def _say_state(self, text: str = "") -> None:
-        self.voice.say({"type": "state", "state": self.state, "text": text, "epoch": self.epoch})
-
-    def _say_chunk(self, made: Generated, seconds: float) -> None:
-        end = made.start + len(made.frames)
-        row = {"type": "chunk", "epoch": self.epoch, "index": made.index, "start": made.start, "end": end}
-        self.voice.say({**row, "rate": round(self.rate, 3), "gen_ms": round(seconds * 1000, 1)})
+        self.voice.say(told.state_row(self.state, self.epoch, text))
 
     def _say_place(self, frame: int, picture: str) -> None:
         """Everything a page needs to draw the session as it is; the lock is held."""
         assert self.stream is not None
-        stream = self.stream
-        row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
-        why_none = {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
-        self.voice.say(row | place_of(stream) | self.hands.rows() | self.branches.rows() | why_none)
+        held = self.hands.rows()
+        self.voice.say(told.place_row(self.stream, self.epoch, frame, picture, held, self.branches))
+
+    def standing(self) -> tuple[list[dict[str, Any]], int]:
+        """Where the stream is, as rows for one who begins to watch, and the relay's next number."""
+        with self._lock:
+            rows = [told.state_row(self.state, self.epoch)]
+            if self.stream is not None:
+                place = (self._made_end, self._last_picture(), self.hands.rows(), self.branches)
+                rows.append(told.place_row(self.stream, self.epoch, *place))
+            return [row for row in map(for_watchers, rows) if row is not None], self.relay.end
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""
@@ -454,6 +455,7 @@ class LiveSession:
                 "buffered": max(0, self._made_end - self.shown - 1) if self.stream is not None else 0,
                 "recorded": self.recording.frames,
                 "recording_full": self.recording.full,
+                "watchers": self.relay.watchers,
             }
 
     def _last_picture(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from streamgen import InputError, Pipeline, StreamEvent
+from streamgen import InputError, Pipeline, StreamEvent, StreamgenError
 from streamgen.motion.tracks import path
 
 from .page import STATIC
@@ -88,6 +88,10 @@ def write(frames: np.ndarray, about: dict[str, object], out: Path, quality: int)
     out.with_suffix(".json").write_text(json.dumps(about | {"width": width, "height": height}) + "\n")
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to: a .webp, and a .json beside it.")] = (
         STATIC / "loop.webp"
@@ -101,7 +105,7 @@ def main(
 
     try:
         frames, about = record(load_pipeline(model), seed)
-    except InputError as error:
+    except StreamgenError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     write(frames, about, out, quality)
@@ -109,4 +113,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -33,6 +33,7 @@ from .messages import Ack as AckMessage
 from .page import Head, build_page, page_options
 from .recording import Recording, session_record, write_video
 from .shelf import Keeper, Shelf
+from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
 
 STATIC = Path(__file__).parent / "static"
@@ -45,7 +46,6 @@ _TIDY_SECONDS = 60.0
 _SEND_SECONDS = 10.0
 # Until pages have been told why the server goes.
 _FAREWELL_SECONDS = 1.0
-_INLINE_PIXELS = 128 * 128
 # Arguments for uvicorn: the protocol's limits, and how soon a silent connection counts as gone.
 SERVER_OPTIONS: dict[str, Any] = {
     "ws_max_size": MAX_MESSAGE_BYTES,
@@ -62,7 +62,8 @@ CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 @dataclass(frozen=True)
 class Options:
     """How the demo is served. `shelf` is the folder where streams outlive the process; None: they do not.
-    `on_failure` is called once pages know that the model could not be loaded.
+    `max_watchers` is how many may watch at a time, of all streams together. `on_failure` is called once pages
+    know that the model could not be loaded.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -70,6 +71,7 @@ class Options:
     access: Access = field(default_factory=Access)
     root_path: str = ""
     shelf: Path | None = None
+    max_watchers: int = 200
     on_failure: Callable[[], None] = lambda: None
 
 
@@ -84,6 +86,7 @@ class Demo:
         self.engine, self.options, self.clock = engine, options, clock
         self.worker = Worker(clock)
         self.lobby = Lobby(options.rules, self._open, self._close, clock, self._loading)
+        self.gallery = Gallery(options.max_watchers, self.lobby.find)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
@@ -158,13 +161,17 @@ class Demo:
             return JSONResponse({"error": f"the model cannot be loaded: {self.engine.failure}"}, 503)
         kept = self.shelf.find(after) if after and self.lobby.find(after) is None else None
         try:
-            return JSONResponse({"session": self.lobby.ticket(kept), "kept": kept is not None})
+            token = self.lobby.ticket(kept)
         except Full as full:
             return JSONResponse({"error": str(full)}, 503)
+        if kept is not None:
+            self.gallery.hand_over(after, token)
+        return JSONResponse({"session": token, "kept": kept is not None})
 
     async def health(self) -> Response:
         """How many are here."""
-        return JSONResponse({"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)})
+        here = {"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)}
+        return JSONResponse(here | {"watching": self.gallery.watchers})
 
     async def back(self, token: str) -> Response:
         """A page is being loaded again and will connect soon."""
@@ -231,7 +238,31 @@ class Demo:
         line = Line(self, websocket, seat)
         await line.run()
 
-    def hello(self, seat: Seat) -> dict[str, Any]:
+    async def watch_link(self, token: str) -> Response:
+        """The id under which a session is watched."""
+        if self._session(token) is None:
+            return JSONResponse({"error": "no such session"}, 404)
+        return JSONResponse({"watch": self.gallery.link(token)})
+
+    async def no_watch_link(self, token: str) -> Response:
+        """Nobody watches a session from now on."""
+        self.gallery.take_back(token)
+        return JSONResponse({"watch": None})
+
+    async def watch(self, websocket: WebSocket, key: str) -> None:
+        """One connection of a watcher, from beginning to end."""
+        await websocket.accept()
+        seat = self.gallery.seat(key)
+        if seat is None or seat.session is None:
+            await websocket.close(CLOSE_UNKNOWN, "nothing plays under this link")
+            return
+        with self.gallery.place() as there_is_one:
+            if not there_is_one:
+                await websocket.close(CLOSE_FULL, f"{self.gallery.most} watch already; come back later")
+                return
+            await WatchLine(websocket, seat.session, self.hello() | {"watching": True}).run()
+
+    def hello(self) -> dict[str, Any]:
         """What a page is told first."""
         info, rules = self.engine.info, self.options.rules
         return {
@@ -299,7 +330,7 @@ class Line:
                 loop.call_soon_threadsafe(self._awake.set)
 
         seat.voice.wake = wake
-        await self._send_json(self.demo.hello(seat))
+        await self._send_json(self.demo.hello())
         if lobby.connect(seat.token) is None:
             await self.websocket.close(CLOSE_UNKNOWN, "no such session")
             return
@@ -369,10 +400,8 @@ class Line:
                         await self._awake.wait()
                 continue
             seq, frame = item
-            if frame.pixels.shape[0] * frame.pixels.shape[1] <= _INLINE_PIXELS:
-                encoding, data = pictures.encode(frame.pixels)
-            else:
-                encoding, data = await asyncio.to_thread(pictures.encode, frame.pixels)
+            small = pictures.is_small(frame.pixels)
+            encoding, data = frame.encoded() if small else await asyncio.to_thread(frame.encoded)
             packed = pack_frame(data, encoding, seq, frame.epoch, frame.frame, frame.chunk, frame.made)
             async with asyncio.timeout(_SEND_SECONDS):
                 await websocket.send_bytes(packed)
@@ -416,6 +445,9 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
     app.add_api_route("/live/{token}/clip.mp4", demo.clip, methods=["GET"])
     app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
+    app.add_api_route("/live/{token}/watch", demo.watch_link, methods=["POST"])
+    app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
+    app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
     app.add_api_websocket_route("/live/ws/{token}", demo.socket)
     app.mount("/live/static", GZipMiddleware(StaticFiles(directory=STATIC), minimum_size=500))
     page = build_page(engine.info, options.root_path)

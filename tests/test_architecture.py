@@ -152,6 +152,7 @@ ROOMS = (
     ("video",),
     ("motion",),
     ("engine",),
+    ("live",),
     ("stream",),
     ("checkpoints",),
     ("tiny", "wan"),

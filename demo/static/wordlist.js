@@ -129,11 +129,13 @@ export class WordList {
  * @param {Iterable<string>} words
  */
 export function nearest(word, words) {
-  let best = "", least = Math.max(2, Math.ceil(word.length / 2));
+  let best = "", least = Math.max(2, Math.min(4, word.length / 2)) + 0.6;
   for (const known of words) {
     if (known.length < 2 || Math.abs(known.length - word.length) >= least) continue;
-    // of words as near as each other, the one that begins alike
-    const away = distance(word, known) + (known[0] === word[0] ? 0 : 0.5);
+    // of words as near as each other, the one that begins alike for longest
+    let alike = 0;
+    while (alike < 5 && known[alike] && known[alike] === word[alike]) alike += 1;
+    const away = distance(word, known) + 0.5 - alike / 10;
     if (away < least) { least = away; best = known; }
   }
   return best;

@@ -14,6 +14,7 @@ from ..engine.guidance import Conditioning
 from ..engine.noise import NoiseSource
 from ..engine.runner import DenoiseTask, Runner
 from ..engine.sampler import Sampling
+from ..engine.source import Source
 from .latents import LatentChunk, LatentState
 from .prompts import Text
 from .recache import commit
@@ -43,6 +44,7 @@ def advance(
     noise: NoiseSource,
     sampling: Sampling,
     given: Tensor | None = None,
+    source: Source | None = None,
     measure: Measure = lambda part, seconds: None,
 ) -> tuple[LatentState, LatentChunk]:
     """Make the next chunk of a settled state.
@@ -51,6 +53,7 @@ def advance(
         conditioning: of this chunk.
         text: the words that it is committed under.
         given: its clean latents where they are known (an image or a clip as the start).
+        source: pictures that it is made from, noised to the first level of `sampling`.
 
     Returns:
         the state behind it, its commit due, and the chunk; with gradient where `sampling` says so.
@@ -60,7 +63,7 @@ def advance(
     latents = given
     if latents is None:
         place = (state.ring, state.cursor, state.chunk, state.length)
-        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling))
+        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling, source))
     measure("denoise", time.perf_counter() - began)
     level, drawn = sampling.context_sigma, sampling.commit_noise
     chunk = LatentChunk(state.chunk, state.start, latents, conditioning.motion, text, level, drawn)

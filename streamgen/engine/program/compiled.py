@@ -83,7 +83,7 @@ class ProgramRunner(PlainRunner):
         )  # fmt: skip
         assert not sampling.with_gradient, "training runs on the plain runner"
         own = conditioning.strengths is None and conditioning.text.negative is None
-        if sampling.exit_step is not None or not own or not self.serves(view):
+        if sampling.exit_step is not None or not own or task.masked or not self.serves(view):
             return super().denoise(task)
         start, fresh = self.draws(task)
         branches, weights = _branches(conditioning, self.dit.config.guidance)
