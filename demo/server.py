@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.background import BackgroundTask
+from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.errors import InputError, StreamgenError
 
@@ -448,8 +449,8 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
     app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
     app.add_api_websocket_route("/live/ws/{token}", demo.socket)
-    app.mount("/live/static", StaticFiles(directory=STATIC))
+    app.mount("/live/static", GZipMiddleware(StaticFiles(directory=STATIC), minimum_size=500))
     page = build_page(engine.info, options.root_path)
     app = gr.mount_gradio_app(app, page, path="/", **page_options(options.root_path))
     app.state.demo = demo
-    return Gate(Head(app), options.access)
+    return Gate(Head(app, options.root_path), options.access)

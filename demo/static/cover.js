@@ -3,7 +3,7 @@ const LIGHT = {
   loading: "loading", ready: "ready", opening: "starting", playing: "live", paused: "paused", failed: "stopped",
   queue: "waiting", lost: "ended", retry: "offline",
 };
-const WELCOME = "Endless video from your words, made while you watch.";
+const WELCOME = "Endless video from your words.";
 const STEERING = "Change the words or drag things at any time.", WORDS_ALONE = "Change the words at any time.";
 
 export class Cover {
@@ -23,6 +23,7 @@ export class Cover {
     live.on("retry", (retry) => { this.show("retry", retry.text, ""); live.turn("retry"); });
     live.on("gone", ({ kept }) => { this.forgotten = !kept; });
     live.on("reopened", ({ frame }) => this.reopened(frame));
+    live.part.draws.textContent = live.options.draws;
     live.on("turned", (state) => { live.part.lightText.textContent = LIGHT[state]; });
   }
 

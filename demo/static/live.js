@@ -1,11 +1,14 @@
 // One page: what its modules share, how they hear of each other, and what may be sent.
 import { Availability } from "./availability.js";
 import { Blend } from "./blend.js";
+import { Boxes } from "./boxes.js";
 import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
 import { Cover } from "./cover.js";
+import { Held } from "./held.js";
 import { Keys } from "./keys.js";
 import { Notices } from "./notices.js";
+import { Opening } from "./opening.js";
 import { Paint } from "./paint.js";
 import { Picture } from "./picture.js";
 import { Player } from "./player.js";
@@ -17,6 +20,7 @@ import { Status } from "./status.js";
 import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
 import { Transport } from "./transport.js";
+import { WordList } from "./wordlist.js";
 
 /** @typedef {import("./types.js").Told} Told */
 
@@ -30,7 +34,7 @@ export class Live {
     this.base = base;
     /** @type {import("./types.js").Parts} */
     this.part = collected(root);
-    /** @type {{ examples: string[], settings: Record<string, any>, limit: number }} */
+    /** @type {import("./types.js").Options} */
     this.options = JSON.parse(root.dataset.options || "{}");
     /** @type {import("./types.js").Hello | null} */
     this.hello = null;
@@ -47,14 +51,18 @@ export class Live {
     this.player = new Player(this);
     this.settings = new Settings(this);
     this.prompts = new Prompts(this);
+    this.wordList = new WordList(this);
     this.queue = new Queue(this);
     this.blend = new Blend(this);
     this.strip = new Strip(this);
+    this.held = new Held(this);
+    this.boxes = new Boxes(this);
     this.paint = new Paint(this);
     this.camera = new Camera(this);
     this.picture = new Picture(this);
     this.saving = new Saving(this);
     this.cover = new Cover(this);
+    this.opening = new Opening(this);
     this.transport = new Transport(this);
     this.status = new Status(this);
     this.theme = new Theme(this);
