@@ -5,6 +5,7 @@ import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
 import { Cover } from "./cover.js";
 import { Keys } from "./keys.js";
+import { Link } from "./link.js";
 import { Notices } from "./notices.js";
 import { Paint } from "./paint.js";
 import { Picture } from "./picture.js";
@@ -13,10 +14,12 @@ import { Prompts } from "./prompts.js";
 import { Queue } from "./queue.js";
 import { Saving } from "./saving.js";
 import { Settings } from "./settings.js";
+import { Share } from "./share.js";
 import { Status } from "./status.js";
 import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
 import { Transport } from "./transport.js";
+import { Watching, watched } from "./watching.js";
 
 /** @typedef {import("./types.js").Told} Told */
 
@@ -43,7 +46,10 @@ export class Live {
     /** @type {Record<string, ((value: any) => void)[]>} */
     this.listeners = {};
     this.notices = new Notices(this);
-    this.connection = new Connection(this);
+    const watch = watched();
+    // whether this page sees a stream that another one steers
+    this.watching = watch !== null;
+    this.connection = watch === null ? new Connection(this) : new Watching(this, watch);
     this.player = new Player(this);
     this.settings = new Settings(this);
     this.prompts = new Prompts(this);
@@ -60,6 +66,8 @@ export class Live {
     this.theme = new Theme(this);
     this.availability = new Availability(this);
     this.keys = new Keys(this);
+    this.share = new Share(this);
+    this.link = new Link(this);
   }
 
   /**
@@ -96,7 +104,7 @@ export class Live {
   id() { return this.nextId++; }
 
   /** Whether a stream is there that can be steered. */
-  get running() { return this.online && ["playing", "paused"].includes(this.state); }
+  get running() { return this.online && !this.watching && ["playing", "paused"].includes(this.state); }
 
   /** @param {number} frame */
   time(frame) {
