@@ -59,8 +59,8 @@ def write_export(
                 sink.write(run)
             return sink.frames_written
     if path.suffix == ".gif" and count * height * width > MAX_GIF_PIXELS:
-        most = MAX_GIF_PIXELS / (height * width * fps)
-        raise InputError(f"a GIF of this size may last {most:.1f} s, found {count / fps:.1f}: take WebM")
+        lasts = MAX_GIF_PIXELS / (height * width * fps)
+        raise InputError(f"a GIF of this size may last {lasts:.1f} s, found {count / fps:.1f}: take WebM")
     try:
         if path.suffix == ".gif":
             return _write_gif(runs, count, fps, path)

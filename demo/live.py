@@ -8,7 +8,6 @@ import math
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -23,32 +22,24 @@ from .answers import Answers
 from .branches import Branches
 from .commands import Commands
 from .engine import Engine, Generated, Stream
-from .follow import follow
+from .hands import HandMessage, Hands
 from .limits import Counters, Limits
 from .messages import (
     Ack,
     BadMessage,
-    Camera,
     Event,
     Message,
-    Path,
-    Pins,
     Rewind,
     Simple,
     Start,
     Step,
-    Stroke,
 )
 from .messages import Take as TakeUp
-from .motion_desk import MotionDesk
 from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, RecacheTimes, start_time
 from .pictures import OutFrame
 from .relay import Relay, for_watchers
 from .shelf import Keeper, Kept
 from .voice import Voice
-
-# Of pictures kept for following what a stroke was drawn on.
-_SEEN_SECONDS = 2.0
 
 
 class LiveSession:
@@ -83,8 +74,8 @@ class LiveSession:
         self.times, self.recaches = GenerationTimes(), RecacheTimes()
         self._others, self._passing = 0.0, -1
         self.outbox: Outbox[OutFrame] = Outbox(room=2 * info.chunk_frames + 1)
-        self.desk = self._new_desk()
         self.answers, self.keeper = Answers(voice, info.fps), keeper
+        self.hands = Hands(info, self.answers, self._fresh)
         self.strip = self.answers.strip
         folder = None if keeper is None else keeper.folder
         self.branches = Branches(info, limits.snapshot_bytes, limits.recording_bytes, self.strip, folder)
@@ -96,7 +87,6 @@ class LiveSession:
         self._made_end = 0
         self._announced = (0, 0.0)
         self._wanted = -1
-        self._seen: deque[tuple[int, np.ndarray]] = deque(maxlen=round(_SEEN_SECONDS * info.fps))
         self._commands = Commands()
         self._lock = threading.RLock()
 
@@ -164,7 +154,7 @@ class LiveSession:
     def disconnected(self) -> None:
         """The viewer's connection is gone; the stream waits until they are back or the session ends."""
         with self._lock:
-            self.desk.end_strokes()
+            self.hands.desk.end_strokes()
             self.head.settle(self.clock(), self._made_end, 0.0)
 
     def close(self) -> None:
@@ -177,7 +167,7 @@ class LiveSession:
             self._commands.clear()
             self.stream = None
             self.outbox.clear()
-            self._seen.clear()
+            self.hands.seen.clear()
         self.branches.close()
 
     def slow_to(self, rate: float) -> None:
@@ -233,37 +223,16 @@ class LiveSession:
     def _steer(self, message: Message) -> None:
         if isinstance(message, Event):
             self._event(message)
-        elif isinstance(message, Stroke):
-            self._stroke(message)
-        elif isinstance(message, Path):
-            if self._fresh(message.epoch, message.id, "path"):
-                at = self._now_at(message.frame, message.points[0][1:])
-                if not self.desk.add_path(message.points, at):
-                    raise BadMessage("path: too many paths are under way")
-                self.answers.gesture("path", message.id)
-        elif isinstance(message, Pins):
-            self.desk.set_pins(message.points)
-            self.answers.gesture("pins" if message.points else "release", message.id)
-        elif isinstance(message, Camera):
-            try:
-                self.desk.move_camera(message)
-            except ValueError as error:
-                raise BadMessage(str(error)) from None
-            if not message.at_rest:
-                self.answers.gesture("camera", message.id)
         elif isinstance(message, Step):
             self._wanted = min(message.frame, self._made_end)
-        elif isinstance(message, Simple):
-            self._simple(message.kind, message.id)
-
-    def _simple(self, kind: str, number: int) -> None:
-        if kind == "clear":
-            self.desk.clear()
-            self.answers.gesture("release", number)
-        elif kind == "pause" and self.state == "playing":
-            self._turn("paused")
-        elif kind == "resume" and self.state in ("paused", "failed"):
-            self._turn("playing")
+        elif isinstance(message, Simple) and message.kind == "pause":
+            if self.state == "playing":
+                self._turn("paused")
+        elif isinstance(message, Simple) and message.kind == "resume":
+            if self.state in ("paused", "failed"):
+                self._turn("playing")
+        elif isinstance(message, HandMessage):
+            self.hands.take(message)
 
     def _event(self, message: Event) -> None:
         number, kind = message.id, message.kind
@@ -287,19 +256,6 @@ class LiveSession:
         playing = self.engine.info.chunk_frames / self.rate
         return self.recaches.every(over, playing, self.times.expected + self._others, stream.cache_fill[1])
 
-    def _stroke(self, message: Stroke) -> None:
-        if message.phase == "begin":
-            if not self._fresh(message.epoch, message.id, "drag"):
-                return
-            first = message.points[0][1:]
-            rest = [(x, y) for _, x, y in message.points]
-            if not self.desk.begin_stroke(message.id, self._now_at(message.frame, first), rest):
-                raise BadMessage("stroke: too many drags at once")
-            self.answers.gesture("drag", message.id)
-        elif message.epoch == self.epoch:
-            points = [(x, y) for _, x, y in message.points]
-            self.desk.move_stroke(message.id, points, message.phase == "end")
-
     def _acknowledged(self, message: Ack) -> None:
         now = self.clock()
         if not self.window.acknowledge(message.seq, now):
@@ -314,11 +270,6 @@ class LiveSession:
             return True
         self.answers.refuse(number, kind, "the stream went elsewhere before this arrived")
         return False
-
-    def _now_at(self, frame: int, point: tuple[float, ...]) -> tuple[float, float]:
-        """Where the thing at `point` of picture `frame` is in the newest picture."""
-        x, y = point
-        return follow([picture for number, picture in self._seen if number >= frame], (x, y))
 
     def _command(self, run: Callable[[], None], waits: tuple[Future[Any], ...] = ()) -> None:
         if not self._commands.add(run, waits):
@@ -397,9 +348,9 @@ class LiveSession:
         self._made_end, self._wanted, self.shown = frame, -1, max(frame - 1, 0)
         self._passing = -1
         self.outbox.clear()
-        self._seen.clear()
+        self.hands.seen.clear()
         self.answers.refuse_all("the stream went elsewhere before this took effect")
-        self.desk = self._new_desk()
+        self.hands.reset()
         if frame and self.stream is not None:
             # what the stream brought along from then is nobody's any more
             self.stream.submit(StreamEvent(motion=TrackSet.empty(0)))
@@ -413,11 +364,7 @@ class LiveSession:
         began = self.clock()
         with self._lock:
             epoch = self.epoch
-            changes = self.desk.plan(stream.next_frame, stream.next_length)
-            receipt = None if changes is None else stream.submit(StreamEvent(gestures=changes))
-            self.answers.begin(receipt)
-            if receipt is not None and receipt.status == "refused":
-                self.desk = self._new_desk()
+            self.hands.begin(stream)
         made = stream.step()
         with self._lock:
             if self.state == "ended" or epoch != self.epoch:
@@ -439,7 +386,7 @@ class LiveSession:
         out = told.out_frames(made, self.epoch)
         for frame in out:
             self.outbox.put(frame.frame, frame)
-            self._seen.append((frame.frame, frame.pixels))
+            self.hands.seen.append((frame.frame, frame.pixels))
         self.relay.show(out)
         self._passing = max([self._passing, *(r.until or -1 for r in made.receipts)])
         self.answers.settle(made, self.epoch, stream.in_force)
@@ -464,10 +411,6 @@ class LiveSession:
 
     # -- telling -------------------------------------------------------------------------------------------
 
-    def _new_desk(self) -> MotionDesk:
-        info = self.engine.info
-        return MotionDesk(info.fps, info.width / info.height)
-
     def _moving(self) -> float:
         return self.rate if self.state == "playing" else 0.0
 
@@ -483,14 +426,16 @@ class LiveSession:
     def _say_place(self, frame: int, picture: str) -> None:
         """Everything a page needs to draw the session as it is; the lock is held."""
         assert self.stream is not None
-        self.voice.say(told.place_row(self.stream, self.epoch, frame, picture, self.desk.pins, self.branches))
+        self.voice.say(
+            told.place_row(self.stream, self.epoch, frame, picture, self.hands.rows(), self.branches)
+        )
 
     def standing(self) -> tuple[list[dict[str, Any]], int]:
         """Where the stream is, as rows for one who begins to watch, and the relay's next number."""
         with self._lock:
             rows = [told.state_row(self.state, self.epoch)]
             if self.stream is not None:
-                place = (self._made_end, self._last_picture(), self.desk.pins, self.branches)
+                place = (self._made_end, self._last_picture(), self.hands.rows(), self.branches)
                 rows.append(told.place_row(self.stream, self.epoch, *place))
             return [row for row in map(for_watchers, rows) if row is not None], self.relay.end
 
@@ -515,4 +460,5 @@ class LiveSession:
             }
 
     def _last_picture(self) -> str:
-        return pictures.data_url(self._seen[-1][1]) if self._seen else ""
+        seen = self.hands.seen
+        return pictures.data_url(seen[-1][1]) if seen else ""

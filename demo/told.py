@@ -1,7 +1,7 @@
 """The rows in which a session tells where it is."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .branches import Branches
@@ -26,14 +26,14 @@ def place_row(
     epoch: int,
     frame: int,
     picture: str,
-    pins: Sequence[tuple[float, float]],
+    hands: Mapping[str, Any],
     branches: Branches,
 ) -> dict[str, Any]:
-    """Everything that a page needs to draw a session before frame `frame`; `picture` is the one before it."""
+    """Everything that a page needs to draw a session before frame `frame`; `picture` is the one before it,
+    `hands` says what they hold."""
     row = {"type": "place", "epoch": epoch, "frame": frame, "picture": picture}
-    now = {"pins": [list(point) for point in pins]}
     why_none = {"no_rewind": branches.marks.why_none(stream.snapshot_bytes)}
-    return row | place_of(stream) | now | branches.rows() | why_none
+    return row | place_of(stream) | dict(hands) | branches.rows() | why_none
 
 
 def out_frames(made: Generated, epoch: int) -> list[OutFrame]:

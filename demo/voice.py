@@ -7,7 +7,7 @@ from typing import Any
 
 MAX_WAITING = 256
 # Of these only the newest matters.
-_REPLACED = ("stats", "queue", "state", "loading")
+_REPLACED = ("stats", "queue", "state", "loading", "held")
 
 
 class Voice:

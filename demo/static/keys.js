@@ -17,6 +17,7 @@ export class Keys {
       c: () => paint.clear(),
       d: () => paint.choose("drag"),
       p: () => paint.choose("path"),
+      b: () => paint.choose("box"),
       i: () => paint.choose("pin"),
       "/": () => part.prompt.focus(),
       v: () => live.share.full(),

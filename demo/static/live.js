@@ -1,9 +1,11 @@
 // One page: what its modules share, how they hear of each other, and what may be sent.
 import { Availability } from "./availability.js";
 import { Blend } from "./blend.js";
+import { Boxes } from "./boxes.js";
 import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
 import { Cover } from "./cover.js";
+import { Held } from "./held.js";
 import { Keys } from "./keys.js";
 import { Link } from "./link.js";
 import { Notices } from "./notices.js";
@@ -56,6 +58,8 @@ export class Live {
     this.queue = new Queue(this);
     this.blend = new Blend(this);
     this.strip = new Strip(this);
+    this.held = new Held(this);
+    this.boxes = new Boxes(this);
     this.paint = new Paint(this);
     this.camera = new Camera(this);
     this.picture = new Picture(this);

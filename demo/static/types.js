@@ -3,6 +3,7 @@
 /**
  * @typedef {"loading" | "ready" | "opening" | "playing" | "paused" | "failed" | "queue" | "lost" | "retry"} State
  * @typedef {{ x: number, y: number }} Point
+ * @typedef {Point & { grid: number[] | null }} Pin
  *
  * @typedef {object} Hello
  * @property {string} model
@@ -19,7 +20,18 @@
  *
  * @typedef {{ id: number, frame: number, picture: string }} Mark
  * @typedef {{ id: number, frame: number, picture: string, prompt: string, seed: number }} Take
- * @typedef {{ frame: number, kind: string, label: string, superseded: string[] }} Row
+ * @typedef {{ frame: number, kind: string, label: string, superseded: string[], id?: number }} Row
+ *
+ * @typedef {object} HeldRow a gesture that is in force or asked for
+ * @property {number} number what the page calls it
+ * @property {string} kind
+ * @property {number} id of the message that asked for it
+ * @property {string} label
+ * @property {string} name of a box
+ * @property {number[][]} knots rows of frames since its start, and x, y or left, top, right, bottom
+ * @property {number[] | null} grid
+ * @property {number | null} start null: with the next chunk
+ * @property {number | null} end null: when it is let go of
  *
  * @typedef {object} Place
  * @property {number} epoch
@@ -30,7 +42,8 @@
  * @property {number} dropped
  * @property {Record<string, any>} settings
  * @property {number} seed
- * @property {[number, number][]} pins
+ * @property {number[][]} pins
+ * @property {HeldRow[]} held
  * @property {Mark[]} marks
  * @property {Take[]} takes
  * @property {Row[]} strip
@@ -83,6 +96,8 @@
  * @property {Chunk} chunk
  * @property {Receipt} receipt
  * @property {NewMark} mark
+ * @property {{ held: HeldRow[] }} held
+ * @property {{ id: number, label: string }} relabelled
  * @property {Stats} stats
  * @property {{ text: string, share: number | null }} loading
  * @property {{ position: number, waiting: number }} queue
@@ -142,6 +157,12 @@
  * @property {HTMLElement} motion
  * @property {HTMLElement} tools
  * @property {HTMLElement} hint
+ * @property {HTMLInputElement} gridSize
+ * @property {HTMLInputElement} gridSpacing
+ * @property {HTMLSelectElement} shape
+ * @property {HTMLInputElement} boxName
+ * @property {HTMLInputElement} boxSeconds
+ * @property {HTMLElement} held
  * @property {HTMLInputElement} file
  * @property {HTMLImageElement} picture
  * @property {HTMLButtonElement} forget
