@@ -176,6 +176,7 @@ def network_sizes(directory: Path) -> NetworkConfig:
         text_dim=made.text_encoder.dim,
         text_layers=made.text_encoder.layers,
         text_length=made.text_encoder.length,
+        text_towers=made.text_encoder.towers,
         motion_channels=made.motion_encoder.channels,
         motion_hidden=made.motion_encoder.hidden,
     )
