@@ -22,7 +22,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.errors import InputError, StreamgenError
 
-from . import pictures, uploads
+from . import exports, pictures, uploads
 from .access import Access, Gate
 from .engine import Engine
 from .limits import Limits
@@ -31,7 +31,7 @@ from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
 from .page import Head, build_page, page_options
-from .recording import Recording, session_record, write_video
+from .recording import Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
@@ -198,21 +198,22 @@ class Demo:
         session.pictures = frames
         return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
 
-    async def clip(self, token: str, frames: int) -> Response:
-        """The first `frames` frames of a session as MP4, also when it is over."""
+    async def clip(
+        self, token: str, suffix: exports.Format, frames: int, scale: int = 1, way: str = "pixels"
+    ) -> Response:
+        """The first `frames` frames of a session as a file, also when it is over."""
         folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
-        path = Path(folder.name, "streamgen.mp4")
+        path = Path(folder.name, f"streamgen.{suffix}")
         try:
             with self._recorded(token) as recording:
                 fps = self.engine.info.fps
                 async with self._exports:
-                    await asyncio.to_thread(write_video, recording, frames, fps, path)
+                    await asyncio.to_thread(exports.write_export, recording, frames, fps, path, scale, way)
         except StreamgenError as error:
             folder.cleanup()
             return _not_saved(error, str(path))
-        return FileResponse(
-            path, media_type="video/mp4", filename="streamgen.mp4", background=BackgroundTask(folder.cleanup)
-        )
+        done = BackgroundTask(folder.cleanup)
+        return FileResponse(path, media_type=exports.MEDIA[suffix], filename=path.name, background=done)
 
     async def timeline(self, token: str, frames: int) -> Response:
         """The record of the first `frames` frames, for `streamgen render`, also when the session is over."""
@@ -335,6 +336,7 @@ class Line:
             await self.websocket.close(CLOSE_UNKNOWN, "no such session")
             return
         visit = seat.visit
+        self._tell_watchers(True)
         tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send(visit))]
         for task in tasks:
             task.add_done_callback(_settled)
@@ -345,6 +347,12 @@ class Line:
             for task in tasks:
                 task.cancel()
             lobby.disconnect(seat, visit, self._closed)
+            if not seat.connected:
+                self._tell_watchers(False)
+
+    def _tell_watchers(self, here: bool) -> None:
+        if self.seat.session is not None:
+            self.seat.session.relay.say({"type": "host", "here": here})
 
     async def _receive(self) -> None:
         while True:
@@ -443,7 +451,7 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     app.add_api_route("/live/health", demo.health, methods=["GET"])
     app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
     app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
-    app.add_api_route("/live/{token}/clip.mp4", demo.clip, methods=["GET"])
+    app.add_api_route("/live/{token}/clip.{suffix}", demo.clip, methods=["GET"])
     app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
     app.add_api_route("/live/{token}/watch", demo.watch_link, methods=["POST"])
     app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])

@@ -160,8 +160,8 @@ class TinyDecoder(nn.Module):
         return latents, memory.state("encoder", state.frames + video.shape[1])
 
     def encode_next(self, video: Tensor, state: FeatureState) -> tuple[Tensor, FeatureState]:
-        """See `VideoCodec`. Frame 0 is the last of the four of latent frame 0, where the decoder has it, so the
-        first call sees it four times; no frame waits for later ones.
+        """See `VideoCodec`. Frame 0 is the last of the four of latent frame 0, where the decoder has it, so
+        the first call sees it four times; no frame waits for later ones.
         """
         if not state.frames:
             video = torch.cat([video[:, :1].expand(-1, _DROPPED, -1, -1, -1), video], 1)

@@ -33,7 +33,8 @@ export class Cover {
     this.idle(null);
     const opening = text ? `Starting: ${text} …` : "Starting …";
     live.notices.chip("opening", state === "opening" ? opening : "");
-    if (state === "ready") {
+    if (state === "ready" && live.watching) this.show("ready", "You watch. Nothing plays yet; it begins here by itself.", "");
+    else if (state === "ready") {
       const lost = "The server has not kept your stream; it ended while the connection was lost. Start begins a new one.";
       const welcome = `${WELCOME} ${live.hello?.tracks ? STEERING : WORDS_ALONE}`;
       const about = text ? `Not started: ${text}.` : this.forgotten ? lost : welcome;
@@ -86,6 +87,7 @@ export class Cover {
     const said = this.ended ? `${this.ended[0].toUpperCase()}${this.ended.slice(1)}.` : text;
     this.ended = "";
     this.idle(null);
+    if (this.live.watching) { this.show("lost", said, "Try again"); this.live.turn("lost"); return; }
     const more = this.live.connection.played ? " What was made can still be saved, and gone on with for an hour." : "";
     this.show("lost", said + more, "Connect again");
     this.live.turn("lost");

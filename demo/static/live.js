@@ -7,6 +7,7 @@ import { Connection } from "./connection.js";
 import { Cover } from "./cover.js";
 import { Held } from "./held.js";
 import { Keys } from "./keys.js";
+import { Link } from "./link.js";
 import { Notices } from "./notices.js";
 import { Opening } from "./opening.js";
 import { Paint } from "./paint.js";
@@ -16,11 +17,13 @@ import { Prompts } from "./prompts.js";
 import { Queue } from "./queue.js";
 import { Saving } from "./saving.js";
 import { Settings } from "./settings.js";
+import { Share } from "./share.js";
 import { Status } from "./status.js";
 import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
 import { Transport } from "./transport.js";
 import { WordList } from "./wordlist.js";
+import { Watching, watched } from "./watching.js";
 
 /** @typedef {import("./types.js").Told} Told */
 
@@ -47,7 +50,10 @@ export class Live {
     /** @type {Record<string, ((value: any) => void)[]>} */
     this.listeners = {};
     this.notices = new Notices(this);
-    this.connection = new Connection(this);
+    const watch = watched();
+    // whether this page sees a stream that another one steers
+    this.watching = watch !== null;
+    this.connection = watch === null ? new Connection(this) : new Watching(this, watch);
     this.player = new Player(this);
     this.settings = new Settings(this);
     this.prompts = new Prompts(this);
@@ -68,6 +74,8 @@ export class Live {
     this.theme = new Theme(this);
     this.availability = new Availability(this);
     this.keys = new Keys(this);
+    this.share = new Share(this);
+    this.link = new Link(this);
   }
 
   /**
@@ -104,7 +112,7 @@ export class Live {
   id() { return this.nextId++; }
 
   /** Whether a stream is there that can be steered. */
-  get running() { return this.online && ["playing", "paused"].includes(this.state); }
+  get running() { return this.online && !this.watching && ["playing", "paused"].includes(this.state); }
 
   /** @param {number} frame */
   time(frame) {

@@ -84,6 +84,7 @@
  * @property {number} buffered
  * @property {number} recorded
  * @property {boolean} recording_full
+ * @property {number} watchers
  *
  * @typedef {object} Frame
  * @property {number} encoding
@@ -112,6 +113,7 @@
  * @property {{ code: string, text: string }} error
  * @property {{ text: string }} ended
  * @property {{ frame: number }} reopened
+ * @property {{ here: boolean }} host
  * @property {Frame} frame
  * @property {Decoded} shown
  * @property {{ text: string }} retry
@@ -189,6 +191,13 @@
  * @property {HTMLSelectElement} sink
  * @property {HTMLInputElement} pixelated
  * @property {HTMLElement} status
+ * @property {HTMLDialogElement} share
+ * @property {HTMLInputElement} shareLink
+ * @property {HTMLElement} shareText
+ * @property {HTMLElement} watchers
+ * @property {HTMLSelectElement} format
+ * @property {HTMLSelectElement} scale
+ * @property {HTMLButtonElement} full
  */
 
 export {};

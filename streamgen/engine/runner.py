@@ -206,7 +206,8 @@ class PlainRunner:
 
     def draws(self, task: DenoiseTask) -> tuple[Tensor, list[Tensor]]:
         """All draws of a chunk, `(B, T, C, h, w)` each, before its first step, so that no step waits for a
-        copy to the device: what it starts from, its source in it, and the noise behind each step but the last.
+        copy to the device: what it starts from, its source in it, and the noise behind each step but the
+        last.
         """
         rows, columns = task.ring.shape.grid
         patch, channels = self.dit.config.patch, self.dit.config.latent_channels

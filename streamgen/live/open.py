@@ -70,7 +70,8 @@ def open_input(
         reader = ThreadFrames(name, opener, ahead, stopped=stopped)
     else:
         pipe = PipeBytes(name, _opened(path, name), stopped)
-        layout = read_layout(pipe, raw and raw.size, raw and raw.rate)
+        size_told, rate_told = (None, None) if raw is None else (raw.size, raw.rate)
+        layout = read_layout(pipe, size_told, rate_told)
         reader = ThreadFrames(name, lambda: _piped(pipe, layout, geometry), ahead, once=True, stopped=stopped)
     try:
         first = reader.frame(0)

@@ -46,7 +46,7 @@ class Picture:
     def __post_init__(self) -> None:
         if self.use not in get_args(PictureUse):
             raise InputError(f"picture: use: expected scene or reference, found {shorten(self.use)}")
-        x = self.pixels
+        x: Any = self.pixels
         if isinstance(x, np.ndarray):
             x = torch.from_numpy(np.ascontiguousarray(x))
             object.__setattr__(self, "pixels", x)
@@ -158,11 +158,12 @@ def mask_of(value: Any) -> Tensor:
             if key != "box":
                 raise InputError(f"mask: {unknown_key(key, ('box',))}")
         box = value.get("box")
-        numbers = isinstance(box, list | tuple) and len(box) == 4
-        if not numbers or any(isinstance(x, bool) or not isinstance(x, int | float) for x in box or ()):
+        whole = isinstance(box, list | tuple) and len(box) == 4
+        sides = list(box) if isinstance(box, list | tuple) else []
+        if not whole or any(isinstance(x, bool) or not isinstance(x, int | float) for x in sides):
             raise InputError(f"mask: box: expected [left, top, right, bottom], found {shorten(box)}")
         try:
-            return torch.from_numpy(box_mask(*box)[0]).float()
+            return torch.from_numpy(box_mask(*sides)[0]).float()
         except InputError as error:
             raise InputError(f"mask: {error}") from None
     if not isinstance(value, str | Path):

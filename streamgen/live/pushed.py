@@ -1,4 +1,6 @@
-"""Input that is pushed from any thread: a camera, a program. What is too old is dropped, nobody waits long."""
+"""Input that is pushed from any thread: a camera, a program. What is too old is dropped, nobody waits
+long.
+"""
 
 import math
 import threading
@@ -185,9 +187,8 @@ class PushedInput:
                 return self._lane.promise[1]
             if not order.begun and not self._lane.items:
                 return None
-            began = self._clock()
             while len(self._lane.items) < order.count and self._lane.over is None and not self._lane.stalled:
-                left = max(self._lane.came, began) + self.patience - self._clock()
+                left = self._lane.came + self.patience - self._clock()
                 if left <= 0:
                     break
                 self._changed.wait(left)

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class PipeBytes:
         stopped: asked while nothing comes; then `Interrupted` is raised.
     """
 
-    def __init__(self, name: str, file: BinaryIO, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, name: str, file: IO[bytes], stopped: Callable[[], bool] = lambda: False) -> None:
         self.name, self._file, self._stopped = name, file, stopped
         self._rest = b""
         mode = os.fstat(file.fileno()).st_mode
@@ -172,7 +172,8 @@ def frames_of(pipe: PipeBytes, layout: Layout) -> Iterator[np.ndarray]:
             return
         if len(data) < layout.frame_bytes:
             raise EndsEarly(
-                f"{pipe.name}: ends in the middle of frame {number}: {len(data)} of {layout.frame_bytes} bytes"
+                f"{pipe.name}: ends in the middle of frame {number}: {len(data)} of {layout.frame_bytes} "
+                "bytes"
             )
         yield layout.picture(data)
         number += 1

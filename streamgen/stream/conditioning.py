@@ -17,8 +17,8 @@ from .settings import StreamSettings
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """What steers a stream: its text, its settings, the gestures in force, the way its text is on, and of live
-    input the mask `(h, w)` on the latent grid.
+    """What steers a stream: its text, its settings, the gestures in force, the way its text is on, and of
+    live input the mask `(h, w)` on the latent grid.
     """
 
     text: Text

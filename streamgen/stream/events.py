@@ -109,17 +109,22 @@ class StreamEvent:
             raise InputError("over: expected new words that it leads to, found none")
         if self.over is not None and self.cache in ("clear", "rebuild"):
             raise InputError(f"over: cache {self.cache} leaves nothing that words could change over")
-        if self.picture is not None:
-            self._check_picture(self.picture)
-        fields = (self.prompt, self.motion, self.cache, self.prompt_embeds, self.blend)
-        fields += (self.mask, self.picture, self.input)
-        if all(value is None for value in fields) and not self.settings and not self.gestures:
+        self._check_picture(self.picture)
+        if self._is_empty:
             raise InputError(
-                "event: expected a prompt, motion, settings or a cache action, a picture or a mask, found none "
-                "of them"
+                "event: expected a prompt, motion, settings or a cache action, a picture or a mask, found "
+                "none of them"
             )
 
-    def _check_picture(self, picture: Picture) -> None:
+    @property
+    def _is_empty(self) -> bool:
+        fields: list[Any] = [self.prompt, self.motion, self.cache, self.prompt_embeds, self.blend]
+        fields += [self.mask, self.picture, self.input]
+        return all(value is None for value in fields) and not self.settings and not self.gestures
+
+    def _check_picture(self, picture: Any) -> None:
+        if picture is None:
+            return
         if not isinstance(picture, Picture):
             raise InputError(f"picture: expected a Picture, found {shorten(picture)}")
         wanted = "clear" if picture.use == "scene" else "recache"

@@ -203,7 +203,8 @@ class Merged:
 
 def merged(pending: Sequence[Pending]) -> tuple[Merged, list[tuple[str, ...]]]:
     """What events ask for together, and for each of them the fields that a later one replaced."""
-    out, lost = Merged(gestures={}, settings=last_settings(pending)), None
+    out = Merged(gestures={}, settings=last_settings(pending))
+    lost: Picture | None = None
     assert out.gestures is not None
     for item in pending:
         event = item.event

@@ -149,8 +149,8 @@ class Session:
 
         Args:
             source: None for frames that `feed` brings; or a clip, `-` for standard input or a named pipe
-                (Y4M, or with `raw` raw RGB), or frames `(T, H, W, 3)` of the stream's rate, of which nothing is
-                dropped. A stream that was resumed or is a replay takes the same input again.
+                (Y4M, or with `raw` raw RGB), or frames `(T, H, W, 3)` of the stream's rate, of which nothing
+                is dropped. A stream that was resumed or is a replay takes the same input again.
             patience: seconds that a chunk waits for a frame that is fed, before it holds the last one.
             capacity: frames that wait at most, by default two chunks'; older ones are dropped.
             stopped: asked while a pipe keeps the stream waiting.
@@ -311,8 +311,8 @@ class Session:
             if order.begun or order.exact:
                 taken = f"frame {(order.exact or (order.following,))[0]}"
                 raise InputError(
-                    f"input: this stream takes {taken} of its live input next: expected it (listen, --input), "
-                    "found none"
+                    f"input: this stream takes {taken} of its live input next: expected it (listen, "
+                    "--input), found none"
                 )
             return hearing(self.state, decision, order, None)
         # where a log is followed, it says when the input begins

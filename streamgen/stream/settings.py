@@ -89,8 +89,6 @@ class StreamSettings:
     strength: float = 0.75
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps must be in 1..1000, found {self.steps}")
         for name in STEP_SETTINGS:
             if not 0 <= vars(self)[name] <= 1000:
                 raise ValueError(f"{name} must be in 0..1000, found {vars(self)[name]}")
@@ -107,10 +105,13 @@ class StreamSettings:
             found, known = vars(self)[name], get_args(kind)
             if found not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, found {found!r}")
-        if not 1 <= self.negative_scale <= 50:
-            raise ValueError(f"negative_scale must be in 1..50, found {self.negative_scale}")
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"strength must be above 0 and at most 1, found {self.strength}")
+        for name, fits, most in (
+            ("steps", 1 <= self.steps <= 1000, "in 1..1000"),
+            ("negative_scale", 1 <= self.negative_scale <= 50, "in 1..50"),
+            ("strength", 0 < self.strength <= 1, "above 0 and at most 1"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} must be {most}, found {vars(self)[name]}")
         if len(self.negative_prompt) > MAX_PROMPT:
             found = len(self.negative_prompt)
             raise ValueError(f"negative_prompt: expected at most {MAX_PROMPT} characters, found {found}")

@@ -169,8 +169,8 @@ def ordered(model: StreamModel, state: StreamState, decision: Decision) -> Order
 
 
 def hearing(state: StreamState, decision: Decision, order: Order, taken: Taken | None) -> Decision:
-    """The decision with what the chunk takes of the input; the log tells it where it is not what anybody would
-    expect: the next frames of an input that is on.
+    """The decision with what the chunk takes of the input; the log tells it where it is not what anybody
+    would expect: the next frames of an input that is on.
     """
     decision = replace(decision, order=order, taken_input=taken)
     if taken is None:
@@ -225,8 +225,8 @@ def _fitting(
         try:
             if picture is not None and picture.use == "reference" and not state.latents.context:
                 raise InputError(
-                    "picture: a reference takes the sink's place, which there is not yet: expected use scene, "
-                    "or a later chunk"
+                    "picture: a reference takes the sink's place, which there is not yet: expected use "
+                    "scene, or a later chunk"
                 )
             gestures = changed(base, item.event.gesture_changes, frame)
             fitting.append(item)
@@ -297,7 +297,7 @@ def step(
     if source is not None:
         sampling = controls.settings.edited(steps, model.settings)
     given = _given(model, state, decision, latents)
-    begins = (state.noise, sampling, given, source)
+    begins = (state.noise, sampling, source if given is None else given)
     after, made = advance(runner, latents, conditioning, controls.text, *begins, measure)
     began = time.perf_counter()
     frames, decoder = model.no_frames(), state.decoder

@@ -505,7 +505,7 @@ BAD_MASKS = [
 
 @pytest.mark.parametrize("mask", BAD_MASKS)
 def test_masks_that_cannot_be_are_refused_in_one_line(mask: Any) -> None:
-    with pytest.raises(InputError, match="^mask: expected numbers"):
+    with pytest.raises(InputError, match=r"^mask: expected numbers"):
         StreamEvent(mask=mask)
 
 
