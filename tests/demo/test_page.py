@@ -474,7 +474,7 @@ def test_escape_leaves_every_field(page: Page) -> None:
 @pytest.mark.slow
 def test_radios_go_by_arrow_keys(page: Page) -> None:
     page.focus("[data-part=tools] input[value=drag]")
-    for tool in ("path", "pin", "drag"):
+    for tool in ("path", "box", "pin", "drag"):
         page.keyboard.press("ArrowRight")
         assert page.evaluate("window.streamgen.paint.tool") == tool
         assert page.is_checked(f"[data-part=tools] input[value={tool}]")
