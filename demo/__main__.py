@@ -64,6 +64,9 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     ] = None,
     record_mb: Annotated[int, typer.Option(min=1, help="Disk space of one session's recording.")] = 512,
     rewind_mb: Annotated[int, typer.Option(min=0, help="Memory for moments to go back to.")] = 96,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="How long viewers may stay once the server is told to go (SIGTERM).")
+    ] = 0.0,
     weights: Weights = None,
     random_weights: RandomWeights = False,
     loras: Loras = None,
@@ -98,7 +101,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         engine.wait(_AT_ONCE_SECONDS)
         if engine.failure is not None:
             raise engine.failure
-        serve(engine, Options(rules, limits, access, root_path, _shelf()), host, port)
+        serve(engine, Options(rules, limits, access, root_path, _shelf()), host, port, drain_seconds)
     except StreamgenError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -163,8 +166,8 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     return LateEngine(info, load)
 
 
-def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
-    """Serve until Ctrl-C, or until the model could not be loaded.
+def serve(engine: "Engine", options: "Options", host: str, port: int, drain_seconds: float = 0.0) -> None:
+    """Serve until Ctrl-C, until drained, or until the model could not be loaded.
 
     Raises:
         StreamgenError: why not.
@@ -173,15 +176,17 @@ def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
 
     import uvicorn
 
-    from .server import SERVER_OPTIONS, build_app
+    from .drain import DrainingServer
+    from .server import SERVER_OPTIONS, Demo, app_of
 
     def stop() -> None:
         server.should_exit = True
 
-    app = build_app(engine, replace(options, on_failure=stop))
+    demo = Demo(engine, replace(options, on_failure=stop, on_drained=stop))
+    config = uvicorn.Config(app_of(demo), host=host, port=port, log_level="warning", **SERVER_OPTIONS)
+    server = DrainingServer(config, demo.drain.begin, drain_seconds)
     shown = "localhost" if _is_loopback(host) or host in ("0.0.0.0", "::") else host
     print(f"streamgen live: http://{shown}:{port}{options.root_path}/  (Ctrl-C ends it)", file=sys.stderr)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS))
     server.run()
     if engine.failure is not None:
         raise engine.failure
