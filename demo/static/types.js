@@ -89,6 +89,7 @@
  * @property {{ code: string, text: string }} error
  * @property {{ text: string }} ended
  * @property {{ frame: number }} reopened
+ * @property {{ text: string }} moved
  * @property {Frame} frame
  * @property {Decoded} shown
  * @property {{ text: string }} retry
