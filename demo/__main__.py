@@ -59,6 +59,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     auth: Annotated[str | None, typer.Option(help="user:password, asked for by the browser.")] = None,
     max_sessions: Annotated[int, typer.Option(min=1, help="Streams at a time; others wait.")] = 2,
     max_waiting: Annotated[int, typer.Option(min=0, help="Viewers in the row.")] = 64,
+    max_watchers: Annotated[int, typer.Option(min=0, help="Who only watch, of all streams together.")] = 200,
     idle_minutes: Annotated[float, typer.Option(min=0, help="Ends idle sessions; 0: never.")] = 10.0,
     root_path: Annotated[str, typer.Option(help="Path under which a reverse proxy serves this.")] = "",
     origin: Annotated[
@@ -128,7 +129,7 @@ def _serve_where(given: Mapping[str, Any], access: Access) -> None:
     engine.wait(_AT_ONCE_SECONDS)
     if engine.failure is not None:
         raise engine.failure
-    options = Options(rules, limits, access, given["root_path"], shelf)
+    options = Options(rules, limits, access, given["root_path"], shelf, given["max_watchers"])
     serve(engine, options, given["host"], given["port"], given["drain_seconds"])
 
 

@@ -17,7 +17,6 @@ from typing import IO, Any
 import numpy as np
 
 from streamgen.errors import InputError
-from streamgen.video.write import VideoFileSink
 
 
 @dataclass(frozen=True)
@@ -220,20 +219,6 @@ def _unpacked(data: bytes, shape: tuple[int, int, int, int]) -> np.ndarray:
     """
     steps = np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)
     return np.cumsum(steps, axis=2, dtype=np.uint8)
-
-
-def write_video(recording: Recording, frames: int, fps: float, path: Path) -> int:
-    """Write the first `frames` recorded frames as MP4; returns how many there were.
-
-    Raises:
-        InputError: nothing is recorded, or the session ended meanwhile. OutputError: the disk is full.
-    """
-    if not min(frames, recording.frames):
-        raise InputError("nothing has been recorded yet")
-    with VideoFileSink(path, *recording.size, fps) as sink:
-        for run in recording.read(frames):
-            sink.write(run)
-        return sink.frames_written
 
 
 def session_record(

@@ -16,13 +16,12 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
 
 from streamgen.errors import InputError, StreamgenError
 
-from . import pictures, uploads
+from . import exports, pictures, uploads
 from .access import Access, Gate
 from .drain import SENT_AWAY, Drain
 from .engine import Engine, ModelInfo
@@ -32,12 +31,12 @@ from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
 from .metrics import DemoMetrics, Totals
-from .page import Head, build_page, page_options
-from .recording import Recording, session_record, write_video
+from .page import Head, build_page, page_options, static_files
+from .recording import Recording, session_record
 from .shelf import Keeper, Shelf
+from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
 
-STATIC = Path(__file__).parent / "static"
 # Beyond these a connection is closed: messages per second, and messages that made no sense.
 MAX_RATE = 300
 MAX_BAD = 20
@@ -47,7 +46,6 @@ _TIDY_SECONDS = 60.0
 _SEND_SECONDS = 10.0
 # Until pages have been told why the server goes.
 _FAREWELL_SECONDS = 1.0
-_INLINE_PIXELS = 128 * 128
 # Arguments for uvicorn: the protocol's limits, and how soon a silent connection counts as gone.
 SERVER_OPTIONS: dict[str, Any] = {
     "ws_max_size": MAX_MESSAGE_BYTES,
@@ -64,8 +62,8 @@ CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 @dataclass(frozen=True)
 class Options:
     """How the demo is served. `shelf` is the folder where streams outlive the process; None: they do not.
-    `on_failure` is called once pages know that the model could not be loaded, `on_drained` once a server that
-    drains has nobody left.
+    `max_watchers` is how many may watch at a time, of all streams together. `on_failure` is called once pages
+    know that the model could not be loaded, `on_drained` once a server that drains has nobody left.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -73,6 +71,7 @@ class Options:
     access: Access = field(default_factory=Access)
     root_path: str = ""
     shelf: Path | None = None
+    max_watchers: int = 200
     on_failure: Callable[[], None] = lambda: None
     on_drained: Callable[[], None] = lambda: None
 
@@ -91,6 +90,7 @@ class Demo:
         self.totals = Totals()
         self.drain = Drain(lambda: self.lobby.watched, clock)
         self.metrics = DemoMetrics(engine, self.lobby, self.totals, self.drain)
+        self.gallery = Gallery(options.max_watchers, self.lobby.find)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
@@ -177,13 +177,17 @@ class Demo:
             return JSONResponse({"error": SENT_AWAY}, 503)
         kept = self.shelf.find(after) if after and self.lobby.find(after) is None else None
         try:
-            return JSONResponse({"session": self.lobby.ticket(kept), "kept": kept is not None})
+            token = self.lobby.ticket(kept)
         except Full as full:
             return JSONResponse({"error": str(full)}, 503)
+        if kept is not None:
+            self.gallery.hand_over(after, token)
+        return JSONResponse({"session": token, "kept": kept is not None})
 
     async def health(self) -> Response:
         """How many are here."""
-        return JSONResponse({"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)})
+        here = {"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)}
+        return JSONResponse(here | {"watching": self.gallery.watchers})
 
     async def status(self) -> Response:
         """Whether viewers are taken, for whoever sends them: 200 if so, else 503."""
@@ -219,21 +223,22 @@ class Demo:
         session.pictures = frames
         return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
 
-    async def clip(self, token: str, frames: int) -> Response:
-        """The first `frames` frames of a session as MP4, also when it is over."""
+    async def clip(
+        self, token: str, suffix: exports.Format, frames: int, scale: int = 1, way: str = "pixels"
+    ) -> Response:
+        """The first `frames` frames of a session as a file, also when it is over."""
         folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
-        path = Path(folder.name, "streamgen.mp4")
+        path = Path(folder.name, f"streamgen.{suffix}")
         try:
             with self._recorded(token) as recording:
                 fps = self.engine.info.fps
                 async with self._exports:
-                    await asyncio.to_thread(write_video, recording, frames, fps, path)
+                    await asyncio.to_thread(exports.write_export, recording, frames, fps, path, scale, way)
         except StreamgenError as error:
             folder.cleanup()
             return _not_saved(error, str(path))
-        return FileResponse(
-            path, media_type="video/mp4", filename="streamgen.mp4", background=BackgroundTask(folder.cleanup)
-        )
+        done = BackgroundTask(folder.cleanup)
+        return FileResponse(path, media_type=exports.MEDIA[suffix], filename=path.name, background=done)
 
     async def timeline(self, token: str, frames: int) -> Response:
         """The record of the first `frames` frames, for `streamgen render`, also when the session is over."""
@@ -270,7 +275,31 @@ class Demo:
             except OSError:
                 seat.heritage = None
 
-    def hello(self, seat: Seat) -> dict[str, Any]:
+    async def watch_link(self, token: str) -> Response:
+        """The id under which a session is watched."""
+        if self._session(token) is None:
+            return JSONResponse({"error": "no such session"}, 404)
+        return JSONResponse({"watch": self.gallery.link(token)})
+
+    async def no_watch_link(self, token: str) -> Response:
+        """Nobody watches a session from now on."""
+        self.gallery.take_back(token)
+        return JSONResponse({"watch": None})
+
+    async def watch(self, websocket: WebSocket, key: str) -> None:
+        """One connection of a watcher, from beginning to end."""
+        await websocket.accept()
+        seat = self.gallery.seat(key)
+        if seat is None or seat.session is None:
+            await websocket.close(CLOSE_UNKNOWN, "nothing plays under this link")
+            return
+        with self.gallery.place() as there_is_one:
+            if not there_is_one:
+                await websocket.close(CLOSE_FULL, f"{self.gallery.most} watch already; come back later")
+                return
+            await WatchLine(websocket, seat.session, self.hello() | {"watching": True}).run()
+
+    def hello(self) -> dict[str, Any]:
         """What a page is told first."""
         info, rules = self.engine.info, self.options.rules
         return {
@@ -338,11 +367,12 @@ class Line:
                 loop.call_soon_threadsafe(self._awake.set)
 
         seat.voice.wake = wake
-        await self._send_json(self.demo.hello(seat))
+        await self._send_json(self.demo.hello())
         if lobby.connect(seat.token) is None:
             await self.websocket.close(CLOSE_UNKNOWN, "no such session")
             return
         visit = seat.visit
+        self._tell_watchers(True)
         tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send(visit))]
         for task in tasks:
             task.add_done_callback(_settled)
@@ -353,6 +383,12 @@ class Line:
             for task in tasks:
                 task.cancel()
             lobby.disconnect(seat, visit, self._closed)
+            if not seat.connected:
+                self._tell_watchers(False)
+
+    def _tell_watchers(self, here: bool) -> None:
+        if self.seat.session is not None:
+            self.seat.session.relay.say({"type": "host", "here": here})
 
     async def _receive(self) -> None:
         while True:
@@ -411,10 +447,8 @@ class Line:
                         await self._awake.wait()
                 continue
             seq, frame = item
-            if frame.pixels.shape[0] * frame.pixels.shape[1] <= _INLINE_PIXELS:
-                encoding, data = pictures.encode(frame.pixels)
-            else:
-                encoding, data = await asyncio.to_thread(pictures.encode, frame.pixels)
+            small = pictures.is_small(frame.pixels)
+            encoding, data = frame.encoded() if small else await asyncio.to_thread(frame.encoded)
             packed = pack_frame(data, encoding, seq, frame.epoch, frame.frame, frame.chunk, frame.made)
             async with asyncio.timeout(_SEND_SECONDS):
                 await websocket.send_bytes(packed)
@@ -456,8 +490,11 @@ def live_app(demo: Demo) -> FastAPI:
     app.add_api_route("/live/health", demo.health, methods=["GET"])
     app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
     app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
-    app.add_api_route("/live/{token}/clip.mp4", demo.clip, methods=["GET"])
+    app.add_api_route("/live/{token}/clip.{suffix}", demo.clip, methods=["GET"])
     app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
+    app.add_api_route("/live/{token}/watch", demo.watch_link, methods=["POST"])
+    app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
+    app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
     app.add_api_websocket_route("/live/ws/{token}", demo.socket)
     app.state.demo = demo
     return app
@@ -465,10 +502,10 @@ def live_app(demo: Demo) -> FastAPI:
 
 def with_page(app: FastAPI, info: ModelInfo, root_path: str, access: Access) -> Gate:
     """The page before the routes that it speaks to, behind the rules of admission."""
-    app.mount("/live/static", StaticFiles(directory=STATIC))
+    app.mount("/live/static", static_files())
     page = build_page(info, root_path)
     app = gr.mount_gradio_app(app, page, path="/", **page_options(root_path))
-    return Gate(Head(app), access)
+    return Gate(Head(app, root_path), access)
 
 
 def app_of(demo: Demo) -> Gate:

@@ -153,6 +153,7 @@ ROOMS = (
     ("video",),
     ("motion",),
     ("engine",),
+    ("live",),
     ("stream",),
     ("checkpoints",),
     ("tiny", "wan"),

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import httpx
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -24,7 +23,8 @@ from starlette.background import BackgroundTask
 from ..access import Access, Gate
 from ..drain import SENT_AWAY, Drain
 from ..engine import ModelInfo
-from ..server import STATIC, with_page
+from ..page import static_files
+from ..server import with_page
 from .addresses import parted, routed, signed
 from .fleet import Crew
 from .line import Line
@@ -255,7 +255,7 @@ def front_routes(front: Front) -> FastAPI:
     app.add_api_route("/live/session", front.ticket, methods=["POST"])
     app.add_api_route("/live/health", front.here, methods=["GET"])
     # before what takes every path
-    app.mount("/live/static", StaticFiles(directory=STATIC))
+    app.mount("/live/static", static_files())
     app.add_api_websocket_route("/live/ws/{path:path}", front.socket)
     app.add_api_route("/live/{path:path}", front.pass_on, methods=["GET", "POST", "PUT", "DELETE"])
     app.state.front = front

@@ -56,7 +56,7 @@ def order_of(given: Mapping[str, Any], rules: Rules, limits: Limits, shelf: Path
     """What workers are to do, by the demo's options."""
     same = {name: value for name, value in given.items() if name not in _OWN}
     about = json.dumps(same, default=str, sort_keys=True)
-    return Order(MakeEngine(dict(given)), rules, limits, shelf, Path.cwd(), about)
+    return Order(MakeEngine(dict(given)), rules, limits, shelf, Path.cwd(), about, given["max_watchers"])
 
 
 def share_of(given: Mapping[str, Any], have: Mapping[str, float]) -> Share:

@@ -40,6 +40,7 @@ class Order:
         shelf: folder where streams outlive it; all workers' own.
         folder: what relative paths are relative to, where it is there.
         about: what was asked for, in words; fronts of one fleet ask for the same.
+        max_watchers: who may watch streams of others, on each worker.
         key: what a front has to know.
     """
 
@@ -49,6 +50,7 @@ class Order:
     shelf: Path
     folder: Path
     about: str
+    max_watchers: int = 200
     key: str = ""
 
 
@@ -134,7 +136,9 @@ class Room:
 
     def __init__(self, engine: Engine, order: Order) -> None:
         self.engine, self.instance = engine, secrets.token_hex(8)
-        self.demo = Demo(engine, Options(order.rules, order.limits, shelf=order.shelf))
+        self.demo = Demo(
+            engine, Options(order.rules, order.limits, shelf=order.shelf, max_watchers=order.max_watchers)
+        )
         self._leaving: set[asyncio.Task[None]] = set()
 
     def app(self) -> FastAPI:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .adversarial import Adversarial, GANConfig, MixedConfig, MixedMatching
-from .base import Denoiser, Judge, Judged, LevelConfig, Objective, Scores, Window
+from .base import Denoiser, Judge, Judged, LevelConfig, Loss, Objective, Scores, Window
 from .identity import ScoreIdentity, SiDConfig
 from .matching import DistributionMatching, DMDConfig, HistoryConfig, HistoryMatching
 
@@ -35,6 +35,7 @@ __all__ = [
     "Judge",
     "Judged",
     "LevelConfig",
+    "Loss",
     "MixedConfig",
     "MixedMatching",
     "Objective",
