@@ -373,6 +373,7 @@ class LiveSession:
             apart = made.timings.get("event", 0.0) if made.recached else 0.0
             self.times.add(self.clock() - began - apart)
             self.recaches.add(made.timings, made.recached)
+            self.counters.chunk(self.clock() - began, self.head.stood(self.clock(), self._made_end))
             self._publish(stream, made, self.clock() - began)
         self._keep(stream, made)
 

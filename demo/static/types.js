@@ -113,6 +113,7 @@
  * @property {{ code: string, text: string }} error
  * @property {{ text: string }} ended
  * @property {{ frame: number }} reopened
+ * @property {{ text: string }} moved
  * @property {{ here: boolean }} host
  * @property {Frame} frame
  * @property {Decoded} shown
