@@ -23,6 +23,8 @@ from streamgen.errors import InputError, StreamgenError
 
 from . import exports, pictures, uploads
 from .access import Access, Gate
+from .conducted import Conducted
+from .editing import Editing
 from .engine import Engine
 from .limits import Limits
 from .live import LiveSession
@@ -86,6 +88,7 @@ class Demo:
         self.worker = Worker(clock)
         self.lobby = Lobby(options.rules, self._open, self._close, clock, self._loading)
         self.gallery = Gallery(options.max_watchers, self.lobby.find)
+        self.editing = Editing(engine, self._touched)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
@@ -100,7 +103,7 @@ class Demo:
         if kept is not None:
             kept = self.shelf.hand_over(kept, seat.token)
         keeper = Keeper(self.shelf.folder(seat.token), self._writing)
-        session = LiveSession(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
+        session = Conducted(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
         self.worker.add(session)
         if kept is not None:
             session.reopen(kept)
@@ -305,6 +308,14 @@ class Demo:
             raise NoSuchSession("no such session, or nothing was started")
         return self.engine.timeline_of(kept.snapshot)
 
+    def _touched(self, token: str) -> Conducted | None:
+        """The session of an id, whose viewer has just done something."""
+        seat = self.lobby.find(token)
+        if seat is not None and seat.session is not None:
+            self.lobby.heard(seat)
+        session = self._session(token)
+        return session if isinstance(session, Conducted) else None
+
     def _session(self, token: str) -> LiveSession | None:
         seat = self.lobby.find(token)
         return None if seat is None else seat.session
@@ -452,6 +463,7 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
     app.add_api_route("/live/{token}/clip.{suffix}", demo.clip, methods=["GET"])
     app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
+    demo.editing.add_routes(app)
     app.add_api_route("/live/{token}/watch", demo.watch_link, methods=["POST"])
     app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
     app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)

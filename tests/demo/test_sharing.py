@@ -153,6 +153,7 @@ def test_a_watcher_is_told_when_the_one_who_steers_is_gone(browser: Browser, tmp
         page = open_page(context, stage)
         watcher = context.new_page()
         watcher.goto(link_of(page, "linkWatch"))
+        watcher.wait_for_selector(".sg[data-watching][data-state=playing]")
         shown(watcher, 4)
         page.evaluate("window.streamgen.connection.open = () => {}")
         page.evaluate("window.streamgen.connection.socket.close(3000)")
