@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.background import BackgroundTask
+from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.errors import InputError, StreamgenError
 
@@ -32,7 +33,7 @@ from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
 from .page import Head, build_page, page_options
-from .recording import Recording, session_record
+from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
@@ -201,16 +202,24 @@ class Demo:
         return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
 
     async def clip(
-        self, token: str, suffix: exports.Format, frames: int, scale: int = 1, way: str = "pixels"
+        self,
+        token: str,
+        suffix: exports.Format,
+        frames: int,
+        scale: int = 1,
+        way: str = "pixels",
+        take: int | None = None,
     ) -> Response:
-        """The first `frames` frames of a session as a file, also when it is over."""
+        """The first `frames` frames of a session, or of a branch that was left, as a file; those of the
+        branch that plays also when the session is over.
+        """
         folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
         path = Path(folder.name, f"streamgen.{suffix}")
         try:
             with self._recorded(token) as recording:
-                fps = self.engine.info.fps
+                how = (self.engine.info.fps, path, scale, way, self._branch(token, take))
                 async with self._exports:
-                    await asyncio.to_thread(exports.write_export, recording, frames, fps, path, scale, way)
+                    await asyncio.to_thread(exports.write_export, recording, frames, *how)
         except StreamgenError as error:
             folder.cleanup()
             return _not_saved(error, str(path))
@@ -298,6 +307,17 @@ class Demo:
             raise NoSuchSession("no such session, or nothing was started")
         with contextlib.closing(kept.recording(self.engine)) as recording:
             yield recording
+
+    def _branch(self, token: str, take: int | None) -> Lineage | None:
+        """The frames of a branch that was left; None for the one that plays."""
+        if take is None:
+            return None
+        session = self._session(token)
+        kept = [] if session is None else [one for one in session.takes if one.id == take]
+        if not kept:
+            raise NoSuchSession("this branch is not kept any more")
+        lineage: Lineage = kept[0].lineage
+        return lineage
 
     def _timeline(self, token: str) -> dict[str, Any]:
         session = self._session(token)
@@ -468,7 +488,7 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
     app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
     app.add_api_websocket_route("/live/ws/{token}", demo.socket)
-    app.mount("/live/static", StaticFiles(directory=STATIC))
+    app.mount("/live/static", GZipMiddleware(StaticFiles(directory=STATIC)))
     page = build_page(engine.info, options.root_path)
     app = gr.mount_gradio_app(app, page, path="/", **page_options(options.root_path))
     app.state.demo = demo

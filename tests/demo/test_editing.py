@@ -299,9 +299,9 @@ WORDS = {"chunk": 0, "frame": 0, "prompt": "x"}
         (opened(events=[WORDS, WORDS | {"chunk": 1, "frame": 10**9}]), "within a day"),
         (opened(events=[WORDS | {"evil": 1}]), "evil"),
         (opened(events=[WORDS | {"motion": "/etc/hostname"}]), "motion: expected frames and tracks"),
-        (opened(events=[WORDS | {"motion": {"clip": "/etc/hostname"}}]), "motion: expected frames and tracks"),
+        (opened(events=[WORDS | {"motion": {"clip": "/etc/hostname"}}]), "expected frames and tracks"),
         (opened(events=[WORDS | {"gestures": {"a": {"arrays": "x.npz"}}}]), "expected frames and tracks"),
-        (opened(events=[WORDS | {"motion": {"frames": 10**9, "tracks": []}}]), "points in all, found 1000000000"),
+        (opened(events=[WORDS | {"motion": {"frames": 10**9, "tracks": []}}]), "in all, found 1000000000"),
         (opened(events=[WORDS | {"prompt": {"a": 1}}]), "prompt: expected text"),
     ],
 )  # fmt: skip
