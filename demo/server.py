@@ -18,12 +18,15 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
+from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.errors import InputError, StreamgenError
 
 from . import exports, pictures, uploads
 from .access import Access, Gate
+from .conducted import Conducted
 from .drain import SENT_AWAY, Drain
+from .editing import Editing
 from .engine import Engine, ModelInfo
 from .limits import Limits
 from .live import LiveSession
@@ -32,7 +35,7 @@ from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
 from .metrics import DemoMetrics, Totals
 from .page import Head, build_page, page_options, static_files
-from .recording import Recording, session_record
+from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
@@ -91,6 +94,7 @@ class Demo:
         self.drain = Drain(lambda: self.lobby.watched, clock)
         self.metrics = DemoMetrics(engine, self.lobby, self.totals, self.drain)
         self.gallery = Gallery(options.max_watchers, self.lobby.find)
+        self.editing = Editing(engine, self._touched)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
@@ -103,7 +107,7 @@ class Demo:
     def _open(self, seat: Seat) -> LiveSession:
         kept, limits = seat.heritage, self.options.limits
         keeper = Keeper(self.shelf.folder(seat.token), self._writing)
-        session = LiveSession(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
+        session = Conducted(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
         self.worker.add(session)
         if kept is not None:
             session.reopen(kept)
@@ -224,16 +228,24 @@ class Demo:
         return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
 
     async def clip(
-        self, token: str, suffix: exports.Format, frames: int, scale: int = 1, way: str = "pixels"
+        self,
+        token: str,
+        suffix: exports.Format,
+        frames: int,
+        scale: int = 1,
+        way: str = "pixels",
+        take: int | None = None,
     ) -> Response:
-        """The first `frames` frames of a session as a file, also when it is over."""
+        """The first `frames` frames of a session, or of a branch that was left, as a file; those of the
+        branch that plays also when the session is over.
+        """
         folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
         path = Path(folder.name, f"streamgen.{suffix}")
         try:
             with self._recorded(token) as recording:
-                fps = self.engine.info.fps
+                how = (self.engine.info.fps, path, scale, way, self._branch(token, take))
                 async with self._exports:
-                    await asyncio.to_thread(exports.write_export, recording, frames, fps, path, scale, way)
+                    await asyncio.to_thread(exports.write_export, recording, frames, *how)
         except StreamgenError as error:
             folder.cleanup()
             return _not_saved(error, str(path))
@@ -333,6 +345,17 @@ class Demo:
         with contextlib.closing(kept.recording(self.engine)) as recording:
             yield recording
 
+    def _branch(self, token: str, take: int | None) -> Lineage | None:
+        """The frames of a branch that was left; None for the one that plays."""
+        if take is None:
+            return None
+        session = self._session(token)
+        kept = [] if session is None else [one for one in session.takes if one.id == take]
+        if not kept:
+            raise NoSuchSession("this branch is not kept any more")
+        lineage: Lineage = kept[0].lineage
+        return lineage
+
     def _timeline(self, token: str) -> dict[str, Any]:
         session = self._session(token)
         if session is not None and session.stream is not None:
@@ -341,6 +364,14 @@ class Demo:
         if kept is None:
             raise NoSuchSession("no such session, or nothing was started")
         return self.engine.timeline_of(kept.snapshot)
+
+    def _touched(self, token: str) -> Conducted | None:
+        """The session of an id, whose viewer has just done something."""
+        seat = self.lobby.find(token)
+        if seat is not None and seat.session is not None:
+            self.lobby.heard(seat)
+        session = self._session(token)
+        return session if isinstance(session, Conducted) else None
 
     def _session(self, token: str) -> LiveSession | None:
         seat = self.lobby.find(token)
@@ -492,6 +523,7 @@ def live_app(demo: Demo) -> FastAPI:
     app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
     app.add_api_route("/live/{token}/clip.{suffix}", demo.clip, methods=["GET"])
     app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
+    demo.editing.add_routes(app)
     app.add_api_route("/live/{token}/watch", demo.watch_link, methods=["POST"])
     app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
     app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
