@@ -66,7 +66,7 @@ def cases(real: bool) -> list[Case]:
 
 async def measure(case: Case, seconds: float, browser: Any) -> dict[str, Any]:
     """Serve, watch and steer for `seconds`; the figures by name, `ok` says whether they suffice."""
-    async with _served(case.engine) as port, DelayProxy(port, case.link) as proxy:
+    async with served(case.engine) as port, DelayProxy(port, case.link) as proxy:
         page = await browser.new_page(viewport={"width": 1200, "height": 900})
         address = f"http://127.0.0.1:{port if case.link is LOCAL else proxy.port}/"
         await page.goto(address)
@@ -127,7 +127,8 @@ async def _steer(page: Any, seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _served(engine: Engine) -> AsyncIterator[int]:
+async def served(engine: Engine) -> AsyncIterator[int]:
+    """Serve the demo on this machine; its port."""
     warm_up(engine)
     app = build_app(engine, Options(rules=replace(Rules(), closed_seconds=0.5, idle_seconds=0.0)))
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", **SERVER_OPTIONS)

@@ -315,7 +315,7 @@ def test_the_row_moves_up_when_a_page_is_closed() -> None:
             second_token = ticket(client)
             with connect(client, second_token) as second:
                 assert until(second, kind("queue"))["position"] == 1
-                assert client.get("/live/health").json() == {"running": 1, "waiting": 1}
+                assert client.get("/live/health").json() == {"running": 1, "waiting": 1, "watching": 0}
                 second.send_json(START)
                 assert "turn" in until(second, kind("error"))["text"]
                 first.close()
@@ -323,7 +323,7 @@ def test_the_row_moves_up_when_a_page_is_closed() -> None:
         deadline = time.monotonic() + PATIENCE
         while client.get("/live/health").json()["running"] and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert client.get("/live/health").json() == {"running": 0, "waiting": 0}
+        assert client.get("/live/health").json() == {"running": 0, "waiting": 0, "watching": 0}
 
 
 @pytest.mark.parametrize(("code", "kept"), [(1000, False), (1001, False), (1005, True), (1011, True)])

@@ -189,7 +189,8 @@ class ProgramRunner(PlainRunner):
             # nobody's content any more, but a mask does not hide what is not finite
             ring.keys[:, :, view.end :] = 0
             ring.values[:, :, view.end :] = 0
-        return ProgramContext(ring.keys, ring.values, tables, put("places", torch.cat(runs)), mask)
+        keys, values = ring.keys.unbind(), ring.values.unbind()
+        return ProgramContext(keys, values, tables, put("places", torch.cat(runs)), mask)
 
     def _sink(self, view: CacheView) -> Sink | None:
         if view.sink_tables is None:
