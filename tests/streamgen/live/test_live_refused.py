@@ -94,6 +94,14 @@ def test_a_stream_that_reads_its_input_is_not_fed(pipeline: Pipeline) -> None:
     assert isinstance(session.source, ReadInput)
 
 
+def test_what_is_no_input_is_refused(pipeline: Pipeline) -> None:
+    session = listening(pipeline, None)
+    for source in (7, object(), [1], {}):
+        with pytest.raises(InputError, match="input: expected a path, - or frames, found"):
+            session.listen(source)  # type: ignore[arg-type]
+    assert session.source is None
+
+
 def test_a_model_without_pictures_hears_nothing() -> None:
     overrides = (*SMALL, "decoder=none", "sampling.steps=2")
     model = load_pipeline(
