@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -31,7 +30,6 @@ from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
 from .metrics import DemoMetrics, Totals
-from .page import Head, build_page, page_options, static_files
 from .recording import Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
@@ -502,6 +500,11 @@ def live_app(demo: Demo) -> FastAPI:
 
 def with_page(app: FastAPI, info: ModelInfo, root_path: str, access: Access) -> Gate:
     """The page before the routes that it speaks to, behind the rules of admission."""
+    # seconds of loading that a worker without a page has no use for
+    import gradio as gr
+
+    from .page import Head, build_page, page_options, static_files
+
     app.mount("/live/static", static_files())
     page = build_page(info, root_path)
     app = gr.mount_gradio_app(app, page, path="/", **page_options(root_path))

@@ -14,7 +14,7 @@ from .worker import About, Order, Worker
 _ROOT = Path(__file__).resolve().parents[2]
 # Of a cluster that is started here: nothing of ours lies in Ray's object store.
 _STORE_BYTES = 100 * 2**20
-# Ray has its workers give way to everything else on the machine, which suits batches; here viewers wait for them.
+# Ray has its workers give way to all else on the machine, which suits batches; here viewers wait for them.
 _NICENESS = ("RAY_worker_niceness", "0")
 
 

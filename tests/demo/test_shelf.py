@@ -167,7 +167,7 @@ def test_what_is_kept_is_never_five_seconds_old(tmp_path: Path, monkeypatch: pyt
             assert behind <= 5 * 16
         session.recording.close()
 
-    assert_needs(check, monkeypatch, demo.shelf, "KEEP_SECONDS", 6.0)
+    assert_needs(check, monkeypatch, demo.shelf, "KEEP_SECONDS", 12.0)
 
 
 def test_of_a_large_stream_an_outline_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
