@@ -19,12 +19,13 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 
+from .app import build_app
 from .delay_proxy import DelayProxy, Link
 from .engine import Engine, PipelineEngine
 from .fake_engine import FakeEngine
 from .loading import warm_up
 from .lobby import Rules
-from .server import SERVER_OPTIONS, Options, build_app
+from .server import SERVER_OPTIONS, Options
 
 LOCAL = Link("localhost")
 FAR = Link("80 ms, 20 Mbit/s", 0.08, 20e6)
@@ -66,7 +67,7 @@ def cases(real: bool) -> list[Case]:
 
 async def measure(case: Case, seconds: float, browser: Any) -> dict[str, Any]:
     """Serve, watch and steer for `seconds`; the figures by name, `ok` says whether they suffice."""
-    async with _served(case.engine) as port, DelayProxy(port, case.link) as proxy:
+    async with served(case.engine) as port, DelayProxy(port, case.link) as proxy:
         page = await browser.new_page(viewport={"width": 1200, "height": 900})
         address = f"http://127.0.0.1:{port if case.link is LOCAL else proxy.port}/"
         await page.goto(address)
@@ -127,7 +128,8 @@ async def _steer(page: Any, seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _served(engine: Engine) -> AsyncIterator[int]:
+async def served(engine: Engine) -> AsyncIterator[int]:
+    """Serve the demo on this machine; its port."""
     warm_up(engine)
     app = build_app(engine, Options(rules=replace(Rules(), closed_seconds=0.5, idle_seconds=0.0)))
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", **SERVER_OPTIONS)

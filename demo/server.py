@@ -1,4 +1,4 @@
-"""The web application: sessions over WebSockets, uploads and downloads, and the page, in one FastAPI app."""
+"""What the web application does: sessions over WebSockets, uploads and downloads (`app` has the routes)."""
 
 import asyncio
 import contextlib
@@ -21,16 +21,18 @@ from starlette.background import BackgroundTask
 from streamgen.errors import InputError, StreamgenError
 
 from . import exports, pictures, uploads
-from .access import Access, Gate
+from .access import Access
+from .conducted import Conducted
 from .drain import SENT_AWAY, Drain
-from .engine import Engine, ModelInfo
+from .editing import Editing
+from .engine import Engine
 from .limits import Limits
 from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
 from .metrics import DemoMetrics, Totals
-from .recording import Recording, session_record
+from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
@@ -89,6 +91,7 @@ class Demo:
         self.drain = Drain(lambda: self.lobby.watched, clock)
         self.metrics = DemoMetrics(engine, self.lobby, self.totals, self.drain)
         self.gallery = Gallery(options.max_watchers, self.lobby.find)
+        self.editing = Editing(engine, self._touched)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
@@ -101,7 +104,7 @@ class Demo:
     def _open(self, seat: Seat) -> LiveSession:
         kept, limits = seat.heritage, self.options.limits
         keeper = Keeper(self.shelf.folder(seat.token), self._writing)
-        session = LiveSession(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
+        session = Conducted(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
         self.worker.add(session)
         if kept is not None:
             session.reopen(kept)
@@ -222,16 +225,24 @@ class Demo:
         return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
 
     async def clip(
-        self, token: str, suffix: exports.Format, frames: int, scale: int = 1, way: str = "pixels"
+        self,
+        token: str,
+        suffix: exports.Format,
+        frames: int,
+        scale: int = 1,
+        way: str = "pixels",
+        take: int | None = None,
     ) -> Response:
-        """The first `frames` frames of a session as a file, also when it is over."""
+        """The first `frames` frames of a session, or of a branch that was left, as a file; those of the
+        branch that plays also when the session is over.
+        """
         folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
         path = Path(folder.name, f"streamgen.{suffix}")
         try:
             with self._recorded(token) as recording:
-                fps = self.engine.info.fps
+                how = (self.engine.info.fps, path, scale, way, self._branch(token, take))
                 async with self._exports:
-                    await asyncio.to_thread(exports.write_export, recording, frames, fps, path, scale, way)
+                    await asyncio.to_thread(exports.write_export, recording, frames, *how)
         except StreamgenError as error:
             folder.cleanup()
             return _not_saved(error, str(path))
@@ -329,6 +340,17 @@ class Demo:
         with contextlib.closing(kept.recording(self.engine)) as recording:
             yield recording
 
+    def _branch(self, token: str, take: int | None) -> Lineage | None:
+        """The frames of a branch that was left; None for the one that plays."""
+        if take is None:
+            return None
+        session = self._session(token)
+        kept = [] if session is None else [one for one in session.takes if one.id == take]
+        if not kept:
+            raise NoSuchSession("this branch is not kept any more")
+        lineage: Lineage = kept[0].lineage
+        return lineage
+
     def _timeline(self, token: str) -> dict[str, Any]:
         session = self._session(token)
         if session is not None and session.stream is not None:
@@ -337,6 +359,14 @@ class Demo:
         if kept is None:
             raise NoSuchSession("no such session, or nothing was started")
         return self.engine.timeline_of(kept.snapshot)
+
+    def _touched(self, token: str) -> Conducted | None:
+        """The session of an id, whose viewer has just done something."""
+        seat = self.lobby.find(token)
+        if seat is not None and seat.session is not None:
+            self.lobby.heard(seat)
+        session = self._session(token)
+        return session if isinstance(session, Conducted) else None
 
     def _session(self, token: str) -> LiveSession | None:
         seat = self.lobby.find(token)
@@ -475,45 +505,3 @@ def _settled(task: asyncio.Task[None]) -> None:
         error, WebSocketDisconnect | OSError | TimeoutError | RuntimeError
     ):
         traceback.print_exception(error)
-
-
-def live_app(demo: Demo) -> FastAPI:
-    """What sessions need of the web: no page, and nobody who looks at who comes in."""
-    app = FastAPI(lifespan=demo.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/health", demo.status, methods=["GET"])
-    app.add_api_route("/metrics", demo.figures, methods=["GET"])
-    app.add_api_route("/live/session", demo.ticket, methods=["POST"])
-    app.add_api_route("/live/health", demo.health, methods=["GET"])
-    app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
-    app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
-    app.add_api_route("/live/{token}/clip.{suffix}", demo.clip, methods=["GET"])
-    app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
-    app.add_api_route("/live/{token}/watch", demo.watch_link, methods=["POST"])
-    app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
-    app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
-    app.add_api_websocket_route("/live/ws/{token}", demo.socket)
-    app.state.demo = demo
-    return app
-
-
-def with_page(app: FastAPI, info: ModelInfo, root_path: str, access: Access) -> Gate:
-    """The page before the routes that it speaks to, behind the rules of admission."""
-    # seconds of loading that a worker without a page has no use for
-    import gradio as gr
-
-    from .page import Head, build_page, page_options, static_files
-
-    app.mount("/live/static", static_files())
-    page = build_page(info, root_path)
-    app = gr.mount_gradio_app(app, page, path="/", **page_options(root_path))
-    return Gate(Head(app, root_path), access)
-
-
-def app_of(demo: Demo) -> Gate:
-    """The whole application, to be served by uvicorn with one process."""
-    return with_page(live_app(demo), demo.engine.info, demo.options.root_path, demo.options.access)
-
-
-def build_app(engine: Engine, options: Options | None = None) -> Gate:
-    """The whole application around an engine."""
-    return app_of(Demo(engine, options or Options()))
