@@ -275,7 +275,7 @@ class Demo:
         await line.run()
 
     def _inherit(self, seat: Seat) -> None:
-        """What a page goes on with is kept under its new id, which it has now, also while it waits in the row."""
+        """What a page goes on with is kept under its new id, also while it waits in the row."""
         if seat.heritage is not None and not seat.visit:
             try:
                 seat.heritage = self.shelf.hand_over(seat.heritage, seat.token)
