@@ -199,8 +199,9 @@ def serve(engine: "Engine", options: "Options", host: str, port: int, drain_seco
 
     import uvicorn
 
+    from .app import app_of
     from .drain import DrainingServer
-    from .server import SERVER_OPTIONS, Demo, app_of
+    from .server import SERVER_OPTIONS, Demo
 
     def stop() -> None:
         server.should_exit = True

@@ -175,6 +175,10 @@ class Stream(Protocol):
         """All state as of now."""
         ...
 
+    def outline(self) -> Saved:
+        """Nearly all state as of now, in a small part of the room: the stream goes on much alike from it."""
+        ...
+
     def restore(self, saved: Any) -> None:
         """Go to a snapshot of this stream, or of another one of the same model; no event waits then."""
         ...
@@ -434,6 +438,9 @@ class SessionStream:
 
     def snapshot(self) -> Snapshot:
         return self.session.snapshot()
+
+    def outline(self) -> Snapshot:
+        return self.session.snapshot(outline=True)
 
     def restore(self, saved: Snapshot) -> None:
         self.session.restore(saved)

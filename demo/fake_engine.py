@@ -241,6 +241,9 @@ class FakeStream:
         values = {name: getattr(self, name) for name in names}
         return FakeSaved(values | {"settings": dict(self.settings), "events": list(self._log.events)})
 
+    def outline(self) -> FakeSaved:
+        return self.snapshot()
+
     def restore(self, saved: FakeSaved) -> None:
         values = dict(saved.values)
         self._log = Timeline(self.engine.info.fps, values["seed"], list(values.pop("events")))

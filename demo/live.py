@@ -23,6 +23,7 @@ from .branches import Branches
 from .commands import Commands
 from .engine import Engine, Generated, Stream
 from .hands import HandMessage, Hands
+from .history import Saved
 from .limits import Counters, Limits
 from .messages import Ack, BadMessage, Event, Message, Rewind, Simple, Start, Step
 from .messages import Take as TakeUp
@@ -153,7 +154,8 @@ class LiveSession:
         """End the session and give everything back."""
         with self._lock:
             if self.keeper is not None and self.stream is not None and self._made_end:
-                about, snapshot = self.branches.about(self._last_picture()), self.stream.snapshot()
+                about = self.branches.about(self._last_picture())
+                snapshot = self.keeper.fitting(self.stream, None)
                 self.keeper.keep(self.clock(), self.stream, snapshot, self._made_end, about)
             self.state = "ended"
             self._commands.clear()
@@ -396,15 +398,17 @@ class LiveSession:
 
     def _keep(self, stream: Stream, made: Generated) -> None:
         self.recording.add(made.start, made.frames)
+        snapshot: Saved | None = None
         if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
-            mark = self.marks.add(self._made_end, snapshot := stream.snapshot(), self._last_picture())
+            snapshot = stream.snapshot()
+            mark = self.marks.add(self._made_end, snapshot, self._last_picture())
             self.takes.fit(self.marks)
             gone = before - {mark.id for mark in self.marks}
             self.voice.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
-            if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
-                about = self.branches.about(self._last_picture())
-                self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
+        if self.keeper is not None and self.keeper.due(self.clock()):
+            about, snapshot = self.branches.about(self._last_picture()), self.keeper.fitting(stream, snapshot)
+            self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
 
     def _fail(self, reason: str) -> None:
         with self._lock:

@@ -240,13 +240,18 @@ class Session:
             self._owed = self._owed or owed or made
             raise
 
-    def snapshot(self) -> Snapshot:
-        """All state as of now, bounded in size; pending events included."""
+    def snapshot(self, outline: bool = False) -> Snapshot:
+        """All state as of now, bounded in size; pending events included.
+
+        Args:
+            outline: without cache and decoder, a small part of it: a stream that is restored from one goes on
+                as after a recache of its past under the words it was made with, not bit for bit.
+        """
         with self._generating:
             self._conclude(self._now)
             owed = self._now.chunk if self._owed else None
             waiting = (self._queue.items, self._queue.numbers)
-            return encode(self.model, self.runner, self.state, waiting, owed, self._source)
+            return encode(self.model, self.runner, self.state, waiting, owed, self._source, outline)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back (or forth) to a snapshot of this or a like session; raises the epoch.
