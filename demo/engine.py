@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from streamgen import Pipeline, Session, Snapshot, StreamEvent, StreamgenError
+from streamgen import InputError, Pipeline, Session, Snapshot, StreamEvent, StreamgenError
 from streamgen.families import Description, find_model
 from streamgen.machine import device_name
 from streamgen.stream.events import Receipt
 from streamgen.stream.snapshot import read_snapshot, write_snapshot
+from streamgen.stream.timeline import Applied, Timeline
 
 from .history import Saved
 from .word_kinds import drawn_by, kinds_of
@@ -161,6 +162,15 @@ class Stream(Protocol):
         """Whether an event was applied in the stream as it is now."""
         ...
 
+    def withdraw(self, receipt: Receipt) -> None:
+        """Take back an event that waits."""
+        ...
+
+    @property
+    def events(self) -> list[Applied]:
+        """What took effect where; the first one is the opening."""
+        ...
+
     def snapshot(self) -> Saved:
         """All state as of now."""
         ...
@@ -219,6 +229,14 @@ class Engine(Protocol):
 
         Raises:
             StreamgenError: what was asked for cannot be.
+        """
+        ...
+
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> Stream:
+        """Begin a stream as a timeline begins, of which only the opening is looked at.
+
+        Raises:
+            StreamgenError: it cannot be, or began with other pictures.
         """
         ...
 
@@ -314,18 +332,30 @@ class PipelineEngine:
     def open(
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> "SessionStream":
-        frames = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
-        start: dict[str, Any] = {} if frames is None else {"video": frames}
-        if frames is not None and len(frames) == 1:
-            start = {"image": frames[0]}
+        start = _start(pictures)
         session = self.pipeline.open(prompt, seed, settings=settings, deadline_ms=self.deadline_ms, **start)
         return SessionStream(session)
+
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> "SessionStream":
+        # what chunks may take is in the timeline's own steps, and has no say in how it begins
+        started = opening.start is not None
+        if started and pictures is None:
+            raise InputError("the timeline began with a picture or clip: choose the same to start from")
+        return SessionStream(self.pipeline.replay(opening, **(_start(pictures) if started else {})))
 
     def resume(self, path: Path) -> "SessionStream":
         return SessionStream(self.pipeline.resume(path, deadline_ms=self.deadline_ms))
 
     def timeline_of(self, path: Path) -> dict[str, Any]:
         return read_snapshot(path, torch.device("cpu")).log.timeline().to_json()
+
+
+def _start(pictures: np.ndarray | None) -> dict[str, Any]:
+    """The pictures that a stream starts from, as a pipeline takes them."""
+    if pictures is None:
+        return {}
+    frames = torch.from_numpy(np.ascontiguousarray(pictures))
+    return {"image": frames[0]} if len(frames) == 1 else {"video": frames}
 
 
 class SessionStream:
@@ -394,6 +424,13 @@ class SessionStream:
 
     def in_force(self, receipt: Receipt) -> bool:
         return self.session.in_force(receipt)
+
+    def withdraw(self, receipt: Receipt) -> None:
+        self.session.withdraw(receipt)
+
+    @property
+    def events(self) -> list[Applied]:
+        return self.session.timeline.events
 
     def snapshot(self) -> Snapshot:
         return self.session.snapshot()

@@ -16,7 +16,7 @@ from PIL import Image
 from streamgen.errors import InputError, OutputError
 from streamgen.video.write import VideoFileSink, reason_of
 
-from .recording import Recording
+from .recording import Lineage, Recording
 
 Format = Literal["mp4", "webm", "gif"]
 MEDIA = {"mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
@@ -30,7 +30,13 @@ _GIF_COLOURS = 256
 
 
 def write_export(
-    recording: Recording, frames: int, fps: float, path: Path, scale: int = 1, way: str = "pixels"
+    recording: Recording,
+    frames: int,
+    fps: float,
+    path: Path,
+    scale: int = 1,
+    way: str = "pixels",
+    branch: Lineage | None = None,
 ) -> int:
     """Write the first `frames` recorded frames; returns how many there were.
 
@@ -38,6 +44,7 @@ def write_export(
         path: its suffix (.mp4, .webm, .gif) says which format.
         scale: whole factor by which pictures are enlarged.
         way: `pixels` or `smooth`.
+        branch: that is written; by default the one that plays.
 
     Raises:
         InputError: nothing is recorded, values out of range, or the session ended meanwhile.
@@ -49,10 +56,11 @@ def write_export(
     if scale < 1 or max(height, width) > MAX_SIDE:
         most = MAX_SIDE // max(recording.size)
         raise InputError(f"scale: expected 1 to {max(1, most)}, found {scale}")
-    count = min(frames, recording.frames)
+    branch = branch or recording.lineage()
+    count = min(frames, branch.frames)
     if count < 1:
         raise InputError("nothing has been recorded yet")
-    runs = _enlarged(recording.read(count), scale, way)
+    runs = _enlarged(recording.read(count, branch), scale, way)
     if path.suffix == ".mp4":
         with VideoFileSink(path, height, width, fps) as sink:
             for run in runs:
@@ -88,6 +96,8 @@ def _write_webm(runs: Iterator[np.ndarray], size: tuple[int, int], fps: float, p
         stream: Any = container.add_stream("libvpx-vp9", rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
+        # a page goes to any frame of it
+        stream.gop_size = max(1, round(rate))
         # one thread: a session's export must not take the engine's cores
         stream.options = {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6", "threads": "1"}
         for run in runs:

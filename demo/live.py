@@ -24,19 +24,11 @@ from .commands import Commands
 from .engine import Engine, Generated, Stream
 from .hands import HandMessage, Hands
 from .limits import Counters, Limits
-from .messages import (
-    Ack,
-    BadMessage,
-    Event,
-    Message,
-    Rewind,
-    Simple,
-    Start,
-    Step,
-)
+from .messages import Ack, BadMessage, Event, Message, Rewind, Simple, Start, Step
 from .messages import Take as TakeUp
 from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, RecacheTimes, start_time
 from .pictures import OutFrame
+from .plan import Plan
 from .relay import Relay, for_watchers
 from .shelf import Keeper, Kept
 from .voice import Voice
@@ -75,7 +67,7 @@ class LiveSession:
         self._others, self._passing = 0.0, -1
         self.outbox: Outbox[OutFrame] = Outbox(room=2 * info.chunk_frames + 1)
         self.answers, self.keeper = Answers(voice, info.fps), keeper
-        self.hands = Hands(info, self.answers, self._fresh)
+        self.hands, self.plan = Hands(info, self.answers, self._fresh), Plan(self.answers, info.fps)
         self.strip = self.answers.strip
         folder = None if keeper is None else keeper.folder
         self.branches = Branches(info, limits.snapshot_bytes, limits.recording_bytes, self.strip, folder)
@@ -295,12 +287,17 @@ class LiveSession:
         """Begin a stream. What plays goes on if it cannot be, and else becomes a branch."""
         pictures_ = self.pictures if message.picture else None
         stream = self.engine.open(message.prompt, message.seed, message.settings, pictures_)
+        self._begin(stream)
+
+    def _begin(self, stream: Stream) -> None:
         with self._lock:
             if self.state == "ended":
                 return
             self.branches.start(self.stream, self._made_end, self._last_picture())
+            if self.stream is not None:
+                self.plan.put((), self.stream)
             self.stream = stream
-            self.strip.add(0, "prompt", message.prompt)
+            self.strip.add(0, "prompt", stream.prompt)
             self._go_to(0)
             self._turn("playing")
 
@@ -329,8 +326,10 @@ class LiveSession:
             self.voice.say({"type": "error", "code": "gone", "text": "this moment is not kept any more"})
             return
         with self._lock:
+            waiting = self.plan.waiting
             self.branches.rewind(stream, mark, self._made_end, self._last_picture())
             self._go_to(mark.frame, mark.picture)
+            self.plan.put(waiting, stream)
 
     def _take_up(self, number: int) -> None:
         stream = self.stream
@@ -340,10 +339,11 @@ class LiveSession:
             return
         with self._lock:
             self.branches.take_up(stream, take, self._made_end, self._last_picture())
+            self.plan.put((), stream)
             self._go_to(take.frame, take.picture)
 
-    def _go_to(self, frame: int, picture: str = "") -> None:
-        """A new epoch begins at a frame; the lock is held."""
+    def _go_to(self, frame: int, picture: str = "", keep: bool = False) -> None:
+        """A new epoch begins at a frame; the lock is held. With `keep` what is in force goes on there."""
         self.epoch += 1
         self._made_end, self._wanted, self.shown = frame, -1, max(frame - 1, 0)
         self._passing = -1
@@ -351,7 +351,7 @@ class LiveSession:
         self.hands.seen.clear()
         self.answers.refuse_all("the stream went elsewhere before this took effect")
         self.hands.reset()
-        if frame and self.stream is not None:
+        if frame and self.stream is not None and not keep:
             # what the stream brought along from then is nobody's any more
             self.stream.submit(StreamEvent(motion=TrackSet.empty(0)))
         if self.state == "failed":
@@ -364,6 +364,7 @@ class LiveSession:
         began = self.clock()
         with self._lock:
             epoch = self.epoch
+            self.plan.begin(stream)
             self.hands.begin(stream)
         made = stream.step()
         with self._lock:
@@ -373,6 +374,7 @@ class LiveSession:
             apart = made.timings.get("event", 0.0) if made.recached else 0.0
             self.times.add(self.clock() - began - apart)
             self.recaches.add(made.timings, made.recached)
+            self.counters.chunk(self.clock() - began, self.head.stood(self.clock(), self._made_end))
             self._publish(stream, made, self.clock() - began)
         self._keep(stream, made)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.stream.prompts import MAX_PROMPT
 
@@ -93,6 +95,11 @@ def page_options(root_path: str) -> dict[str, Any]:
         "max_file_size": _GRADIO_UPLOAD,
         "root_path": root_path or None,
     }
+
+
+def static_files() -> GZipMiddleware:
+    """The page's scripts and styles."""
+    return GZipMiddleware(StaticFiles(directory=STATIC), minimum_size=500)
 
 
 def readable_card(card: str) -> str:

@@ -37,6 +37,11 @@ class Lineage:
     pieces: tuple[Piece, ...] = ()
     full: bool = False
 
+    @property
+    def frames(self) -> int:
+        """How many frames it has."""
+        return self.pieces[-1].start + self.pieces[-1].frames if self.pieces else 0
+
     def to_json(self) -> list[list[int]]:
         """Plain values, a row for each piece."""
         return [list(asdict(piece).values()) for piece in self.pieces]
@@ -137,14 +142,15 @@ class Recording:
             for file in self._reels.values():
                 file.close()
 
-    def read(self, frames: int) -> Iterator[np.ndarray]:
-        """The first `frames` frames of the branch that plays, in runs of uint8 `(T, H, W, 3)`.
+    def read(self, frames: int, lineage: Lineage | None = None) -> Iterator[np.ndarray]:
+        """The first `frames` frames of a branch, by default the one that plays, in runs of uint8
+        `(T, H, W, 3)`.
 
         Raises:
             InputError: the session has ended, or the stream's place was taken by newer ones.
         """
         left = frames
-        for piece in self.lineage().pieces:
+        for piece in (lineage or self.lineage()).pieces:
             if left <= 0:
                 return
             with self._lock:

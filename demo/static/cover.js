@@ -12,6 +12,7 @@ export class Cover {
     this.live = live;
     this.ended = "";
     this.forgotten = false;
+    this.moved = "";
     /** @type {ReturnType<typeof setInterval> | undefined} */
     this.counting = undefined;
     live.on("state", (state) => this.state(state));
@@ -21,6 +22,7 @@ export class Cover {
     live.on("ended", (ended) => { this.ended = ended.text; });
     live.on("lost", (lost) => this.lost(lost.text));
     live.on("retry", (retry) => { this.show("retry", retry.text, ""); live.turn("retry"); });
+    live.on("moved", ({ text }) => { this.moved = text; live.notices.tell(text, { key: "moved", seconds: 20 }); });
     live.on("gone", ({ kept }) => { this.forgotten = !kept; });
     live.on("reopened", ({ frame }) => this.reopened(frame));
     live.part.draws.textContent = live.options.draws;
@@ -95,7 +97,9 @@ export class Cover {
 
   /** @param {number} frame */
   reopened(frame) {
-    const text = `The connection was lost for long, or the server began anew: your stream goes on from ${this.live.time(frame)}, where it was kept last. Branches are gone.`;
+    const why = this.moved || "The connection was lost for long, or the server began anew.";
+    this.moved = "";
+    const text = `${why} Your stream goes on from ${this.live.time(frame)}, where it was kept last. Branches are gone.`;
     this.live.notices.tell(text, { key: "reopened", seconds: 20 });
   }
 

@@ -4,9 +4,11 @@ import { Blend } from "./blend.js";
 import { Boxes } from "./boxes.js";
 import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
+import { Compare } from "./compare.js";
 import { Cover } from "./cover.js";
 import { Held } from "./held.js";
 import { Keys } from "./keys.js";
+import { Lane } from "./lane.js";
 import { Link } from "./link.js";
 import { Notices } from "./notices.js";
 import { Opening } from "./opening.js";
@@ -21,6 +23,7 @@ import { Share } from "./share.js";
 import { Status } from "./status.js";
 import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
+import { Timelines } from "./timelines.js";
 import { Transport } from "./transport.js";
 import { WordList } from "./wordlist.js";
 import { Watching, watched } from "./watching.js";
@@ -76,6 +79,9 @@ export class Live {
     this.keys = new Keys(this);
     this.share = new Share(this);
     this.link = new Link(this);
+    this.timelines = new Timelines(this);
+    this.lane = new Lane(this);
+    this.compare = new Compare(this);
   }
 
   /**

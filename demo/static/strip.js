@@ -190,7 +190,14 @@ export class Strip {
       words.textContent = `${this.live.time(take.frame)} ${take.prompt}`;
       button.append(picture, words);
       button.addEventListener("click", () => this.live.send({ type: "take", take: take.id }));
-      takes.append(button);
+      const beside = document.createElement("button");
+      beside.type = "button";
+      beside.dataset.needs = "stream";
+      beside.className = "sg-quiet sg-beside";
+      beside.textContent = "A|B";
+      beside.setAttribute("aria-label", `Look at this branch beside the one that plays: ${take.prompt}`);
+      beside.addEventListener("click", () => this.live.compare.open(take));
+      takes.append(button, beside);
     }
   }
 }

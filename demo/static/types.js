@@ -113,6 +113,7 @@
  * @property {{ code: string, text: string }} error
  * @property {{ text: string }} ended
  * @property {{ frame: number }} reopened
+ * @property {{ text: string }} moved
  * @property {{ here: boolean }} host
  * @property {Frame} frame
  * @property {Decoded} shown
@@ -198,6 +199,25 @@
  * @property {HTMLSelectElement} format
  * @property {HTMLSelectElement} scale
  * @property {HTMLButtonElement} full
+ * @property {HTMLInputElement} timelineFile
+ * @property {HTMLDetailsElement} lane
+ * @property {HTMLElement} laneBlocks
+ * @property {HTMLElement} lanePlayhead
+ * @property {HTMLInputElement} laneWords
+ * @property {HTMLInputElement} laneAt
+ * @property {HTMLInputElement} laneLong
+ * @property {HTMLElement} laneText
+ * @property {HTMLButtonElement} laneUndo
+ * @property {HTMLButtonElement} lanePlay
+ * @property {HTMLDialogElement} compare
+ * @property {HTMLVideoElement} videoA
+ * @property {HTMLVideoElement} videoB
+ * @property {HTMLElement} namesA
+ * @property {HTMLElement} namesB
+ * @property {HTMLInputElement} compareAt
+ * @property {HTMLElement} compareTime
+ * @property {HTMLElement} compareText
+ * @property {HTMLButtonElement} comparePlay
  */
 
 export {};

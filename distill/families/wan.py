@@ -138,9 +138,13 @@ class WanFamily(Family):
     def model_for(self, network: FlowNetwork, model: WanConfig | None = None) -> WanConfig:
         """What a checkpoint of a network says of itself, with the other parts of a `model` or the run's."""
         base = self.model if model is None else model
-        sampling, motion = sampling_of(self.run, base), network.motion_encoder.config
-        made = {"dit": network.dit.config, "motion_encoder": motion, "plan": network.plan}
-        return replace(base, sampling=sampling, **made)
+        return replace(
+            base,
+            dit=network.dit.config,
+            motion_encoder=network.motion_encoder.config,
+            plan=network.plan,
+            sampling=sampling_of(self.run, base),
+        )
 
 
 def section_of(config: DiffusionRun) -> WanTraining:

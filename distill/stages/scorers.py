@@ -53,6 +53,8 @@ class Scorers:
     ) -> None:
         self.config, self.objective = config, objective
         self.teacher, self.critic, self.clips = teacher, critic, clips
+        if objective.needs_clips:
+            critic.add_judge()
 
     def scores(self, rolled: Rolled, generator: torch.Generator) -> Scores:
         """The teacher under joint guidance and the critic, at the window's own captions and tracks."""

@@ -11,29 +11,32 @@ so that the student meets its own drift.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.context import ChunkPlan
 from models.kv_cache import CacheRing
+from models.video_codec import VideoCodec
 from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
 from streamgen.stream.latents import LatentState
 
 from ..config import require
+from ..evaluation.features import ReaderFeatures
 from ..families import NetworkSpec
 from ..flow import FlowMatching
-from ..objectives import OBJECTIVES, Window
+from ..objectives import FrechetConfig, FrechetMatching, Scores, Window
 from ..optim import ParameterGroups
+from ..pictured import Pictured
 from ..running import RolloutStudent, RunningStreams, Script, draw_script, draw_switch, prompt_script
 from ..scoring import Critic, without_gradients
 from ..trainer import Tick
 from ..words.told import ToldBatch
 from .diffusion import DiffusionStage, optimizer_groups
 from .scorers import Rolled, Scorers
-from .self_forcing_config import SelfForcingRun, check_run, update_boundaries
+from .self_forcing_config import SelfForcingRun, check_run, objective_of, update_boundaries
 
 __all__ = ["SelfForcingRun", "SelfForcingStage"]
 
@@ -65,27 +68,34 @@ class SelfForcingStage(DiffusionStage):
         require(config.init is not None, "init", "a checkpoint of the init stage", None)
         if config.script.switch_share:
             draw_switch(update_boundaries(config), config.script, torch.Generator())
-        check_run(config, self.family.plan_of(Path(config.teacher)))
+        self.objective = objective_of(config)
+        scored = self.objective.needs_scores
+        check_run(config, self.family.plan_of(Path(config.teacher)) if scored else None)
         specs = self.specs(config)
         self.student: RolloutStudent = self.build("student", specs["student"])
         self.network = self.student
-        self.teacher: FlowMatching = self.build("teacher", specs["teacher"])
-        self.critic: Critic = self.build("critic", specs["critic"])
-        self.objective = OBJECTIVES[type(config.objective)](config.objective)
-        if self.objective.needs_clips:
-            self.critic.add_judge()
         self.streams: RunningStreams | None = None
         self.prompts = None if config.prompts is None else self.family.prompts(config.prompts)
         if self.prompts is None:
             self.load_clips()
         clips = self.clips if self.prompts is None else None
-        self.scorers = Scorers(config, self.objective, self.teacher, self.critic, clips)
+        self.scorers: Scorers | None = None
+        self.pictured: Pictured | None = None
+        if scored:
+            teacher: FlowMatching = self.build("teacher", specs["teacher"])
+            critic: Critic = self.build("critic", specs["critic"])
+            self.scorers = Scorers(config, self.objective, teacher, critic, clips)
+        else:
+            self.pictured = self._pictured()
 
     @classmethod
     def specs(cls, config: SelfForcingRun) -> dict[str, NetworkSpec[Any]]:
         """The student that streams, and the two scores: the guided teacher and the critic, which starts from
         it or elsewhere. Each has the sizes of its start.
         """
+        student: NetworkSpec[Any] = NetworkSpec(RolloutStudent, config.init, guidance=True)
+        if not objective_of(config).needs_scores:
+            return {"student": student}
         frames, own = config.rollout.window_frames, config.critic.init
         whole = ChunkPlan(frames, frames, 0, 0)
         plans = [whole if kind == "windows" else None for kind in (config.scoring, config.critic_scoring)]
@@ -98,38 +108,61 @@ class SelfForcingStage(DiffusionStage):
             sizes="teacher" if own is None else "start",
         )
         return {
-            "student": NetworkSpec(RolloutStudent, config.init, guidance=True),
+            "student": student,
             "critic": critic,
             "teacher": NetworkSpec(FlowMatching, config.teacher, plan=plans[0], frozen=True, sizes="teacher"),
         }
 
+    @property
+    def teacher(self) -> FlowMatching:
+        """The real score, where there is one."""
+        assert self.scorers is not None
+        return self.scorers.teacher
+
+    @property
+    def critic(self) -> Critic:
+        """The fake score, where there is one."""
+        assert self.scorers is not None
+        return self.scorers.critic
+
     def modules(self) -> dict[str, nn.Module]:
-        """Student and critic."""
-        return {"student": self.student, "critic": self.critic}
+        """The student, and the critic where there is one."""
+        trained: dict[str, nn.Module] = {"student": self.student}
+        return trained if self.scorers is None else trained | {"critic": self.scorers.critic}
 
     def frozen(self) -> dict[str, nn.Module]:
         """Networks that are never trained."""
-        return {"teacher": self.teacher}
+        return {} if self.scorers is None else {"teacher": self.scorers.teacher}
 
     def optimizer_groups(self) -> dict[str, ParameterGroups]:
         """Hidden matrices apart from embeddings, modulations and outputs."""
-        critic, scale = optimizer_groups(self.critic), self.config.critic.lr_scale
-        scaled = ParameterGroups(critic.matrices, critic.others, scale, scale)
-        return {"student": optimizer_groups(self.student), "critic": scaled}
+        groups = {"student": optimizer_groups(self.student)}
+        if self.scorers is None:
+            return groups
+        critic, scale = optimizer_groups(self.scorers.critic), self.config.critic.lr_scale
+        return groups | {"critic": ParameterGroups(critic.matrices, critic.others, scale, scale)}
 
     def target(self, step: int) -> str:
-        """The critic in its warm-up, later one update of the student behind each `updates` of the critic."""
+        """The critic in its warm-up, later one update of the student behind each `updates` of the critic; the
+        student where there is none.
+        """
         critic = self.config.critic
         after = step - critic.warmup
-        return "student" if after >= 0 and after % (critic.updates + 1) == critic.updates else "critic"
+        own = after >= 0 and after % (critic.updates + 1) == critic.updates
+        return "student" if own or self.scorers is None else "critic"
 
     def state(self) -> dict[str, Any]:
-        """The running streams of this process."""
-        return {"streams": None if self.streams is None else self.streams.save()}
+        """The running streams of this process, and what its objective knows of earlier ones."""
+        streams = None if self.streams is None else self.streams.save()
+        objective = self.objective
+        known = {"objective": objective.state()} if isinstance(objective, FrechetMatching) else {}
+        return {"streams": streams} | known
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over saved streams."""
         saved = state["streams"]
+        if isinstance(self.objective, FrechetMatching):
+            self.objective.load_state(state["objective"])
         if saved is None:
             self.streams = None
             return
@@ -179,14 +212,34 @@ class SelfForcingStage(DiffusionStage):
         network = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
         if network is self.student:
             rolled = self.roll(module, batch, with_gradient=True)
-            # the scores learn nothing here, whatever the gradient goes through
-            with without_gradients(self.critic):
-                scores = self.scorers.scores(rolled, generator)
-                loss, metrics = self.objective.student_loss(rolled.window, scores, generator)
+            loss, metrics = self._student_loss(rolled, generator)
             return loss + rolled.added, {**metrics, **rolled.metrics}
+        assert self.scorers is not None
         with torch.no_grad():
             rolled = self.roll(self.student, batch, with_gradient=False)
         return self.scorers.critic_loss(module, rolled, generator)
+
+    def _student_loss(
+        self, rolled: Rolled, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The objective's loss for the student."""
+        if self.scorers is None:
+            assert self.pictured is not None
+            shown = self.pictured.shown(rolled.seen, rolled.window.x[:, -rolled.new :], rolled.places)
+            return self.objective.student_loss(rolled.window, Scores(shown=shown), generator)
+        # the scores learn nothing here, whatever the gradient goes through
+        with without_gradients(self.scorers.critic):
+            scores = self.scorers.scores(rolled, generator)
+            return self.objective.student_loss(rolled.window, scores, generator)
+
+    def _pictured(self) -> Pictured:
+        """What clips show, and how it is told of streams."""
+        config, objective = self.config, self.config.objective
+        assert isinstance(objective, FrechetConfig)
+        features = ReaderFeatures(config.scenes, self.device)
+        total = self.clips.latents.shape[1]
+        codec = cast(VideoCodec, self.family.codec)
+        return Pictured(codec, features, self.clips, total, objective.clips, config.seed)
 
     def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
         """Carry the streams on to their next window, or begin others for their first chunk."""

@@ -9,7 +9,7 @@ from streamgen.engine.scheduler import FlowMatchScheduler
 from ..config import require
 from ..families import DiffusionRun
 from ..guidance import GuidanceRange
-from ..objectives import OBJECTIVES, DMDConfig, ObjectiveConfig
+from ..objectives import OBJECTIVES, DMDConfig, Objective, ObjectiveConfig
 from ..running import ScriptConfig
 
 
@@ -106,13 +106,18 @@ def update_boundaries(config: SelfForcingRun) -> list[int]:
     return list(range(rollout.window_frames, rollout.max_frames, rollout.fresh_frames))
 
 
+def objective_of(config: SelfForcingRun) -> Objective:
+    """The objective of a run."""
+    return OBJECTIVES[type(config.objective)](config.objective)
+
+
 def check_run(config: SelfForcingRun, plan: ChunkPlan | None) -> None:
     """Raise ConfigError for settings that do not fit each other, or a teacher, whose plan this is (None: it
     does not say), of another kind than `scoring` asks for.
     """
     _check_chunks(config)
     _check_objective(config)
-    if "chunks" in (config.scoring, config.critic_scoring):
+    if "chunks" in (config.scoring, config.critic_scoring) and objective_of(config).needs_scores:
         require(
             config.plan.first_chunk_frames == config.plan.chunk_frames
             and config.plan.sink_frames % config.plan.chunk_frames == 0,
@@ -134,14 +139,17 @@ def _check_objective(config: SelfForcingRun) -> None:
         "none without a sink of whole chunks and a first chunk as long as the others",
         config.rollout.context_gradient,
     )
-    objective = OBJECTIVES[type(config.objective)](config.objective)
-    if objective.needs_clips:
+    objective = objective_of(config)
+    if objective.needs_clips or not objective.needs_scores:
         require(
             config.prompts is None,
             "prompts",
             f"null, since {config.objective.kind} needs clips",
             config.prompts,
         )
+    if not objective.needs_scores:
+        what = f"0: {config.objective.kind} compares pictures that follow one another"
+        require(config.rollout.first_share == 0, "rollout.first_share", what, config.rollout.first_share)
     if objective.needs_alone:
         what = f"chunks: {config.objective.kind} needs a teacher that sees a past"
         require(config.scoring == "chunks", "scoring", what, config.scoring)

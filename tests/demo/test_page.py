@@ -56,7 +56,7 @@ def page(browser: Browser, stage: Stage) -> Iterator[Page]:
 
 
 def takes(page: Page) -> int:
-    return page.locator("[data-part=takes] button").count()
+    return page.locator("[data-part=takes] button:not(.sg-beside)").count()
 
 
 # -- the layout
@@ -429,7 +429,8 @@ def test_slow_motion_is_said_when_it_lasts_and_not_for_a_moment(page: Page) -> N
 def test_a_click_gives_the_focus_back_and_a_key_does_not(page: Page) -> None:
     """Space pauses after a click on any control, and is the control's own once it was reached by keyboard."""
     paint = "document.activeElement === window.streamgen.part.paint"
-    buttons = page.locator(".sg button:visible:enabled:not([data-do=restart]):not([data-do=dice])")
+    others = "".join(f":not([data-do={what}])" for what in ("restart", "dice", "share", "full"))
+    buttons = page.locator(f".sg button:visible:enabled{others}")
     for number in range(buttons.count()):
         button = buttons.nth(number)
         if not button.is_enabled() or not button.is_visible():

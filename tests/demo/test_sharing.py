@@ -153,6 +153,7 @@ def test_a_watcher_is_told_when_the_one_who_steers_is_gone(browser: Browser, tmp
         page = open_page(context, stage)
         watcher = context.new_page()
         watcher.goto(link_of(page, "linkWatch"))
+        watcher.wait_for_selector(".sg[data-watching][data-state=playing]")
         shown(watcher, 4)
         page.evaluate("window.streamgen.connection.open = () => {}")
         page.evaluate("window.streamgen.connection.socket.close(3000)")
@@ -160,3 +161,109 @@ def test_a_watcher_is_told_when_the_one_who_steers_is_gone(browser: Browser, tmp
         page.evaluate("delete window.streamgen.connection.open; window.streamgen.connection.open()")
         watcher.wait_for_function("!window.streamgen.part.chip.textContent")
         shown(watcher, frame_now(watcher) + 4)
+
+
+def lane(page: Page) -> list[tuple[str, int, bool]]:
+    """Words on the lane as the page has them, where they begin, and whether they are yet to come."""
+    return [
+        (block["label"], block["frame"], block["planned"])
+        for block in page.evaluate("window.streamgen.lane.now()")
+        if block["kind"] == "prompt"
+    ]
+
+
+def wait_lane(page: Page, words: list[str]) -> None:
+    page.wait_for_function(
+        """words => !window.streamgen.lane.changes.size && JSON.stringify(words) ===
+          JSON.stringify(window.streamgen.lane.blocks.map((block) => block.label))""",
+        arg=words,
+    )
+
+
+def edit_by_hand(page: Page, blue: int, green: int) -> None:
+    """By keyboard and by pointer; nothing is played before it is said so."""
+    page.focus("[data-part=laneBlocks] button >> nth=1")
+    page.keyboard.press("ArrowRight")
+    assert lane(page)[1][1] == green + 4
+    page.click("[data-do=laneUndo]")
+    assert lane(page)[1][1] == green
+    first = page.locator("[data-part=laneBlocks] button").first
+    first.scroll_into_view_if_needed()
+    box = first.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 25, box["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 25 - 26, box["y"] + 10)
+    page.mouse.up()
+    assert lane(page)[0][1] == blue - 16
+    page.fill("[data-part=laneWords]", "a red ball")
+    page.fill("[data-part=prompt]", "a blue ball at last")
+    page.click("[data-do=laneAdd]")
+    said(page, "laneText", "2 edits. Plays again from 0:")
+
+
+def open_elsewhere(page: Page, link: str, file: Path) -> None:
+    """A timeline in another page, by a link and by the file."""
+    page.goto(link)
+    page.wait_for_selector(".sg[data-state=ready]")
+    said(page, "noticeText", "and 3 changes. Start plays it.")
+    page.click("[data-part=startButton]")
+    page.wait_for_selector(".sg[data-state=playing]")
+    said(page, "now", "a red ball")
+    bad = file.with_name("bad.json")
+    bad.write_text("{}")
+    page.set_input_files("[data-part=timelineFile]", bad)
+    said(page, "noticeText", "Not opened: timeline: expected an object")
+    epoch = page.evaluate("window.streamgen.epoch")
+    page.set_input_files("[data-part=timelineFile]", file)
+    page.wait_for_function("epoch => window.streamgen.epoch === epoch + 1", arg=epoch)
+    said(page, "noticeText", "The timeline plays: 3 changes")
+    for packed in ("%00", "AAAA", "x" * 3000):
+        page.evaluate("hash => { location.hash = hash; }", f"#timeline={packed}")
+        said(page, "noticeText", "damaged or cut off")
+        page.evaluate("window.streamgen.notices.tell('')")
+
+
+@pytest.mark.slow
+def test_a_timeline_is_edited_compared_and_opened_elsewhere(
+    browser: Browser, stage: Stage, tmp_path: Path
+) -> None:
+    with context_of(browser) as context:
+        page = open_page(context, stage)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.click("[data-part=lane] summary")
+        shown(page, 40)
+        words(page, "a blue ball")
+        shown(page, frame_now(page) + 24)
+        words(page, "a green ball")
+        wait_lane(page, ["a blue ball", "a green ball"])
+        (_, blue, _), (_, green, _) = lane(page)
+        edit_by_hand(page, blue, green)
+        epoch = page.evaluate("window.streamgen.epoch")
+        page.click("[data-part=lanePlay]")
+        page.wait_for_function("epoch => window.streamgen.epoch === epoch + 1", arg=epoch)
+        assert frame_now(page) <= blue - 16
+        wait_lane(page, ["a red ball", "a green ball", "a blue ball at last"])
+        said(page, "now", "a blue ball at last")
+        wait_lane(page, ["a red ball", "a green ball", "a blue ball at last"])
+        assert [frame for _, frame, _ in lane(page)][1] == green
+
+        # what was left lies beside what plays, in step
+        page.click("[data-part=takes] .sg-beside")
+        said(page, "compareText", "B was left at")
+        page.click("[data-part=comparePlay]")
+        page.evaluate("window.streamgen.compare.go(30)")
+        page.wait_for_function(
+            """() => [window.streamgen.part.videoA, window.streamgen.part.videoB]
+              .every((video) => !video.seeking && Math.abs(video.currentTime - 30.5 / 16) < 0.02)"""
+        )
+        page.click("[data-do=compareClose]")
+
+        link = link_of(page, "linkTimeline")
+        with page.expect_download() as saved:
+            page.click("[data-part=timeline]")
+        saved.value.save_as(tmp_path / "a.json")
+        page.close()
+        open_elsewhere(context.new_page(), link, tmp_path / "a.json")
+        assert not errors
