@@ -14,13 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from streamgen import Pipeline, Session, Snapshot, StreamEvent, StreamgenError
+from streamgen import InputError, Pipeline, Session, Snapshot, StreamEvent, StreamgenError
 from streamgen.families import Description, find_model
 from streamgen.machine import device_name
 from streamgen.stream.events import Receipt
 from streamgen.stream.snapshot import read_snapshot, write_snapshot
+from streamgen.stream.timeline import Applied, Timeline
 
 from .history import Saved
+from .word_kinds import drawn_by, kinds_of
 
 CARD = "README.md"
 # What a model with a word list is asked for by the page; of the shipped one's words.
@@ -53,6 +55,8 @@ class ModelInfo:
         tracks: whether it follows what is drawn on the picture.
         loras: live LoRAs by name, with the strength they have until a viewer changes it.
         examples: prompts that it is asked for, the first one when the page opens.
+        draws: what it draws and follows, in one line.
+        kinds: words by kind, where they are known.
     """
 
     name: str
@@ -67,6 +71,8 @@ class ModelInfo:
     tracks: bool = True
     loras: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = EXAMPLES
+    draws: str = ""
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,8 +162,21 @@ class Stream(Protocol):
         """Whether an event was applied in the stream as it is now."""
         ...
 
+    def withdraw(self, receipt: Receipt) -> None:
+        """Take back an event that waits."""
+        ...
+
+    @property
+    def events(self) -> list[Applied]:
+        """What took effect where; the first one is the opening."""
+        ...
+
     def snapshot(self) -> Saved:
         """All state as of now."""
+        ...
+
+    def outline(self) -> Saved:
+        """Nearly all state as of now, in a small part of the room: the stream goes on much alike from it."""
         ...
 
     def restore(self, saved: Any) -> None:
@@ -217,6 +236,14 @@ class Engine(Protocol):
         """
         ...
 
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> Stream:
+        """Begin a stream as a timeline begins, of which only the opening is looked at.
+
+        Raises:
+            StreamgenError: it cannot be, or began with other pictures.
+        """
+        ...
+
     def resume(self, path: Path) -> Stream:
         """Go on with a stream that was written.
 
@@ -252,6 +279,8 @@ def info_of(name: str, description: Description, device: torch.device) -> ModelI
         card=text,
         tracks=description.tracks,
         examples=EXAMPLES if description.words is not None else ANY_TEXT_EXAMPLES,
+        draws=drawn_by(description.words, description.tracks),
+        kinds=kinds_of(description.words or ()),
     )
 
 
@@ -307,18 +336,30 @@ class PipelineEngine:
     def open(
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> "SessionStream":
-        frames = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
-        start: dict[str, Any] = {} if frames is None else {"video": frames}
-        if frames is not None and len(frames) == 1:
-            start = {"image": frames[0]}
+        start = _start(pictures)
         session = self.pipeline.open(prompt, seed, settings=settings, deadline_ms=self.deadline_ms, **start)
         return SessionStream(session)
+
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> "SessionStream":
+        # what chunks may take is in the timeline's own steps, and has no say in how it begins
+        started = opening.start is not None
+        if started and pictures is None:
+            raise InputError("the timeline began with a picture or clip: choose the same to start from")
+        return SessionStream(self.pipeline.replay(opening, **(_start(pictures) if started else {})))
 
     def resume(self, path: Path) -> "SessionStream":
         return SessionStream(self.pipeline.resume(path, deadline_ms=self.deadline_ms))
 
     def timeline_of(self, path: Path) -> dict[str, Any]:
         return read_snapshot(path, torch.device("cpu")).log.timeline().to_json()
+
+
+def _start(pictures: np.ndarray | None) -> dict[str, Any]:
+    """The pictures that a stream starts from, as a pipeline takes them."""
+    if pictures is None:
+        return {}
+    frames = torch.from_numpy(np.ascontiguousarray(pictures))
+    return {"image": frames[0]} if len(frames) == 1 else {"video": frames}
 
 
 class SessionStream:
@@ -388,8 +429,18 @@ class SessionStream:
     def in_force(self, receipt: Receipt) -> bool:
         return self.session.in_force(receipt)
 
+    def withdraw(self, receipt: Receipt) -> None:
+        self.session.withdraw(receipt)
+
+    @property
+    def events(self) -> list[Applied]:
+        return self.session.timeline.events
+
     def snapshot(self) -> Snapshot:
         return self.session.snapshot()
+
+    def outline(self) -> Snapshot:
+        return self.session.snapshot(outline=True)
 
     def restore(self, saved: Snapshot) -> None:
         self.session.restore(saved)

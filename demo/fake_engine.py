@@ -22,7 +22,7 @@ from streamgen.stream.events import Receipt
 from streamgen.stream.prompts import blend_name
 from streamgen.stream.queue import EventQueue, Pending, failed, merged
 from streamgen.stream.settings import StreamSettings
-from streamgen.stream.timeline import Timeline
+from streamgen.stream.timeline import Applied, Timeline
 
 from .engine import Generated, Loading, ModelInfo
 
@@ -109,6 +109,12 @@ class FakeEngine:
         stream = FakeStream(self, prompt, seed, dict(self._info.settings) | dict(settings))
         self.opened.append(stream)
         return stream
+
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> "FakeStream":
+        if opening.start is not None and pictures is None:
+            raise InputError("the timeline began with a picture")
+        first = opening.events[0].event
+        return self.open(first.prompt or blend_name(first.parts), opening.seed, first.settings or {}, None)
 
     def resume(self, path: Path) -> "FakeStream":
         saved: FakeSaved = pickle.loads(path.read_bytes())
@@ -223,10 +229,20 @@ class FakeStream:
     def in_force(self, receipt: Receipt) -> bool:
         return receipt.status == "applied" and receipt.number in self.applied
 
+    def withdraw(self, receipt: Receipt) -> None:
+        self._queue.withdraw(receipt)
+
+    @property
+    def events(self) -> list[Applied]:
+        return list(self._log.events)
+
     def snapshot(self) -> FakeSaved:
         names = ("prompt", "seed", "next_frame", "index", "gestures", "applied", "way")
         values = {name: getattr(self, name) for name in names}
         return FakeSaved(values | {"settings": dict(self.settings), "events": list(self._log.events)})
+
+    def outline(self) -> FakeSaved:
+        return self.snapshot()
 
     def restore(self, saved: FakeSaved) -> None:
         values = dict(saved.values)

@@ -16,7 +16,8 @@ from ..words.heads import WordsConfig
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the tiny family's DiT and its encoders; channel counts that follow from one another are not
-    repeated here.
+    repeated here. Of `text_towers` encoders side by side, `text_dim` wide together, the words stage's is the
+    last.
     """
 
     dim: int = 256
@@ -27,8 +28,19 @@ class NetworkConfig:
     text_dim: int = 128
     text_layers: int = 2
     text_length: int = 24
+    text_towers: int = 1
     motion_channels: int = 16
     motion_hidden: int = 32
+
+
+@dataclass(frozen=True)
+class WanTeacher:
+    """The sizes of a teacher whose folder has published files, which do not say them: `model` and `overrides`
+    as in `WanTraining`.
+    """
+
+    model: str = "wan-1.3b-motion"
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class WanTraining:
         text_device: where captions are encoded; the encoder is freed when they are.
         text_cache: the folder that keeps encoded captions.
         no_text: the caption that stands for no text, where text is dropped and where it is guided away from.
+        teacher: the model of a teacher of other sizes; null where it is the model, or says itself what it is.
     """
 
     weights: str
@@ -52,6 +65,7 @@ class WanTraining:
     text_device: str = "cpu"
     text_cache: str = "runs/cache/prompts"
     no_text: str = ""
+    teacher: WanTeacher | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.weights.strip()), "wan.weights", "a folder", repr(self.weights))
