@@ -346,9 +346,8 @@ def bench(
     options = BenchOptions(
         chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, protocol is not None
     )
-    pipeline = load_pipeline(
-        model, device, runner=runner, quantize=quantize, mesh=mesh, keep_full=vs is not None
-    )
+    both = vs is not None
+    pipeline = load_pipeline(model, device, None, None, runner, quantize, mesh, keep_full=both)
     if threads is None:
         pipeline.settle_threads()
     note_runner(pipeline, lambda note: say(f"note: {note}"))
