@@ -92,8 +92,10 @@ export class Webcam {
    */
   async send(blob, seconds) {
     this.busy = false;
-    if (!blob || !this.camera) return;
+    if (!blob) return;
     const picture = new Uint8Array(await blob.arrayBuffer());
+    // turned off meanwhile
+    if (!this.camera) return;
     const data = new Uint8Array(HEADER + picture.length);
     const view = new DataView(data.buffer);
     view.setUint8(0, VERSION);
