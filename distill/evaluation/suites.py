@@ -230,8 +230,8 @@ class SuiteBuilder:
                 kind=kind,
                 edit=Edit(number, strength),
             )
-            for strength in strengths
             for number, kind, after in clips
+            for strength in strengths
         ]
 
     def drift(self, long: bool) -> list[StreamSpec]:
