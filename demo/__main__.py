@@ -29,6 +29,8 @@ from streamgen.cli.arguments import (
 )
 
 from .access import Access
+from .arguments import DrainSeconds, FleetName, Shelf, WorkerCpus, WorkerGpus, WorkerMemory, Workers
+from .arguments import Engine as Where
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -65,6 +67,14 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     ] = None,
     record_mb: Annotated[int, typer.Option(min=1, help="Disk space of one session's recording.")] = 512,
     rewind_mb: Annotated[int, typer.Option(min=0, help="Memory for moments to go back to.")] = 96,
+    engine: Where = "local",
+    workers: Workers = None,
+    worker_gpus: WorkerGpus = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_memory_gb: WorkerMemory = 0.0,
+    fleet: FleetName = "streamgen",
+    shelf: Shelf = None,
+    drain_seconds: DrainSeconds = 0.0,
     weights: Weights = None,
     random_weights: RandomWeights = False,
     loras: Loras = None,
@@ -88,24 +98,39 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         raise typer.BadParameter("expected user:password", param_hint="--auth")
     access = Access(_is_loopback(host), tuple(o.rstrip("/") for o in origin or ()), auth)
     try:
-        from .limits import Limits
-        from .lobby import Rules
-        from .server import Options
-
-        engine = late_engine(given)
-        rules = Rules(max_sessions=max_sessions, max_waiting=max_waiting, idle_seconds=60 * idle_minutes)
-        limits = Limits(snapshot_bytes=rewind_mb * 2**20, recording_bytes=record_mb * 2**20)
-        engine.start()
-        engine.wait(_AT_ONCE_SECONDS)
-        if engine.failure is not None:
-            raise engine.failure
-        serve(engine, Options(rules, limits, access, root_path, _shelf(), max_watchers), host, port)
+        _serve_where(given, access)
     except StreamgenError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         print(f"error: {host}:{port}: {error.strerror or error}", file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def _serve_where(given: Mapping[str, Any], access: Access) -> None:
+    """Serve from this process, or from workers on a cluster."""
+    from .limits import Limits
+    from .lobby import Rules
+
+    idle, shelf = 60 * given["idle_minutes"], given["shelf"] or _shelf()
+    rules = Rules(given["max_sessions"], given["max_waiting"], idle_seconds=idle)
+    limits = Limits(given["rewind_mb"] * 2**20, given["record_mb"] * 2**20)
+    if given["engine"] == "ray":
+        from .cluster.front import FrontOptions
+        from .cluster.start import order_of, serve_cluster
+
+        order = order_of(given, rules, limits, shelf.absolute())
+        serve_cluster(given, order, FrontOptions(access, given["root_path"]))
+        return
+    from .server import Options
+
+    engine = late_engine(given)
+    engine.start()
+    engine.wait(_AT_ONCE_SECONDS)
+    if engine.failure is not None:
+        raise engine.failure
+    options = Options(rules, limits, access, given["root_path"], shelf, given["max_watchers"])
+    serve(engine, options, given["host"], given["port"], given["drain_seconds"])
 
 
 def late_engine(given: Mapping[str, Any]) -> "LateEngine":
@@ -164,8 +189,8 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     return LateEngine(info, load)
 
 
-def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
-    """Serve until Ctrl-C, or until the model could not be loaded.
+def serve(engine: "Engine", options: "Options", host: str, port: int, drain_seconds: float = 0.0) -> None:
+    """Serve until Ctrl-C, until drained, or until the model could not be loaded.
 
     Raises:
         StreamgenError: why not.
@@ -174,15 +199,17 @@ def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
 
     import uvicorn
 
-    from .server import SERVER_OPTIONS, build_app
+    from .drain import DrainingServer
+    from .server import SERVER_OPTIONS, Demo, app_of
 
     def stop() -> None:
         server.should_exit = True
 
-    app = build_app(engine, replace(options, on_failure=stop))
+    demo = Demo(engine, replace(options, on_failure=stop, on_drained=stop))
+    config = uvicorn.Config(app_of(demo), host=host, port=port, log_level="warning", **SERVER_OPTIONS)
+    server = DrainingServer(config, demo.drain.begin, drain_seconds)
     shown = "localhost" if _is_loopback(host) or host in ("0.0.0.0", "::") else host
     print(f"streamgen live: http://{shown}:{port}{options.root_path}/  (Ctrl-C ends it)", file=sys.stderr)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS))
     server.run()
     if engine.failure is not None:
         raise engine.failure

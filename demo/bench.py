@@ -68,7 +68,7 @@ def cases(real: bool) -> list[Case]:
 
 async def measure(case: Case, seconds: float, browser: Any) -> dict[str, Any]:
     """Serve, watch and steer for `seconds`; the figures by name, `ok` says whether they suffice."""
-    async with _served(case.engine) as port, DelayProxy(port, case.link) as proxy:
+    async with served(case.engine) as port, DelayProxy(port, case.link) as proxy:
         page = await browser.new_page(viewport={"width": 1200, "height": 900})
         address = f"http://127.0.0.1:{port if case.link is LOCAL else proxy.port}/"
         await page.goto(address)
@@ -129,7 +129,8 @@ async def _steer(page: Any, seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _served(engine: Engine) -> AsyncIterator[int]:
+async def served(engine: Engine) -> AsyncIterator[int]:
+    """Serve the demo on this machine; its port."""
     warm_up(engine)
     app = build_app(engine, Options(rules=replace(Rules(), closed_seconds=0.5, idle_seconds=0.0)))
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", **SERVER_OPTIONS)
@@ -151,7 +152,7 @@ async def crowd_row(real: bool, watchers: int, seconds: float) -> dict[str, Any]
         from streamgen import load_pipeline
 
         engine = PipelineEngine(load_pipeline("tiny"))
-    async with _served(engine) as port:
+    async with served(engine) as port:
         return await measure_crowd(port, engine.info.examples[0], watchers, seconds)
 
 

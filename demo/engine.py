@@ -22,6 +22,7 @@ from streamgen.stream.snapshot import read_snapshot, write_snapshot
 from streamgen.stream.timeline import Applied, Timeline
 
 from .history import Saved
+from .word_kinds import drawn_by, kinds_of
 
 CARD = "README.md"
 # What a model with a word list is asked for by the page; of the shipped one's words.
@@ -54,6 +55,8 @@ class ModelInfo:
         tracks: whether it follows what is drawn on the picture.
         loras: live LoRAs by name, with the strength they have until a viewer changes it.
         examples: prompts that it is asked for, the first one when the page opens.
+        draws: what it draws and follows, in one line.
+        kinds: words by kind, where they are known.
     """
 
     name: str
@@ -68,6 +71,8 @@ class ModelInfo:
     tracks: bool = True
     loras: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = EXAMPLES
+    draws: str = ""
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -270,6 +275,8 @@ def info_of(name: str, description: Description, device: torch.device) -> ModelI
         card=text,
         tracks=description.tracks,
         examples=EXAMPLES if description.words is not None else ANY_TEXT_EXAMPLES,
+        draws=drawn_by(description.words, description.tracks),
+        kinds=kinds_of(description.words or ()),
     )
 
 

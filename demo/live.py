@@ -374,6 +374,7 @@ class LiveSession:
             apart = made.timings.get("event", 0.0) if made.recached else 0.0
             self.times.add(self.clock() - began - apart)
             self.recaches.add(made.timings, made.recached)
+            self.counters.chunk(self.clock() - began, self.head.stood(self.clock(), self._made_end))
             self._publish(stream, made, self.clock() - began)
         self._keep(stream, made)
 
@@ -427,9 +428,8 @@ class LiveSession:
     def _say_place(self, frame: int, picture: str) -> None:
         """Everything a page needs to draw the session as it is; the lock is held."""
         assert self.stream is not None
-        self.voice.say(
-            told.place_row(self.stream, self.epoch, frame, picture, self.hands.rows(), self.branches)
-        )
+        held = self.hands.rows()
+        self.voice.say(told.place_row(self.stream, self.epoch, frame, picture, held, self.branches))
 
     def standing(self) -> tuple[list[dict[str, Any]], int]:
         """Where the stream is, as rows for one who begins to watch, and the relay's next number."""

@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from streamgen import InputError, Pipeline, StreamEvent
+from streamgen import InputError, Pipeline, StreamEvent, StreamgenError
 from streamgen.motion.tracks import path
 
 from .page import STATIC
@@ -37,9 +37,8 @@ def red_thing(picture: np.ndarray) -> tuple[float, float]:
         InputError: nothing is.
     """
     red, green, blue = picture.reshape(-1, 3).astype(int).T
-    rows, columns = np.divmod(
-        np.flatnonzero((red > 120) & (red > 2 * green) & (red > 2 * blue)), picture.shape[1]
-    )
+    found = np.flatnonzero((red > 120) & (red > 2 * green) & (red > 2 * blue))
+    rows, columns = np.divmod(found, picture.shape[1])
     if len(rows) < 20:
         raise InputError("the model drew nothing red that could be dragged: try another --seed")
     return (float(columns.mean()) + 0.5) / picture.shape[1], (float(rows.mean()) + 0.5) / picture.shape[0]
@@ -89,6 +88,10 @@ def write(frames: np.ndarray, about: dict[str, object], out: Path, quality: int)
     out.with_suffix(".json").write_text(json.dumps(about | {"width": width, "height": height}) + "\n")
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to: a .webp, and a .json beside it.")] = (
         STATIC / "loop.webp"
@@ -102,7 +105,7 @@ def main(
 
     try:
         frames, about = record(load_pipeline(model), seed)
-    except InputError as error:
+    except StreamgenError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     write(frames, about, out, quality)
@@ -110,4 +113,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -23,7 +23,7 @@ REACH_SECONDS = 2.0
 # Beyond this a bundle of frames is ended and the next one begun.
 _BUNDLE_BYTES = 96 * 1024
 # Of a session's messages those that say what is to be seen; of receipts those that took effect.
-_TOLD = ("state", "chunk", "place", "receipt", "ended")
+_TOLD = ("state", "chunk", "place", "receipt", "held", "relabelled", "ended")
 BUNDLE_HEADER = struct.Struct("<BBHI")
 BUNDLE_VERSION = 2
 _LENGTH = struct.Struct("<I")

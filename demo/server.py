@@ -16,29 +16,29 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
-from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.errors import InputError, StreamgenError
 
 from . import exports, pictures, uploads
 from .access import Access, Gate
 from .conducted import Conducted
+from .drain import SENT_AWAY, Drain
 from .editing import Editing
-from .engine import Engine
+from .engine import Engine, ModelInfo
 from .limits import Limits
 from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
-from .page import Head, build_page, page_options
+from .metrics import DemoMetrics, Totals
+from .page import Head, build_page, page_options, static_files
 from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
 
-STATIC = Path(__file__).parent / "static"
 # Beyond these a connection is closed: messages per second, and messages that made no sense.
 MAX_RATE = 300
 MAX_BAD = 20
@@ -65,7 +65,7 @@ CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 class Options:
     """How the demo is served. `shelf` is the folder where streams outlive the process; None: they do not.
     `max_watchers` is how many may watch at a time, of all streams together. `on_failure` is called once pages
-    know that the model could not be loaded.
+    know that the model could not be loaded, `on_drained` once a server that drains has nobody left.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -75,6 +75,7 @@ class Options:
     shelf: Path | None = None
     max_watchers: int = 200
     on_failure: Callable[[], None] = lambda: None
+    on_drained: Callable[[], None] = lambda: None
 
 
 class NoSuchSession(InputError):
@@ -88,6 +89,9 @@ class Demo:
         self.engine, self.options, self.clock = engine, options, clock
         self.worker = Worker(clock)
         self.lobby = Lobby(options.rules, self._open, self._close, clock, self._loading)
+        self.totals = Totals()
+        self.drain = Drain(lambda: self.lobby.watched, clock)
+        self.metrics = DemoMetrics(engine, self.lobby, self.totals, self.drain)
         self.gallery = Gallery(options.max_watchers, self.lobby.find)
         self.editing = Editing(engine, self._touched)
         self._exports = asyncio.Semaphore(2)
@@ -101,8 +105,6 @@ class Demo:
 
     def _open(self, seat: Seat) -> LiveSession:
         kept, limits = seat.heritage, self.options.limits
-        if kept is not None:
-            kept = self.shelf.hand_over(kept, seat.token)
         keeper = Keeper(self.shelf.folder(seat.token), self._writing)
         session = Conducted(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
         self.worker.add(session)
@@ -113,6 +115,16 @@ class Demo:
     def _close(self, session: LiveSession) -> None:
         self.worker.remove(session)
         session.close()
+        self.totals.add(session)
+
+    async def send_away(self, why: str) -> None:
+        """End all seats once their streams are on the shelf; their pages are told to ask for another one."""
+        seats = [*self.lobby.running, *self.lobby.waiting]
+        for seat in seats:
+            self.lobby.release(seat)
+        await asyncio.wrap_future(self._writing.submit(lambda: None))
+        for seat in seats:
+            seat.voice.say({"type": "moved", "text": why})
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -138,9 +150,11 @@ class Demo:
                 await self._give_up(self.engine.failure)
                 return
             self.lobby.tick()
+            if self.drain.over:
+                self.options.on_drained()
             if self.clock() - tidied >= _TIDY_SECONDS:
                 tidied = self.clock()
-                used = [seat.token for seat in self.lobby.running]
+                used = [seat.token for seat in (*self.lobby.running, *self.lobby.waiting)]
                 await asyncio.to_thread(self.shelf.tidy, used)
             if self.clock() - said >= _STATS_SECONDS:
                 said = self.clock()
@@ -162,6 +176,8 @@ class Demo:
         """A session id for a page; `after` is the id of an earlier one whose stream it would go on with."""
         if self.engine.failure is not None:
             return JSONResponse({"error": f"the model cannot be loaded: {self.engine.failure}"}, 503)
+        if self.drain.begun:
+            return JSONResponse({"error": SENT_AWAY}, 503)
         kept = self.shelf.find(after) if after and self.lobby.find(after) is None else None
         try:
             token = self.lobby.ticket(kept)
@@ -175,6 +191,15 @@ class Demo:
         """How many are here."""
         here = {"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)}
         return JSONResponse(here | {"watching": self.gallery.watchers})
+
+    async def status(self) -> Response:
+        """Whether viewers are taken, for whoever sends them: 200 if so, else 503."""
+        status = self.metrics.status
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+    async def figures(self) -> Response:
+        """Figures for Prometheus."""
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def back(self, token: str) -> Response:
         """A page is being loaded again and will connect soon."""
@@ -247,8 +272,19 @@ class Demo:
         if seat is None:
             await websocket.close(CLOSE_UNKNOWN, "no such session")
             return
+        self._inherit(seat)
         line = Line(self, websocket, seat)
         await line.run()
+
+    def _inherit(self, seat: Seat) -> None:
+        """A page has the id of what it goes on with, so that is kept under this id from now on, also while it
+        waits in the row.
+        """
+        if seat.heritage is not None and not seat.visit:
+            try:
+                seat.heritage = self.shelf.hand_over(seat.heritage, seat.token)
+            except OSError:
+                seat.heritage = None
 
     async def watch_link(self, token: str) -> Response:
         """The id under which a session is watched."""
@@ -426,6 +462,9 @@ class Line:
                 if message["type"] == "ended":
                     await websocket.close(CLOSE_ENDED, message["text"])
                     return
+                if message["type"] == "moved":
+                    await websocket.close(CLOSE_UNKNOWN, message["text"])
+                    return
             if seat.voice.overflowed:
                 await websocket.close(1013, "messages are not taken fast enough")
                 return
@@ -472,11 +511,11 @@ def _settled(task: asyncio.Task[None]) -> None:
         traceback.print_exception(error)
 
 
-def build_app(engine: Engine, options: Options | None = None) -> Gate:
-    """The whole application, to be served by uvicorn with one process."""
-    options = options or Options()
-    demo = Demo(engine, options)
+def live_app(demo: Demo) -> FastAPI:
+    """What sessions need of the web: no page, and nobody who looks at who comes in."""
     app = FastAPI(lifespan=demo.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_api_route("/health", demo.status, methods=["GET"])
+    app.add_api_route("/metrics", demo.figures, methods=["GET"])
     app.add_api_route("/live/session", demo.ticket, methods=["POST"])
     app.add_api_route("/live/health", demo.health, methods=["GET"])
     app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
@@ -488,8 +527,23 @@ def build_app(engine: Engine, options: Options | None = None) -> Gate:
     app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
     app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
     app.add_api_websocket_route("/live/ws/{token}", demo.socket)
-    app.mount("/live/static", GZipMiddleware(StaticFiles(directory=STATIC)))
-    page = build_page(engine.info, options.root_path)
-    app = gr.mount_gradio_app(app, page, path="/", **page_options(options.root_path))
     app.state.demo = demo
-    return Gate(Head(app), options.access)
+    return app
+
+
+def with_page(app: FastAPI, info: ModelInfo, root_path: str, access: Access) -> Gate:
+    """The page before the routes that it speaks to, behind the rules of admission."""
+    app.mount("/live/static", static_files())
+    page = build_page(info, root_path)
+    app = gr.mount_gradio_app(app, page, path="/", **page_options(root_path))
+    return Gate(Head(app, root_path), access)
+
+
+def app_of(demo: Demo) -> Gate:
+    """The whole application, to be served by uvicorn with one process."""
+    return with_page(live_app(demo), demo.engine.info, demo.options.root_path, demo.options.access)
+
+
+def build_app(engine: Engine, options: Options | None = None) -> Gate:
+    """The whole application around an engine."""
+    return app_of(Demo(engine, options or Options()))

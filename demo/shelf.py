@@ -24,8 +24,11 @@ from .history import Saved
 from .recording import Lineage, Recording
 
 _LIST = "kept.json"
+# Touched while a session uses its folder: other servers may share the shelf.
+_USED, _USED_SECONDS = "in-use", 200.0
 # Seconds between two snapshots of one session, and bytes of the largest that is written while it plays.
-KEEP_SECONDS = 5.0
+# With a second between marks, a chunk and the writing, a process that dies takes less than 5 s along.
+KEEP_SECONDS = 3.0
 _PLAYING_BYTES = 64 * 2**20
 
 
@@ -90,6 +93,8 @@ class Shelf:
         folder = self._path(token)
         shutil.rmtree(folder, ignore_errors=True)
         kept.folder.rename(folder)
+        # whoever had it last has it no more
+        (folder / _USED).unlink(missing_ok=True)
         return Kept(folder, folder / kept.snapshot.name, kept.frame, kept.lineage, kept.strip, kept.picture)
 
     def drop(self, token: str) -> None:
@@ -97,14 +102,21 @@ class Shelf:
         shutil.rmtree(self._path(token), ignore_errors=True)
 
     def tidy(self, used: Iterable[str]) -> None:
-        """Forget what is too old, and what is beyond the budget; not the folders of sessions in `used`."""
+        """Forget what is too old, and what is beyond the budget; not the folders of sessions in `used`, nor
+        those that another server has called used within the last minutes.
+        """
         busy, now = {self._path(token).name for token in used}, self.clock()
+        for name in busy:
+            if (self.root / name).is_dir():
+                (self.root / name / _USED).touch()
         found: list[tuple[float, int, Path]] = []
         with contextlib.suppress(OSError):
             for folder in self.root.iterdir():
                 sizes = [file.stat() for file in folder.iterdir() if file.is_file()]
                 newest = max((s.st_mtime for s in sizes), default=folder.stat().st_mtime)
-                if folder.name not in busy:
+                mark = folder / _USED
+                elsewhere = mark.is_file() and now - mark.stat().st_mtime < _USED_SECONDS
+                if folder.name not in busy and not elsewhere:
                     found.append((newest, sum(s.st_size for s in sizes), folder))
         total = sum(size for _, size, _ in found)
         for newest, size, folder in sorted(found):

@@ -26,14 +26,17 @@ def place_row(
     epoch: int,
     frame: int,
     picture: str,
-    hands: Mapping[str, Any],
+    held: Mapping[str, Any],
     branches: Branches,
 ) -> dict[str, Any]:
-    """Everything that a page needs to draw a session before frame `frame`; `picture` is the one before it,
-    `hands` says what they hold."""
+    """Everything that a page needs to draw a session before frame `frame`; `picture` is the one before it.
+
+    Args:
+        held: what hands hold, as rows.
+    """
     row = {"type": "place", "epoch": epoch, "frame": frame, "picture": picture}
     why_none = {"no_rewind": branches.marks.why_none(stream.snapshot_bytes)}
-    return row | place_of(stream) | dict(hands) | branches.rows() | why_none
+    return row | place_of(stream) | dict(held) | branches.rows() | why_none
 
 
 def out_frames(made: Generated, epoch: int) -> list[OutFrame]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -105,6 +106,31 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class FrozenConfig:
+    """How the stage's `networks` that are used and never trained are held: their weights in `precision`, and
+    with `offload` on the CPU, from where each part comes to the device while it is computed.
+    """
+
+    networks: tuple[str, ...] = ("teacher",)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    offload: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of their weights."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything is asked for."""
+        return self.offload or self.precision != "fp32"
+
+    def of(self, name: str) -> "FrozenConfig":
+        """How the network `name` is held: as all others are, unless it is one of `networks`."""
+        return self if name in self.networks else FrozenConfig(self.networks)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What every stage's config has; a stage adds its own fields by inheritance.
 
@@ -115,7 +141,7 @@ class RunConfig:
     `parallel` says what several processes do: `ddp` keeps whole networks on each, `fsdp2` spreads parameters,
     gradients, optimizers and averages over them. `activation_checkpointing` computes blocks again in the
     backward pass instead of keeping what they computed. `precision: auto` is bf16 (autocast) where the device
-    computes in it, else fp32.
+    computes in it, else fp32. `frozen` says how networks that only score or teach are held.
     """
 
     stage: str
@@ -136,6 +162,7 @@ class RunConfig:
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     activation_checkpointing: bool = False
     lora: LoraConfig | None = None
+    frozen: FrozenConfig = field(default_factory=FrozenConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)

@@ -45,11 +45,24 @@ class ModuleCost:
 
 @dataclass(frozen=True)
 class RunCost:
-    """All of a run: its modules, the counts and bytes of frozen networks, and how the updates are shared."""
+    """All of a run: its modules, the counts and bytes of frozen networks, and how the updates are shared.
+    Those that are `offloaded` are bytes of the CPU.
+    """
 
     modules: tuple[ModuleCost, ...]
     frozen: Mapping[str, tuple[int, int]]
     shares: Mapping[str, float]
+    offloaded: frozenset[str] = frozenset()
+
+    @property
+    def frozen_bytes(self) -> int:
+        """What frozen networks take of the device."""
+        return sum(size for name, (_, size) in self.frozen.items() if name not in self.offloaded)
+
+    @property
+    def host_bytes(self) -> int:
+        """What offloaded ones take of the CPU."""
+        return sum(size for name, (_, size) in self.frozen.items() if name in self.offloaded)
 
     @property
     def seconds(self) -> float | None:
@@ -66,7 +79,7 @@ class RunCost:
             "gradients": sum(m.gradients for m in self.modules),
             "optimizers": sum(m.optimizer for m in self.modules),
             "average": sum(m.average for m in self.modules),
-            "frozen": sum(size for _, size in self.frozen.values()),
+            "frozen": self.frozen_bytes,
         }
         measured = [m.activations for m in self.modules if m.activations is not None]
         lines += [f"memory {name} {in_bytes(size)}" for name, size in parts.items()]
@@ -74,6 +87,9 @@ class RunCost:
         # of several modules one is trained at a time
         total = sum(parts.values()) + max(measured, default=0)
         lines.append(f"memory total {in_bytes(total)} per process{'' if measured else ' and activations'}")
+        if self.offloaded:
+            names = ", ".join(sorted(self.offloaded))
+            lines.append(f"memory of the CPU for {names} {in_bytes(self.host_bytes)} per process")
         lines += [f"seconds {m.name} {m.seconds:.3g}" for m in self.modules if m.seconds is not None]
         if self.seconds is not None:
             lines.append(f"seconds per step {self.seconds:.3g}")
@@ -104,7 +120,8 @@ def dry_run(trainer: Trainer) -> RunCost:
         seconds = _timed(trainer, tick, fetch)
         modules.append(_cost(part, peak[0], seconds))
     frozen = {name: (_count(module), _bytes(module.parameters())) for name, module in trainer.frozen.items()}
-    return RunCost(tuple(modules), frozen, {name: targets.count(name) / _HORIZON for name in trainer.parts})
+    shares = {name: targets.count(name) / _HORIZON for name in trainer.parts}
+    return RunCost(tuple(modules), frozen, shares, _offloaded(trainer.config, frozen))
 
 
 def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
@@ -135,11 +152,12 @@ def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
         costs = (_bytes(module.parameters()), size, optimizer, average)
         counts = (_count(module), sum(p.numel() for p in parameters))
         modules.append(ModuleCost(name, *counts, *(cost // shares for cost in costs)))
-    sizes = {
-        name: (_count(m), _bytes(m.parameters()) // (1 if isinstance(m, UNDIVIDED) else shares))
-        for name, m in frozen.items()
-    }
-    return RunCost(tuple(modules), sizes, {})
+    sizes = {}
+    for name, module in frozen.items():
+        count, held = _count(module), config.frozen.of(name)
+        size = count * held.dtype.itemsize
+        sizes[name] = (count, size // (1 if isinstance(module, UNDIVIDED) else shares))
+    return RunCost(tuple(modules), sizes, {}, _offloaded(config, sizes))
 
 
 def in_bytes(size: int) -> str:
@@ -177,6 +195,10 @@ def _timed(trainer: Trainer, tick: Tick, fetch: Callable[[Tick], Any]) -> float:
     if trainer.parallel.device.type == "cuda":
         torch.cuda.synchronize(trainer.parallel.device)
     return time.monotonic() - started
+
+
+def _offloaded(config: RunConfig, frozen: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in frozen if config.frozen.of(name).offload)
 
 
 def _count(module: nn.Module) -> int:

@@ -167,6 +167,8 @@ class FlowNetwork(nn.Module):
                 sees itself and, of the chunks before it, only these (teacher forcing); without, what lies
                 before it in `x` (diffusion forcing).
         """
+        # a frozen teacher may be held in bfloat16 where nothing else is
+        x = x.to(self.dit.patch_embedding.weight.dtype)
         if past is None:
             out: Tensor = self.dit(x, sigma * 1000, text, self._context(x), motion, guidance)
             return out.float()
@@ -175,7 +177,7 @@ class FlowNetwork(nn.Module):
         segments = [text.segment if past.segment is None else past.segment, text.segment]
         motions = [motion if past.motion is None else past.motion, motion]
         out = self.dit(
-            torch.cat([past.x, x], 1),
+            torch.cat([past.x.to(x), x], 1),
             torch.cat([past.sigma, sigma], 1) * 1000,
             TextContext(text.keys, text.values, torch.cat(segments, 1)),
             self._context(x, seen, past.copies),

@@ -22,8 +22,10 @@ def check_memory(config: RunConfig, stage: type, processes: int, device: torch.d
     if free is None or not isinstance(stage, NetworkStage):
         return
     cost = estimate(config, stage, processes)
+    # a device that is the CPU has them all the same
+    offloaded = cost.host_bytes if device.type == "cpu" else 0
     parts = {
-        "weights": sum(m.parameters for m in cost.modules) + sum(size for _, size in cost.frozen.values()),
+        "weights": sum(m.parameters for m in cost.modules) + cost.frozen_bytes + offloaded,
         "gradients": sum(m.gradients for m in cost.modules),
         "optimizers": sum(m.optimizer for m in cost.modules),
         "averages": sum(m.average for m in cost.modules),
@@ -36,5 +38,6 @@ def check_memory(config: RunConfig, stage: type, processes: int, device: torch.d
     each = f" ({rows}, in each of {sharing} processes)" if sharing > 1 else f" ({rows})"
     raise ConfigError(
         f"memory: the networks of this config need {in_bytes(needed)} on {device}{each}, {in_bytes(free)} "
-        "are free; less would need a smaller network, lora, or parallel: fsdp2 on several devices"
+        "are free; less would need a smaller network, lora, frozen.precision: bf16, frozen.offload, or "
+        "parallel: fsdp2 on several devices"
     )

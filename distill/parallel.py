@@ -12,8 +12,9 @@ from accelerate.utils import broadcast, gather_object
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from .config import RunConfig
+from .config import FrozenConfig, RunConfig
 from .errors import TrainingError
+from .held import offload
 from .sharding import UNDIVIDED, ShardedModule, synchronize
 
 # While the main process evaluates, the others wait in their next collective.
@@ -76,11 +77,20 @@ class Parallel:
             prepared: nn.Module = self.accelerator.prepare_model(module)
         return prepared, None
 
-    def freeze(self, module: nn.Module) -> None:
-        """Make `module` one that is only used: on the device, without gradients, sharded where that pays."""
-        module.to(self.device).eval().requires_grad_(False)
-        if self.mesh is not None and not isinstance(module, UNDIVIDED):
-            ShardedModule(module, self.mesh)
+    def freeze(self, module: nn.Module, held: FrozenConfig) -> None:
+        """Make `module` one that is only used: held as the config says, without gradients, sharded where that
+        pays.
+        """
+        module.to(held.dtype).eval().requires_grad_(False)
+        if self.mesh is None or isinstance(module, UNDIVIDED):
+            if held.offload:
+                offload(module, self.device)
+            else:
+                module.to(self.device)
+            return
+        if not held.offload:
+            module.to(self.device)
+        ShardedModule(module, self.mesh, held.offload)
 
     def accumulate(self, prepared: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Within the context gradients stay on their process, except for the `last` micro-batch.

@@ -14,7 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.causal_dit import CausalDiT, CrossAttention
@@ -41,18 +47,21 @@ class ShardedModule:
     """A module whose parameters are spread over the processes of `mesh`, in place.
 
     Gradients are averaged over processes in float32. Parameters are gathered anew for the backward pass, and
-    given up after every forward, so that what is read after an update is never an older gathered copy.
+    given up after every forward, so that what is read after an update is never an older gathered copy. With
+    `offload` the shares lie on the CPU and are copied to the device when they are gathered.
 
     Raises:
         TrainingError: a parameter has stayed whole.
     """
 
-    def __init__(self, module: nn.Module, mesh: DeviceMesh) -> None:
+    def __init__(self, module: nn.Module, mesh: DeviceMesh, offload: bool = False) -> None:
         self.module = module
+        # memory can only be pinned where there is a GPU to copy it to
+        policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
         before = {part: _traces(part) for part in module.modules()}
         for part in (*units(module), module):
             methods, probe = entry_points(part), _whole_parameter(part)
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            fully_shard(part, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
             for method in methods:
                 _open(part, method, probe)
         for unit in self._units():

@@ -92,8 +92,13 @@ class Trainer:
         self._signals = StopSignals()
         self._stop_signal = 0
         self.frozen = stage.frozen() if isinstance(stage, FrozenStage) else {}
-        for module in self.frozen.values():
-            self.parallel.freeze(module)
+        if config.frozen.differs and not self.frozen.keys() & set(config.frozen.networks):
+            raise ConfigError(
+                f"frozen.networks: expected some of {', '.join(self.frozen) or 'no networks'}, "
+                f"found {', '.join(config.frozen.networks) or 'none'}"
+            )
+        for name, module in self.frozen.items():
+            self.parallel.freeze(module, config.frozen.of(name))
         self._bases: dict[str, str] = {}
         self.parts = self._build(stage.modules())
 

@@ -31,6 +31,12 @@ class VideoCodec(Protocol):
         """Posterior of a clip of any length T >= 1."""
         ...
 
+    def encode_next(self, video: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Raw latents of a stream's next frames `(B, T, 3, H, W)`, the mean of their posterior, and the state
+        after them: T is 1 + 4k in the first call, 4k later.
+        """
+        ...
+
     def decode(self, latents: Tensor, num_frames: int | None = None) -> Tensor:
         """Video of raw latents from a stream's start, `num_frames` of its frames or all."""
         ...

@@ -9,6 +9,7 @@ import torch
 from .checkpoints.directory import VOCABULARY
 from .checkpoints.foreign import SUFFIXES
 from .checkpoints.inspect import inspect_file
+from .engine.choice import AtLoad
 from .errors import CheckpointError, InputError
 from .machine import auto_device, default_dtype
 from .stream.model import ModelParts, StreamConfig
@@ -29,6 +30,7 @@ def load_parts(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     wan: WanOptions | None = None,
+    at_load: AtLoad | None = None,
 ) -> ModelParts:
     """The parts of a model by name or from a checkpoint directory; see `load_pipeline`."""
     directory = find_model(name)
@@ -36,7 +38,7 @@ def load_parts(
     dtype = dtype or default_dtype(chosen)
     wan_config = config_file(name)
     if wan_config is not None:
-        return load_wan(str(name), wan_config, chosen, dtype, wan)
+        return load_wan(str(name), wan_config, chosen, dtype, wan, at_load)
     _expect_no_options(name, wan)
     return load_tiny(str(name), directory, chosen, dtype)
 

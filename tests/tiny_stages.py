@@ -14,7 +14,7 @@ from distill.scenes import SceneConfig
 from distill.stages.causal import CausalRun, CausalStage
 from distill.stages.diffusion import DiffusionStage
 from distill.stages.init import InitConfig, InitRun
-from distill.stages.self_forcing import CriticConfig, RolloutConfig, SelfForcingRun
+from distill.stages.self_forcing_config import CriticConfig, RolloutConfig, SelfForcingRun
 from distill.stages.teacher import TeacherData, TeacherRun, TeacherStage
 from distill.windows import WindowConfig
 from models.context import ChunkPlan

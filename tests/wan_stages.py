@@ -15,7 +15,7 @@ from distill.mixture import Kind, MixtureConfig
 from distill.running import ScriptConfig
 from distill.stages.causal import CausalRun
 from distill.stages.init import InitConfig, InitRun
-from distill.stages.self_forcing import CriticConfig, RolloutConfig, SelfForcingRun
+from distill.stages.self_forcing_config import CriticConfig, RolloutConfig, SelfForcingRun
 from distill.stages.teacher import TeacherData, TeacherRun
 from distill.windows import WindowConfig
 from models.context import ChunkPlan

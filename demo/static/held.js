@@ -58,7 +58,7 @@ export class Held {
   clicked(event) {
     const { live } = this;
     const button = /** @type {HTMLElement} */ (event.target).closest("button");
-    if (!button || !live.availability.able().stream) return;
+    if (!button) return;
     if (button.dataset.pin) { live.paint.unpin(Number(button.dataset.pin)); return; }
     const id = live.id();
     if (live.send({ type: "remove", id, number: Number(button.dataset.number) })) live.status.asked(id);
@@ -145,6 +145,7 @@ function item(badge, text, key, value, kind) {
   button.type = "button";
   button.className = "sg-quiet";
   button.dataset[key] = String(value);
+  button.dataset.needs = "stream";
   button.textContent = "✕";
   button.setAttribute("aria-label", `Let go of ${kind} ${badge}`);
   row.append(number, words, button);

@@ -11,6 +11,7 @@ import { Keys } from "./keys.js";
 import { Lane } from "./lane.js";
 import { Link } from "./link.js";
 import { Notices } from "./notices.js";
+import { Opening } from "./opening.js";
 import { Paint } from "./paint.js";
 import { Picture } from "./picture.js";
 import { Player } from "./player.js";
@@ -24,6 +25,7 @@ import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
 import { Timelines } from "./timelines.js";
 import { Transport } from "./transport.js";
+import { WordList } from "./wordlist.js";
 import { Watching, watched } from "./watching.js";
 
 /** @typedef {import("./types.js").Told} Told */
@@ -38,7 +40,7 @@ export class Live {
     this.base = base;
     /** @type {import("./types.js").Parts} */
     this.part = collected(root);
-    /** @type {{ examples: string[], settings: Record<string, any>, limit: number }} */
+    /** @type {import("./types.js").Options} */
     this.options = JSON.parse(root.dataset.options || "{}");
     /** @type {import("./types.js").Hello | null} */
     this.hello = null;
@@ -58,6 +60,7 @@ export class Live {
     this.player = new Player(this);
     this.settings = new Settings(this);
     this.prompts = new Prompts(this);
+    this.wordList = new WordList(this);
     this.queue = new Queue(this);
     this.blend = new Blend(this);
     this.strip = new Strip(this);
@@ -68,6 +71,7 @@ export class Live {
     this.picture = new Picture(this);
     this.saving = new Saving(this);
     this.cover = new Cover(this);
+    this.opening = new Opening(this);
     this.transport = new Transport(this);
     this.status = new Status(this);
     this.theme = new Theme(this);

@@ -50,6 +50,7 @@ export class Prompts {
     if (this.typing) return;
     this.live.part.prompt.value = words;
     this.said = words;
+    this.live.wordList?.changed();
   }
 
   /**

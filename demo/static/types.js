@@ -5,6 +5,14 @@
  * @typedef {{ x: number, y: number }} Point
  * @typedef {Point & { grid: number[] | null }} Pin
  *
+ * @typedef {object} Options what the page knows before it is connected
+ * @property {string[]} examples
+ * @property {Record<string, any>} settings
+ * @property {number} limit
+ * @property {string[]} words of a model that reads them alone
+ * @property {Record<string, string[]>} kinds words by kind
+ * @property {string} draws what the model draws, in one line
+ *
  * @typedef {object} Hello
  * @property {string} model
  * @property {string} device
@@ -105,6 +113,7 @@
  * @property {{ code: string, text: string }} error
  * @property {{ text: string }} ended
  * @property {{ frame: number }} reopened
+ * @property {{ text: string }} moved
  * @property {{ here: boolean }} host
  * @property {Frame} frame
  * @property {Decoded} shown
@@ -127,6 +136,12 @@
  * @property {HTMLElement} cover
  * @property {HTMLButtonElement} startButton
  * @property {HTMLElement} coverText
+ * @property {HTMLElement} draws
+ * @property {HTMLElement} opening
+ * @property {HTMLCanvasElement} loop
+ * @property {HTMLCanvasElement} loopPaint
+ * @property {HTMLElement} loopWords
+ * @property {HTMLButtonElement} loopHold
  * @property {HTMLElement} chip
  * @property {HTMLButtonElement} play
  * @property {HTMLInputElement} seed
@@ -142,6 +157,11 @@
  * @property {HTMLElement} takesText
  * @property {HTMLFormElement} promptForm
  * @property {HTMLElement} now
+ * @property {HTMLElement} appeared
+ * @property {HTMLElement} mirror
+ * @property {HTMLElement} unknown
+ * @property {HTMLElement} chips
+ * @property {HTMLElement} exampleBox
  * @property {HTMLTextAreaElement} prompt
  * @property {HTMLInputElement} hold
  * @property {HTMLElement} words

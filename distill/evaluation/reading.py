@@ -21,6 +21,8 @@ _COLOUR_SPREAD = 26.0
 _TEXTURE_SPREAD = 10.0
 #: A pixel this far from everything known tells nothing (log-likelihood).
 _FLOOR = -30.0
+#: Of decisions that are to have a gradient: a pixel on an edge is not all of one kind.
+_TEMPERATURE = 8.0
 #: Pixels of a 64-pixel frame that the smallest object covers at least about half of.
 MIN_AREA = 40.0
 
@@ -80,17 +82,34 @@ class FrameReader:
         )
 
     def _read(self, frames: Tensor) -> Reading:
-        count, height, width, _ = frames.shape
+        _, height, width, _ = frames.shape
         background = self._background(frames)
-        ground = self._texture_likelihood(frames, background)
-        apart = (frames[:, :, :, None] - self._palette).square().sum(-1)
-        colours = -apart / (2 * _COLOUR_SPREAD**2) - 3 * math.log(_COLOUR_SPREAD)
-        scores = torch.cat([ground[..., None], colours], -1).clamp(min=_FLOOR).permute(0, 3, 1, 2)
-        smooth = avg_pool2d(pad(scores, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        best = smooth.argmax(1)
+        best = self._likelihoods(frames, background).argmax(1)
         masks = best[:, None] == torch.arange(1, len(COLOURS) + 1)[:, None, None]
         scale = 64 * 64 / (height * width)
         return Reading(background, masks, masks.sum((2, 3)) * scale, torus_centres(masks.float()))
+
+    def shares(self, frames: Tensor) -> Tensor:
+        """How much of each pixel of float (T, H, W, 3), 0 to 255, belongs to an object of each colour, (T, C,
+        H, W) in [0, 1]: the masks before they are decided, with a gradient.
+        """
+        # without the floor: what is like nothing of the world is like something most
+        likelihoods = self._likelihoods(frames, self._background(frames.detach()), -math.inf)
+        return (likelihoods / _TEMPERATURE).softmax(1)[:, 1:]
+
+    def to(self, device: torch.device) -> "FrameReader":
+        """This reader, on a device."""
+        for name, tensor in vars(self).items():
+            setattr(self, name, tensor.to(device))
+        return self
+
+    def _likelihoods(self, frames: Tensor, background: Tensor, floor: float = _FLOOR) -> Tensor:
+        """(T, 1 + C, H, W) of the background and each colour, over 3 x 3 pixels."""
+        ground = self._texture_likelihood(frames, background)
+        apart = (frames[:, :, :, None] - self._palette).square().sum(-1)
+        colours = -apart / (2 * _COLOUR_SPREAD**2) - 3 * math.log(_COLOUR_SPREAD)
+        scores = torch.cat([ground[..., None], colours], -1).clamp(min=floor).permute(0, 3, 1, 2)
+        return avg_pool2d(pad(scores, (1, 1, 1, 1), mode="replicate"), 3, 1)
 
     def _background(self, frames: Tensor) -> Tensor:
         """Nearest background by quantiles of each colour channel, which an object in front hardly moves."""
@@ -113,7 +132,9 @@ def _unpack(texture: Tensor) -> Tensor:
 def _colour_quantiles(pixels: Tensor) -> Tensor:
     """(B, P, 3) pixels as (B, 3, 3) quartiles of each channel."""
     step = max(1, pixels.shape[1] // 65536)
-    return torch.quantile(pixels[:, ::step], torch.tensor([0.25, 0.5, 0.75]), dim=1).transpose(0, 1)
+    return torch.quantile(
+        pixels[:, ::step], torch.tensor([0.25, 0.5, 0.75], device=pixels.device), dim=1
+    ).transpose(0, 1)
 
 
 def torus_centres(masks: Tensor) -> Tensor:

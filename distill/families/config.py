@@ -34,6 +34,16 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class WanTeacher:
+    """The sizes of a teacher whose folder has published files, which do not say them: `model` and `overrides`
+    as in `WanTraining`.
+    """
+
+    model: str = "wan-1.3b-motion"
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class WanTraining:
     """A model of the Wan family to be trained.
 
@@ -45,6 +55,7 @@ class WanTraining:
         text_device: where captions are encoded; the encoder is freed when they are.
         text_cache: the folder that keeps encoded captions.
         no_text: the caption that stands for no text, where text is dropped and where it is guided away from.
+        teacher: the model of a teacher of other sizes; null where it is the model, or says itself what it is.
     """
 
     weights: str
@@ -54,6 +65,7 @@ class WanTraining:
     text_device: str = "cpu"
     text_cache: str = "runs/cache/prompts"
     no_text: str = ""
+    teacher: WanTeacher | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.weights.strip()), "wan.weights", "a folder", repr(self.weights))

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,14 @@ from streamgen.pipeline import Pipeline
 
 from ..clips.folder import ClipFolder
 from ..clips.training import LatentMix
+from ..config import FrozenConfig
 from ..flow import FlowNetwork
 from .config import DiffusionRun
 
 N = TypeVar("N", bound=FlowNetwork)
 _GUIDANCE = "guidance_embedding."
+#: Of networks that are not held in another way.
+HELD = FrozenConfig()
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class NetworkSpec(Generic[N]):
     """A network of a stage: its class and the checkpoint directory it starts from, None for random weights.
 
     With `guidance` it takes guidance strengths as an input; `plan` replaces the config's chunk plan; `frozen`
-    ones are used and not trained; without `heads` none are trained beside its text encoder.
+    ones are used and not trained; without `heads` none are trained beside its text encoder. Its `sizes` are
+    those of the run, or of its start: what that says of itself, else (of the Wan family, whose published
+    files do not) `wan.teacher` for a start that is the teacher's.
     """
 
     kind: type[N]
@@ -35,6 +40,7 @@ class NetworkSpec(Generic[N]):
     plan: ChunkPlan | None = None
     frozen: bool = False
     heads: bool = True
+    sizes: Literal["run", "start", "teacher"] = "run"
 
 
 class Family(ABC):
@@ -58,12 +64,13 @@ class Family(ABC):
     def __init__(self, config: DiffusionRun, device: torch.device) -> None:
         self.run, self.device = config, device
 
-    def network(self, spec: NetworkSpec[N]) -> N:
-        """A network on the device, from its start where it has one."""
-        network = self.fresh(spec)
+    def network(self, spec: NetworkSpec[N], held: FrozenConfig = HELD) -> N:
+        """A network on the device, or as it is to be `held`, from its start where it has one."""
+        place = torch.device("cpu") if held.offload else self.device
+        network = self.fresh(spec, place).to(held.dtype)
         if spec.start is not None:
-            self.load(network, Path(spec.start))
-        return network.to(self.device)
+            self.load(network, spec)
+        return network.to(place)
 
     @classmethod
     @abstractmethod
@@ -81,13 +88,15 @@ class Family(ABC):
         """Rows and columns of latents."""
 
     @abstractmethod
-    def fresh(self, spec: NetworkSpec[N]) -> N:
-        """A freshly initialised network, a function of the config's sizes and seed."""
+    def fresh(self, spec: NetworkSpec[N], place: torch.device) -> N:
+        """A freshly initialised network, a function of the config's sizes and seed; made on `place` where
+        that is quicker.
+        """
 
     @abstractmethod
-    def load(self, network: FlowNetwork, directory: Path) -> None:
-        """Take DiT and encoders from a checkpoint directory; what it lacks stays as it is where the network
-        computes the same without.
+    def load(self, network: FlowNetwork, spec: NetworkSpec[Any]) -> None:
+        """Take DiT and encoders from the checkpoint directory that `spec` starts from; what it lacks stays as
+        it is where the network computes the same without.
 
         Raises:
             CheckpointError: missing or damaged weights, or networks of other sizes.

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,14 @@ from ..clips.latents import OwnLatents
 from ..clips.prompts import known_to, prompt_pairs, read_prompts
 from ..clips.training import LatentMix, open_folder, picture_size, preview_sheets, stage_vocabulary
 from ..clips.words import WordIds
-from ..config import build, read_mapping, write_yaml
+from ..config import FrozenConfig, build, read_mapping, write_yaml
 from ..flow import FlowNetwork
 from ..latent_cache import LatentCache
 from ..widen import widen_dit, widen_text
 from ..words import heads as word_heads
 from ..words.told import check_vocabulary
-from .config import DiffusionRun
-from .family import Family, N, NetworkSpec, with_guidance
+from .config import DiffusionRun, NetworkConfig
+from .family import HELD, Family, N, NetworkSpec, with_guidance
 
 _WORDS, _BESIDE = "embedding.weight", "beside."
 
@@ -63,11 +64,11 @@ class TinyFamily(Family):
         if config.words.weight or config.words.start is not None:
             check_vocabulary(self.vocabulary)
 
-    def network(self, spec: NetworkSpec[N]) -> N:
+    def network(self, spec: NetworkSpec[N], held: FrozenConfig = HELD) -> N:
         """See `Family`; with `words.start` the text encoder of what is trained, or its last tower, is that of
         the words stage.
         """
-        network = super().network(spec)
+        network = super().network(spec, held)
         start = self.run.words.start
         if spec.heads and not spec.frozen and start is not None:
             load_words(words_encoder(network), network.heads, Path(start), self.vocabulary)
@@ -92,13 +93,14 @@ class TinyFamily(Family):
         patch = self.codec.config.patch
         return height // patch, width // patch
 
-    def fresh(self, spec: NetworkSpec[N]) -> N:
+    def fresh(self, spec: NetworkSpec[N], place: torch.device) -> N:
         """See `Family`."""
         return network_of(spec, self.run, self.codec.config, len(self.vocabulary))
 
-    def load(self, network: FlowNetwork, directory: Path) -> None:
+    def load(self, network: FlowNetwork, spec: NetworkSpec[Any]) -> None:
         """See `load_networks`."""
-        load_networks(network, directory, self.vocabulary)
+        assert spec.start is not None
+        load_networks(network, Path(spec.start), self.vocabulary)
 
     def plan_of(self, directory: Path) -> ChunkPlan | None:
         """See `Family`."""
@@ -145,14 +147,39 @@ class TinyFamily(Family):
 def network_of(
     spec: NetworkSpec[N], config: DiffusionRun, tokenizer: VideoTokenizerConfig, vocabulary: int
 ) -> N:
-    """`build_network` of what a stage asks for."""
+    """`build_network` of what a stage asks for; a score's sizes are those of its start."""
     options: dict[str, Any] = {"guidance": spec.guidance, "plan": spec.plan or config.plan}
-    network = build_network(spec.kind, config, tokenizer, vocabulary, **options)
+    sized = config
+    if spec.start is not None and spec.sizes != "run":
+        sized = replace(config, network=network_sizes(Path(spec.start)))
+    network = build_network(spec.kind, sized, tokenizer, vocabulary, **options)
     if config.words.weight and spec.heads and not spec.frozen:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network.heads = word_heads.AttributeHeads(config.network.text_dim, config.words.weight)
     return network
+
+
+def network_sizes(directory: Path) -> NetworkConfig:
+    """The sizes of a checkpoint directory's networks.
+
+    Raises:
+        CheckpointError: its config cannot be read.
+    """
+    made = read_tiny_config(directory)
+    return NetworkConfig(
+        dim=made.dit.dim,
+        layers=made.dit.layers,
+        heads=made.dit.heads,
+        ffn_dim=made.dit.ffn_dim,
+        patch=made.dit.patch,
+        text_dim=made.text_encoder.dim,
+        text_layers=made.text_encoder.layers,
+        text_length=made.text_encoder.length,
+        text_towers=made.text_encoder.towers,
+        motion_channels=made.motion_encoder.channels,
+        motion_hidden=made.motion_encoder.hidden,
+    )
 
 
 def words_encoder(network: FlowNetwork) -> TextEncoder:

@@ -1,6 +1,6 @@
 """The Wan family: published or converted weights with track channels, on own clips or prompts alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,10 @@ class WanFamily(Family):
         """See `Family`."""
         model = model_config(config)
         table = caption_table(section_of(config), model)
-        return {name: build_network(spec, config, model, table) for name, spec in specs.items()}
+        return {
+            name: build_network(spec, config, model_of(spec, config, model), table)
+            for name, spec in specs.items()
+        }
 
     @classmethod
     def blank_codec(cls, config: DiffusionRun) -> nn.Module:
@@ -70,16 +73,19 @@ class WanFamily(Family):
         geometry = self.model.geometry()
         return geometry.latent_height, geometry.latent_width
 
-    def fresh(self, spec: NetworkSpec[N]) -> N:
-        """See `Family`; made on the device, where drawing 1.4 G numbers takes no time."""
-        with self.device:
-            return build_network(spec, self.run, self.model, self.captions)
+    def fresh(self, spec: NetworkSpec[N], place: torch.device) -> N:
+        """See `Family`; on a GPU drawing 1.4 G numbers takes no time."""
+        with place:
+            return build_network(spec, self.run, model_of(spec, self.run, self.model), self.captions)
 
-    def load(self, network: FlowNetwork, directory: Path) -> None:
+    def load(self, network: FlowNetwork, spec: NetworkSpec[Any]) -> None:
         """See `Family`: a LoRA is merged; new track channels are zero, and so is the influence of guidance
         strengths, so that published weights compute what they did.
         """
-        found = gather(self.model_for(network), directory, ("dit",))
+        assert spec.start is not None
+        directory = Path(spec.start)
+        model = self.model_for(network, model_of(spec, self.run, self.model))
+        found = gather(model, directory, ("dit",))
         assert found.dit is not None
         load_into(network.dit, with_guidance(found.dit, network), f"weights {directory} (dit)")
         if found.motion_encoder is not None:
@@ -129,10 +135,16 @@ class WanFamily(Family):
         tensors = WanTensors(dit=dit, vae=self.codec.state_dict(), motion_encoder=motion)
         write_model(tensors, self.model_for(network), directory)
 
-    def model_for(self, network: FlowNetwork) -> WanConfig:
-        """What a checkpoint of a network says of itself."""
-        sampling = sampling_of(self.run, self.model)
-        return replace(self.model, dit=network.dit.config, plan=network.plan, sampling=sampling)
+    def model_for(self, network: FlowNetwork, model: WanConfig | None = None) -> WanConfig:
+        """What a checkpoint of a network says of itself, with the other parts of a `model` or the run's."""
+        base = self.model if model is None else model
+        return replace(
+            base,
+            dit=network.dit.config,
+            motion_encoder=network.motion_encoder.config,
+            plan=network.plan,
+            sampling=sampling_of(self.run, base),
+        )
 
 
 def section_of(config: DiffusionRun) -> WanTraining:
@@ -149,12 +161,38 @@ def model_config(config: DiffusionRun) -> WanConfig:
         CheckpointError: a model's config that cannot be read, or a change that does not fit.
     """
     section = section_of(config)
-    path = config_file(section.model)
+    return _read_model("wan.model", section.model, section.overrides)
+
+
+def model_of(spec: NetworkSpec[Any], config: DiffusionRun, model: WanConfig) -> WanConfig:
+    """The model whose sizes a network of a run has, see `NetworkSpec.sizes`.
+
+    Raises:
+        ConfigError: one that does not read the run's latents and captions, or without tracks.
+        CheckpointError: a config that cannot be read.
+    """
+    teacher = section_of(config).teacher
+    if spec.start is None or spec.sizes == "run":
+        return model
+    if config_file(Path(spec.start)) is not None:
+        found = _read_model(spec.start, spec.start, ())
+    elif spec.sizes == "teacher" and teacher is not None:
+        found = _read_model("wan.teacher.model", teacher.model, teacher.overrides)
+    else:
+        return model
+    shared = [(m.dit.latent_channels, m.text.length, m.text.dim) for m in (model, found)]
+    what = "as many latent channels, words and numbers of a word as the run's model, {} x {} x {}"
+    require(shared[0] == shared[1], spec.start, what.format(*shared[0]), " x ".join(map(str, shared[1])))
+    return found
+
+
+def _read_model(key: str, name: str, overrides: Sequence[str]) -> WanConfig:
+    path = config_file(name)
     if path is None:
         known = ", ".join(wan_model_names())
-        raise ConfigError(f"wan.model: expected one of {known}, or a folder of one, found {section.model}")
-    model = read_wan_config(path, section.overrides)
-    require(model.motion_encoder is not None, "wan.model", "one with tracks (motion_encoder)", section.model)
+        raise ConfigError(f"{key}: expected one of {known}, or a folder of one, found {name}")
+    model = read_wan_config(path, overrides)
+    require(model.motion_encoder is not None, key, "one with tracks (motion_encoder)", name)
     return model
 
 

@@ -1,6 +1,7 @@
 """What pulls a student's streams towards the teacher: objectives of Self Forcing, apart from its rollout.
 
-An objective sees a window of generated latents, two score networks and, where it asks for them, clips. A new
+An objective sees a window of generated latents, two score networks and, where it asks for them, clips; or
+features of pictures instead of the networks. A new
 one is a class with the two methods of `Objective`, a config with its own `kind`, and a line in `OBJECTIVES`.
 """
 
@@ -8,11 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 from .adversarial import Adversarial, GANConfig, MixedConfig, MixedMatching
-from .base import Denoiser, Judge, Judged, LevelConfig, Objective, Scores, Window
+from .base import (
+    Denoiser,
+    Judge,
+    Judged,
+    LevelConfig,
+    Loss,
+    Moments,
+    Objective,
+    Scores,
+    Shown,
+    Window,
+)
+from .frechet import FrechetConfig, FrechetMatching
 from .identity import ScoreIdentity, SiDConfig
 from .matching import DistributionMatching, DMDConfig, HistoryConfig, HistoryMatching
 
-ObjectiveConfig = DMDConfig | SiDConfig | GANConfig | MixedConfig | HistoryConfig
+ObjectiveConfig = DMDConfig | SiDConfig | GANConfig | MixedConfig | HistoryConfig | FrechetConfig
 
 #: The objective of each config.
 OBJECTIVES: dict[type[Any], Callable[[Any], Objective]] = {
@@ -21,6 +34,7 @@ OBJECTIVES: dict[type[Any], Callable[[Any], Objective]] = {
     GANConfig: Adversarial,
     MixedConfig: MixedMatching,
     HistoryConfig: HistoryMatching,
+    FrechetConfig: FrechetMatching,
 }
 
 __all__ = [
@@ -29,18 +43,23 @@ __all__ = [
     "DMDConfig",
     "Denoiser",
     "DistributionMatching",
+    "FrechetConfig",
+    "FrechetMatching",
     "GANConfig",
     "HistoryConfig",
     "HistoryMatching",
     "Judge",
     "Judged",
     "LevelConfig",
+    "Loss",
     "MixedConfig",
     "MixedMatching",
+    "Moments",
     "Objective",
     "ObjectiveConfig",
     "ScoreIdentity",
     "Scores",
+    "Shown",
     "SiDConfig",
     "Window",
 ]

@@ -61,6 +61,7 @@ class Adversarial:
     2501.08316, section 3.3), which needs no second derivatives.
     """
 
+    needs_scores: ClassVar[bool] = True
     needs_clips: ClassVar[bool] = True
     needs_alone: ClassVar[bool] = False
     through_scores: ClassVar[bool] = True
@@ -126,6 +127,7 @@ class MixedMatching:
     of a level and what clips look like there pull together.
     """
 
+    needs_scores: ClassVar[bool] = True
     needs_clips: ClassVar[bool] = True
     needs_alone: ClassVar[bool] = False
     through_scores: ClassVar[bool] = True

@@ -30,15 +30,46 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The real score (a guided teacher) and the fake one (the critic) at a window's conditioning; where an
-    objective asks for them, the real one without what came before each chunk, and `Judged` clips.
+class Moments:
+    """Mean `(F,)` and covariance `(F, F)` of features."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @staticmethod
+    def of(features: Tensor) -> "Moments":
+        """Those of the rows of `(N, F)`."""
+        mean = features.mean(0)
+        apart = features - mean
+        return Moments(mean, apart.mT @ apart / len(features))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Features `(N, F)` of pictures of the student's new frames, with a gradient, and the moments of such
+    features of clips.
     """
 
-    real: Denoiser
-    fake: Denoiser
+    streams: Tensor
+    clips: Moments
+
+
+def _no_score(x: Tensor, sigma: Tensor) -> Tensor:
+    raise AssertionError("an objective that needs no scores has asked for one")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The real score (a guided teacher) and the fake one (the critic) at a window's conditioning, for
+    objectives that need scores; where one asks for them, the real one without what came before each chunk,
+    `Judged` clips, and what is `Shown` of pictures.
+    """
+
+    real: Denoiser = _no_score
+    fake: Denoiser = _no_score
     alone: Denoiser | None = None
     judged: Judged | None = None
+    shown: Shown | None = None
 
 
 @dataclass(frozen=True)
@@ -60,8 +91,10 @@ class Objective(Protocol):
         needs_clips: `Scores.judged` and the critic's `judged` have to be given.
         needs_alone: `Scores.alone` has to be given.
         through_scores: the gradient reaches the student through the score networks, too.
+        needs_scores: there are a teacher and a critic; without, `Scores.shown` has to be given.
     """
 
+    needs_scores: ClassVar[bool]
     needs_clips: ClassVar[bool]
     needs_alone: ClassVar[bool]
     through_scores: ClassVar[bool]

@@ -40,6 +40,7 @@ class DistributionMatching:
     Forcing, arXiv 2506.08009). Parts that are scored apart have noise levels of their own.
     """
 
+    needs_scores: ClassVar[bool] = True
     needs_clips: ClassVar[bool] = False
     needs_alone: ClassVar[bool] = False
     through_scores: ClassVar[bool] = False

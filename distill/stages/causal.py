@@ -102,7 +102,7 @@ class CausalStage(WindowStage):
 
     def __init__(self, config: CausalRun, device: torch.device) -> None:
         super().__init__(config, device)
-        self.module: FlowMatching = self.build(self.specs(config)["causal"])
+        self.module: FlowMatching = self.build("causal", self.specs(config)["causal"])
         self.network = self.module
         self.load_clips()
 

@@ -79,10 +79,11 @@ class DiffusionStage(ABC):
         trained = {name: module for name, module in made.items() if not specs[name].frozen}
         return trained, frozen | {"codec": family.blank_codec(config)}
 
-    def build(self, spec: NetworkSpec[N]) -> N:
-        """A network on the device, from its start."""
-        network = self.family.network(spec)
-        return network.requires_grad_(False).eval() if spec.frozen else network
+    def build(self, name: str, spec: NetworkSpec[N]) -> N:
+        """The network `name`, on the device or as frozen ones are held, from its start."""
+        if not spec.frozen:
+            return self.family.network(spec)
+        return self.family.network(spec, self.run.frozen.of(name)).requires_grad_(False).eval()
 
     def load_clips(self) -> None:
         """Take the clips from the latent cache, which is built where it is missing.

@@ -124,8 +124,8 @@ class InitStage(WindowStage):
         super().__init__(config, device)
         self.options = config.distillation
         specs = self.specs(config)
-        self.teacher: FlowMatching = self.build(specs["teacher"])
-        self.student: FewStepStudent = self.build(specs["student"])
+        self.teacher: FlowMatching = self.build("teacher", specs["teacher"])
+        self.student: FewStepStudent = self.build("student", specs["student"])
         self.network = self.student
         # the moving average that consistency targets come from; the trainer's own is much slower
         self.average = copy.deepcopy(self.student).requires_grad_(False).eval()
@@ -135,7 +135,7 @@ class InitStage(WindowStage):
     def specs(cls, config: InitRun) -> dict[str, NetworkSpec[Any]]:
         """The student with its loss, the guided teacher, and the student's moving average."""
         student: NetworkSpec[Any] = NetworkSpec(FewStepStudent, config.init, guidance=True)
-        teacher: NetworkSpec[Any] = NetworkSpec(FlowMatching, config.teacher, frozen=True)
+        teacher: NetworkSpec[Any] = NetworkSpec(FlowMatching, config.teacher, frozen=True, sizes="teacher")
         return {"student": student, "teacher": teacher, "average": replace(student, frozen=True)}
 
     def modules(self) -> dict[str, nn.Module]:

@@ -9,116 +9,36 @@ so that the student meets its own drift.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.context import ChunkPlan
 from models.kv_cache import CacheRing
+from models.video_codec import VideoCodec
 from streamgen.engine.sampler import Sampling
-from streamgen.engine.scheduler import FlowMatchScheduler, add_noise
+from streamgen.engine.scheduler import FlowMatchScheduler
 from streamgen.stream.latents import LatentState
 
 from ..config import require
-from ..families import DiffusionRun, NetworkSpec
+from ..evaluation.features import ReaderFeatures
+from ..families import NetworkSpec
 from ..flow import FlowMatching
-from ..guidance import GuidanceRange, strengths_over
-from ..objectives import OBJECTIVES, DMDConfig, Judged, ObjectiveConfig, Scores, Window
+from ..objectives import FrechetConfig, FrechetMatching, Scores, Window
 from ..optim import ParameterGroups
-from ..running import (
-    RolloutStudent,
-    RunningStreams,
-    Script,
-    ScriptConfig,
-    draw_script,
-    draw_switch,
-    prompt_script,
-)
-from ..scoring import Critic, Told, clip_windows, fake_score, real_score, score_alone, without_gradients
+from ..pictured import Pictured
+from ..running import RolloutStudent, RunningStreams, Script, draw_script, draw_switch, prompt_script
+from ..scoring import Critic, without_gradients
 from ..trainer import Tick
 from ..words.told import ToldBatch
 from .diffusion import DiffusionStage, optimizer_groups
+from .scorers import Rolled, Scorers
+from .self_forcing_config import SelfForcingRun, check_run, objective_of, update_boundaries
 
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How streams are rolled out and scored, in latent frames.
-
-    `batch` streams per process; an update generates `fresh_frames` (a stream's first update `window_frames`)
-    and scores the last `window_frames`. Streams end after `window_frames`, and past `long_from` of the budget
-    after `max_frames`. The student takes up to `steps` steps at `shift`, re-noising in between, of which one
-    drawn per update is the last; chunks are committed at noise level `context_noise`. A `first_share` of
-    the updates see the first chunk alone, of `first_batch` new streams: it is made of words only, all else
-    follows from it, and in windows it is one frame of many. With `context_gradient: self` the loss reaches
-    the student through what its streams have committed, too (`distill.context_gradient`).
-    """
-
-    batch: int = 12
-    window_frames: int = 9
-    fresh_frames: int = 6
-    max_frames: int = 33
-    long_from: float = 0.3
-    first_share: float = 0.0
-    first_batch: int = 48
-    steps: int = 4
-    shift: float = 3.0
-    context_noise: float = 0.05
-    context_gradient: Literal["none", "self"] = "none"
-
-    def __post_init__(self) -> None:
-        require(
-            1 <= self.fresh_frames <= self.window_frames <= self.max_frames,
-            "rollout",
-            "fresh_frames <= window_frames <= max_frames",
-            (self.fresh_frames, self.window_frames, self.max_frames),
-        )
-        require(0 <= self.long_from <= 1, "rollout.long_from", "within [0, 1]", self.long_from)
-        require(0 <= self.first_share <= 1, "rollout.first_share", "within [0, 1]", self.first_share)
-        require(self.first_batch >= 1, "rollout.first_batch", ">= 1", self.first_batch)
-        require(0 <= self.context_noise < 1, "rollout.context_noise", "within [0, 1)", self.context_noise)
-        FlowMatchScheduler(self.steps, self.shift)
-
-
-@dataclass(frozen=True)
-class CriticConfig:
-    """`updates` of the critic for each of the student, `warmup` before the first one; its learning rates are
-    `lr_scale` times the student's.
-    """
-
-    updates: int = 4
-    warmup: int = 40
-    lr_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.updates >= 1, "critic.updates", ">= 1", self.updates)
-        require(self.warmup >= 0, "critic.warmup", ">= 0", self.warmup)
-
-
-@dataclass(frozen=True)
-class SelfForcingRun(DiffusionRun):
-    """Config of the self_forcing stage: `init` is the student's start, `teacher` the real score and the
-    critic's start. With `scoring` "windows" both see a window as a whole (the teacher is bidirectional); with
-    "chunks" they are causal as the student is, and score each chunk behind what the stream has committed:
-    its distribution given the past instead of the joint one. Captions and tracks come from the clips; or
-    captions alone from `prompts`, a file as `streamgen render` takes it, and then no clips are needed.
-    """
-
-    teacher: str = "runs/tiny/teacher/export"
-    scoring: Literal["windows", "chunks"] = "windows"
-    prompts: str | None = None
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    script: ScriptConfig = field(default_factory=ScriptConfig)
-    guidance: GuidanceRange = field(default_factory=GuidanceRange)
-    objective: ObjectiveConfig = field(default_factory=DMDConfig)
-
-    @property
-    def needs_clips(self) -> bool:
-        """Prompts alone are enough."""
-        return self.prompts is None
+__all__ = ["SelfForcingRun", "SelfForcingStage"]
 
 
 @dataclass(frozen=True)
@@ -137,22 +57,6 @@ class RolloutBatch:
     told: ToldBatch | None = None
 
 
-@dataclass(frozen=True)
-class Rolled:
-    """A window of running streams. `seen (B, P, C, h, w)` is what they show up to its end, all that they had
-    in their context before it and the window itself, where chunks are scored behind it; `places (P,)` are the
-    latent frames of the streams that it shows, or those of the window. `added` is the loss of captions, with
-    its `metrics`.
-    """
-
-    window: Window
-    script: Script
-    places: Tensor
-    seen: Tensor | None
-    added: Tensor | float = 0.0
-    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
-
-
 class SelfForcingStage(DiffusionStage):
     """Trains a few-step student and its critic (a `distill.trainer.Stage`)."""
 
@@ -164,64 +68,101 @@ class SelfForcingStage(DiffusionStage):
         require(config.init is not None, "init", "a checkpoint of the init stage", None)
         if config.script.switch_share:
             draw_switch(update_boundaries(config), config.script, torch.Generator())
-        _check_chunks(config)
-        _check_objective(config)
-        plan = self.family.plan_of(Path(config.teacher))
-        if plan is not None:
-            _check_teacher(config, plan)
+        self.objective = objective_of(config)
+        scored = self.objective.needs_scores
+        check_run(config, self.family.plan_of(Path(config.teacher)) if scored else None)
         specs = self.specs(config)
-        self.student: RolloutStudent = self.build(specs["student"])
+        self.student: RolloutStudent = self.build("student", specs["student"])
         self.network = self.student
-        self.teacher: FlowMatching = self.build(specs["teacher"])
-        self.critic: Critic = self.build(specs["critic"])
-        self.objective = OBJECTIVES[type(config.objective)](config.objective)
-        if self.objective.needs_clips:
-            self.critic.add_judge()
         self.streams: RunningStreams | None = None
         self.prompts = None if config.prompts is None else self.family.prompts(config.prompts)
         if self.prompts is None:
             self.load_clips()
+        clips = self.clips if self.prompts is None else None
+        self.scorers: Scorers | None = None
+        self.pictured: Pictured | None = None
+        if scored:
+            teacher: FlowMatching = self.build("teacher", specs["teacher"])
+            critic: Critic = self.build("critic", specs["critic"])
+            self.scorers = Scorers(config, self.objective, teacher, critic, clips)
+        else:
+            self.pictured = self._pictured()
 
     @classmethod
     def specs(cls, config: SelfForcingRun) -> dict[str, NetworkSpec[Any]]:
         """The student that streams, and the two scores: the guided teacher and the critic, which starts from
-        it.
+        it or elsewhere. Each has the sizes of its start.
         """
-        frames = config.rollout.window_frames
-        plan = ChunkPlan(frames, frames, 0, 0) if config.scoring == "windows" else None
+        student: NetworkSpec[Any] = NetworkSpec(RolloutStudent, config.init, guidance=True)
+        if not objective_of(config).needs_scores:
+            return {"student": student}
+        frames, own = config.rollout.window_frames, config.critic.init
+        whole = ChunkPlan(frames, frames, 0, 0)
+        plans = [whole if kind == "windows" else None for kind in (config.scoring, config.critic_scoring)]
+        critic: NetworkSpec[Any] = NetworkSpec(
+            Critic,
+            config.teacher if own is None else own,
+            guidance=True,
+            plan=plans[1],
+            heads=False,
+            sizes="teacher" if own is None else "start",
+        )
         return {
-            "student": NetworkSpec(RolloutStudent, config.init, guidance=True),
-            "critic": NetworkSpec(Critic, config.teacher, guidance=True, plan=plan, heads=False),
-            "teacher": NetworkSpec(FlowMatching, config.teacher, plan=plan, frozen=True),
+            "student": student,
+            "critic": critic,
+            "teacher": NetworkSpec(FlowMatching, config.teacher, plan=plans[0], frozen=True, sizes="teacher"),
         }
 
+    @property
+    def teacher(self) -> FlowMatching:
+        """The real score, where there is one."""
+        assert self.scorers is not None
+        return self.scorers.teacher
+
+    @property
+    def critic(self) -> Critic:
+        """The fake score, where there is one."""
+        assert self.scorers is not None
+        return self.scorers.critic
+
     def modules(self) -> dict[str, nn.Module]:
-        """Student and critic."""
-        return {"student": self.student, "critic": self.critic}
+        """The student, and the critic where there is one."""
+        trained: dict[str, nn.Module] = {"student": self.student}
+        return trained if self.scorers is None else trained | {"critic": self.scorers.critic}
 
     def frozen(self) -> dict[str, nn.Module]:
         """Networks that are never trained."""
-        return {"teacher": self.teacher}
+        return {} if self.scorers is None else {"teacher": self.scorers.teacher}
 
     def optimizer_groups(self) -> dict[str, ParameterGroups]:
         """Hidden matrices apart from embeddings, modulations and outputs."""
-        critic, scale = optimizer_groups(self.critic), self.config.critic.lr_scale
-        scaled = ParameterGroups(critic.matrices, critic.others, scale, scale)
-        return {"student": optimizer_groups(self.student), "critic": scaled}
+        groups = {"student": optimizer_groups(self.student)}
+        if self.scorers is None:
+            return groups
+        critic, scale = optimizer_groups(self.scorers.critic), self.config.critic.lr_scale
+        return groups | {"critic": ParameterGroups(critic.matrices, critic.others, scale, scale)}
 
     def target(self, step: int) -> str:
-        """The critic in its warm-up, later one update of the student behind each `updates` of the critic."""
+        """The critic in its warm-up, later one update of the student behind each `updates` of the critic; the
+        student where there is none.
+        """
         critic = self.config.critic
         after = step - critic.warmup
-        return "student" if after >= 0 and after % (critic.updates + 1) == critic.updates else "critic"
+        own = after >= 0 and after % (critic.updates + 1) == critic.updates
+        return "student" if own or self.scorers is None else "critic"
 
     def state(self) -> dict[str, Any]:
-        """The running streams of this process."""
-        return {"streams": None if self.streams is None else self.streams.save()}
+        """The running streams of this process, and what its objective knows of earlier ones."""
+        streams = None if self.streams is None else self.streams.save()
+        objective = self.objective
+        known = {"objective": objective.state()} if isinstance(objective, FrechetMatching) else {}
+        return {"streams": streams} | known
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over saved streams."""
         saved = state["streams"]
+        if isinstance(self.objective, FrechetMatching):
+            self.objective.load_state(state["objective"])
         if saved is None:
             self.streams = None
             return
@@ -271,18 +212,34 @@ class SelfForcingStage(DiffusionStage):
         network = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
         if network is self.student:
             rolled = self.roll(module, batch, with_gradient=True)
-            # the scores learn nothing here, whatever the gradient goes through
-            with without_gradients(self.critic):
-                scores = self.scores(rolled, generator)
-                loss, metrics = self.objective.student_loss(rolled.window, scores, generator)
+            loss, metrics = self._student_loss(rolled, generator)
             return loss + rolled.added, {**metrics, **rolled.metrics}
+        assert self.scorers is not None
         with torch.no_grad():
             rolled = self.roll(self.student, batch, with_gradient=False)
-        told = self._told(rolled, generator)
-        judged = self._judged(module, rolled, told, generator)
-        return self.objective.critic_loss(
-            rolled.window, lambda x, sigma: module(x, sigma, *told.all()), generator, judged
-        )
+        return self.scorers.critic_loss(module, rolled, generator)
+
+    def _student_loss(
+        self, rolled: Rolled, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The objective's loss for the student."""
+        if self.scorers is None:
+            assert self.pictured is not None
+            shown = self.pictured.shown(rolled.seen, rolled.window.x[:, -rolled.new :], rolled.places)
+            return self.objective.student_loss(rolled.window, Scores(shown=shown), generator)
+        # the scores learn nothing here, whatever the gradient goes through
+        with without_gradients(self.scorers.critic):
+            scores = self.scorers.scores(rolled, generator)
+            return self.objective.student_loss(rolled.window, scores, generator)
+
+    def _pictured(self) -> Pictured:
+        """What clips show, and how it is told of streams."""
+        config, objective = self.config, self.config.objective
+        assert isinstance(objective, FrechetConfig)
+        features = ReaderFeatures(config.scenes, self.device)
+        total = self.clips.latents.shape[1]
+        codec = cast(VideoCodec, self.family.codec)
+        return Pictured(codec, features, self.clips, total, objective.clips, config.seed)
 
     def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
         """Carry the streams on to their next window, or begin others for their first chunk."""
@@ -323,154 +280,24 @@ class SelfForcingStage(DiffusionStage):
         """The window of what the student `made`: behind the frames `before`, or behind the whole `context`
         that the stream had then.
         """
-        fresh, added, metrics = made
-        new = torch.arange(streams.frames - fresh.shape[1], streams.frames)
-        if self.config.scoring == "windows":
-            x = fresh if before is None else torch.cat([before, fresh], 1)
-            places = torch.arange(streams.frames - x.shape[1], streams.frames)
-            is_fresh = torch.arange(x.shape[1], device=x.device) >= x.shape[1] - fresh.shape[1]
-            whole = Window(x, is_fresh, torch.zeros_like(is_fresh, dtype=torch.long))
-            return Rolled(whole, streams.script, places, None, added, metrics)
-        past, places = context
+        (fresh, added, metrics), (past, places) = made, context
+        count = fresh.shape[1]
+        new = torch.arange(streams.frames - count, streams.frames)
         seen = fresh.detach() if past is None else torch.cat([past, fresh.detach()], 1)
-        plan = self.config.plan
-        chunks = torch.tensor([plan.index_of(int(frame)) for frame in new], device=fresh.device)
-        every = torch.ones_like(chunks, dtype=torch.bool)
-        window = Window(fresh, every, chunks - chunks[0])
-        return Rolled(window, streams.script, torch.cat([places, new]), seen, added, metrics)
-
-    def scores(self, rolled: Rolled, generator: torch.Generator) -> Scores:
-        """The teacher under joint guidance and the critic, at the window's own captions and tracks."""
-        told, shape = self._told(rolled, generator), rolled.window.x.shape
-        alone = None
-        if self.objective.needs_alone:
-            alone = score_alone(self.teacher, told, shape, self.config.plan.chunk_frames)
-        judged = self._judged(self.critic, rolled, told, generator)
-        real = real_score(self.teacher, told, shape)
-        return Scores(real, fake_score(self.critic, told), alone, judged)
+        if "windows" in (self.config.scoring, self.config.critic_scoring):
+            x = fresh if before is None else torch.cat([before, fresh], 1)
+            is_fresh = torch.arange(x.shape[1], device=x.device) >= x.shape[1] - count
+            window = Window(x, is_fresh, torch.zeros_like(is_fresh, dtype=torch.long))
+        else:
+            plan = self.config.plan
+            chunks = torch.tensor([plan.index_of(int(frame)) for frame in new], device=fresh.device)
+            window = Window(fresh, torch.ones_like(chunks, dtype=torch.bool), chunks - chunks[0])
+        return Rolled(window, streams.script, torch.cat([places, new]), seen, count, added, metrics)
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Contact sheets of fixed streams as the student streams them."""
         self.preview(out_dir)
         return {}
 
-    def _told(self, rolled: Rolled, generator: torch.Generator) -> Told:
-        """Words, captions, tracks and strengths at the places, and what is seen as the stream has committed
-        it, where chunks are scored.
-        """
-        script, places, seen = rolled.script, rolled.places, rolled.seen
-        tracks = script.tracks_of(places)
-        strengths = strengths_over(script.strengths, tracks.state, self.student.plan, places)
-        segment, committed = script.segment(places), None
-        if seen is not None:
-            # after a recache the past is read under the caption that the new chunks have; an update never
-            # spans a switch
-            first = len(places) - rolled.window.x.shape[1]
-            segment = torch.cat([segment[:, first : first + 1].expand(-1, first), segment[:, first:]], 1)
-            level = torch.full(seen.shape[:2], self.config.rollout.context_noise, device=seen.device)
-            noise = torch.randn(seen.shape, generator=generator).to(seen)
-            committed = add_noise(seen, noise, level), level
-        return Told(script.words, segment, tracks, strengths, committed)
-
-    def _judged(
-        self, critic: nn.Module, rolled: Rolled, told: Told, generator: torch.Generator
-    ) -> Judged | None:
-        """Windows of clips beside the streams' and the judgement of both, where the objective asks for it."""
-        if not self.objective.needs_clips:
-            return None
-        config = self.config
-        clips = clip_windows(
-            self.clips,
-            rolled.script,
-            rolled.places,
-            rolled.window.x.shape[1],
-            config.windows.silence,
-            config.plan,
-            None if told.committed is None else config.rollout.context_noise,
-            generator,
-        )
-        return Judged(
-            clips.x,
-            lambda x, sigma: critic(x, sigma, *clips.told.all(), True),
-            lambda x, sigma: critic(x, sigma, *told.all(), True),
-        )
-
     def _new_cache(self, batch: int) -> CacheRing:
         return self.student.new_cache(batch, self.family.grid, self.family.cache_dtype)
-
-
-def update_boundaries(config: SelfForcingRun) -> list[int]:
-    """The latent frames of a stream at which its updates begin, but for 0."""
-    rollout = config.rollout
-    return list(range(rollout.window_frames, rollout.max_frames, rollout.fresh_frames))
-
-
-def _check_objective(config: SelfForcingRun) -> None:
-    """What an objective or a gradient asks for has to be there."""
-    plan = config.plan
-    require(
-        config.rollout.context_gradient == "none"
-        or (plan.first_chunk_frames == plan.chunk_frames and plan.sink_frames % plan.chunk_frames == 0),
-        "rollout.context_gradient",
-        "none without a sink of whole chunks and a first chunk as long as the others",
-        config.rollout.context_gradient,
-    )
-    objective = OBJECTIVES[type(config.objective)](config.objective)
-    if objective.needs_clips:
-        require(
-            config.prompts is None,
-            "prompts",
-            f"null, since {config.objective.kind} needs clips",
-            config.prompts,
-        )
-    if objective.needs_alone:
-        what = f"chunks: {config.objective.kind} needs a teacher that sees a past"
-        require(config.scoring == "chunks", "scoring", what, config.scoring)
-
-
-def _check_teacher(config: SelfForcingRun, plan: ChunkPlan) -> None:
-    """The teacher has to be of the kind that `scoring` asks for; `plan` is its own."""
-    if config.scoring == "windows":
-        require(
-            config.rollout.window_frames <= plan.chunk_frames,
-            "rollout.window_frames",
-            f"<= the teacher's {plan.chunk_frames} latent frames",
-            config.rollout.window_frames,
-        )
-        return
-    require(
-        (plan.chunk_frames, plan.first_chunk_frames)
-        == (config.plan.chunk_frames, config.plan.first_chunk_frames),
-        "teacher",
-        f"a causal model with chunks of {config.plan.chunk_frames} latent frames, as scoring: chunks needs",
-        f"chunks of {plan.chunk_frames}",
-    )
-    require(
-        config.plan.first_chunk_frames == config.plan.chunk_frames
-        and config.plan.sink_frames % config.plan.chunk_frames == 0,
-        "plan",
-        "a sink of whole chunks, and a first chunk as long as the others, where scoring is chunks",
-        config.plan,
-    )
-
-
-def _check_chunks(config: SelfForcingRun) -> None:
-    """Updates have to end where chunks do, and what a window shows of the past must still be at hand."""
-    rollout, plan = config.rollout, config.plan
-    for name, frames, first in (
-        ("window_frames", rollout.window_frames, plan.first_chunk_frames),
-        ("fresh_frames", rollout.fresh_frames, 0),
-    ):
-        require(
-            (frames - first) % plan.chunk_frames == 0,
-            f"rollout.{name}",
-            f"{first} plus whole chunks of {plan.chunk_frames} latent frames",
-            frames,
-        )
-    past = rollout.window_frames - rollout.fresh_frames
-    require(
-        past <= plan.window_frames,
-        "rollout.window_frames - rollout.fresh_frames",
-        f"<= plan.window_frames ({plan.window_frames})",
-        past,
-    )

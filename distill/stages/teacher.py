@@ -93,7 +93,7 @@ class TeacherStage(DiffusionStage):
             require(frames <= latent_frames, name, f"<= the clips' {latent_frames} latent frames", frames)
         super().__init__(config, device)
         self.config = config
-        self.module: FlowMatching = self.build(self.specs(config)["teacher"])
+        self.module: FlowMatching = self.build("teacher", self.specs(config)["teacher"])
         self.network = self.module
         self.load_clips()
 

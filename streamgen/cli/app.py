@@ -322,7 +322,9 @@ def bench(
     options = BenchOptions(
         chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, protocol is not None
     )
-    pipeline = load_pipeline(model, device, runner=runner, quantize=quantize, mesh=mesh)
+    pipeline = load_pipeline(
+        model, device, runner=runner, quantize=quantize, mesh=mesh, keep_full=vs is not None
+    )
     if threads is None:
         pipeline.settle_threads()
     note_runner(pipeline, lambda note: say(f"note: {note}"))

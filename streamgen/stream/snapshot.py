@@ -23,6 +23,8 @@ from ..engine.decoder import DecoderState
 from ..engine.noise import NoiseSource, SeededNoise, seed_identity
 from ..engine.runner import Runner
 from ..errors import InputError
+from ..live.hearing import Heard, heard_of, heard_tensors
+from ..live.taken import InputSource
 from ..machine import own_version
 from ..motion.gestures import Gesture
 from ..motion.tracks import TrackSet
@@ -60,14 +62,16 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """What a snapshot holds: the state, the events that wait, how many receipts were given, and a chunk that
-    was made and not handed over.
+    """What a snapshot holds: the state, the events that wait, how many receipts were given, a chunk that was
+    made and not handed over, and frames of live input that wait, with their numbers.
     """
 
     state: StreamState
     pending: list[Pending]
     receipts: int
     owed: FrameChunk | None
+    frames: Tensor
+    numbers: tuple[int, ...] = ()
 
 
 def encode(
@@ -76,6 +80,7 @@ def encode(
     state: StreamState,
     waiting: tuple[Sequence[Pending], int],
     owed: FrameChunk | None = None,
+    source: InputSource | None = None,
 ) -> Snapshot:
     """A state as a snapshot.
 
@@ -83,9 +88,12 @@ def encode(
         runner: what the stream runs on, which is told and not kept.
         waiting: the events that wait, and how many receipts were given.
         owed: a chunk that was made and not handed over.
+        source: of its live input, whose waiting frames are kept.
     """
     pending, receipts = waiting
     tensors, meta = _encoded_latents(state)
+    live, meta["input"] = _encoded_input(state, source)
+    tensors |= live
     for i, gesture in enumerate(state.controls.gestures):
         tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
     for i, item in enumerate(pending):
@@ -116,6 +124,21 @@ def encode(
         "header": state.log.header.to_json(),
     }
     return Snapshot(tensors, meta, state.log)
+
+
+def _encoded_input(
+    state: StreamState, source: InputSource | None
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors and plain values of the live input; None for a stream without."""
+    frames, numbers = (torch.empty(0, 0, 0, 3), ()) if source is None else source.waiting()
+    tensors: dict[str, Tensor] = {"input.waiting": frames.clone()} if numbers else {}
+    if state.controls.mask is not None:
+        tensors["input.mask"] = state.controls.mask.clone()
+    row: dict[str, Any] = {"numbers": list(numbers)}
+    if state.heard is not None:
+        held, row["heard"] = heard_tensors(state.heard)
+        tensors |= {f"input.{name}": x for name, x in held.items()}
+    return tensors, (row if tensors else None)
 
 
 def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -186,6 +209,7 @@ def decode(
             model.settings.updated(meta["settings"]),
             tuple(_gesture(i, row, tensors) for i, row in enumerate(meta["gestures"])),
             _passage(meta.get("passage"), texts),
+            None if tensors.get("input.mask") is None else tensors["input.mask"].cpu(),
         )
         ring = model.new_ring(controls.settings, eight_bits)
         latents = _latents(ring, meta, tensors, texts)
@@ -200,10 +224,14 @@ def decode(
             place = (int(meta["owed"][0]), model.geometry.fps, int(meta["owed"][1]), epoch)
             owed = FrameChunk(tensors["owed.frames"].cpu(), *place, (), {}, tensors["owed.latents"])
         opening, receipts = tensors.get("opening"), int(meta["receipts"])
+        live = meta.get("input") or {}
+        heard = _heard(live.get("heard"), tensors, model)
+        numbers = tuple(int(number) for number in live.get("numbers", ()))
+        frames = tensors["input.waiting"].cpu() if numbers else torch.empty(0, 0, 0, 3)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"snapshot: does not fit this stream ({error})") from None
-    state = StreamState(latents, controls, decoder, snapshot.log, draws, opening, epoch)
-    return Restored(state, pending, receipts, owed)
+    state = StreamState(latents, controls, decoder, snapshot.log, draws, opening, epoch, heard)
+    return Restored(state, pending, receipts, owed, frames, numbers)
 
 
 def check_fits(meta: dict[str, Any], model: StreamModel) -> None:
@@ -422,6 +450,15 @@ def _pending(
     event, _ = decode_event(tensors[f"pending.{i}"].cpu().numpy().tobytes())
     receipt = Receipt(int(row["number"]), epoch=epoch)
     return Pending(event, receipt, int(row["at_frame"]), bool(row["live"]), model.coming_text(event))
+
+
+def _heard(row: dict[str, Any] | None, tensors: dict[str, Tensor], model: StreamModel) -> Heard | None:
+    """What the stream has heard of its input."""
+    if row is None:
+        return None
+    prefix = "input."
+    held = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return heard_of(model.tokenizer, held, row)
 
 
 def _bytes_tensor(data: bytes) -> Tensor:

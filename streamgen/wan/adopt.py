@@ -316,7 +316,8 @@ def config_of(adoption: Adoption, options: AdoptOptions) -> WanConfig:
     if "vae" not in adoption.chosen and "tiny_decoder" in adoption.chosen:
         content["decoder"] = "tiny"
     content["sources"] = _sources(content["sources"], adoption)
-    return _checked(content, options.overrides)
+    own = () if dit.release is None or options.like is not None else dit.release.overrides
+    return _checked(content, (*own, *options.overrides))
 
 
 def _checked(content: Mapping[str, Any], overrides: tuple[str, ...]) -> WanConfig:

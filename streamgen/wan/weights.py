@@ -16,7 +16,7 @@ from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
 from ..checkpoints.foreign import expect_kind, one_line, read_foreign, read_names
 from ..checkpoints.hub import HubSource, fetch, is_hub, parse_hub
-from ..engine.quantize import restored
+from ..engine.quantize import Quantization, hold_rounded, is_rounded, restored, rounded
 from ..errors import CheckpointError
 from .config import Sources, WanConfig
 from .sizes import foreign_layers, size_word
@@ -244,25 +244,35 @@ def assign(
     device: torch.device,
     dtype: torch.dtype,
     tell: Callable[[float], None] = lambda share: None,
+    quantize: Quantization | None = None,
 ) -> None:
     """Give a module that was built on the meta device its weights, one after the other, so that memory holds
     them once; `tensors` is emptied.
 
     Args:
         tell: called with the share in 0..1 that is placed, after each tensor.
+        quantize: what a diffusion network's linear layers are to be in: the same numbers as
+            `engine.quantize.quantized` gives, and nothing of them in full precision.
 
     Raises:
         CheckpointError: missing or surplus names, other shapes, or numbers that are not finite.
     """
     check_tensors(module.state_dict(), tensors, where)
     placed: Tensors = {}
+    small: dict[str, tuple[Tensor, Tensor]] = {}
     total, done = max(1, sum(x.numel() for x in tensors.values())), 0
     for name in list(tensors):
         # a copy: what was read may be a map of the file
-        placed[name] = torch.empty(tensors[name].shape, device=device, dtype=dtype).copy_(tensors.pop(name))
-        done += placed[name].numel()
+        x = torch.empty(tensors[name].shape, device=device, dtype=dtype).copy_(tensors.pop(name))
+        done += x.numel()
+        if quantize is not None and is_rounded(name):
+            small[name] = rounded(x, quantize)
+        else:
+            placed[name] = x
         tell(done / total)
-    module.load_state_dict(placed, assign=True)
+    module.load_state_dict(placed, strict=not small, assign=True)
+    if small and quantize is not None:
+        hold_rounded(module, small, quantize)
     module.eval().requires_grad_(False)
 
 

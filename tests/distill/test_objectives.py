@@ -16,6 +16,7 @@ from distill.objectives import (
     Denoiser,
     DistributionMatching,
     DMDConfig,
+    FrechetConfig,
     GANConfig,
     HistoryConfig,
     HistoryMatching,
@@ -372,6 +373,7 @@ def test_levels_out_of_range_are_refused() -> None:
         ({"kind": "gan", "penalty": 1.0}, GANConfig),
         ({"kind": "dmd+gan", "share": 0.1}, MixedConfig),
         ({"kind": "history", "strength": 0.5}, HistoryConfig),
+        ({"kind": "frechet", "memory": 0.5}, FrechetConfig),
     ],
 )
 def test_a_config_names_its_objective(section: dict[str, Any], kind: type) -> None:
@@ -385,7 +387,7 @@ def test_a_config_names_its_objective(section: dict[str, Any], kind: type) -> No
     [
         (
             {"kind": "sidd"},
-            r"objective\.kind: expected one of dmd, sid, gan, dmd\+gan, history, found 'sidd'",
+            r"objective\.kind: expected one of dmd, sid, gan, dmd\+gan, history, frechet, found 'sidd'",
         ),
         ({"kind": "sid", "strength": 1.0}, r"unknown config key 'objective\.strength'"),
         ({"kind": "gan", "penalty": -1.0}, "objective.penalty: expected >= 0"),

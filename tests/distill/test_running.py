@@ -25,7 +25,8 @@ from distill.running import (
 )
 from distill.stages import load_run
 from distill.stages.init import InitStage, _consistency, _regression, condition_of
-from distill.stages.self_forcing import Rolled, SelfForcingRun, SelfForcingStage
+from distill.stages.scorers import Rolled
+from distill.stages.self_forcing import SelfForcingRun, SelfForcingStage
 from distill.trainer import Tick
 from models.context import ChunkPlan, SequenceFrame
 from models.kv_cache import CacheRing
@@ -195,10 +196,11 @@ def test_windows_join_what_was_and_what_is_new(stage: SelfForcingStage) -> None:
         with torch.no_grad():
             batch = stage.batch(Tick(step, 0, 0, 1, 1, 0.5))
             rolled = stage.roll(stage.student, batch, with_gradient=False)
-        window, start = rolled.window, int(rolled.places[0])
+        window, start = rolled.window, int(rolled.places[-5])
         assert window.x.shape[1] == 5
         assert torch.equal(stage.streams.recent(3), window.x[:, -3:])
-        assert rolled.places.tolist() == [*range(start, start + 5)]
+        assert rolled.places[-5:].tolist() == [*range(start, start + 5)]
+        assert torch.equal(rolled.seen[:, -5:], window.x)
         places.append((start, int(window.fresh.sum())))
     assert places == [(0, 5), (3, 3), (6, 3), (0, 5), (3, 3), (6, 3)]
 
@@ -216,7 +218,7 @@ def test_first_chunks_alone_leave_running_streams_where_they_are(tmp_path: Path)
             frames = None if before is None else before.frames
             with torch.no_grad():
                 rolled = stage.roll(stage.student, batch, with_gradient=False)
-                real = stage.scores(rolled, torch.Generator()).real
+                real = stage.scorers.scores(rolled, torch.Generator()).real
                 made = rolled.window.x
                 assert real(made, torch.full(made.shape[:2], 0.5)).shape == made.shape
             kinds.append(batch.first)
@@ -249,7 +251,6 @@ def teacher_goes_on(
     what the stream had in its context, then chunk after chunk committed.
     """
     teacher, seen = stage.teacher, rolled.seen
-    assert seen is not None
     tracks, script = rolled.script.tracks_of(rolled.places), rolled.script
     first, motion = seen.shape[1] - noisy.shape[1], teacher.motion(tracks, GRID)
     encoded = [teacher.dit.embed_text(teacher.text_encoder(script.words[:, i])) for i in (int(after), 2)]
@@ -302,7 +303,7 @@ def test_chunks_are_scored_as_a_stream_of_the_teacher_would_go_on(
         assert rolled.places.tolist() == [0, *range(7, 15), *range(15, 21)]
         noisy = torch.randn(rolled.window.x.shape, generator=torch.Generator().manual_seed(3))
         sigmas = torch.linspace(0.3, 0.9, 2 * new).view(2, new)
-        scores = stage.scores(rolled, torch.Generator())
+        scores = stage.scorers.scores(rolled, torch.Generator())
         found = (noisy - scores.real(noisy, sigmas)) / sigmas[..., None, None, None]
         expected = teacher_goes_on(stage, rolled, noisy, sigmas, switch is not None)
         for row in range(2):

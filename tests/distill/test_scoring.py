@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import distill.scoring
+import distill.stages.scorers
+import distill.stages.self_forcing
 from distill.config import ConfigError
 from distill.guidance import GuidanceRange
 from distill.latent_cache import LatentClips
@@ -90,7 +92,7 @@ def test_alone_a_first_chunk_is_scored_as_ever_and_later_ones_are_not(
             rolled = stage.roll(stage.student, batch, with_gradient=False)
             noisy = torch.randn(rolled.window.x.shape, generator=torch.Generator().manual_seed(3))
             levels = torch.full(noisy.shape[:2], 0.7)
-            scores = stage.scores(rolled, torch.Generator().manual_seed(0))
+            scores = stage.scorers.scores(rolled, torch.Generator().manual_seed(0))
             assert scores.alone is not None
             real, alone = scores.real(noisy, levels), scores.alone(noisy, levels)
             torch.testing.assert_close(alone[:, 0], real[:, 0], rtol=1e-4, atol=1e-4)
@@ -102,7 +104,7 @@ def test_alone_a_first_chunk_is_scored_as_ever_and_later_ones_are_not(
             torch.testing.assert_close(scores.alone(changed, levels)[:, 1:], alone[:, 1:])
 
     with_past = lambda teacher, told, shape, chunk: distill.scoring.real_score(teacher, told, shape)  # noqa: E731
-    assert_needs(check, monkeypatch, distill.stages.self_forcing, "score_alone", with_past)
+    assert_needs(check, monkeypatch, distill.stages.scorers, "score_alone", with_past)
 
 
 def test_what_an_objective_needs_has_to_be_there(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ downloads that are cached, gone on with and compared; no network but a server of
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,34 @@ def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in done.stdout
 
 
+RCM = "Causal_rCM_Wan2.1_T2V_1.3B_480p_TF-dCM-init"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "chunk"), [("c3-3_step4", 4, 3), ("c3-3_step2", 2, 3), ("c1-1_step1", 1, 1)]
+)
+def test_a_release_says_what_of_its_config_is_other(
+    name: str, steps: int, chunk: int, published: Path, tmp_path: Path
+) -> None:
+    """rCM's files differ in their steps, which stand in their names."""
+    state = torch.load(published / "owner" / "repo" / "self_forcing_dmd.pt", weights_only=True)
+    (tmp_path / "files").mkdir()
+    path = tmp_path / "files" / f"{RCM}_SF-DMD_{name}.pt"
+    weights = {key.replace("model.", "net.", 1): x for key, x in state["generator"].items()}
+    weights["net.patch_embedding.weight"] = weights["net.patch_embedding.weight"].flatten(1)
+    torch.save(weights | {"net.accum_iteration": torch.tensor(3)}, path)
+    vae = published / "owner" / "repo" / "Wan2.1_VAE.pth"
+    report = adopt(str(path), tmp_path / "own", replace(small("decoder=vae"), vae=str(vae)))
+    assert report["problems"] == []
+    first_frames(tmp_path / "own")
+    assert report["settings_of"].startswith(f"wan-1.3b-rcm-{'chunk' if chunk == 3 else 'frame'}")
+    config = read_wan_config(tmp_path / "own" / "config.yaml")
+    assert (config.sampling.steps, config.plan.chunk_frames) == (steps, chunk)
+    other = replace(small(), vae=str(vae), like="wan-1.3b-self-forcing")
+    adopt(str(path), tmp_path / "like", other)
+    assert read_wan_config(tmp_path / "like" / "config.yaml").sampling.steps == 4
+
+
 def test_releases_are_told_apart() -> None:
     for place, config in (
         ("gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt", "wan-1.3b-self-forcing"),
@@ -212,6 +241,11 @@ def test_releases_are_told_apart() -> None:
         ("framewise-1step.pt", "wan-1.3b-causal-forcing-1step"),
         ("JaydenLu666/Reward-Forcing-T2V-1.3B/rewardforcing.pt", "wan-1.3b-reward-forcing"),
         ("JiaqiFeng/OneForcing/checkpoints/one_forcing.pt", "wan-1.3b-one-forcing"),
+        ("worstcoder/rcm-Wan/Causal_rCM_Wan2.1_T2V_1.3B_480p_TF-dCM_c3-3.pt", "wan-1.3b-rcm-chunk"),
+        (f"{RCM}_SF-DMD_c3-3_step4.pt", "wan-1.3b-rcm-chunk"),
+        (f"{RCM}_SF-DMD_c1-1_step2.pt", "wan-1.3b-rcm-frame"),
+        ("/x/Causal_rCM_Wan2.1_T2V_1.3B_480p_TF_Diffusion_c3-3.pt", None),
+        ("rCM_Wan2.1_T2V_1.3B_480p.pt", None),
         ("Wan2.1-T2V-1.3B/diffusion_pytorch_model.safetensors", None),
     ):
         release = find_release(place)
