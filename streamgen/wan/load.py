@@ -10,7 +10,7 @@ from typing import cast
 import torch
 
 from models.causal_dit import CausalDiT
-from models.live_lora import factor_tensors
+from models.live_lora import LiveLoras, factor_tensors
 from models.motion_encoder import MotionEncoder
 from models.rope import RotaryEmbedding3D
 from models.tiny_decoder import TinyDecoder
@@ -103,11 +103,7 @@ def load_wan(
     if options.note is not None:
         for line in (*tensors.notes(), *merged, *live_notes(live)):
             options.note(line)
-    digest = _digest(config, tensors, options)
-    if live is not None:
-        # a stream that was saved goes on with the same LoRAs alone
-        apart = tensor_digest(factor_tensors(live))
-        digest = hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
+    digest = _with_live(_digest(config, tensors, options), live)
     tell = partial(options.tell, "placing weights")
     networks = _networks(config, tensors, str(directory or name), device, setup, tell)
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
@@ -120,6 +116,14 @@ def load_wan(
     # what the files are in is tried once more where it could not be had, and said
     quantize = config.quantize if setup.quantize == "none" and at_load.quantize is None else setup.quantize
     return ModelParts(name, config, networks, prompts, digest, stream_fits, told, quantize, live)
+
+
+def _with_live(digest: str, live: LiveLoras | None) -> str:
+    """The digest of a model with live LoRAs: a stream that was saved goes on with the same ones alone."""
+    if live is None:
+        return digest
+    apart = tensor_digest(factor_tensors(live))
+    return hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
 
 
 def _quantize_at_load(config: WanConfig, setup: Setup, device: torch.device, at_load: AtLoad) -> str:
