@@ -153,7 +153,7 @@ async def crowd_row(real: bool, watchers: int, seconds: float) -> dict[str, Any]
         from streamgen import load_pipeline
 
         engine = PipelineEngine(load_pipeline("tiny"))
-    async with _served(engine) as port:
+    async with served(engine) as port:
         return await measure_crowd(port, engine.info.examples[0], watchers, seconds)
 
 
