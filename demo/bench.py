@@ -3,7 +3,8 @@
 A fake engine offers textured pictures of 832 x 480 in chunks of four at 16 and 30 frames per second; the real
 one streams the shipped model. The page is the demo's own in headless Chromium. Every figure is read in the
 page: frames shown per second, time from a frame's generation to its showing (one clock: same machine), and
-time from a change of words to the first picture made under it.
+time from a change of words to the first picture made under it. What watchers cost the engine is measured
+apart, by how long its chunks take with a crowd of them and without (`--no-viewers` measures that alone).
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import typer
 import uvicorn
 
 from .app import build_app
+from .bench_watchers import measure_crowd
 from .delay_proxy import DelayProxy, Link
 from .engine import Engine, PipelineEngine
 from .fake_engine import FakeEngine
@@ -144,6 +146,17 @@ async def served(engine: Engine) -> AsyncIterator[int]:
         await serving
 
 
+async def crowd_row(real: bool, watchers: int, seconds: float) -> dict[str, Any]:
+    """What watchers cost the engine: the shipped model's, or the fake one's at 832 x 480."""
+    engine: Engine = FakeEngine(16.0, (480, 832), 4, 0.05)
+    if real:
+        from streamgen import load_pipeline
+
+        engine = PipelineEngine(load_pipeline("tiny"))
+    async with served(engine) as port:
+        return await measure_crowd(port, engine.info.examples[0], watchers, seconds)
+
+
 async def run_all(chosen: list[Case], seconds: float) -> list[dict[str, Any]]:
     """Every measurement, one after the other, in one browser."""
     from playwright.async_api import async_playwright
@@ -162,9 +175,14 @@ async def run_all(chosen: list[Case], seconds: float) -> list[dict[str, Any]]:
 def main(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 20.0,
     real: Annotated[bool, typer.Option(help="Measure the shipped model, too.")] = True,
+    watchers: Annotated[int, typer.Option(min=0, help="Measure what so many watchers cost; 0: not.")] = 200,
+    viewers: Annotated[bool, typer.Option(help="Measure what a viewer gets.")] = True,
 ) -> None:
     """Measure what a viewer gets; exit code 1 where a figure misses its mark. Needs Chromium."""
-    rows = asyncio.run(run_all(cases(real), seconds))
+    rows = asyncio.run(run_all(cases(real), seconds)) if viewers else []
+    if watchers:
+        rows.append(asyncio.run(crowd_row(real, watchers, seconds)))
+        print(json.dumps(rows[-1]), file=sys.stderr)
     print(json.dumps(rows, indent=1))
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)

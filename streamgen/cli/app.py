@@ -61,6 +61,12 @@ _GESTURE = (
     "A named motion as NAME=FILE, besides --motion; NAME= lets go of one of a saved stream. Repeatable."
 )
 _CACHE = "What changes of the prompt do with the past: recache (default), keep or clear."
+_INPUT = "Live input: a clip, or - for standard input (Y4M, or raw RGB with --input-size)."
+_INPUT_SIZE = "WIDTHxHEIGHT of raw RGB frames."
+_STRENGTH = "How much of the input is made anew: above 0, at most 1."
+_MASK = "Where it is: a picture, bright where it may change, or .npy."
+_PICTURE = "A picture that begins a scene at a time, SECONDS:FILE. Repeatable."
+_REFERENCE = "A picture that takes the sink's place, SECONDS:FILE. Repeatable."
 _SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
 _SAVE = "Save the stream at the end of the clip."
 _CONTINUE = "Go on with a saved stream; times count from there, PROMPT is optional."
@@ -95,6 +101,16 @@ Gestures = Annotated[list[str] | None, typer.Option("--gesture", help=_GESTURE, 
 Cache = Annotated[str | None, typer.Option(help=_CACHE, rich_help_panel=_STEER)]
 Image = Annotated[str | None, typer.Option(help="Start from this picture.", rich_help_panel=_STEER)]
 Video = Annotated[str | None, typer.Option(help="Start from this clip.", rich_help_panel=_STEER)]
+_LIVE = "Live input and pictures"
+Input = Annotated[str | None, typer.Option("--input", help=_INPUT, rich_help_panel=_LIVE)]
+InputSize = Annotated[str | None, typer.Option(help=_INPUT_SIZE, rich_help_panel=_LIVE)]
+InputRate = Annotated[
+    float | None, typer.Option(help="Frames a second of raw frames.", rich_help_panel=_LIVE)
+]
+Strength = Annotated[float | None, typer.Option(help=_STRENGTH, rich_help_panel=_LIVE)]
+Mask = Annotated[str | None, typer.Option(help=_MASK, rich_help_panel=_LIVE)]
+Pictures = Annotated[list[str] | None, typer.Option("--picture", help=_PICTURE, rich_help_panel=_LIVE)]
+References = Annotated[list[str] | None, typer.Option("--reference", help=_REFERENCE, rich_help_panel=_LIVE)]
 Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
 SaveState = Annotated[Path | None, typer.Option(help=_SAVE, rich_help_panel=_STEER)]
 ContinueFrom = Annotated[Path | None, typer.Option(help=_CONTINUE, rich_help_panel=_STEER)]
@@ -202,6 +218,13 @@ def render(
     cache: Cache = None,
     image: Image = None,
     video: Video = None,
+    live_input: Input = None,
+    input_size: InputSize = None,
+    input_rate: InputRate = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    pictures: Pictures = None,
+    references: References = None,
     settings: Settings = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -256,7 +279,8 @@ def render(
     if output is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
     lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
-    lists |= {"loras": loras, "live_loras": live_loras}
+    lists |= {"loras": loras, "live_loras": live_loras, "pictures": pictures, "references": references}
+    given["input"] = given.pop("live_input")
     given |= {name: tuple(values or ()) for name, values in lists.items()}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 

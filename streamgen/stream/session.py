@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..live.open import RawFrames, open_input
 from ..live.pushed import Fed, PushedInput
 from ..live.taken import InputSource
+from ..suggest import shorten
 from .conditioning import Controls
 from .events import Receipt, StreamEvent
 from .log import LogFile
@@ -170,8 +171,10 @@ class Session:
             )
         elif isinstance(source, str | Path | Tensor | np.ndarray):
             made = open_input(source, geometry, chunk, raw, stopped)
-        else:
+        elif callable(getattr(source, "take", None)):
             made = source
+        else:
+            raise InputError(f"input: expected a path, - or frames, found {shorten(source)}")
         with self._attaching:
             self._source = made
         return made

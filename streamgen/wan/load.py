@@ -210,11 +210,12 @@ def _networks(
         dit.rope = RotaryEmbedding3D(config.dit.head_dim)
     linears = "none" if setup.keep_full else of_linears(setup.quantize)
     kind = None if linears == "none" else cast(Quantization, linears)
-    assign(dit, tensors.dit, f"weights {where} (dit)", device, setup.dtype, tell, kind)
+    assign(dit, tensors.dit, f"weights {tensors.place('dit', where)} (dit)", device, setup.dtype, tell, kind)
     if codec is not None and config.decoder_part is not None:
         codec_tensors = vars(tensors)[config.decoder_part]
         _place_statistics(codec, config, device, setup.codec_dtype)
-        assign(codec, codec_tensors, f"weights {where} ({config.decoder} decoder)", device, setup.codec_dtype)
+        place = tensors.place(config.decoder_part, where)
+        assign(codec, codec_tensors, f"weights {place} ({config.decoder} decoder)", device, setup.codec_dtype)
     motion = None
     if config.motion_encoder is not None:
         with torch.random.fork_rng(devices=[]):
