@@ -45,7 +45,7 @@ class MakeEngine:
     given: Mapping[str, Any]
 
     def __call__(self) -> "Engine":
-        from ..named_engine import late_engine
+        from ..engine_of import late_engine
 
         engine = late_engine(self.given)
         engine.start()
