@@ -29,10 +29,11 @@ from streamgen.cli.arguments import (
 )
 
 from .access import Access
+from .arguments import DrainSeconds, FleetName, Shelf, WorkerCpus, WorkerGpus, WorkerMemory, Workers
+from .arguments import Engine as Where
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .loading import LateEngine, Tell
     from .server import Options
 
 # What loads within this is there before the first page, and what cannot be is said before anything is served.
@@ -57,6 +58,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     auth: Annotated[str | None, typer.Option(help="user:password, asked for by the browser.")] = None,
     max_sessions: Annotated[int, typer.Option(min=1, help="Streams at a time; others wait.")] = 2,
     max_waiting: Annotated[int, typer.Option(min=0, help="Viewers in the row.")] = 64,
+    max_watchers: Annotated[int, typer.Option(min=0, help="Who only watch, of all streams together.")] = 200,
     idle_minutes: Annotated[float, typer.Option(min=0, help="Ends idle sessions; 0: never.")] = 10.0,
     root_path: Annotated[str, typer.Option(help="Path under which a reverse proxy serves this.")] = "",
     origin: Annotated[
@@ -64,6 +66,14 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     ] = None,
     record_mb: Annotated[int, typer.Option(min=1, help="Disk space of one session's recording.")] = 512,
     rewind_mb: Annotated[int, typer.Option(min=0, help="Memory for moments to go back to.")] = 96,
+    engine: Where = "local",
+    workers: Workers = None,
+    worker_gpus: WorkerGpus = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_memory_gb: WorkerMemory = 0.0,
+    fleet: FleetName = "streamgen",
+    shelf: Shelf = None,
+    drain_seconds: DrainSeconds = 0.0,
     weights: Weights = None,
     random_weights: RandomWeights = False,
     loras: Loras = None,
@@ -87,18 +97,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         raise typer.BadParameter("expected user:password", param_hint="--auth")
     access = Access(_is_loopback(host), tuple(o.rstrip("/") for o in origin or ()), auth)
     try:
-        from .limits import Limits
-        from .lobby import Rules
-        from .server import Options
-
-        engine = late_engine(given)
-        rules = Rules(max_sessions=max_sessions, max_waiting=max_waiting, idle_seconds=60 * idle_minutes)
-        limits = Limits(snapshot_bytes=rewind_mb * 2**20, recording_bytes=record_mb * 2**20)
-        engine.start()
-        engine.wait(_AT_ONCE_SECONDS)
-        if engine.failure is not None:
-            raise engine.failure
-        serve(engine, Options(rules, limits, access, root_path, _shelf()), host, port)
+        _serve_where(given, access)
     except StreamgenError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -107,64 +106,35 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
         raise typer.Exit(2) from None
 
 
-def late_engine(given: Mapping[str, Any]) -> "LateEngine":
-    """The engine that the options name; its model is not loaded yet.
+def _serve_where(given: Mapping[str, Any], access: Access) -> None:
+    """Serve from this process, or from workers on a cluster."""
+    from .limits import Limits
+    from .lobby import Rules
 
-    Raises:
-        StreamgenError: options that cannot be.
-    """
-    from dataclasses import replace
+    idle, shelf = 60 * given["idle_minutes"], given["shelf"] or _shelf()
+    rules = Rules(given["max_sessions"], given["max_waiting"], idle_seconds=idle)
+    limits = Limits(given["rewind_mb"] * 2**20, given["record_mb"] * 2**20)
+    if given["engine"] == "ray":
+        from .cluster.front import FrontOptions
+        from .cluster.start import order_of, serve_cluster
 
-    import torch
+        order = order_of(given, rules, limits, shelf.absolute())
+        serve_cluster(given, order, FrontOptions(access, given["root_path"]))
+        return
+    from .named_engine import late_engine
+    from .server import Options
 
-    from streamgen import load_pipeline
-    from streamgen.cli.options import dtype_of, wan_options
-    from streamgen.engine.budget import StepBudget
-    from streamgen.errors import InputError
-    from streamgen.families import describe, device_of
-    from streamgen.wan.loras import live_name
-
-    from .engine import PipelineEngine, info_of
-    from .loading import LateEngine
-
-    def note(text: str) -> None:
-        print(f"note: {text}", file=sys.stderr, flush=True)
-
-    name, wan = given["model"], wan_options(given, note)
-    if given["deadline"] is not None:
-        StepBudget.of(given["deadline"])
-    if given["threads"] is not None:
-        torch.set_num_threads(given["threads"])
-    print(f"loading {name} ...", file=sys.stderr)
-    loras = {} if wan is None else {live_name(lora): lora.strength for lora in wan.live_loras}
-    info = replace(info_of(name, describe(name, wan), device_of(given["device"])), loras=loras)
-
-    def load(tell: "Tell") -> PipelineEngine:
-        def programs(done: int, total: int, label: str) -> None:
-            tell(f"programs: {done} of {total}{label and f', {label}'}", done / max(1, total))
-
-        told = wan_options(given, note, tell)
-        dtype, runner, quantize = dtype_of(given["dtype"]), given["runner"], given["quantize"]
-        pipeline = load_pipeline(name, given["device"], dtype, told, runner, quantize)
-        if pipeline.codec is None:
-            raise InputError(
-                f"model {name}: has decoder none and streams latents alone, a page needs pictures"
-            )
-        for line in pipeline.parts.notes:
-            note(line)
-        if given["threads"] is None:
-            pipeline.settle_threads()
-        tell("choosing what computes chunks", None)
-        chosen = pipeline.choose(progress=programs).note
-        if chosen is not None:
-            note(chosen)
-        return PipelineEngine(pipeline, given["deadline"])
-
-    return LateEngine(info, load)
+    engine = late_engine(given)
+    engine.start()
+    engine.wait(_AT_ONCE_SECONDS)
+    if engine.failure is not None:
+        raise engine.failure
+    options = Options(rules, limits, access, given["root_path"], shelf, given["max_watchers"])
+    serve(engine, options, given["host"], given["port"], given["drain_seconds"])
 
 
-def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
-    """Serve until Ctrl-C, or until the model could not be loaded.
+def serve(engine: "Engine", options: "Options", host: str, port: int, drain_seconds: float = 0.0) -> None:
+    """Serve until Ctrl-C, until drained, or until the model could not be loaded.
 
     Raises:
         StreamgenError: why not.
@@ -173,15 +143,18 @@ def serve(engine: "Engine", options: "Options", host: str, port: int) -> None:
 
     import uvicorn
 
-    from .server import SERVER_OPTIONS, build_app
+    from .app import app_of
+    from .drain import DrainingServer
+    from .server import SERVER_OPTIONS, Demo
 
     def stop() -> None:
         server.should_exit = True
 
-    app = build_app(engine, replace(options, on_failure=stop))
+    demo = Demo(engine, replace(options, on_failure=stop, on_drained=stop))
+    config = uvicorn.Config(app_of(demo), host=host, port=port, log_level="warning", **SERVER_OPTIONS)
+    server = DrainingServer(config, demo.drain.begin, drain_seconds)
     shown = "localhost" if _is_loopback(host) or host in ("0.0.0.0", "::") else host
     print(f"streamgen live: http://{shown}:{port}{options.root_path}/  (Ctrl-C ends it)", file=sys.stderr)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", **SERVER_OPTIONS))
     server.run()
     if engine.failure is not None:
         raise engine.failure

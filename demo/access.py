@@ -22,6 +22,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Connections are let in by their session id, which only who has passed the password can get; some browsers
 # send no password with a WebSocket.
 _SOCKETS = "/live/ws/"
+# Says nothing but whether the server is ready; what asks seldom has a password.
+_HEALTH = "/health"
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,12 @@ class Gate:
         host, origin = headers.get("host", ""), headers.get("origin")
         acts = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD")
         by_ticket = scope["type"] == "websocket" and _SOCKETS in scope["path"]
+        free = by_ticket or scope["path"] == scope.get("root_path", "") + _HEALTH
         if not self.access.host_allowed(host):
             await _refuse(scope, send, 403, "this server does not go by that name; see --origin")
         elif acts and not self.access.origin_allowed(origin, host):
             await _refuse(scope, send, 403, "pages of other sites may not use this server; see --origin")
-        elif not by_ticket and not self.access.login_allowed(headers.get("authorization")):
+        elif not free and not self.access.login_allowed(headers.get("authorization")):
             await _refuse(scope, send, 401, "a user name and a password are needed")
         else:
             await self.app(scope, receive, send)

@@ -66,6 +66,14 @@ class Answers:
         if not self.full:
             self._asked.append(_Asked(number, kind, label or kind, None))
 
+    def relabel(self, number: int, label: str) -> None:
+        """A gesture says more than when it began: where it led to."""
+        for asked in self._asked:
+            if asked.id == number:
+                asked.label = label
+        self.strip.relabel(number, label)
+        self.voice.say({"type": "relabelled", "id": number, "label": label})
+
     def refuse(self, number: int, kind: str, reason: str) -> None:
         """A change cannot be."""
         self._say(number, kind, "refused", reason=reason)
@@ -114,7 +122,7 @@ class Answers:
 
     def _tell(self, asked: _Asked, receipt: Receipt, epoch: int) -> None:
         if receipt.status == "applied" and receipt.frame is not None:
-            self.strip.add(receipt.frame, asked.kind, asked.label, receipt.superseded)
+            self.strip.add(receipt.frame, asked.kind, asked.label, receipt.superseded, asked.id)
         self.voice.say(
             {
                 **receipt.to_json(),

@@ -3,7 +3,8 @@
 A fake engine offers textured pictures of 832 x 480 in chunks of four at 16 and 30 frames per second; the real
 one streams the shipped model. The page is the demo's own in headless Chromium. Every figure is read in the
 page: frames shown per second, time from a frame's generation to its showing (one clock: same machine), and
-time from a change of words to the first picture made under it.
+time from a change of words to the first picture made under it. What watchers cost the engine is measured
+apart, by how long its chunks take with a crowd of them and without (`--no-viewers` measures that alone).
 """
 
 import asyncio
@@ -19,12 +20,14 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 
+from .app import build_app
+from .bench_watchers import measure_crowd
 from .delay_proxy import DelayProxy, Link
 from .engine import Engine, PipelineEngine
 from .fake_engine import FakeEngine
 from .loading import warm_up
 from .lobby import Rules
-from .server import SERVER_OPTIONS, Options, build_app
+from .server import SERVER_OPTIONS, Options
 
 LOCAL = Link("localhost")
 FAR = Link("80 ms, 20 Mbit/s", 0.08, 20e6)
@@ -66,7 +69,7 @@ def cases(real: bool) -> list[Case]:
 
 async def measure(case: Case, seconds: float, browser: Any) -> dict[str, Any]:
     """Serve, watch and steer for `seconds`; the figures by name, `ok` says whether they suffice."""
-    async with _served(case.engine) as port, DelayProxy(port, case.link) as proxy:
+    async with served(case.engine) as port, DelayProxy(port, case.link) as proxy:
         page = await browser.new_page(viewport={"width": 1200, "height": 900})
         address = f"http://127.0.0.1:{port if case.link is LOCAL else proxy.port}/"
         await page.goto(address)
@@ -127,7 +130,8 @@ async def _steer(page: Any, seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _served(engine: Engine) -> AsyncIterator[int]:
+async def served(engine: Engine) -> AsyncIterator[int]:
+    """Serve the demo on this machine; its port."""
     warm_up(engine)
     app = build_app(engine, Options(rules=replace(Rules(), closed_seconds=0.5, idle_seconds=0.0)))
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", **SERVER_OPTIONS)
@@ -140,6 +144,17 @@ async def _served(engine: Engine) -> AsyncIterator[int]:
     finally:
         server.should_exit = True
         await serving
+
+
+async def crowd_row(real: bool, watchers: int, seconds: float) -> dict[str, Any]:
+    """What watchers cost the engine: the shipped model's, or the fake one's at 832 x 480."""
+    engine: Engine = FakeEngine(16.0, (480, 832), 4, 0.05)
+    if real:
+        from streamgen import load_pipeline
+
+        engine = PipelineEngine(load_pipeline("tiny"))
+    async with served(engine) as port:
+        return await measure_crowd(port, engine.info.examples[0], watchers, seconds)
 
 
 async def run_all(chosen: list[Case], seconds: float) -> list[dict[str, Any]]:
@@ -160,9 +175,14 @@ async def run_all(chosen: list[Case], seconds: float) -> list[dict[str, Any]]:
 def main(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 20.0,
     real: Annotated[bool, typer.Option(help="Measure the shipped model, too.")] = True,
+    watchers: Annotated[int, typer.Option(min=0, help="Measure what so many watchers cost; 0: not.")] = 200,
+    viewers: Annotated[bool, typer.Option(help="Measure what a viewer gets.")] = True,
 ) -> None:
     """Measure what a viewer gets; exit code 1 where a figure misses its mark. Needs Chromium."""
-    rows = asyncio.run(run_all(cases(real), seconds))
+    rows = asyncio.run(run_all(cases(real), seconds)) if viewers else []
+    if watchers:
+        rows.append(asyncio.run(crowd_row(real, watchers, seconds)))
+        print(json.dumps(rows[-1]), file=sys.stderr)
     print(json.dumps(rows, indent=1))
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)

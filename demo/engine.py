@@ -14,13 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from streamgen import Pipeline, Session, Snapshot, StreamEvent, StreamgenError
+from streamgen import InputError, Pipeline, Session, Snapshot, StreamEvent, StreamgenError
 from streamgen.families import Description, find_model
+from streamgen.live.taken import InputReceipt
 from streamgen.machine import device_name
 from streamgen.stream.events import Receipt
 from streamgen.stream.snapshot import read_snapshot, write_snapshot
+from streamgen.stream.timeline import Applied, Timeline
 
 from .history import Saved
+from .webcam import Listening
+from .word_kinds import drawn_by, kinds_of
 
 CARD = "README.md"
 # What a model with a word list is asked for by the page; of the shipped one's words.
@@ -53,6 +57,8 @@ class ModelInfo:
         tracks: whether it follows what is drawn on the picture.
         loras: live LoRAs by name, with the strength they have until a viewer changes it.
         examples: prompts that it is asked for, the first one when the page opens.
+        draws: what it draws and follows, in one line.
+        kinds: words by kind, where they are known.
     """
 
     name: str
@@ -67,6 +73,8 @@ class ModelInfo:
     tracks: bool = True
     loras: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = EXAMPLES
+    draws: str = ""
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class Loading:
 @dataclass(frozen=True)
 class Generated:
     """One chunk: uint8 frames `(T, H, W, 3)`, the first one's index, the chunk's, receipts of the events that
-    took effect with it or were found impossible, seconds by part, and whether the cache was made anew.
+    took effect with it or were found impossible, seconds by part, whether the cache was made anew, and what
+    it heard of a camera.
     """
 
     frames: np.ndarray
@@ -89,9 +98,10 @@ class Generated:
     receipts: tuple[Receipt, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
     recached: bool = False
+    heard: InputReceipt | None = None
 
 
-class Stream(Protocol):
+class Stream(Listening, Protocol):
     """One stream. `submit` may be called from any thread, all else from one at a time."""
 
     @property
@@ -156,8 +166,21 @@ class Stream(Protocol):
         """Whether an event was applied in the stream as it is now."""
         ...
 
+    def withdraw(self, receipt: Receipt) -> None:
+        """Take back an event that waits."""
+        ...
+
+    @property
+    def events(self) -> list[Applied]:
+        """What took effect where; the first one is the opening."""
+        ...
+
     def snapshot(self) -> Saved:
         """All state as of now."""
+        ...
+
+    def outline(self) -> Saved:
+        """Nearly all state as of now, in a small part of the room: the stream goes on much alike from it."""
         ...
 
     def restore(self, saved: Any) -> None:
@@ -217,6 +240,14 @@ class Engine(Protocol):
         """
         ...
 
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> Stream:
+        """Begin a stream as a timeline begins, of which only the opening is looked at.
+
+        Raises:
+            StreamgenError: it cannot be, or began with other pictures.
+        """
+        ...
+
     def resume(self, path: Path) -> Stream:
         """Go on with a stream that was written.
 
@@ -247,11 +278,13 @@ def info_of(name: str, description: Description, device: torch.device) -> ModelI
         height=geometry.height,
         fps=float(geometry.fps),
         chunk_frames=geometry.temporal * config.plan.chunk_frames,
-        settings=config.sampling.to_json(),
+        settings={**config.sampling.to_json(), "strength": config.sampling.strength},
         words=description.words or (),
         card=text,
         tracks=description.tracks,
         examples=EXAMPLES if description.words is not None else ANY_TEXT_EXAMPLES,
+        draws=drawn_by(description.words, description.tracks),
+        kinds=kinds_of(description.words or ()),
     )
 
 
@@ -307,18 +340,30 @@ class PipelineEngine:
     def open(
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> "SessionStream":
-        frames = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures))
-        start: dict[str, Any] = {} if frames is None else {"video": frames}
-        if frames is not None and len(frames) == 1:
-            start = {"image": frames[0]}
+        start = _start(pictures)
         session = self.pipeline.open(prompt, seed, settings=settings, deadline_ms=self.deadline_ms, **start)
         return SessionStream(session)
+
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> "SessionStream":
+        # what chunks may take is in the timeline's own steps, and has no say in how it begins
+        started = opening.start is not None
+        if started and pictures is None:
+            raise InputError("the timeline began with a picture or clip: choose the same to start from")
+        return SessionStream(self.pipeline.replay(opening, **(_start(pictures) if started else {})))
 
     def resume(self, path: Path) -> "SessionStream":
         return SessionStream(self.pipeline.resume(path, deadline_ms=self.deadline_ms))
 
     def timeline_of(self, path: Path) -> dict[str, Any]:
         return read_snapshot(path, torch.device("cpu")).log.timeline().to_json()
+
+
+def _start(pictures: np.ndarray | None) -> dict[str, Any]:
+    """The pictures that a stream starts from, as a pipeline takes them."""
+    if pictures is None:
+        return {}
+    frames = torch.from_numpy(np.ascontiguousarray(pictures))
+    return {"image": frames[0]} if len(frames) == 1 else {"video": frames}
 
 
 class SessionStream:
@@ -380,7 +425,21 @@ class SessionStream:
             self._told = True
             print(f"note: {note}", file=sys.stderr, flush=True)
         frames, told = chunk.frames.cpu().numpy(), (chunk.receipts, chunk.timings, chunk.recached)
-        return Generated(frames, chunk.start_frame, chunk.index, *told)
+        return Generated(frames, chunk.start_frame, chunk.index, *told, chunk.input)
+
+    @property
+    def input_waiting(self) -> int:
+        source = self.session.source
+        return 0 if source is None else len(source.waiting()[1])
+
+    def feed(self, picture: np.ndarray, seconds: float) -> None:
+        if self.session.source is None:
+            # who waits for a camera is the session in front of the engine
+            self.session.listen(patience=0.0)
+        self.session.feed(picture, at=[seconds])
+
+    def end_input(self, reason: str) -> None:
+        self.session.end_input(reason)
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         return self.session.submit(event, at_frame)
@@ -388,8 +447,18 @@ class SessionStream:
     def in_force(self, receipt: Receipt) -> bool:
         return self.session.in_force(receipt)
 
+    def withdraw(self, receipt: Receipt) -> None:
+        self.session.withdraw(receipt)
+
+    @property
+    def events(self) -> list[Applied]:
+        return self.session.timeline.events
+
     def snapshot(self) -> Snapshot:
         return self.session.snapshot()
+
+    def outline(self) -> Snapshot:
+        return self.session.snapshot(outline=True)
 
     def restore(self, saved: Snapshot) -> None:
         self.session.restore(saved)

@@ -104,6 +104,10 @@ class Marks:
         """The mark of that number, if it is still kept."""
         return next((mark for mark in self._marks if mark.id == number), None)
 
+    def before(self, frame: int) -> Mark | None:
+        """The last mark that is not behind frame `frame`, if one is kept."""
+        return next((mark for mark in reversed(self._marks) if mark.frame <= frame), None)
+
     def cut(self, frame: int) -> None:
         """Forget what lies after frame `frame`: the stream went back to it."""
         self._marks = [mark for mark in self._marks if mark.frame <= frame]

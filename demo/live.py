@@ -8,47 +8,34 @@ import math
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
 
-from streamgen import StreamEvent, StreamgenError
+from streamgen import InputError, StreamEvent, StreamgenError
+from streamgen.live.picture import Picture
 from streamgen.motion.tracks import TrackSet
 
-from . import pictures
+from . import pictures, told
 from .answers import Answers
 from .branches import Branches
 from .commands import Commands
-from .engine import Engine, Generated, Stream, place_of
-from .follow import follow
+from .engine import Engine, Generated, Stream
+from .hands import HandMessage, Hands
 from .history import Saved
 from .limits import Counters, Limits
-from .messages import (
-    Ack,
-    BadMessage,
-    Camera,
-    Event,
-    Message,
-    Path,
-    Pins,
-    Rewind,
-    Simple,
-    Start,
-    Step,
-    Stroke,
-)
+from .messages import Ack, BadMessage, Event, Message, Rewind, Simple, Start, Step
 from .messages import Take as TakeUp
-from .motion_desk import MotionDesk
 from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, RecacheTimes, start_time
 from .pictures import OutFrame
+from .plan import Plan
+from .relay import Relay, for_watchers
 from .shelf import Keeper, Kept
 from .voice import Voice
-
-# Of pictures kept for following what a stroke was drawn on.
-_SEEN_SECONDS = 2.0
+from .webcam import Webcam, WebcamFrame
 
 
 class LiveSession:
@@ -74,6 +61,8 @@ class LiveSession:
         info, limits = engine.info, limits or Limits()
         self.engine, self.voice, self.clock, self.wake_worker = engine, voice, clock, wake_worker
         self.state, self.epoch = "ready", 0
+        self.relay = Relay(clock)
+        voice.also = self.relay.hear
         self.rate = info.fps
         self.pictures: np.ndarray | None = None
         self.window = AckWindow(info.fps)
@@ -81,8 +70,8 @@ class LiveSession:
         self.times, self.recaches = GenerationTimes(), RecacheTimes()
         self._others, self._passing = 0.0, -1
         self.outbox: Outbox[OutFrame] = Outbox(room=2 * info.chunk_frames + 1)
-        self.desk = self._new_desk()
         self.answers, self.keeper = Answers(voice, info.fps), keeper
+        self.hands, self.plan = Hands(info, self.answers, self._fresh), Plan(self.answers, info.fps)
         self.strip = self.answers.strip
         folder = None if keeper is None else keeper.folder
         self.branches = Branches(info, limits.snapshot_bytes, limits.recording_bytes, self.strip, folder)
@@ -94,8 +83,8 @@ class LiveSession:
         self._made_end = 0
         self._announced = (0, 0.0)
         self._wanted = -1
-        self._seen: deque[tuple[int, np.ndarray]] = deque(maxlen=round(_SEEN_SECONDS * info.fps))
         self._commands = Commands()
+        self.webcam = Webcam(clock, voice.say)
         self._lock = threading.RLock()
 
     # -- from the web loop ---------------------------------------------------------------------------------
@@ -121,6 +110,21 @@ class LiveSession:
                 raise BadMessage("no stream has been started")
             else:
                 self._steer(message)
+        self.wake_worker()
+
+    def see(self, frame: WebcamFrame) -> None:
+        """A picture of the viewer's camera.
+
+        Raises:
+            BadMessage: there is no stream, or it cannot hear.
+        """
+        with self._lock:
+            if self.stream is None or self.state == "ended":
+                raise BadMessage("camera frame: no stream has been started")
+            try:
+                self.webcam.hear(self.stream, frame)
+            except StreamgenError as error:
+                raise BadMessage(f"camera frame: {error}") from None
         self.wake_worker()
 
     def reopen(self, kept: Kept) -> None:
@@ -162,20 +166,22 @@ class LiveSession:
     def disconnected(self) -> None:
         """The viewer's connection is gone; the stream waits until they are back or the session ends."""
         with self._lock:
-            self.desk.end_strokes()
+            self.hands.desk.end_strokes()
+            self.webcam.end(self.stream, "the page with the camera is gone")
             self.head.settle(self.clock(), self._made_end, 0.0)
 
     def close(self) -> None:
         """End the session and give everything back."""
         with self._lock:
             if self.keeper is not None and self.stream is not None and self._made_end:
-                about, snapshot = self.branches.about(self._last_picture()), self.stream.snapshot()
+                about = self.branches.about(self._last_picture())
+                snapshot = self.keeper.fitting(self.stream, None)
                 self.keeper.keep(self.clock(), self.stream, snapshot, self._made_end, about)
             self.state = "ended"
             self._commands.clear()
             self.stream = None
             self.outbox.clear()
-            self._seen.clear()
+            self.hands.seen.clear()
         self.branches.close()
 
     def slow_to(self, rate: float) -> None:
@@ -208,7 +214,8 @@ class LiveSession:
             passing = self._made_end <= self._passing
             recache = self.recaches.expected(self.stream.cache_fill[1]) if passing else 0.0
             work = self.times.expected + recache + others
-            return start_time(now, left, self._moving(), work, self.window.transit)
+            start = start_time(now, left, self._moving(), work, self.window.transit)
+            return max(start, self.webcam.due(self.stream))
 
     def work(self) -> None:
         """Do what is due: a command, or the next chunk. An error of the engine ends in state `failed`."""
@@ -231,37 +238,18 @@ class LiveSession:
     def _steer(self, message: Message) -> None:
         if isinstance(message, Event):
             self._event(message)
-        elif isinstance(message, Stroke):
-            self._stroke(message)
-        elif isinstance(message, Path):
-            if self._fresh(message.epoch, message.id, "path"):
-                at = self._now_at(message.frame, message.points[0][1:])
-                if not self.desk.add_path(message.points, at):
-                    raise BadMessage("path: too many paths are under way")
-                self.answers.gesture("path", message.id)
-        elif isinstance(message, Pins):
-            self.desk.set_pins(message.points)
-            self.answers.gesture("pins" if message.points else "release", message.id)
-        elif isinstance(message, Camera):
-            try:
-                self.desk.move_camera(message)
-            except ValueError as error:
-                raise BadMessage(str(error)) from None
-            if not message.at_rest:
-                self.answers.gesture("camera", message.id)
         elif isinstance(message, Step):
             self._wanted = min(message.frame, self._made_end)
-        elif isinstance(message, Simple):
-            self._simple(message.kind, message.id)
-
-    def _simple(self, kind: str, number: int) -> None:
-        if kind == "clear":
-            self.desk.clear()
-            self.answers.gesture("release", number)
-        elif kind == "pause" and self.state == "playing":
-            self._turn("paused")
-        elif kind == "resume" and self.state in ("paused", "failed"):
-            self._turn("playing")
+        elif isinstance(message, Simple) and message.kind == "pause":
+            if self.state == "playing":
+                self._turn("paused")
+        elif isinstance(message, Simple) and message.kind == "resume":
+            if self.state in ("paused", "failed"):
+                self._turn("playing")
+        elif isinstance(message, Simple) and message.kind == "webcam_off":
+            self.webcam.end(self.stream, "the camera is off")
+        elif isinstance(message, HandMessage):
+            self.hands.take(message)
 
     def _event(self, message: Event) -> None:
         number, kind = message.id, message.kind
@@ -272,11 +260,20 @@ class LiveSession:
             return
         assert self.stream is not None
         try:
-            receipt = self.stream.submit(message.stream_event(self._recaches(self.stream, message.over)))
+            every = self._recaches(self.stream, message.over)
+            receipt = self.stream.submit(message.stream_event(every, self._picture_for(message)))
         except StreamgenError as error:
             self.answers.refuse(number, kind, str(error))
             return
         self.answers.submitted(number, kind, message.label, receipt)
+
+    def _picture_for(self, message: Event) -> Picture | None:
+        """What was uploaded, where a message asks for it."""
+        if message.picture is None:
+            return None
+        if self.pictures is None:
+            raise InputError("no picture has been uploaded")
+        return Picture(torch.from_numpy(self.pictures[0].copy()), message.picture)
 
     def _recaches(self, stream: Stream, over: float) -> int:
         """With every how many-th chunk of a passage the cache may be made anew."""
@@ -284,19 +281,6 @@ class LiveSession:
             return 1
         playing = self.engine.info.chunk_frames / self.rate
         return self.recaches.every(over, playing, self.times.expected + self._others, stream.cache_fill[1])
-
-    def _stroke(self, message: Stroke) -> None:
-        if message.phase == "begin":
-            if not self._fresh(message.epoch, message.id, "drag"):
-                return
-            first = message.points[0][1:]
-            rest = [(x, y) for _, x, y in message.points]
-            if not self.desk.begin_stroke(message.id, self._now_at(message.frame, first), rest):
-                raise BadMessage("stroke: too many drags at once")
-            self.answers.gesture("drag", message.id)
-        elif message.epoch == self.epoch:
-            points = [(x, y) for _, x, y in message.points]
-            self.desk.move_stroke(message.id, points, message.phase == "end")
 
     def _acknowledged(self, message: Ack) -> None:
         now = self.clock()
@@ -312,11 +296,6 @@ class LiveSession:
             return True
         self.answers.refuse(number, kind, "the stream went elsewhere before this arrived")
         return False
-
-    def _now_at(self, frame: int, point: tuple[float, ...]) -> tuple[float, float]:
-        """Where the thing at `point` of picture `frame` is in the newest picture."""
-        x, y = point
-        return follow([picture for number, picture in self._seen if number >= frame], (x, y))
 
     def _command(self, run: Callable[[], None], waits: tuple[Future[Any], ...] = ()) -> None:
         if not self._commands.add(run, waits):
@@ -342,12 +321,17 @@ class LiveSession:
         """Begin a stream. What plays goes on if it cannot be, and else becomes a branch."""
         pictures_ = self.pictures if message.picture else None
         stream = self.engine.open(message.prompt, message.seed, message.settings, pictures_)
+        self._begin(stream)
+
+    def _begin(self, stream: Stream) -> None:
         with self._lock:
             if self.state == "ended":
                 return
             self.branches.start(self.stream, self._made_end, self._last_picture())
+            if self.stream is not None:
+                self.plan.put((), self.stream)
             self.stream = stream
-            self.strip.add(0, "prompt", message.prompt)
+            self.strip.add(0, "prompt", stream.prompt)
             self._go_to(0)
             self._turn("playing")
 
@@ -376,8 +360,10 @@ class LiveSession:
             self.voice.say({"type": "error", "code": "gone", "text": "this moment is not kept any more"})
             return
         with self._lock:
+            waiting = self.plan.waiting
             self.branches.rewind(stream, mark, self._made_end, self._last_picture())
             self._go_to(mark.frame, mark.picture)
+            self.plan.put(waiting, stream)
 
     def _take_up(self, number: int) -> None:
         stream = self.stream
@@ -387,18 +373,19 @@ class LiveSession:
             return
         with self._lock:
             self.branches.take_up(stream, take, self._made_end, self._last_picture())
+            self.plan.put((), stream)
             self._go_to(take.frame, take.picture)
 
-    def _go_to(self, frame: int, picture: str = "") -> None:
-        """A new epoch begins at a frame; the lock is held."""
+    def _go_to(self, frame: int, picture: str = "", keep: bool = False) -> None:
+        """A new epoch begins at a frame; the lock is held. With `keep` what is in force goes on there."""
         self.epoch += 1
         self._made_end, self._wanted, self.shown = frame, -1, max(frame - 1, 0)
         self._passing = -1
         self.outbox.clear()
-        self._seen.clear()
+        self.hands.seen.clear()
         self.answers.refuse_all("the stream went elsewhere before this took effect")
-        self.desk = self._new_desk()
-        if frame and self.stream is not None:
+        self.hands.reset()
+        if frame and self.stream is not None and not keep:
             # what the stream brought along from then is nobody's any more
             self.stream.submit(StreamEvent(motion=TrackSet.empty(0)))
         if self.state == "failed":
@@ -411,11 +398,8 @@ class LiveSession:
         began = self.clock()
         with self._lock:
             epoch = self.epoch
-            changes = self.desk.plan(stream.next_frame, stream.next_length)
-            receipt = None if changes is None else stream.submit(StreamEvent(gestures=changes))
-            self.answers.begin(receipt)
-            if receipt is not None and receipt.status == "refused":
-                self.desk = self._new_desk()
+            self.plan.begin(stream)
+            self.hands.begin(stream)
         made = stream.step()
         with self._lock:
             if self.state == "ended" or epoch != self.epoch:
@@ -424,6 +408,7 @@ class LiveSession:
             apart = made.timings.get("event", 0.0) if made.recached else 0.0
             self.times.add(self.clock() - began - apart)
             self.recaches.add(made.timings, made.recached)
+            self.counters.chunk(self.clock() - began, self.head.stood(self.clock(), self._made_end))
             self._publish(stream, made, self.clock() - began)
         self._keep(stream, made)
 
@@ -433,30 +418,30 @@ class LiveSession:
         self.head.settle(now, self._made_end, self._moving())
         self._made_end, self._announced = made.start + count, (made.start, now)
         self.counters.generated += count
-        self._say_chunk(made, seconds)
-        moment = time.time()
-        for offset, picture in enumerate(made.frames):
-            frame = made.start + offset
-            self.outbox.put(frame, OutFrame(self.epoch, frame, made.index, moment, picture))
-            self._seen.append((frame, picture))
+        self.voice.say(told.chunk_row(made, self.epoch, self.rate, seconds))
+        out = told.out_frames(made, self.epoch)
+        for frame in out:
+            self.outbox.put(frame.frame, frame)
+            self.hands.seen.append((frame.frame, frame.pixels))
+        self.relay.show(out)
         self._passing = max([self._passing, *(r.until or -1 for r in made.receipts)])
         self.answers.settle(made, self.epoch, stream.in_force)
+        self.webcam.made(made.heard)
         self.voice.wake()
 
     def _keep(self, stream: Stream, made: Generated) -> None:
         self.recording.add(made.start, made.frames)
+        snapshot: Saved | None = None
         if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
-            mark = self.marks.add(self._made_end, snapshot := stream.snapshot(), self._last_picture())
+            snapshot = stream.snapshot()
+            mark = self.marks.add(self._made_end, snapshot, self._last_picture())
             self.takes.fit(self.marks)
             gone = before - {mark.id for mark in self.marks}
             self.voice.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
-            if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
-                self._shelve(self.keeper, stream, snapshot)
-
-    def _shelve(self, keeper: Keeper, stream: Stream, snapshot: Saved) -> None:
-        about = self.branches.about(self._last_picture())
-        keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
+        if self.keeper is not None and self.keeper.due(self.clock()):
+            about, snapshot = self.branches.about(self._last_picture()), self.keeper.fitting(stream, snapshot)
+            self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
 
     def _fail(self, reason: str) -> None:
         with self._lock:
@@ -464,10 +449,6 @@ class LiveSession:
                 self._turn("ready" if self.stream is None else "failed", reason)
 
     # -- telling -------------------------------------------------------------------------------------------
-
-    def _new_desk(self) -> MotionDesk:
-        info = self.engine.info
-        return MotionDesk(info.fps, info.width / info.height)
 
     def _moving(self) -> float:
         return self.rate if self.state == "playing" else 0.0
@@ -479,21 +460,22 @@ class LiveSession:
         self.voice.wake()
 
     def _say_state(self, text: str = "") -> None:
-        self.voice.say({"type": "state", "state": self.state, "text": text, "epoch": self.epoch})
-
-    def _say_chunk(self, made: Generated, seconds: float) -> None:
-        end = made.start + len(made.frames)
-        row = {"type": "chunk", "epoch": self.epoch, "index": made.index, "start": made.start, "end": end}
-        self.voice.say({**row, "rate": round(self.rate, 3), "gen_ms": round(seconds * 1000, 1)})
+        self.voice.say(told.state_row(self.state, self.epoch, text))
 
     def _say_place(self, frame: int, picture: str) -> None:
         """Everything a page needs to draw the session as it is; the lock is held."""
         assert self.stream is not None
-        stream = self.stream
-        row = {"type": "place", "epoch": self.epoch, "frame": frame, "picture": picture}
-        now = {"pins": [list(point) for point in self.desk.pins]}
-        why_none = {"no_rewind": self.marks.why_none(stream.snapshot_bytes)}
-        self.voice.say(row | place_of(stream) | now | self.branches.rows() | why_none)
+        held = self.hands.rows()
+        self.voice.say(told.place_row(self.stream, self.epoch, frame, picture, held, self.branches))
+
+    def standing(self) -> tuple[list[dict[str, Any]], int]:
+        """Where the stream is, as rows for one who begins to watch, and the relay's next number."""
+        with self._lock:
+            rows = [told.state_row(self.state, self.epoch)]
+            if self.stream is not None:
+                place = (self._made_end, self._last_picture(), self.hands.rows(), self.branches)
+                rows.append(told.place_row(self.stream, self.epoch, *place))
+            return [row for row in map(for_watchers, rows) if row is not None], self.relay.end
 
     def stats(self) -> dict[str, Any]:
         """Figures for the page."""
@@ -512,7 +494,9 @@ class LiveSession:
                 "buffered": max(0, self._made_end - self.shown - 1) if self.stream is not None else 0,
                 "recorded": self.recording.frames,
                 "recording_full": self.recording.full,
+                "watchers": self.relay.watchers,
             }
 
     def _last_picture(self) -> str:
-        return pictures.data_url(self._seen[-1][1]) if self._seen else ""
+        seen = self.hands.seen
+        return pictures.data_url(seen[-1][1]) if seen else ""

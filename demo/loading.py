@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from streamgen.stream.timeline import Timeline
+
 from .engine import Engine, Loading, ModelInfo, Stream
 
 # Says what is being done, and the share of it that is.
@@ -57,6 +59,9 @@ class LateEngine:
         self, prompt: str, seed: int, settings: Mapping[str, Any], pictures: np.ndarray | None
     ) -> Stream:
         return self._loaded().open(prompt, seed, settings, pictures)
+
+    def replay(self, opening: Timeline, pictures: np.ndarray | None) -> Stream:
+        return self._loaded().replay(opening, pictures)
 
     def resume(self, path: Path) -> Stream:
         return self._loaded().resume(path)

@@ -101,6 +101,16 @@ class Lobby:
         """Connected seats without one, in order."""
         return [seat for seat in self._seats.values() if seat.session is None and seat.visit]
 
+    @property
+    def seats(self) -> int:
+        """Pages that have an id: with a session, in the row, or about to connect."""
+        return len(self._seats)
+
+    @property
+    def watched(self) -> bool:
+        """Whether any page is there."""
+        return any(seat.connected for seat in self._seats.values())
+
     def ticket(self, heritage: Kept | None = None) -> str:
         """A new id, for a page that may go on with a stream from the shelf.
 
@@ -162,12 +172,16 @@ class Lobby:
 
     def end(self, seat: Seat, reason: str) -> None:
         """End a seat; its viewer is told why."""
+        self.release(seat)
+        seat.voice.say({"type": "ended", "text": reason})
+
+    def release(self, seat: Seat) -> None:
+        """End a seat without a word."""
         self._seats.pop(seat.token, None)
         seat.over = True
         if seat.session is not None:
             self.close_session(seat.session)
             seat.session = None
-        seat.voice.say({"type": "ended", "text": reason})
 
     def tick(self) -> None:
         """Look at the clock: free the places of pages that are gone, end idle ones, let others in."""

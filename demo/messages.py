@@ -13,6 +13,8 @@ from typing import Any, get_args
 
 from streamgen import InputError, StreamEvent
 from streamgen.interpolate import Way
+from streamgen.live.picture import Picture, PictureUse
+from streamgen.motion.boxes import SPACING
 from streamgen.stream.events import CacheAction
 from streamgen.stream.prompts import MAX_PROMPT, Blend, Over, blend_name, checked_blend
 from streamgen.stream.recache import SinkPolicy
@@ -23,6 +25,7 @@ SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "steps": (int, 1, 50),
     "text_guidance": (float, 0, 10),
     "motion_guidance": (float, 0, 10),
+    "strength": (float, 0.01, 1),
 }
 # Those that are words, with their most characters; "" is none.
 TEXT_SETTINGS = {"negative_prompt": MAX_PROMPT, "lora": 500}
@@ -31,6 +34,7 @@ MAX_STROKE_POINTS = 64
 MAX_PATH_POINTS = 512
 MAX_PINS = 64
 MAX_PATH_MS = 30_000
+MAX_NAME = 60
 _LARGEST = 2**32 - 1
 
 FRAME_HEADER = struct.Struct("<BBHIIIId")
@@ -38,6 +42,7 @@ FRAME_VERSION = 1
 JPEG, PNG = 1, 2
 
 CACHE, SINKS, WAYS = get_args(CacheAction), get_args(SinkPolicy), get_args(Way)
+USES = get_args(PictureUse)
 # A way from words to words: longer ones are asked for in parts.
 MAX_OVER_SECONDS = 60.0
 PHASES = ("begin", "move", "end")
@@ -73,11 +78,14 @@ class Event:
     blend: Blend | None = None
     over: float = 0.0
     way: Way = "linear"
+    picture: PictureUse | None = None
 
     @property
     def kind(self) -> str:
         """What of it is told first."""
         says = self.prompt is not None or self.blend is not None
+        if self.picture is not None and not says:
+            return "picture"
         return "prompt" if says else "settings" if self.settings else "cache"
 
     @property
@@ -88,21 +96,29 @@ class Event:
             for name, value in (self.settings or {}).items()
         )
         words = self.prompt or (blend_name(self.blend) if self.blend else "")
-        return words or values or str(self.cache)
+        return words or values or (f"a picture, {self.picture}" if self.picture else str(self.cache))
 
-    def stream_event(self, every: int = 1) -> StreamEvent:
+    def stream_event(self, every: int = 1, picture: Picture | None = None) -> StreamEvent:
         """As the stream takes it.
 
         Args:
             every: with every so many-th chunk of a passage the cache is made anew.
+            picture: what was uploaded, where one is asked for.
 
         Raises:
             InputError: values that cannot be.
         """
         over = Over(seconds=self.over, way=self.way, every=every) if self.over else None
-        return StreamEvent(
-            self.prompt, None, self.settings, self.cache, self.sink, blend=self.blend, over=over
-        )
+        more: dict[str, Any] = {"blend": self.blend, "over": over, "picture": picture}
+        return StreamEvent(self.prompt, None, self.settings, self.cache, self.sink, **more)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A patch of tracks in place of one: (width, height) in parts of the picture, one every `spacing`."""
+
+    size: tuple[float, float]
+    spacing: float
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ class Stroke:
     frame: int
     phase: str
     points: tuple[tuple[float, float, float], ...]
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -124,24 +141,50 @@ class Path:
     epoch: int
     frame: int
     points: tuple[tuple[float, float, float], ...]
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class Box:
+    """What is in a box goes along its way: `knots` are (milliseconds, left, top, right, bottom)."""
+
+    id: int
+    epoch: int
+    frame: int
+    knots: tuple[tuple[float, ...], ...]
+    name: str = ""
+    spacing: float = SPACING
 
 
 @dataclass(frozen=True)
 class Pins:
-    """All points that hold their place from now on."""
+    """All points that hold their place from now on; `grids` has a patch for each, or is empty."""
 
     points: tuple[tuple[float, float], ...]
+    id: int = 0
+    grids: tuple[Grid | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Let go of one gesture, by the number it has on the picture."""
+
+    number: int
     id: int = 0
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera move per second of video: pan (frame sizes), zoom factor, clockwise degrees; rest: 0, 1, 0."""
+    """A camera move per second of video: pan (frame sizes), zoom factor, clockwise degrees; rest: 0, 1, 0.
+
+    It lasts until it is stopped, or for so many `seconds`.
+    """
 
     pan: tuple[float, float]
     zoom: float
     rotate: float
     id: int = 0
+    seconds: float = 0.0
 
     @property
     def at_rest(self) -> bool:
@@ -184,15 +227,15 @@ class Take:
 
 @dataclass(frozen=True)
 class Simple:
-    """A message without fields but perhaps an `id`: pause, resume, clear, awake."""
+    """A message without fields but perhaps an `id`: pause, resume, clear, awake, webcam_off."""
 
     kind: str
     id: int = 0
 
 
-Message = Start | Event | Stroke | Path | Pins | Camera | Ack | Step | Rewind | Take | Simple
+Message = Start | Event | Stroke | Path | Box | Pins | Remove | Camera | Ack | Step | Rewind | Take | Simple
 
-_SIMPLE = ("pause", "resume", "clear", "awake")
+_SIMPLE = ("pause", "resume", "clear", "awake", "webcam_off")
 
 
 def parse(text: str | bytes) -> Message:
@@ -309,9 +352,7 @@ class _Fields:
 
     def points(self, width: int, least: int, most: int) -> tuple[tuple[float, ...], ...]:
         """Rows of `width` numbers: (x, y), or (milliseconds, x, y)."""
-        rows = self.row.pop("points", None)
-        if not isinstance(rows, list) or not least <= len(rows) <= most:
-            raise self.fail("points", f"a list of {least} to {most} points", rows)
+        rows = self._rows(least, most)
         made = []
         for row in rows:
             if not isinstance(row, list) or len(row) != width:
@@ -319,9 +360,56 @@ class _Fields:
             xy = [self._number("points", value, 0.0, 1.0) for value in row[width - 2 :]]
             time = [self._number("points", value, 0.0, 1e9) for value in row[: width - 2]]
             made.append((*time, *xy))
-        if width == 3 and any(later[0] < sooner[0] for sooner, later in itertools.pairwise(made)):
-            raise self.fail("points", "times that do not fall", rows)
+        if width == 3:
+            self._check_times(made)
         return tuple(made)
+
+    def boxes(self, most: int) -> tuple[tuple[float, ...], ...]:
+        """Rows of (milliseconds, left, top, right, bottom); what cannot be is for the motion to say."""
+        made = []
+        for row in self._rows(2, most):
+            if not isinstance(row, list) or len(row) != 5:
+                raise self.fail("points", "5 numbers each", row)
+            edges = [self._number("points", value, -9.0, 9.0) for value in row[1:]]
+            made.append((self._number("points", row[0], 0.0, 1e9), *edges))
+        self._check_times(made)
+        return tuple(made)
+
+    def held(self, most: int) -> tuple[tuple[tuple[float, float], ...], tuple["Grid | None", ...]]:
+        """Rows of (x, y), or with the patch of a grid: (x, y, width, height, spacing)."""
+        points, grids = [], []
+        for row in self._rows(0, most):
+            if not isinstance(row, list) or len(row) not in (2, 5):
+                raise self.fail("points", "2 or 5 numbers each", row)
+            x, y = (self._number("points", value, 0.0, 1.0) for value in row[:2])
+            points.append((x, y))
+            grids.append(self._grid(row[2:]) if len(row) == 5 else None)
+        return tuple(points), tuple(grids) if any(grids) else ()
+
+    def grid(self) -> "Grid | None":
+        """A patch of tracks, [width, height, spacing], where one is asked for."""
+        row = self.row.pop("grid", None)
+        if row is None:
+            return None
+        if not isinstance(row, list) or len(row) != 3:
+            raise self.fail("grid", "[width, height, spacing]", row)
+        return self._grid(row)
+
+    def _grid(self, row: list[Any]) -> "Grid":
+        width, height = (self._number("grid", value, 0.0, 1.0) for value in row[:2])
+        return Grid((width, height), self._number("grid", row[2], 0.04, 1.0))
+
+    def _rows(self, least: int, most: int) -> list[Any]:
+        rows = self.row.pop("points", None)
+        if not isinstance(rows, list) or not least <= len(rows) <= most:
+            raise self.fail("points", f"a list of {least} to {most} points", rows)
+        return rows
+
+    def _check_times(self, made: list[tuple[float, ...]]) -> None:
+        if any(later[0] < sooner[0] for sooner, later in itertools.pairwise(made)):
+            raise self.fail("points", "times that do not fall", made)
+        if made and made[-1][0] - made[0][0] > MAX_PATH_MS and self.kind != "stroke":
+            raise BadMessage(f"{self.kind}: points: expected at most {MAX_PATH_MS} ms from first to last")
 
     def _number(self, name: str, value: Any, least: float, most: float) -> float:
         plain = isinstance(value, int | float) and not isinstance(value, bool)
@@ -349,26 +437,34 @@ def _event(fields: _Fields) -> Event:
         raise BadMessage("event: expected a prompt or a blend, found both")
     if over and prompt is None and blend is None:
         raise BadMessage("event: over: expected new words that it leads to, found none")
-    if prompt is None and blend is None and settings is None and cache is None:
+    picture = fields.option("picture", USES)
+    if prompt is None and blend is None and settings is None and cache is None and picture is None:
         raise BadMessage("event: expected a prompt, settings or a cache action, found none of them")
     if over and cache in ("clear", "rebuild"):
         # nothing is left that words could come from
         over = 0.0
     sink, way = fields.option("sink", SINKS), fields.choice("way", WAYS) if "way" in fields.row else WAYS[0]
-    return Event(number, epoch, prompt, settings, cache, sink, blend, over, way)
+    return Event(number, epoch, prompt, settings, cache, sink, blend, over, way, picture)
 
 
 def _stroke(fields: _Fields) -> Stroke:
     phase = fields.choice("phase", PHASES)
     points = fields.points(3, 0 if phase == "end" else 1, MAX_STROKE_POINTS)
-    return Stroke(*_place(fields), phase, tuple((t, x, y) for t, x, y in points))
+    return Stroke(*_place(fields), phase, tuple((t, x, y) for t, x, y in points), fields.grid())
 
 
 def _path(fields: _Fields) -> Path:
     points = fields.points(3, 2, MAX_PATH_POINTS)
-    if points[-1][0] - points[0][0] > MAX_PATH_MS:
-        raise BadMessage(f"path: points: expected at most {MAX_PATH_MS} ms from first to last")
-    return Path(*_place(fields), tuple((t, x, y) for t, x, y in points))
+    return Path(*_place(fields), tuple((t, x, y) for t, x, y in points), fields.grid())
+
+
+def _box(fields: _Fields) -> Box:
+    knots = fields.boxes(MAX_PATH_POINTS)
+    spacing = fields.number("spacing", 0.04, 1.0) if "spacing" in fields.row else SPACING
+    name = fields.row.pop("name", "")
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        raise fields.fail("name", f"text of up to {MAX_NAME} characters", name)
+    return Box(*_place(fields), knots, " ".join(name.split()), spacing)
 
 
 def _place(fields: _Fields) -> tuple[int, int, int]:
@@ -376,7 +472,8 @@ def _place(fields: _Fields) -> tuple[int, int, int]:
 
 
 def _pins(fields: _Fields) -> Pins:
-    return Pins(tuple((x, y) for x, y in fields.points(2, 0, MAX_PINS)), fields.number_of())
+    points, grids = fields.held(MAX_PINS)
+    return Pins(points, fields.number_of(), grids)
 
 
 def _camera(fields: _Fields) -> Camera:
@@ -385,7 +482,8 @@ def _camera(fields: _Fields) -> Camera:
         raise fields.fail("pan", "two numbers", pan)
     x, y = (fields._number("pan", value, -1.0, 1.0) for value in pan)
     zoom, rotate = fields.number("zoom", 0.25, 4.0), fields.number("rotate", -180.0, 180.0)
-    return Camera((x, y), zoom, rotate, fields.number_of())
+    seconds = fields.number("seconds", 0.0, MAX_PATH_MS / 1000) if "seconds" in fields.row else 0.0
+    return Camera((x, y), zoom, rotate, fields.number_of(), seconds)
 
 
 def _ack(fields: _Fields) -> Ack:
@@ -398,7 +496,9 @@ _PARSERS: dict[str, Callable[[_Fields], Message]] = {
     "event": _event,
     "stroke": _stroke,
     "path": _path,
+    "box": _box,
     "pins": _pins,
+    "remove": lambda fields: Remove(fields.whole("number"), fields.number_of()),
     "camera": _camera,
     "ack": _ack,
     "step": lambda fields: Step(fields.whole("frame")),

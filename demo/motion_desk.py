@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from streamgen.motion.tracks import TrackSet, camera, path, pins
+from streamgen.motion.boxes import Box, covers_alike, grid, held_grid, patch, together
+from streamgen.motion.tracks import TrackSet, camera, merge, path, pins
 
-from .messages import Camera
+from .held import Held, HeldList
+from .messages import Camera, Grid
 
 XY = tuple[float, float]
 Changes = dict[str, TrackSet | None]
@@ -36,6 +38,7 @@ class _Stroke:
 
     name: str
     at: XY
+    grid: Grid | None = None
     ahead: list[XY] = field(default_factory=list)
     ended: bool = False
     begun: bool = False
@@ -52,10 +55,11 @@ class MotionDesk:
 
     def __init__(self, fps: float, aspect: float = 1.0) -> None:
         self.fps, self.aspect = fps, aspect
+        self.held = HeldList(fps)
         self._strokes: dict[int, _Stroke] = {}
         self._pins: tuple[XY, ...] = ()
+        self._grids: tuple[Grid | None, ...] = ()
         self._moving: Camera | None = None
-        self._made = 0
         # what the next chunk changes, and the frame where each gesture in force is over
         self._changes: Changes = {}
         self._ends: dict[str, int] = {}
@@ -65,12 +69,29 @@ class MotionDesk:
         """The points that hold still."""
         return self._pins
 
-    def begin_stroke(self, number: int, at: XY, points: Sequence[XY]) -> bool:
-        """A drag begins on the thing that is at `at` now. False when there are too many."""
+    @property
+    def pin_rows(self) -> list[list[float]]:
+        """Them as the page says them: (x, y), or with a grid (x, y, width, height, spacing)."""
+        grids = self._grids or (None,) * len(self._pins)
+        return [
+            [*at, *(() if own is None else (*own.size, own.spacing))]
+            for at, own in zip(self._pins, grids, strict=True)
+        ]
+
+    def begin_stroke(
+        self, number: int, at: XY, points: Sequence[XY], own: Grid | None = None, label: str = ""
+    ) -> int | None:
+        """A drag begins on the thing that is at `at` now: the gesture's number, None when there are too many.
+
+        Args:
+            own: tracks about the hand in place of one.
+            label: what it says, for the page.
+        """
         if number not in self._strokes and len(self._strokes) >= MAX_STROKES:
-            return False
-        self._strokes[number] = _Stroke(self._name("drag"), at, list(points))
-        return True
+            return None
+        held = self.held.add("drag", number, label, (), own)
+        self._strokes[number] = _Stroke(held.gesture, at, own, list(points))
+        return held.number
 
     def move_stroke(self, number: int, points: Sequence[XY], end: bool = False) -> bool:
         """A drag goes on, or ends. False for one that is not known."""
@@ -84,30 +105,114 @@ class MotionDesk:
         stroke.ended = stroke.ended or end
         return True
 
-    def add_path(self, points: Sequence[tuple[float, float, float]], at: XY) -> bool:
+    def add_path(
+        self,
+        points: Sequence[tuple[float, float, float]],
+        at: XY,
+        own: Grid | None = None,
+        label: str = "",
+        number: int = 0,
+    ) -> int | None:
         """A drawn path of (milliseconds, x, y) on the thing that is at `at` now; begins with the next chunk.
 
-        False when too many are under way.
-        """
-        under_way = {**dict.fromkeys(self._ends, True), **self._changes}
-        if sum(bool(on) and name.startswith("path") for name, on in under_way.items()) >= MAX_PATHS:
-            return False
-        self._changes[self._name("path")] = path(_path_knots(points, at, self.fps), self.fps)
-        return True
+        Args:
+            own, label, number: see `begin_stroke`.
 
-    def set_pins(self, points: Sequence[XY]) -> None:
-        """All points that hold still from now on."""
-        self._pins = tuple(points)
+        Returns:
+            The gesture's number, None when too many are under way.
+        """
+        if self._full:
+            return None
+        knots = _unhurried(_knots_from(points, at), self.fps)
+        knots = [(seconds, _unit(x), _unit(y)) for seconds, x, y in knots]
+        if own is None:
+            tracks = path(knots, self.fps)
+        else:
+            tracks = grid(knots, self.fps, own.size, own.spacing, self.aspect)
+        held = self.held.add("path", number, label, knots, own)
+        self._changes[held.gesture] = tracks
+        return held.number
+
+    def add_box(
+        self,
+        knots: Sequence[tuple[float, ...]],
+        at: XY,
+        spacing: float,
+        name: str = "",
+        label: str = "",
+        number: int = 0,
+    ) -> int | None:
+        """A box of (milliseconds, left, top, right, bottom) whose thing is at `at` now.
+
+        One that has the name of a box in force takes its place.
+
+        Returns:
+            The gesture's number, None when too many are under way.
+
+        Raises:
+            ValueError: a box that cannot be, or one that begins on the place of another.
+        """
+        # looked at as it was drawn: the errors name that
+        rows = [[(row[0] - knots[0][0]) / 1000, *row[1:]] for row in _rising(knots)]
+        Box(torch.tensor(rows, dtype=torch.float64))
+        way = _unhurried(_knots_from(knots, at), self.fps)
+        tracks = Box(torch.tensor(way, dtype=torch.float64), name).tracks(self.fps, spacing, self.aspect)
+        before = None
+        for other in self.held.in_force("box"):
+            if name and other.name == name:
+                before = other
+            elif covers_alike(self.held.place(other), way[0][1:]):
+                raise ValueError(f"box {other.number} is at that place: nobody could tell which is meant")
+        if before is not None:
+            self.remove(before.number)
+        if self._full:
+            return None
+        held = self.held.add("box", number, label, way, None, name)
+        self._changes[held.gesture] = tracks
+        return held.number
+
+    @property
+    def _full(self) -> bool:
+        """Whether as many paths and boxes are under way as may be."""
+        under_way = {**dict.fromkeys(self._ends, True), **self._changes}
+        return (
+            sum(bool(on) and name.startswith(("path", "box")) for name, on in under_way.items()) >= MAX_PATHS
+        )
+
+    def remove(self, number: int) -> Held | None:
+        """Let go of one gesture with the next chunk; None where nothing has that number."""
+        held = self.held.find(number)
+        if held is None:
+            return None
+        for key, stroke in list(self._strokes.items()):
+            if stroke.name == held.gesture:
+                del self._strokes[key]
+        if held.kind == "camera":
+            self._moving = None
+        self._changes.pop(held.gesture, None)
+        if held.start is None and held.gesture not in self._ends:
+            self.held.forget(held)
+        else:
+            self._changes[held.gesture] = None
+        return held
+
+    def set_pins(self, points: Sequence[XY], grids: Sequence[Grid | None] = ()) -> None:
+        """All points that hold still from now on; `grids` has a patch for each, or is empty."""
+        self._pins, self._grids = tuple(points), tuple(grids)
         self._changes["pins"] = self._still() if points else None
 
-    def move_camera(self, move: Camera) -> None:
-        """Begin or end a camera move.
+    def move_camera(self, move: Camera, label: str = "") -> None:
+        """Begin or end a camera move; one with `seconds` ends by itself.
 
         Raises:
             ValueError: faster than tracks can tell.
         """
         self._changes["camera"] = None if move.at_rest else self._travel(move)
-        self._moving = None if move.at_rest else move
+        self._moving = None if move.at_rest or move.seconds else move
+        if not move.at_rest:
+            self.held.camera(move.id, label, move.seconds)
+        elif "camera" not in self._ends:
+            self.held.end("camera", None)
 
     def end_strokes(self) -> None:
         """The hand is gone (a lost connection)."""
@@ -119,7 +224,10 @@ class MotionDesk:
     def clear(self) -> None:
         """Let go of everything."""
         self._strokes.clear()
-        self._pins, self._moving = (), None
+        self._pins, self._grids, self._moving = (), (), None
+        for held in self.held.in_force():
+            if held.start is None and held.gesture not in self._ends:
+                self.held.forget(held)
         self._changes = dict.fromkeys(self._ends)
 
     def plan(self, start: int, frames: int) -> Changes | None:
@@ -137,13 +245,17 @@ class MotionDesk:
             self._changes[stroke.name] = self._advance(number, frames)
         changes = {name: t for name, t in self._changes.items() if t is not None or name in self._ends}
         self._changes = {}
+        live = {stroke.name for stroke in self._strokes.values()}
         for name, tracks in changes.items():
             self._ends[name] = start if tracks is None else start + tracks.num_frames
+            if tracks is None:
+                self.held.end(name, start)
+            elif name not in live and not (name == "camera" and self._moving):
+                self.held.begin(name, start, self._ends[name])
+            else:
+                self.held.begin(name, start, None)
+        self.held.tidy(start)
         return changes or None
-
-    def _name(self, kind: str) -> str:
-        self._made += 1
-        return f"{kind} {self._made}"
 
     def _advance(self, number: int, frames: int) -> TrackSet:
         """The track of a dragged thing in the next chunk."""
@@ -157,7 +269,10 @@ class MotionDesk:
         stroke.begun, stroke.at = True, places[-1]
         stroke.ahead = _rest(line, lengths, reach)
         stroke.frames_after_end += frames if stroke.ended else 0
-        tracks = TrackSet.from_points(torch.tensor(places).clamp(0, 1)[None])
+        way = torch.tensor(places).clamp(0, 1)
+        tracks = TrackSet.from_points(way[None])
+        if stroke.grid is not None:
+            tracks = together(way, patch(stroke.grid.size, stroke.grid.spacing, self.aspect))
         if stroke.ended and (not stroke.ahead or stroke.frames_after_end >= _FINISH_SECONDS * self.fps):
             del self._strokes[number]
             return tracks
@@ -165,12 +280,22 @@ class MotionDesk:
         return tracks.slice(0, frames + 1)
 
     def _still(self) -> TrackSet:
-        return pins(self._pins, round(_PIN_SECONDS * self.fps))
+        frames = round(_PIN_SECONDS * self.fps)
+        if not self._grids:
+            return pins(self._pins, frames)
+        # a grid of no size is a point
+        patches = [own or Grid((0.0, 0.0), 1.0) for own in self._grids]
+        return merge(
+            [
+                held_grid(at, frames, own.size, own.spacing, self.aspect)
+                for at, own in zip(self._pins, patches, strict=True)
+            ]
+        )
 
     def _travel(self, move: Camera) -> TrackSet:
-        seconds = _CAMERA_SECONDS
+        seconds = move.seconds or _CAMERA_SECONDS
         return camera(
-            frames=round(seconds * self.fps),
+            frames=max(2, round(seconds * self.fps)),
             pan=(move.pan[0] * seconds, move.pan[1] * seconds),
             zoom=move.zoom**seconds,
             rotate=move.rotate * seconds,
@@ -178,27 +303,45 @@ class MotionDesk:
         )
 
 
-def _path_knots(
-    points: Sequence[tuple[float, float, float]], at: XY, fps: float
-) -> list[tuple[float, float, float]]:
-    """Knots of (seconds, x, y) whose start lies on the thing itself and whose end is where it was drawn to,
-    in drawn time, or slower where that is faster than things can be pulled.
+def _knots_from(points: Sequence[tuple[float, ...]], at: XY) -> list[tuple[float, ...]]:
+    """Knots in seconds from rows of (milliseconds, x, y) or (milliseconds, left, top, right, bottom).
+
+    The way begins where the thing itself is, `at`, and ends where it was drawn to.
     """
-    began, length = points[0][0], max(points[-1][0] - points[0][0], 1.0)
-    off_x, off_y = at[0] - points[0][1], at[1] - points[0][2]
-    knots: list[tuple[float, float, float]] = []
-    for time, x, y in points:
+    rows = _rising(points)
+    began, length = rows[0][0], max(rows[-1][0] - rows[0][0], 1.0)
+    first = rows[0][1:]
+    half = len(first) // 2
+    # the middle of a box, or the point itself
+    middle = [(first[i] + first[i + len(first) - 2]) / 2 for i in range(2)]
+    off = (at[0] - middle[0], at[1] - middle[1])
+    knots: list[tuple[float, ...]] = []
+    for time, *values in rows:
         left = 1 - (time - began) / length
-        knot = ((time - began) / 1000, _unit(x + left * off_x), _unit(y + left * off_y))
-        if knots and knot[0] - knots[-1][0] < 1e-3:
-            continue
-        knots.append(knot)
-    if len(knots) < 2:
-        knots = [(0.0, _unit(at[0]), _unit(at[1])), (1 / fps, points[-1][1], points[-1][2])]
-    elapsed, slower = 0.0, [knots[0]]
-    for (t0, x0, y0), (t1, x1, y1) in itertools.pairwise(knots):
-        elapsed += max(t1 - t0, math.dist((x0, y0), (x1, y1)) / (MAX_STEP * fps))
-        slower.append((elapsed, x1, y1))
+        moved = [value + left * off[i % 2] for i, value in enumerate(values)]
+        knots.append(((time - began) / 1000, *moved))
+    if len(knots) < 2 and half == 1:
+        knots = [(0.0, *at), (1e-3, *points[-1][1:])]
+    return knots
+
+
+def _rising(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The rows whose times are apart."""
+    rows = [points[0]]
+    for row in points[1:]:
+        if row[0] - rows[-1][0] >= 1.0:
+            rows.append(row)
+    return rows
+
+
+def _unhurried(knots: Sequence[tuple[float, ...]], fps: float) -> list[tuple[float, ...]]:
+    """Knots in drawn time, or slower where that is faster than things can be pulled."""
+    elapsed, slower = knots[0][0], [knots[0]]
+    for (t0, *before), (t1, *after) in itertools.pairwise(knots):
+        corners = range(0, len(before), 2)
+        farthest = max(math.dist(before[i : i + 2], after[i : i + 2]) for i in corners)
+        elapsed += max(t1 - t0, farthest / (MAX_STEP * fps))
+        slower.append((elapsed, *after))
     return slower
 
 

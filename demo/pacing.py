@@ -127,6 +127,14 @@ class Playhead:
         elapsed = max(min(now, self.heard + trusted) - self.since, 0.0)
         return min(self.frame + elapsed * self.rate, max(end, self.frame))
 
+    def stood(self, now: float, end: float) -> float:
+        """Seconds that a viewer who was heard of, and is there, has had nothing to play; frames from `end` on
+        do not exist yet.
+        """
+        if self.rate <= 0 or self.heard == -math.inf:
+            return 0.0
+        return max((self.frame - end) / self.rate + now - self.since, 0.0)
+
     def settle(self, now: float, end: float, rate: float) -> None:
         """Until now the viewer had frames up to `end`; from now on they play at `rate`, 0 while paused."""
         self.frame, self.since, self.rate = self.at(now, end), now, rate

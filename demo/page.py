@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.stream.prompts import MAX_PROMPT
 
@@ -63,6 +65,7 @@ _HEAD = """<script>
 def build_page(info: ModelInfo, root_path: str = "") -> gr.Blocks:
     """The Gradio app."""
     told = {"examples": list(info.examples), "settings": dict(info.settings), "limit": MAX_PROMPT}
+    told |= {"words": list(info.words), "kinds": dict(info.kinds), "draws": info.draws}
     options = json.dumps(told)
     stage = (STATIC / "stage.html").read_text(encoding="utf-8")
     stage = stage.replace("@ROOT@", html.escape(_root(root_path), quote=True))
@@ -80,7 +83,7 @@ def page_options(root_path: str) -> dict[str, Any]:
     theme = gr.themes.Base(primary_hue="teal", neutral_hue="zinc", font=list(_FONTS), font_mono=list(_MONO))
     return {
         "css": (STATIC / "style.css").read_text(encoding="utf-8"),
-        "head": _HEAD.replace("@ROOT@", json.dumps(_root(root_path)).replace("<", "\\u003c")),
+        "head": _HEAD.replace("@ROOT@", _script_text(_root(root_path))),
         "theme": theme,
         "footer_links": [],
         "run_history": False,
@@ -94,16 +97,26 @@ def page_options(root_path: str) -> dict[str, Any]:
     }
 
 
+def static_files() -> GZipMiddleware:
+    """The page's scripts and styles."""
+    return GZipMiddleware(StaticFiles(directory=STATIC), minimum_size=500)
+
+
 def readable_card(card: str) -> str:
     """A model card without links to files beside it, which the page does not serve; their words stay."""
     return _FILE_LINK.sub(r"\1", card)
 
 
 class Head:
-    """Puts this page's title, description and address where Gradio's template has its own."""
+    """Puts this page's title, description and address where Gradio's template has its own.
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    Args:
+        app: what it stands before.
+        root_path: under which all addresses lie.
+    """
+
+    def __init__(self, app: App, root_path: str = "") -> None:
+        self.app, self.preloads = app, _preloads(_root(root_path))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on; rewrite the head of the page."""
@@ -127,7 +140,8 @@ class Head:
             start = held.pop()
             headers = dict(start["headers"])
             if headers.get(b"content-type", b"").startswith(b"text/html"):
-                body = own_head(body.decode("utf-8")).encode("utf-8")
+                page = own_head(body.decode("utf-8"))
+                body = page.replace("</title>", f"</title>{self.preloads}", 1).encode("utf-8")
                 headers[b"content-length"] = str(len(body)).encode()
             await send({**start, "headers": list(headers.items())})
             await send({"type": "http.response.body", "body": body})
@@ -139,6 +153,17 @@ def own_head(page: str) -> str:
     """The page with its own metadata in place of the template's."""
     page = _TEMPLATE_META.sub("", page)
     return page.replace("<head>", f"<head>{_META}", 1)
+
+
+def _preloads(root: str) -> str:
+    """All scripts are fetched while Gradio starts, and not one after the other once it has."""
+    names = sorted(file.name for file in STATIC.glob("*.js"))
+    address = html.escape(root, quote=True)
+    return "".join(f'<link rel="modulepreload" href="{address}live/static/{name}">' for name in names)
+
+
+def _script_text(text: str) -> str:
+    return json.dumps(text).replace("<", "\\u003c")
 
 
 def _root(root_path: str) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -25,13 +25,25 @@ class OutFrame:
     chunk: int
     made: float
     pixels: np.ndarray
+    _made: list[tuple[int, bytes]] = field(default_factory=list, compare=False, repr=False)
+
+    def encoded(self) -> tuple[int, bytes]:
+        """The picture as `encode` makes it; made once for all who see it."""
+        if not self._made:
+            self._made.append(encode(self.pixels))
+        return self._made[0]
+
+
+def is_small(pixels: np.ndarray) -> bool:
+    """Whether a picture `(H, W, 3)` is sent as it is, which takes so little time that nobody waits for it."""
+    return pixels.shape[0] * pixels.shape[1] <= _EXACT_PIXELS
 
 
 def encode(pixels: np.ndarray) -> tuple[int, bytes]:
     """A uint8 picture `(H, W, 3)` as (`PNG` or `JPEG`, bytes)."""
     out = io.BytesIO()
     image = Image.fromarray(pixels)
-    if pixels.shape[0] * pixels.shape[1] <= _EXACT_PIXELS:
+    if is_small(pixels):
         image.save(out, "PNG", compress_level=1)
         return PNG, out.getvalue()
     image.save(out, "JPEG", quality=_QUALITY)

@@ -17,7 +17,6 @@ from typing import IO, Any
 import numpy as np
 
 from streamgen.errors import InputError
-from streamgen.video.write import VideoFileSink
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class Lineage:
 
     pieces: tuple[Piece, ...] = ()
     full: bool = False
+
+    @property
+    def frames(self) -> int:
+        """How many frames it has."""
+        return self.pieces[-1].start + self.pieces[-1].frames if self.pieces else 0
 
     def to_json(self) -> list[list[int]]:
         """Plain values, a row for each piece."""
@@ -138,14 +142,15 @@ class Recording:
             for file in self._reels.values():
                 file.close()
 
-    def read(self, frames: int) -> Iterator[np.ndarray]:
-        """The first `frames` frames of the branch that plays, in runs of uint8 `(T, H, W, 3)`.
+    def read(self, frames: int, lineage: Lineage | None = None) -> Iterator[np.ndarray]:
+        """The first `frames` frames of a branch, by default the one that plays, in runs of uint8
+        `(T, H, W, 3)`.
 
         Raises:
             InputError: the session has ended, or the stream's place was taken by newer ones.
         """
         left = frames
-        for piece in self.lineage().pieces:
+        for piece in (lineage or self.lineage()).pieces:
             if left <= 0:
                 return
             with self._lock:
@@ -220,20 +225,6 @@ def _unpacked(data: bytes, shape: tuple[int, int, int, int]) -> np.ndarray:
     """
     steps = np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)
     return np.cumsum(steps, axis=2, dtype=np.uint8)
-
-
-def write_video(recording: Recording, frames: int, fps: float, path: Path) -> int:
-    """Write the first `frames` recorded frames as MP4; returns how many there were.
-
-    Raises:
-        InputError: nothing is recorded, or the session ended meanwhile. OutputError: the disk is full.
-    """
-    if not min(frames, recording.frames):
-        raise InputError("nothing has been recorded yet")
-    with VideoFileSink(path, *recording.size, fps) as sink:
-        for run in recording.read(frames):
-            sink.write(run)
-        return sink.frames_written
 
 
 def session_record(

@@ -1,4 +1,4 @@
-"""The web application: sessions over WebSockets, uploads and downloads, and the page, in one FastAPI app."""
+"""What the web application does: sessions over WebSockets, uploads and downloads (`app` has the routes)."""
 
 import asyncio
 import contextlib
@@ -6,45 +6,41 @@ import json
 import math
 import tempfile
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
 
 from streamgen.errors import InputError, StreamgenError
 
-from . import pictures, uploads
-from .access import Access, Gate
+from . import exports, pictures, uploads
+from .access import Access
+from .conducted import Conducted
+from .drain import SENT_AWAY, Drain
+from .editing import Editing
 from .engine import Engine
 from .limits import Limits
+from .line import CLOSE_UNKNOWN, Line
 from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
-from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
-from .messages import Ack as AckMessage
-from .page import Head, build_page, page_options
-from .recording import Recording, session_record, write_video
+from .messages import MAX_MESSAGE_BYTES
+from .metrics import DemoMetrics, Totals
+from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
+from .watching import CLOSE_FULL, Gallery, WatchLine
 from .worker import Worker
 
-STATIC = Path(__file__).parent / "static"
-# Beyond these a connection is closed: messages per second, and messages that made no sense.
-MAX_RATE = 300
-MAX_BAD = 20
 _STATS_SECONDS = 0.5
 _TICK_SECONDS = 0.25
 _TIDY_SECONDS = 60.0
-_SEND_SECONDS = 10.0
 # Until pages have been told why the server goes.
 _FAREWELL_SECONDS = 1.0
-_INLINE_PIXELS = 128 * 128
 # Arguments for uvicorn: the protocol's limits, and how soon a silent connection counts as gone.
 SERVER_OPTIONS: dict[str, Any] = {
     "ws_max_size": MAX_MESSAGE_BYTES,
@@ -53,15 +49,13 @@ SERVER_OPTIONS: dict[str, Any] = {
     "ws_per_message_deflate": False,
     "timeout_graceful_shutdown": 2,
 }
-# What clients close with that mean to go: programs, and browsers as a page is closed, loaded again or left.
-CLOSE_LEFT = (1000, 1001)
-CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 
 
 @dataclass(frozen=True)
 class Options:
     """How the demo is served. `shelf` is the folder where streams outlive the process; None: they do not.
-    `on_failure` is called once pages know that the model could not be loaded.
+    `max_watchers` is how many may watch at a time, of all streams together. `on_failure` is called once pages
+    know that the model could not be loaded, `on_drained` once a server that drains has nobody left.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -69,7 +63,9 @@ class Options:
     access: Access = field(default_factory=Access)
     root_path: str = ""
     shelf: Path | None = None
+    max_watchers: int = 200
     on_failure: Callable[[], None] = lambda: None
+    on_drained: Callable[[], None] = lambda: None
 
 
 class NoSuchSession(InputError):
@@ -83,6 +79,11 @@ class Demo:
         self.engine, self.options, self.clock = engine, options, clock
         self.worker = Worker(clock)
         self.lobby = Lobby(options.rules, self._open, self._close, clock, self._loading)
+        self.totals = Totals()
+        self.drain = Drain(lambda: self.lobby.watched, clock)
+        self.metrics = DemoMetrics(engine, self.lobby, self.totals, self.drain)
+        self.gallery = Gallery(options.max_watchers, self.lobby.find)
+        self.editing = Editing(engine, self._conducted, self._heard)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
@@ -94,10 +95,8 @@ class Demo:
 
     def _open(self, seat: Seat) -> LiveSession:
         kept, limits = seat.heritage, self.options.limits
-        if kept is not None:
-            kept = self.shelf.hand_over(kept, seat.token)
         keeper = Keeper(self.shelf.folder(seat.token), self._writing)
-        session = LiveSession(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
+        session = Conducted(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
         self.worker.add(session)
         if kept is not None:
             session.reopen(kept)
@@ -106,6 +105,16 @@ class Demo:
     def _close(self, session: LiveSession) -> None:
         self.worker.remove(session)
         session.close()
+        self.totals.add(session)
+
+    async def send_away(self, why: str) -> None:
+        """End all seats once their streams are on the shelf; their pages are told to ask for another one."""
+        seats = [*self.lobby.running, *self.lobby.waiting]
+        for seat in seats:
+            self.lobby.release(seat)
+        await asyncio.wrap_future(self._writing.submit(lambda: None))
+        for seat in seats:
+            seat.voice.say({"type": "moved", "text": why})
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -131,9 +140,11 @@ class Demo:
                 await self._give_up(self.engine.failure)
                 return
             self.lobby.tick()
+            if self.drain.over:
+                self.options.on_drained()
             if self.clock() - tidied >= _TIDY_SECONDS:
                 tidied = self.clock()
-                used = [seat.token for seat in self.lobby.running]
+                used = [seat.token for seat in (*self.lobby.running, *self.lobby.waiting)]
                 await asyncio.to_thread(self.shelf.tidy, used)
             if self.clock() - said >= _STATS_SECONDS:
                 said = self.clock()
@@ -155,15 +166,30 @@ class Demo:
         """A session id for a page; `after` is the id of an earlier one whose stream it would go on with."""
         if self.engine.failure is not None:
             return JSONResponse({"error": f"the model cannot be loaded: {self.engine.failure}"}, 503)
+        if self.drain.begun:
+            return JSONResponse({"error": SENT_AWAY}, 503)
         kept = self.shelf.find(after) if after and self.lobby.find(after) is None else None
         try:
-            return JSONResponse({"session": self.lobby.ticket(kept), "kept": kept is not None})
+            token = self.lobby.ticket(kept)
         except Full as full:
             return JSONResponse({"error": str(full)}, 503)
+        if kept is not None:
+            self.gallery.hand_over(after, token)
+        return JSONResponse({"session": token, "kept": kept is not None})
 
     async def health(self) -> Response:
         """How many are here."""
-        return JSONResponse({"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)})
+        here = {"running": len(self.lobby.running), "waiting": len(self.lobby.waiting)}
+        return JSONResponse(here | {"watching": self.gallery.watchers})
+
+    async def status(self) -> Response:
+        """Whether viewers are taken, for whoever sends them: 200 if so, else 503."""
+        status = self.metrics.status
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+    async def figures(self) -> Response:
+        """Figures for Prometheus."""
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def back(self, token: str) -> Response:
         """A page is being loaded again and will connect soon."""
@@ -190,21 +216,30 @@ class Demo:
         session.pictures = frames
         return JSONResponse({"frames": len(frames), "picture": pictures.data_url(frames[0])})
 
-    async def clip(self, token: str, frames: int) -> Response:
-        """The first `frames` frames of a session as MP4, also when it is over."""
+    async def clip(
+        self,
+        token: str,
+        suffix: exports.Format,
+        frames: int,
+        scale: int = 1,
+        way: str = "pixels",
+        take: int | None = None,
+    ) -> Response:
+        """The first `frames` frames of a session, or of a branch that was left, as a file; those of the
+        branch that plays also when the session is over.
+        """
         folder = tempfile.TemporaryDirectory(prefix="streamgen-demo-")
-        path = Path(folder.name, "streamgen.mp4")
+        path = Path(folder.name, f"streamgen.{suffix}")
         try:
             with self._recorded(token) as recording:
-                fps = self.engine.info.fps
+                how = (self.engine.info.fps, path, scale, way, self._branch(token, take))
                 async with self._exports:
-                    await asyncio.to_thread(write_video, recording, frames, fps, path)
+                    await asyncio.to_thread(exports.write_export, recording, frames, *how)
         except StreamgenError as error:
             folder.cleanup()
             return _not_saved(error, str(path))
-        return FileResponse(
-            path, media_type="video/mp4", filename="streamgen.mp4", background=BackgroundTask(folder.cleanup)
-        )
+        done = BackgroundTask(folder.cleanup)
+        return FileResponse(path, media_type=exports.MEDIA[suffix], filename=path.name, background=done)
 
     async def timeline(self, token: str, frames: int) -> Response:
         """The record of the first `frames` frames, for `streamgen render`, also when the session is over."""
@@ -227,10 +262,43 @@ class Demo:
         if seat is None:
             await websocket.close(CLOSE_UNKNOWN, "no such session")
             return
-        line = Line(self, websocket, seat)
+        self._inherit(seat)
+        line = Line(websocket, self.lobby, seat, self.hello())
         await line.run()
 
-    def hello(self, seat: Seat) -> dict[str, Any]:
+    def _inherit(self, seat: Seat) -> None:
+        """What a page goes on with is kept under its new id, also while it waits in the row."""
+        if seat.heritage is not None and not seat.visit:
+            try:
+                seat.heritage = self.shelf.hand_over(seat.heritage, seat.token)
+            except OSError:
+                seat.heritage = None
+
+    async def watch_link(self, token: str) -> Response:
+        """The id under which a session is watched."""
+        if self._session(token) is None:
+            return JSONResponse({"error": "no such session"}, 404)
+        return JSONResponse({"watch": self.gallery.link(token)})
+
+    async def no_watch_link(self, token: str) -> Response:
+        """Nobody watches a session from now on."""
+        self.gallery.take_back(token)
+        return JSONResponse({"watch": None})
+
+    async def watch(self, websocket: WebSocket, key: str) -> None:
+        """One connection of a watcher, from beginning to end."""
+        await websocket.accept()
+        seat = self.gallery.seat(key)
+        if seat is None or seat.session is None:
+            await websocket.close(CLOSE_UNKNOWN, "nothing plays under this link")
+            return
+        with self.gallery.place() as there_is_one:
+            if not there_is_one:
+                await websocket.close(CLOSE_FULL, f"{self.gallery.most} watch already; come back later")
+                return
+            await WatchLine(websocket, seat.session, self.hello() | {"watching": True}).run()
+
+    def hello(self) -> dict[str, Any]:
         """What a page is told first."""
         info, rules = self.engine.info, self.options.rules
         return {
@@ -264,6 +332,17 @@ class Demo:
         with contextlib.closing(kept.recording(self.engine)) as recording:
             yield recording
 
+    def _branch(self, token: str, take: int | None) -> Lineage | None:
+        """The frames of a branch that was left; None for the one that plays."""
+        if take is None:
+            return None
+        session = self._session(token)
+        kept = [] if session is None else [one for one in session.takes if one.id == take]
+        if not kept:
+            raise NoSuchSession("this branch is not kept any more")
+        lineage: Lineage = kept[0].lineage
+        return lineage
+
     def _timeline(self, token: str) -> dict[str, Any]:
         session = self._session(token)
         if session is not None and session.stream is not None:
@@ -273,151 +352,21 @@ class Demo:
             raise NoSuchSession("no such session, or nothing was started")
         return self.engine.timeline_of(kept.snapshot)
 
+    def _conducted(self, token: str) -> Conducted | None:
+        session = self._session(token)
+        return session if isinstance(session, Conducted) else None
+
+    def _heard(self, token: str) -> None:
+        seat = self.lobby.find(token)
+        if seat is not None:
+            self.lobby.heard(seat)
+
     def _session(self, token: str) -> LiveSession | None:
         seat = self.lobby.find(token)
         return None if seat is None else seat.session
-
-
-class Line:
-    """One WebSocket connection: messages in by one task, messages and frames out by another."""
-
-    def __init__(self, demo: Demo, websocket: WebSocket, seat: Seat) -> None:
-        self.demo, self.websocket, self.seat = demo, websocket, seat
-        self._awake = asyncio.Event()
-        self._bad, self._closed = 0, False
-        self._allowance, self._counted = float(MAX_RATE), demo.clock()
-
-    async def run(self) -> None:
-        """Serve until either side goes."""
-        lobby, seat = self.demo.lobby, self.seat
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            # the loop may be gone while the engine's thread still ends a chunk
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._awake.set)
-
-        seat.voice.wake = wake
-        await self._send_json(self.demo.hello(seat))
-        if lobby.connect(seat.token) is None:
-            await self.websocket.close(CLOSE_UNKNOWN, "no such session")
-            return
-        visit = seat.visit
-        tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send(visit))]
-        for task in tasks:
-            task.add_done_callback(_settled)
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            # nothing is awaited here: this may itself be a cancellation, which another one must not replace
-            for task in tasks:
-                task.cancel()
-            lobby.disconnect(seat, visit, self._closed)
-
-    async def _receive(self) -> None:
-        while True:
-            event = await self.websocket.receive()
-            if event["type"] == "websocket.disconnect":
-                self._closed = event.get("code") in CLOSE_LEFT
-                return
-            if not self._within_rate():
-                await self.websocket.close(1008, "too many messages")
-                return
-            try:
-                text = event.get("text")
-                if text is None:
-                    raise BadMessage("message: expected JSON text, found a binary message")
-                self._handle(text)
-            except BadMessage as error:
-                self._bad += 1
-                self.seat.voice.say({"type": "error", "code": "bad_message", "text": str(error)})
-                if self._bad > MAX_BAD or len(text or "") > MAX_MESSAGE_BYTES:
-                    await self.websocket.close(1008, "messages that make no sense")
-                    return
-
-    def _handle(self, text: str) -> None:
-        message = parse(text)
-        if not isinstance(message, AckMessage | Step):
-            self.demo.lobby.heard(self.seat)
-        if self.seat.session is None:
-            raise BadMessage("wait for your turn" if not self.seat.over else "the session has ended")
-        self.seat.session.handle(message)
-        self._awake.set()
-
-    async def _send(self, visit: int) -> None:
-        seat, websocket = self.seat, self.websocket
-        while True:
-            self._awake.clear()
-            if seat.visit != visit:
-                await websocket.close(CLOSE_REPLACED, "the page has connected again")
-                return
-            for message in seat.voice.take():
-                await self._send_json(message)
-                if message["type"] == "ended":
-                    await websocket.close(CLOSE_ENDED, message["text"])
-                    return
-            if seat.voice.overflowed:
-                await websocket.close(1013, "messages are not taken fast enough")
-                return
-            session = seat.session
-            item = None if session is None else session.next_frame()
-            if item is None:
-                # not wait_for: in Python 3.11 it loses a cancellation that comes together with the event
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_TICK_SECONDS):
-                        await self._awake.wait()
-                continue
-            seq, frame = item
-            if frame.pixels.shape[0] * frame.pixels.shape[1] <= _INLINE_PIXELS:
-                encoding, data = pictures.encode(frame.pixels)
-            else:
-                encoding, data = await asyncio.to_thread(pictures.encode, frame.pixels)
-            packed = pack_frame(data, encoding, seq, frame.epoch, frame.frame, frame.chunk, frame.made)
-            async with asyncio.timeout(_SEND_SECONDS):
-                await websocket.send_bytes(packed)
-
-    async def _send_json(self, message: dict[str, Any]) -> None:
-        text = json.dumps(message, ensure_ascii=False)
-        async with asyncio.timeout(_SEND_SECONDS):
-            await self.websocket.send_text(text)
-
-    def _within_rate(self) -> bool:
-        """A bucket of 300 messages that fills by 300 a second."""
-        now = self.demo.clock()
-        self._allowance = min(MAX_RATE, self._allowance + (now - self._counted) * MAX_RATE) - 1
-        self._counted = now
-        return self._allowance >= 0
 
 
 def _not_saved(error: StreamgenError, path: str = "") -> Response:
     """Why nothing can be downloaded; a server's path means nothing to a viewer."""
     text = str(error).replace(path, "the clip") if path else str(error)
     return JSONResponse({"error": text}, 404 if isinstance(error, NoSuchSession) else 409)
-
-
-def _settled(task: asyncio.Task[None]) -> None:
-    """Take a task's end: a connection may break at any moment, all else is an error of ours."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(
-        error, WebSocketDisconnect | OSError | TimeoutError | RuntimeError
-    ):
-        traceback.print_exception(error)
-
-
-def build_app(engine: Engine, options: Options | None = None) -> Gate:
-    """The whole application, to be served by uvicorn with one process."""
-    options = options or Options()
-    demo = Demo(engine, options)
-    app = FastAPI(lifespan=demo.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/live/session", demo.ticket, methods=["POST"])
-    app.add_api_route("/live/health", demo.health, methods=["GET"])
-    app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
-    app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
-    app.add_api_route("/live/{token}/clip.mp4", demo.clip, methods=["GET"])
-    app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
-    app.add_api_websocket_route("/live/ws/{token}", demo.socket)
-    app.mount("/live/static", StaticFiles(directory=STATIC))
-    page = build_page(engine.info, options.root_path)
-    app = gr.mount_gradio_app(app, page, path="/", **page_options(options.root_path))
-    app.state.demo = demo
-    return Gate(Head(app), options.access)

@@ -24,9 +24,12 @@ from .history import Saved
 from .recording import Lineage, Recording
 
 _LIST = "kept.json"
-# Seconds between two snapshots of one session, and bytes of the largest that is written while it plays.
-KEEP_SECONDS = 5.0
-_PLAYING_BYTES = 64 * 2**20
+# Touched while a session uses its folder: other servers may share the shelf.
+_USED, _USED_SECONDS = "in-use", 200.0
+# Seconds between two snapshots of one session, and bytes of the largest that is written whole.
+# With a chunk and the writing, a process that dies takes less than 5 s along.
+KEEP_SECONDS = 3.0
+PLAYING_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Shelf:
         folder = self._path(token)
         shutil.rmtree(folder, ignore_errors=True)
         kept.folder.rename(folder)
+        # whoever had it last has it no more
+        (folder / _USED).unlink(missing_ok=True)
         return Kept(folder, folder / kept.snapshot.name, kept.frame, kept.lineage, kept.strip, kept.picture)
 
     def drop(self, token: str) -> None:
@@ -97,14 +102,21 @@ class Shelf:
         shutil.rmtree(self._path(token), ignore_errors=True)
 
     def tidy(self, used: Iterable[str]) -> None:
-        """Forget what is too old, and what is beyond the budget; not the folders of sessions in `used`."""
+        """Forget what is too old, and what is beyond the budget; not the folders of sessions in `used`, nor
+        those that another server has called used within the last minutes.
+        """
         busy, now = {self._path(token).name for token in used}, self.clock()
+        for name in busy:
+            if (self.root / name).is_dir():
+                (self.root / name / _USED).touch()
         found: list[tuple[float, int, Path]] = []
         with contextlib.suppress(OSError):
             for folder in self.root.iterdir():
                 sizes = [file.stat() for file in folder.iterdir() if file.is_file()]
                 newest = max((s.st_mtime for s in sizes), default=folder.stat().st_mtime)
-                if folder.name not in busy:
+                mark = folder / _USED
+                elsewhere = mark.is_file() and now - mark.stat().st_mtime < _USED_SECONDS
+                if folder.name not in busy and not elsewhere:
                     found.append((newest, sum(s.st_size for s in sizes), folder))
         total = sum(size for _, size, _ in found)
         for newest, size, folder in sorted(found):
@@ -130,10 +142,18 @@ class Keeper:
         self._writing: Future[None] | None = None
         self._failed = False
 
-    def due(self, now: float, snapshot: Saved) -> bool:
-        """Whether a snapshot that has just been taken should be written while the stream plays."""
+    def due(self, now: float) -> bool:
+        """Whether the stream should be written while it plays."""
         busy = self._writing is not None and not self._writing.done()
-        return not busy and now - self._since >= KEEP_SECONDS and snapshot.size_bytes() <= _PLAYING_BYTES
+        return not busy and now - self._since >= KEEP_SECONDS
+
+    def fitting(self, stream: Stream, snapshot: Saved | None) -> Saved:
+        """What is written of a stream: a snapshot, the one that was just taken where there is one, or an
+        outline where that would be gigabytes.
+        """
+        if stream.snapshot_bytes > PLAYING_BYTES:
+            return stream.outline()
+        return stream.snapshot() if snapshot is None else snapshot
 
     def keep(self, now: float, stream: Stream, snapshot: Saved, frame: int, about: dict[str, Any]) -> None:
         """Write a snapshot before frame `frame`; `about` has `pieces`, `strip` and `picture`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 MAX_WAITING = 256
 # Of these only the newest matters.
-_REPLACED = ("stats", "queue", "state", "loading")
+_REPLACED = ("stats", "queue", "state", "loading", "held")
 
 
 class Voice:
@@ -15,16 +15,21 @@ class Voice:
 
     Args:
         wake: called (from any thread) when there is something to send.
+
+    Attributes:
+        also: told of every message, too.
     """
 
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         self.wake = wake
+        self.also: Callable[[dict[str, Any]], None] = lambda message: None
         self.overflowed = False
         self._waiting: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()
 
     def say(self, message: dict[str, Any]) -> None:
         """Queue a message; a viewer who takes none of 256 is marked as overflowed, and gets no more."""
+        self.also(message)
         with self._lock:
             if message["type"] in _REPLACED:
                 self._waiting = deque(m for m in self._waiting if m["type"] != message["type"])

@@ -1,4 +1,4 @@
-"""Weights of networks with fewer latent channels as a start for wider ones that first do the same.
+"""Weights of networks with fewer latent or text channels as a start for wider ones that first do the same.
 
 A tokenizer gets more channels where its pictures are not good enough, and what it and the diffusion
 transformer on top of it have learned is kept: the added channels carry something from the first step on, but
@@ -15,6 +15,7 @@ from models.video_tokenizer import VideoTokenizer
 
 _PATCHES = "patch_embedding.weight"
 _HEAD = "head.head."
+_TEXT = "text_embedding.0.weight"
 
 
 def widen_tokenizer(tensors: Mapping[str, Tensor], fresh: VideoTokenizer) -> dict[str, Tensor]:
@@ -74,4 +75,15 @@ def widen_dit(tensors: Mapping[str, Tensor], fresh: CausalDiT) -> dict[str, Tens
         given = tensors[name].unflatten(0, (cells, narrow))
         head.unflatten(0, (cells, config.latent_channels))[:, :narrow] = given.to(head)
         out[name] = head
+    return out
+
+
+def widen_text(tensors: Mapping[str, Tensor], fresh: CausalDiT) -> dict[str, Tensor]:
+    """A state for `fresh` from that of a DiT with narrower text embeddings, the first channels of `fresh`'s;
+    the added ones are not read yet.
+    """
+    out, wide = dict(tensors), fresh.config.text_dim
+    given = out.get(_TEXT)
+    if given is not None and given.shape[1] < wide:
+        out[_TEXT] = torch.cat([given, given.new_zeros(len(given), wide - given.shape[1])], 1)
     return out

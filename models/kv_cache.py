@@ -49,10 +49,13 @@ class CacheShape:
         """Tokens per latent frame."""
         return self.grid[0] * self.grid[1]
 
-    def cache_bytes(self, plan: ChunkPlan, dtype: torch.dtype) -> int:
+    def cache_bytes(self, plan: ChunkPlan, dtype: torch.dtype, eight_bits: bool = False) -> int:
         """Bytes of a `CacheRing` of this shape."""
-        frame = self.layers * self.batch * self.tokens * self.heads * self.head_dim * dtype.itemsize
-        return frame * (2 * plan.attention_frames + plan.sink_frames)
+        heads = self.layers * self.batch * self.tokens * self.heads
+        full = heads * self.head_dim * dtype.itemsize
+        # whole numbers and a scale for each head of each token; the sink's own keys stay as they are
+        held = heads * (self.head_dim + torch.float32.itemsize) if eight_bits else full
+        return 2 * plan.attention_frames * held + plan.sink_frames * full
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,11 @@ class CacheRing:
         self.rotated = [None] * self.shape.layers
         self._contents = max(self._contents, cursor.content)
         self.end_rebuild(cursor)
+
+    def lose(self, cursor: CacheCursor) -> None:
+        """Take over a cursor without what it points to: that has to be rebuilt first."""
+        self.holds = self.sink_holds = None
+        self._contents = max(self._contents, cursor.content)
 
     def allocated_bytes(self) -> int:
         """Bytes held, constant for the life of the cache."""

@@ -7,7 +7,7 @@ in, tensors out; errors are ValueErrors of one line.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from .causal_dit import CausalDiT, twin
 from .lora import Lora, check_pair, misfit, scale_of
 from .state_dict import Tensors
+
+# scaled factors of LoRAs side by side: `down (ranks, in)`, `up (out, ranks)`, and which LoRA each rank is of
+LayerFactors = tuple[Tensor, Tensor, Tensor]
+Factors = Mapping[str, LayerFactors]
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,25 @@ class LiveLoras:
     names: tuple[str, ...]
     defaults: tuple[float, ...]
     loras: tuple[Lora, ...]
+    _placed: dict[tuple[torch.device, torch.dtype], Factors] = field(default_factory=dict, compare=False)
+
+    def factors(self, device: torch.device, dtype: torch.dtype) -> Factors:
+        """Their factors where a network lies, made once: all networks there read the same."""
+        if (device, dtype) not in self._placed:
+            self._placed[device, dtype] = self._made(device, dtype)
+        return self._placed[device, dtype]
+
+    def _made(self, device: torch.device, dtype: torch.dtype) -> Factors:
+        layers = dict.fromkeys(layer for lora in self.loras for layer in lora.pairs)
+        return {layer: self._beside(layer, device, dtype) for layer in layers}
+
+    def _beside(self, layer: str, device: torch.device, dtype: torch.dtype) -> LayerFactors:
+        pairs = [(n, lora.pairs[layer]) for n, lora in enumerate(self.loras) if layer in lora.pairs]
+        down = torch.cat([pair.down.to(device, dtype) for _, pair in pairs])
+        scaled = (pair.up.float() * scale_of(layer, pair, None) for _, pair in pairs)
+        up = torch.cat([x.to(device, dtype) for x in scaled], 1)
+        which = [number for number, pair in pairs for _ in range(len(pair.down))]
+        return down, up, torch.tensor(which, device=device)
 
     def strengths(self, text: str) -> tuple[float, ...]:
         """A strength for each, in order of `names`.
@@ -64,12 +87,17 @@ def parse_strengths(text: str) -> dict[str, float]:
     return found
 
 
+def factor_count(loras: Sequence[Lora]) -> int:
+    """How many numbers the factors of LoRAs have."""
+    return sum(pair.down.numel() + pair.up.numel() for lora in loras for pair in lora.pairs.values())
+
+
 class AdaptedLinear(nn.Module):
     """A linear layer with low-rank changes beside it.
 
     Args:
         base: the layer, in full precision or in eight bits.
-        changes: of each LoRA that has one here its number, `down (rank, in)` and `up (out, rank)`, scaled.
+        factors: of the layer.
         strengths: `(LoRAs,)` of all LoRAs, shared by all layers; read in every forward.
     """
 
@@ -78,15 +106,11 @@ class AdaptedLinear(nn.Module):
     which: Tensor
     strengths: Tensor
 
-    def __init__(
-        self, base: nn.Module, changes: Sequence[tuple[int, Tensor, Tensor]], strengths: Tensor
-    ) -> None:
+    def __init__(self, base: nn.Module, factors: LayerFactors, strengths: Tensor) -> None:
         super().__init__()
         self.base = base
-        which = [number for number, down, _ in changes for _ in range(len(down))]
-        self.register_buffer("down", torch.cat([down for _, down, _ in changes]), persistent=False)
-        self.register_buffer("up", torch.cat([up for _, _, up in changes], 1), persistent=False)
-        self.register_buffer("which", torch.tensor(which, device=strengths.device), persistent=False)
+        for name, value in zip(("down", "up", "which"), factors, strict=True):
+            self.register_buffer(name, value, persistent=False)
         self.register_buffer("strengths", strengths, persistent=False)
 
     @property
@@ -97,7 +121,9 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` in the dtype of `x`."""
         low = (x @ self.down.t()) * self.strengths[self.which].to(x.dtype)
-        out: Tensor = self.base(x) + low @ self.up.t()
+        out: Tensor = self.base(x)
+        # into the layer's own output: another of its size is what a step would not have room for
+        out.flatten(0, -2).addmm_(low.flatten(0, -2), self.up.t())
         return out
 
 
@@ -121,7 +147,7 @@ def check_live(tensors: Mapping[str, Tensor], lora: Lora) -> None:
             raise ValueError(f"{layer}: no linear layer, {merge}")
 
 
-def adapted(dit: CausalDiT, loras: Sequence[Lora]) -> tuple[CausalDiT, Tensor]:
+def adapted(dit: CausalDiT, loras: LiveLoras) -> tuple[CausalDiT, Tensor]:
     """A network over the weights of another one with LoRAs beside its layers, and the strengths `(LoRAs,)` in
     float32 that all of its layers read: 0 until they are set.
 
@@ -130,17 +156,11 @@ def adapted(dit: CausalDiT, loras: Sequence[Lora]) -> tuple[CausalDiT, Tensor]:
         loras: that `check_live` has passed.
     """
     weight = dit.head.head.weight
-    made, strengths = twin(dit), torch.zeros(len(loras), device=weight.device)
-    changes: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
-    for number, lora in enumerate(loras):
-        for layer, pair in lora.pairs.items():
-            up = pair.up.float() * scale_of(layer, pair, None)
-            placed = (pair.down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype))
-            changes.setdefault(layer, []).append((number, *placed))
-    for layer, parts in changes.items():
+    made, strengths = twin(dit), torch.zeros(len(loras.names), device=weight.device)
+    for layer, factors in loras.factors(weight.device, weight.dtype).items():
         holder, _, name = layer.rpartition(".")
         owner = made.get_submodule(holder)
-        owner._modules[name] = AdaptedLinear(owner.get_submodule(name), parts, strengths)
+        owner._modules[name] = AdaptedLinear(owner.get_submodule(name), factors, strengths)
     return made.eval().requires_grad_(False), strengths
 
 

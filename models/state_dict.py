@@ -214,6 +214,17 @@ def umt5_to_transformers(tensors: Mapping[str, Tensor]) -> Tensors:
     return renamed
 
 
+def with_convolved_patches(tensors: Tensors) -> Tensors:
+    """Weights whose patch embedding is a convolution: rCM has the same numbers as a linear layer over patches
+    of 1 x 2 x 2, `(dim, channels * 4)`.
+    """
+    name = "patch_embedding.weight"
+    weight = tensors.get(name)
+    if weight is None or weight.dim() != 2 or weight.shape[1] % 4:
+        return tensors
+    return tensors | {name: weight.reshape(weight.shape[0], -1, 1, 2, 2)}
+
+
 def widen_patch_embedding(tensors: Mapping[str, Tensor], channels: int) -> Tensors:
     """A DiT whose patch embedding reads `channels` input channels: new ones (motion) have zero weights, so
     that the network computes what it did.

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -77,29 +77,40 @@ def _meant(symbols: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """Sizes of the text encoder; `length` is the number of words kept."""
+    """Sizes of the text encoder: `length` is the number of words kept, `dim` that of the embeddings, which
+    `towers` transformers make side by side, each its share, with `layers` and `heads` of their own.
+    """
 
     vocabulary: int
     dim: int = 128
     layers: int = 2
     heads: int = 2
     length: int = 24
+    towers: int = 1
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise ValueError(f"text encoder dim must be a multiple of heads ({self.heads}), found {self.dim}")
+        if self.towers < 1:
+            raise ValueError(f"text encoder towers must be at least 1, found {self.towers}")
+        if self.dim % (self.heads * self.towers):
+            several = f"heads ({self.heads})" + (f" times towers ({self.towers})" if self.towers > 1 else "")
+            raise ValueError(f"text encoder dim must be a multiple of {several}, found {self.dim}")
 
 
 class TextEncoder(nn.Module):
-    """Bidirectional transformer over words; rows past the end of the prompt are exactly zero."""
+    """Bidirectional transformer over words; rows past the end of the prompt are exactly zero.
+
+    Further towers are encoders of their own, `beside` the first: what one is taught costs the others nothing.
+    """
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.dim)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.dim)
+        tower = replace(config, dim=config.dim // config.towers, towers=1)
+        self.embedding = nn.Embedding(config.vocabulary, tower.dim)
+        self.blocks = nn.ModuleList(_Block(tower) for _ in range(config.layers))
+        self.norm = RMSNorm(tower.dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
+        self.beside = nn.ModuleList(TextEncoder(tower) for _ in range(config.towers - 1))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings `(..., L, dim)` of word ids `(..., L)`; an all-padding row (no text) gives all zeros."""
@@ -108,10 +119,11 @@ class TextEncoder(nn.Module):
         # a row without words would have nothing to attend to; it is zeroed below
         mask = (real | ~real.any(1, keepdim=True))[:, None, None, :]
         x = self.embedding(flat)
-        x = x + _word_positions(ids.shape[-1], self.config.dim, ids.device).to(x.dtype)
+        x = x + _word_positions(ids.shape[-1], x.shape[-1], ids.device).to(x.dtype)
         for block in self.blocks:
             x = block(x, mask)
-        return (self.norm(x) * real[..., None]).unflatten(0, ids.shape[:-1])
+        own = (self.norm(x) * real[..., None]).unflatten(0, ids.shape[:-1])
+        return torch.cat([own, *(tower(ids) for tower in self.beside)], -1) if self.beside else own
 
 
 class _Block(nn.Module):

@@ -159,6 +159,14 @@ class TinyDecoder(nn.Module):
         latents = _run(self.encoder, (video + 1) / 2, memory)
         return latents, memory.state("encoder", state.frames + video.shape[1])
 
+    def encode_next(self, video: Tensor, state: FeatureState) -> tuple[Tensor, FeatureState]:
+        """See `VideoCodec`. Frame 0 is the last of the four of latent frame 0, where the decoder has it, so
+        the first call sees it four times; no frame waits for later ones.
+        """
+        if not state.frames:
+            video = torch.cat([video[:, :1].expand(-1, _DROPPED, -1, -1, -1), video], 1)
+        return self.encode_chunk(video, state)
+
     def decode_chunk(self, latents: Tensor, state: FeatureState) -> tuple[Tensor, FeatureState]:
         """Frames of a stream's next latents `(B, n, C, h, w)`, in [-1, 1]: 4 each, 1 of latent frame 0."""
         channels = self.config.latent_channels

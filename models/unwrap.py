@@ -3,9 +3,9 @@ lies beside a network, adapters that were saved unmerged, quantisation, naming.
 
 Each rule knows nothing of the others, so that a file which combines them in a way nobody listed is read, too.
 Seen in files of: Self-Forcing, Causal-Forcing, LongLive and their derivatives (sections, FSDP infixes, heads
-of the critic), rCM (`net.`), ComfyUI (`model.diffusion_model.` beside `vae.` and `text_encoders.`), PEFT
-(`base_model.model.`, `base_layer`), diffusers. All of it works on tensors of the meta device, too. Errors are
-ValueErrors that name the key, what was expected and what was found.
+of the critic), rCM (`net.`, a linear patch embedding), ComfyUI (`model.diffusion_model.` beside `vae.` and
+`text_encoders.`), PEFT (`base_model.model.`, `base_layer`), diffusers. All of it works on tensors of the meta
+device, too. Errors are ValueErrors that name the key, what was expected and what was found.
 """
 
 import re
@@ -17,7 +17,16 @@ from torch import Tensor
 
 from .dequantize import dequantized
 from .lora import merged_bundle
-from .state_dict import INFIXES, Kind, Tensors, check_dtypes, identify, strip_infixes, to_wan
+from .state_dict import (
+    INFIXES,
+    Kind,
+    Tensors,
+    check_dtypes,
+    identify,
+    strip_infixes,
+    to_wan,
+    with_convolved_patches,
+)
 
 GENERATOR_SECTIONS = ("generator_ema", "generator", "model", "state_dict", "")
 # in this order where the caller's own sections say nothing
@@ -47,7 +56,7 @@ _ROOT = re.compile(
 _BESIDE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("heads of a critic", re.compile(r"(?:^|\.)_?(?:cls_pred_branch|register_tokens|gan_ca_blocks)\b")),
     ("position tables", re.compile(r"(?:^|\.)(?:rope\.)?(?:freqs|freqs_cis|inv_freq)$")),
-    ("counters", re.compile(r"(?:^|\.)(?:global_)?(?:step|epoch|iteration|num_updates)$")),
+    ("counters", re.compile(r"(?:^|\.)(?:(?:global_)?(?:step|epoch|iteration|num_updates)|accum_\w+)$")),
     ("a vocabulary", re.compile(r"(?:^|\.)spiece_model$")),
 )
 _MEMORY = re.compile(r"(?:^|\.)(memory_\w+)")
@@ -140,7 +149,7 @@ def unwrap(payload: Any, wanted: Iterable[str] = GENERATOR_SECTIONS, kind: Kind 
     return Unwrapped(
         our_kind(naming),
         naming,
-        to_wan(tensors, naming),
+        with_convolved_patches(to_wan(tensors, naming)),
         chosen.section,
         chosen.path,
         tuple(infixes),

@@ -325,6 +325,11 @@ class VideoTokenizer(nn.Module):
         tokens, keys, values = self.encoder.temporal.step(tokens, state)
         return self._posterior(tokens, first, groups), self.advanced(state, keys, values, tokens.shape[1])
 
+    def encode_next(self, video: Tensor, state: TokenizerState) -> tuple[Tensor, TokenizerState]:
+        """See `VideoCodec`."""
+        posterior, after = self.encode_chunk(video, state)
+        return posterior.mean, after
+
     def decode_chunk(self, latents: Tensor, state: TokenizerState) -> tuple[Tensor, TokenizerState]:
         """Frames of a stream's next latents `(B, n, C, h, w)`: `temporal` each, but one of latent frame 0."""
         self._check_latents(latents)

@@ -310,14 +310,24 @@ class WanVAE(nn.Module):
         mean, logvar = moments.chunk(2, 2)
         return Posterior(mean, logvar), memory.state("encoder", state.frames + frames)
 
+    def encode_next(self, video: Tensor, state: FeatureState) -> tuple[Tensor, FeatureState]:
+        """See `VideoCodec`; a latent frame at a time, as `encode` does, so that memory stays that of one."""
+        first, parts = int(state.frames == 0), []
+        for part in (video[:, :first], *video[:, first:].split(_TEMPORAL, 1)):
+            if part.shape[1]:
+                posterior, state = self.encode_chunk(part, state)
+                parts.append(posterior.mean)
+        return torch.cat(parts, 1), state
+
     def decode_chunk(self, latents: Tensor, state: FeatureState) -> tuple[Tensor, FeatureState]:
         """Frames of a stream's next raw latents `(B, n, C, h, w)`, in [-1, 1]: 4 each, but 1 of latent frame
         0. Whatever n, the latent frames are decoded one after the other.
         """
         self._check_latents(latents)
         state, frames = state.opened("decoder", latents.shape[0]), []
-        for part in self.conv2(latents.transpose(1, 2)).split(1, 2):
-            memory = Memory(state)
+        for number, part in enumerate(self.conv2(latents.transpose(1, 2)).split(1, 2)):
+            # the caller's own state stays as it is
+            memory = Memory(state, read_once=number > 0)
             frames.append(self.decoder.step(part, memory).transpose(1, 2).clamp(-1.0, 1.0))
             state = memory.state("decoder", state.frames + 1)
         return torch.cat(frames, 1), state

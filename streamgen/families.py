@@ -9,6 +9,7 @@ import torch
 from .checkpoints.directory import VOCABULARY
 from .checkpoints.foreign import SUFFIXES
 from .checkpoints.inspect import inspect_file
+from .engine.choice import AtLoad
 from .errors import CheckpointError, InputError
 from .machine import auto_device, default_dtype
 from .stream.model import ModelParts, StreamConfig
@@ -29,6 +30,7 @@ def load_parts(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     wan: WanOptions | None = None,
+    at_load: AtLoad | None = None,
 ) -> ModelParts:
     """The parts of a model by name or from a checkpoint directory; see `load_pipeline`."""
     directory = find_model(name)
@@ -36,7 +38,7 @@ def load_parts(
     dtype = dtype or default_dtype(chosen)
     wan_config = config_file(name)
     if wan_config is not None:
-        return load_wan(str(name), wan_config, chosen, dtype, wan)
+        return load_wan(str(name), wan_config, chosen, dtype, wan, at_load)
     _expect_no_options(name, wan)
     return load_tiny(str(name), directory, chosen, dtype)
 
@@ -111,6 +113,11 @@ def find_model(name: str | Path) -> Path:
     found = config_file(name)
     if found is not None:
         return found
+    if Path(name).is_file():
+        raise CheckpointError(
+            f"model {name}: expected a name or directory, found a file; streamgen adopt FILE -o DIR makes a "
+            "model of it, or give --weights FILE beside --model NAME"
+        )
     known = [*model_names(), *wan_model_names()]
     raise CheckpointError(f"{unknown_key(str(name), known, noun='model')}, and no such directory")
 

@@ -18,6 +18,7 @@ from .engine.adapters.live_lora import LiveLoraRunner, check_can_change
 from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
+    AtLoad,
     Chosen,
     Recorded,
     check_runner,
@@ -26,7 +27,7 @@ from .engine.choice import (
     one_thread_is_enough,
 )
 from .engine.decoder import DecoderState, encode_frames
-from .engine.noise import NoiseSource, SeededNoise, seed_identity
+from .engine.noise import NoiseSource, SeededNoise, checked_source, seed_identity
 from .engine.parallel.mesh import Mesh
 from .engine.parallel.ulysses import UlyssesRunner, slab_axis
 from .engine.program.warm import Progress
@@ -38,6 +39,7 @@ from .engine.quantize import (
     default_quantization,
     keeps_cache,
     of_linears,
+    quantization,
     quantized,
 )
 from .engine.runner import PlainRunner, Runner
@@ -285,9 +287,14 @@ class Pipeline(StreamModel):
         """
         if not asked and name not in QUANTIZATIONS:
             return self.dit, f"quantize {name}: unknown here; going on in full precision"
-        kind = check_quantization(name)
-        if kind == "none":
+        kind, held = check_quantization(name), quantization(self.dit) or "none"
+        if kind == held:
             return self.dit, None
+        if held != "none":
+            why = f"quantize {kind}: {self.name} was loaded in {held} alone"
+            if asked:
+                raise InputError(why)
+            return self.dit, f"{why}; going on in {held}"
         if kind not in self._quantized:
             try:
                 self._quantized[kind] = quantized(self.dit, cast(Quantization, kind))
@@ -392,6 +399,9 @@ class Pipeline(StreamModel):
             raise InputError(
                 f"timeline: image or video: expected {expected or 'none'}, found {found or 'none'}"
             )
+        beside = opening.beside_opening
+        if beside is not None:
+            session.submit(beside, 0)
         for entry in timeline.events[1:]:
             receipt = session.submit(entry.event, entry.frame)
             if receipt.status == "refused":
@@ -464,19 +474,6 @@ class Pipeline(StreamModel):
         return latents, Start.of(frames)
 
 
-def checked_source(noise: NoiseSource) -> NoiseSource:
-    """A caller's source of draws, which has to have a name.
-
-    Raises:
-        InputError: it has none.
-    """
-    if not hasattr(noise, "identity") or not isinstance(noise.identity, str) or not noise.identity:
-        raise InputError(
-            "noise: expected a source with an identity, a text that snapshots and timelines name"
-        )
-    return noise
-
-
 def load_pipeline(
     name: str | Path = "tiny",
     device: str = "auto",
@@ -485,6 +482,7 @@ def load_pipeline(
     runner: str | None = None,
     quantize: str | None = None,
     mesh: Mesh | None = None,
+    keep_full: bool = False,
 ) -> Pipeline:
     """Load a model by name (see `model_names`) or from a checkpoint directory.
 
@@ -499,6 +497,7 @@ def load_pipeline(
             `int8` or `fp8`, the `cache`, both as `int8+cache`; None leaves it to each stream.
         mesh: processes that compute each stream together (`engine.parallel.mesh.joined`); all of them load
             the model, and open, steer and go through its streams alike.
+        keep_full: keep a Wan-family model's weights in full precision beside eight bits; tiny always does.
 
     Raises:
         CheckpointError: unknown name, or weights that are missing, damaged or do not fit; InputError: no such
@@ -509,4 +508,5 @@ def load_pipeline(
     if quantize is not None:
         check_quantization(quantize)
     device = device if mesh is None else str(mesh.device)
-    return Pipeline(load_parts(name, device, dtype, wan), runner, quantize, mesh)
+    at_load = AtLoad(runner, quantize, mesh is not None, keep_full)
+    return Pipeline(load_parts(name, device, dtype, wan, at_load), runner, quantize, mesh)

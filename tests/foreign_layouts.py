@@ -182,7 +182,13 @@ def critic_heads() -> State:
     }
 
 
-NAMINGS: dict[str, Callable[[State], State]] = {"wan": dict, "diffusers": diffusers}
+def linear_patches(state: State) -> State:
+    """rCM's: the patch embedding is a linear layer over patches."""
+    name = "patch_embedding.weight"
+    return {n: x.flatten(1) if n.replace(".base_layer", "") == name else x for n, x in state.items()}
+
+
+NAMINGS: dict[str, Callable[[State], State]] = {"wan": dict, "diffusers": diffusers, "rcm": linear_patches}
 INFIXES: dict[str, Callable[[State], State]] = {"none": dict, "fsdp": wrapped}
 PREFIXES = (
     "", "model.", "module.", "net.", "_orig_mod.", "diffusion_model.", "model.diffusion_model.",

@@ -30,6 +30,7 @@ MAY_PRINT = (
     "distill/__main__.py",
     "distill/evaluate.py",
     "demo/*.py",
+    "demo/cluster/*.py",
 )
 MAX_FILE_LINES = 520
 MAX_FUNCTION_LINES = 70
@@ -152,6 +153,7 @@ ROOMS = (
     ("video",),
     ("motion",),
     ("engine",),
+    ("live",),
     ("stream",),
     ("checkpoints",),
     ("tiny", "wan"),

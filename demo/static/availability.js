@@ -26,12 +26,14 @@ export class Availability {
   /** @returns {Record<string, boolean>} */
   able() {
     const { live } = this;
-    const stream = live.online && ["playing", "paused", "failed"].includes(live.state);
+    const online = live.online && !live.watching;
+    const stream = online && ["playing", "paused", "failed"].includes(live.state);
     return {
-      online: live.online,
+      online,
       stream,
       live: live.running,
-      paused: live.online && live.state === "paused",
+      shown: live.running && Boolean(live.picture?.url),
+      paused: online && live.state === "paused",
       marks: stream && live.strip.marks.length > 0,
       saved: live.saving.possible,
     };

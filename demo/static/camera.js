@@ -5,6 +5,13 @@ const MOVES = {
   left: { pan: [-PAN, 0] }, right: { pan: [PAN, 0] }, up: { pan: [0, -PAN] }, down: { pan: [0, PAN] },
   in: { zoom: ZOOM }, out: { zoom: 1 / ZOOM }, ccw: { rotate: -TURN }, cw: { rotate: TURN },
 };
+// moves that end by themselves
+const PRESET_SECONDS = 4;
+/** @type {Record<string, { pan: [number, number], zoom: number, rotate: number }>} */
+const PRESETS = {
+  in: { pan: [0, 0], zoom: 1.1, rotate: 0 }, out: { pan: [0, 0], zoom: 1 / 1.1, rotate: 0 },
+  drift: { pan: [0.12, 0], zoom: 1, rotate: 0 }, roll: { pan: [0, 0], zoom: 1, rotate: 9 },
+};
 // a tap moves for this long
 const SHORTEST_MS = 500;
 
@@ -34,8 +41,20 @@ export class Camera {
       button.addEventListener("blur", () => this.release(move));
       button.addEventListener("contextmenu", (event) => event.preventDefault());
     }
+    for (const node of live.root.querySelectorAll("[data-preset]")) {
+      node.addEventListener("click", () => this.preset(/** @type {HTMLElement} */ (node).dataset.preset || ""));
+    }
     live.on("place", () => { this.held.clear(); this.mark(); });
     live.on("online", () => { this.held.clear(); this.mark(); });
+  }
+
+  /** @param {string} name */
+  preset(name) {
+    const { live } = this;
+    if (!live.running) return;
+    const id = live.id();
+    if (live.send({ type: "camera", id, seconds: PRESET_SECONDS, ...PRESETS[name] })) live.status.asked(id);
+    live.paint.waiting();
   }
 
   /** @param {string} move */

@@ -21,17 +21,19 @@ export class Connection {
     this.closed = false;
     // Only a page that is left on purpose leaves its session behind, for the page that a reload brings; so a
     // duplicated tab, which copies this storage, finds nothing and gets a session of its own.
-    window.addEventListener("pagehide", () => {
-      const token = this.token || this.before;
-      if (token && !this.closed) sessionStorage.setItem("streamgen-session", token);
-      if (token) keep("played", this.live.player.shown >= 0);
-    });
+    window.addEventListener("pagehide", () => this.leave());
     window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
     window.addEventListener("online", () => { if (!this.socket && !this.closed && this.waiting) this.soon(0); });
     this.played = Boolean(recall("played"));
     keep("played", null);
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.waiting = undefined;
+  }
+
+  leave() {
+    const token = this.token || this.before;
+    if (token && !this.closed) sessionStorage.setItem("streamgen-session", token);
+    if (token) keep("played", this.live.player.shown >= 0);
   }
 
   async open() {
@@ -47,7 +49,11 @@ export class Connection {
     }
     const url = new URL(`live/ws/${this.token}`, live.base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    const socket = new WebSocket(url);
+    this.listen(new WebSocket(url));
+  }
+
+  /** @param {WebSocket} socket */
+  listen(socket) {
     socket.binaryType = "arraybuffer";
     socket.onmessage = (event) => {
       if (typeof event.data === "string") this.message(JSON.parse(event.data));
@@ -76,6 +82,14 @@ export class Connection {
     this.socket.send(JSON.stringify(message));
     return true;
   }
+
+  /** @param {Uint8Array<ArrayBuffer>} data */
+  sendBytes(data) {
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(data);
+  }
+
+  // bytes that wait to go out
+  unsent() { return this.socket?.bufferedAmount || 0; }
 
   /** @param {string} name */
   url(name) { return new URL(`live/${this.token || this.before}/${name}`, this.live.base); }

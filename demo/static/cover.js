@@ -3,7 +3,7 @@ const LIGHT = {
   loading: "loading", ready: "ready", opening: "starting", playing: "live", paused: "paused", failed: "stopped",
   queue: "waiting", lost: "ended", retry: "offline",
 };
-const WELCOME = "Endless video from your words, made while you watch.";
+const WELCOME = "Endless video from your words.";
 const STEERING = "Change the words or drag things at any time.", WORDS_ALONE = "Change the words at any time.";
 
 export class Cover {
@@ -12,6 +12,7 @@ export class Cover {
     this.live = live;
     this.ended = "";
     this.forgotten = false;
+    this.moved = "";
     /** @type {ReturnType<typeof setInterval> | undefined} */
     this.counting = undefined;
     live.on("state", (state) => this.state(state));
@@ -21,8 +22,10 @@ export class Cover {
     live.on("ended", (ended) => { this.ended = ended.text; });
     live.on("lost", (lost) => this.lost(lost.text));
     live.on("retry", (retry) => { this.show("retry", retry.text, ""); live.turn("retry"); });
+    live.on("moved", ({ text }) => { this.moved = text; live.notices.tell(text, { key: "moved", seconds: 20 }); });
     live.on("gone", ({ kept }) => { this.forgotten = !kept; });
     live.on("reopened", ({ frame }) => this.reopened(frame));
+    live.part.draws.textContent = live.options.draws;
     live.on("turned", (state) => { live.part.lightText.textContent = LIGHT[state]; });
   }
 
@@ -32,7 +35,8 @@ export class Cover {
     this.idle(null);
     const opening = text ? `Starting: ${text} …` : "Starting …";
     live.notices.chip("opening", state === "opening" ? opening : "");
-    if (state === "ready") {
+    if (state === "ready" && live.watching) this.show("ready", "You watch. Nothing plays yet; it begins here by itself.", "");
+    else if (state === "ready") {
       const lost = "The server has not kept your stream; it ended while the connection was lost. Start begins a new one.";
       const welcome = `${WELCOME} ${live.hello?.tracks ? STEERING : WORDS_ALONE}`;
       const about = text ? `Not started: ${text}.` : this.forgotten ? lost : welcome;
@@ -85,6 +89,7 @@ export class Cover {
     const said = this.ended ? `${this.ended[0].toUpperCase()}${this.ended.slice(1)}.` : text;
     this.ended = "";
     this.idle(null);
+    if (this.live.watching) { this.show("lost", said, "Try again"); this.live.turn("lost"); return; }
     const more = this.live.connection.played ? " What was made can still be saved, and gone on with for an hour." : "";
     this.show("lost", said + more, "Connect again");
     this.live.turn("lost");
@@ -92,7 +97,9 @@ export class Cover {
 
   /** @param {number} frame */
   reopened(frame) {
-    const text = `The connection was lost for long, or the server began anew: your stream goes on from ${this.live.time(frame)}, where it was kept last. Branches are gone.`;
+    const why = this.moved || "The connection was lost for long, or the server began anew.";
+    this.moved = "";
+    const text = `${why} Your stream goes on from ${this.live.time(frame)}, where it was kept last. Branches are gone.`;
     this.live.notices.tell(text, { key: "reopened", seconds: 20 });
   }
 

@@ -17,8 +17,10 @@ export class Keys {
       c: () => paint.clear(),
       d: () => paint.choose("drag"),
       p: () => paint.choose("path"),
+      b: () => paint.choose("box"),
       i: () => paint.choose("pin"),
       "/": () => part.prompt.focus(),
+      v: () => live.share.full(),
     };
     window.addEventListener("keydown", (event) => {
       const target = /** @type {Element} */ (event.target);
@@ -26,6 +28,8 @@ export class Keys {
       if (event.ctrlKey || event.metaKey || event.altKey || typing(target)) return;
       const key = event.key.toLowerCase();
       if (key === " " && target.closest?.(OWN_SPACE)) return;
+      // a page that only watches has one key, and a dialog has its own
+      if ((live.watching && key !== "v") || target.closest?.("dialog")) return;
       if (key in CAMERA) camera.press(CAMERA[key]);
       else if (key in once) { if (!event.repeat) once[key](); }
       else return;

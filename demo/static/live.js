@@ -1,11 +1,18 @@
 // One page: what its modules share, how they hear of each other, and what may be sent.
 import { Availability } from "./availability.js";
 import { Blend } from "./blend.js";
+import { Boxes } from "./boxes.js";
 import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
+import { Compare } from "./compare.js";
 import { Cover } from "./cover.js";
+import { Drop } from "./drop.js";
+import { Held } from "./held.js";
 import { Keys } from "./keys.js";
+import { Lane } from "./lane.js";
+import { Link } from "./link.js";
 import { Notices } from "./notices.js";
+import { Opening } from "./opening.js";
 import { Paint } from "./paint.js";
 import { Picture } from "./picture.js";
 import { Player } from "./player.js";
@@ -13,10 +20,15 @@ import { Prompts } from "./prompts.js";
 import { Queue } from "./queue.js";
 import { Saving } from "./saving.js";
 import { Settings } from "./settings.js";
+import { Share } from "./share.js";
 import { Status } from "./status.js";
 import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
+import { Timelines } from "./timelines.js";
 import { Transport } from "./transport.js";
+import { Webcam } from "./webcam.js";
+import { WordList } from "./wordlist.js";
+import { Watching, watched } from "./watching.js";
 
 /** @typedef {import("./types.js").Told} Told */
 
@@ -30,7 +42,7 @@ export class Live {
     this.base = base;
     /** @type {import("./types.js").Parts} */
     this.part = collected(root);
-    /** @type {{ examples: string[], settings: Record<string, any>, limit: number }} */
+    /** @type {import("./types.js").Options} */
     this.options = JSON.parse(root.dataset.options || "{}");
     /** @type {import("./types.js").Hello | null} */
     this.hello = null;
@@ -43,23 +55,37 @@ export class Live {
     /** @type {Record<string, ((value: any) => void)[]>} */
     this.listeners = {};
     this.notices = new Notices(this);
-    this.connection = new Connection(this);
+    const watch = watched();
+    // whether this page sees a stream that another one steers
+    this.watching = watch !== null;
+    this.connection = watch === null ? new Connection(this) : new Watching(this, watch);
     this.player = new Player(this);
     this.settings = new Settings(this);
     this.prompts = new Prompts(this);
+    this.wordList = new WordList(this);
     this.queue = new Queue(this);
     this.blend = new Blend(this);
     this.strip = new Strip(this);
+    this.held = new Held(this);
+    this.boxes = new Boxes(this);
     this.paint = new Paint(this);
     this.camera = new Camera(this);
     this.picture = new Picture(this);
     this.saving = new Saving(this);
     this.cover = new Cover(this);
+    this.opening = new Opening(this);
     this.transport = new Transport(this);
     this.status = new Status(this);
     this.theme = new Theme(this);
     this.availability = new Availability(this);
     this.keys = new Keys(this);
+    this.share = new Share(this);
+    this.link = new Link(this);
+    this.timelines = new Timelines(this);
+    this.lane = new Lane(this);
+    this.compare = new Compare(this);
+    this.webcam = new Webcam(this);
+    this.drop = new Drop(this);
   }
 
   /**
@@ -96,7 +122,7 @@ export class Live {
   id() { return this.nextId++; }
 
   /** Whether a stream is there that can be steered. */
-  get running() { return this.online && ["playing", "paused"].includes(this.state); }
+  get running() { return this.online && !this.watching && ["playing", "paused"].includes(this.state); }
 
   /** @param {number} frame */
   time(frame) {

@@ -1,5 +1,7 @@
-// Motion painted on the live picture: drags, paths with timing, pins; by pointer, or with a cursor by keys.
+// Motion painted on the live picture: drags, paths with timing, boxes, pins; by pointer, or with a cursor by keys.
+import { COLOURS } from "./held.js";
 import { Pen } from "./pen.js";
+import { shaped } from "./shapes.js";
 
 /** @typedef {import("./types.js").Point} Point */
 /**
@@ -12,6 +14,7 @@ import { Pen } from "./pen.js";
  * @property {number} frame the picture it began on
  * @property {number} epoch
  * @property {boolean} said whether the server knows of it
+ * @property {number[] | null} grid of tracks that go along: width, height, spacing
  */
 
 const BATCH_MS = 33;
@@ -22,9 +25,9 @@ const FAR = 0.012, LONG_MS = 300;
 const HINTS = {
   drag: "Take hold of something in the picture and drag it. Let go, and the stream carries on by itself.",
   path: "Draw a path: what lies at its start follows it with the timing you drew it in.",
+  shape: "Tap a thing: it follows the shape from there.",
   pin: "Tap places that should hold still. Tap a pin to remove it.",
 };
-const COLOURS = { drag: "#34d399", path: "#60a5fa", pin: "#f87171" };
 
 export class Paint {
   /** @param {import("./live.js").Live} live */
@@ -35,13 +38,13 @@ export class Paint {
     this.tool = "drag";
     /** @type {Map<number | string, Stroke>} */
     this.strokes = new Map();
-    /** @type {Point[]} */
+    /** @type {import("./types.js").Pin[]} */
     this.pins = [];
-    /** @type {{ line: Point[], gone: number }[]} */
-    this.trails = [];
     /** @type {Point | null} */
     this.cursor = null;
     this.drawing = false;
+    /** @type {number | string | null} */
+    this.boxing = null;
     // a model without tracks
     this.off = false;
     live.part.tools.addEventListener("change", (event) => this.choose(/** @type {HTMLInputElement} */ (event.target).value));
@@ -55,14 +58,15 @@ export class Paint {
     canvas.addEventListener("blur", () => { if (this.cursor) this.up("keys", this.cursor); });
     live.on("place", (place) => {
       this.strokes.clear();
-      this.trails = [];
-      this.pins = place.pins.map(([x, y]) => ({ x, y }));
+      this.pins = place.pins.map(([x, y, ...grid]) => ({ x, y, grid: grid.length ? grid : null }));
       this.changed();
+      live.held.changed();
     });
     live.on("hello", (hello) => {
       this.off = !hello.tracks;
       live.part.motion.hidden = this.off;
     });
+    for (const part of [live.part.shape, live.part.gridSize]) part.addEventListener("change", () => this.told());
     this.choose("drag");
     setInterval(() => this.flush(), BATCH_MS);
     for (const seen of ["focus", "blur"]) canvas.addEventListener(seen, () => this.changed());
@@ -75,7 +79,30 @@ export class Paint {
     this.tool = tool;
     for (const radio of part.tools.querySelectorAll("input")) radio.checked = radio.value === tool;
     part.screen.dataset.tool = tool;
-    part.hint.textContent = HINTS[tool];
+    for (const row of part.motion.querySelectorAll("[data-for]")) {
+      /** @type {HTMLElement} */ (row).hidden = !(/** @type {HTMLElement} */ (row).dataset.for || "").split(" ").includes(tool);
+    }
+    this.told();
+  }
+
+  // what the tool asks for now
+  told() {
+    const { part, boxes } = this.live;
+    const shape = this.tool === "path" && part.shape.value !== "free";
+    part.hint.textContent = this.tool === "box" ? boxes.hint() : HINTS[shape ? "shape" : this.tool];
+    this.changed();
+  }
+
+  // a patch of tracks in place of one, as the fields say
+  grid() {
+    const { gridSize, gridSpacing } = this.live.part;
+    const size = Math.min(100, Math.max(0, Number(gridSize.value) || 0)) / 100;
+    return size ? [size, size, Math.min(50, Math.max(4, Number(gridSpacing.value) || 10)) / 100] : null;
+  }
+
+  // what is placed while the stream is paused begins when it goes on
+  waiting() {
+    if (this.live.state === "paused") this.live.notices.chip("waits", "It begins when the stream goes on: Space.", 4);
   }
 
   /** @param {PointerEvent} event */
@@ -99,17 +126,20 @@ export class Paint {
     const { live } = this;
     if (this.off || !live.running) return;
     if (this.tool === "pin") { this.pin(at); return; }
+    if (this.tool === "box") { this.boxing = pointer; live.boxes.begin(at); this.changed(); return; }
     if (this.strokes.size >= 4) return;
+    // nothing moves while paused: what is drawn then is a path
+    const tool = live.state === "paused" ? "path" : this.tool;
     this.strokes.set(pointer, {
-      id: live.id(), tool: this.tool, began: performance.now(), points: [[0, at.x, at.y]], line: [at],
-      frame: Math.max(0, live.player.shown), epoch: live.epoch, said: false,
+      id: live.id(), tool, began: performance.now(), points: [[0, at.x, at.y]], line: [at],
+      frame: Math.max(0, live.player.shown), epoch: live.epoch, said: false, grid: this.grid(),
     });
     this.changed();
   }
 
   /** @param {PointerEvent} event */
   move(event) {
-    if (!this.strokes.has(event.pointerId)) return;
+    if (!this.strokes.has(event.pointerId) && this.boxing !== event.pointerId) return;
     const all = event.getCoalescedEvents?.() || [];
     for (const each of all.length ? all : [event]) this.add(event.pointerId, this.at(each));
   }
@@ -119,6 +149,7 @@ export class Paint {
    * @param {Point} at
    */
   add(pointer, at) {
+    if (this.boxing === pointer) { this.live.boxes.add(at); return; }
     const stroke = this.strokes.get(pointer);
     if (!stroke) return;
     const last = stroke.line[stroke.line.length - 1];
@@ -145,15 +176,20 @@ export class Paint {
    * @param {Point} at
    */
   up(pointer, at) {
+    if (this.boxing === pointer) {
+      this.boxing = null;
+      this.live.boxes.add(at);
+      this.live.boxes.up();
+      return;
+    }
     const stroke = this.strokes.get(pointer);
     if (!stroke) return;
     this.add(pointer, at);
     this.strokes.delete(pointer);
     this.changed();
     if (stroke.tool === "path") this.path(stroke);
-    else if (stroke.said) this.say(stroke, "end");
+    else if (stroke.said) { this.live.held.lines.set(stroke.id, stroke.line); this.say(stroke, "end"); }
     else this.live.notices.chip("tap", "That was a tap. To drag, press on something and pull.", 3);
-    if (stroke.line.length > 1) this.trails.push({ line: stroke.line, gone: performance.now() + 1200 });
   }
 
   // drags are told while they are drawn, at most 30 times a second
@@ -174,31 +210,48 @@ export class Paint {
     const points = thin(stroke.points, MOST_POINTS);
     stroke.points = [];
     const { id, epoch, frame } = stroke;
-    this.live.send({ type: "stroke", id, epoch, frame, phase, points });
+    const grid = phase === "begin" && stroke.grid ? { grid: stroke.grid } : {};
+    this.live.send({ type: "stroke", id, epoch, frame, phase, points, ...grid });
   }
 
   /** @param {Stroke} stroke */
   path(stroke) {
     const { id, epoch, frame, line } = stroke;
-    const points = thin(stroke.points, MOST_PATH_POINTS).filter((point) => point[0] <= MOST_PATH_MS);
+    let points = thin(stroke.points, MOST_PATH_POINTS).filter((point) => point[0] <= MOST_PATH_MS);
     if (points.length < 2 || !line.some((p) => Math.hypot(p.x - line[0].x, p.y - line[0].y) >= FAR)) {
-      this.live.notices.chip("tap", "That was a tap. To draw a path, press and pull along it.", 3);
-      return;
+      const shape = this.tool === "path" ? this.live.part.shape.value : "free";
+      if (shape === "free") {
+        this.live.notices.chip("tap", "That was a tap. To draw a path, press and pull along it.", 3);
+        return;
+      }
+      points = shaped(shape, line[0]);
     }
-    if (this.live.send({ type: "path", id, epoch, frame, points })) this.live.status.asked(id);
+    const grid = stroke.grid ? { grid: stroke.grid } : {};
+    if (!this.live.send({ type: "path", id, epoch, frame, points, ...grid })) return;
+    this.live.status.asked(id);
+    this.waiting();
   }
 
   /** @param {Point} at */
   pin(at) {
-    const { live } = this;
     const near = this.pins.findIndex((pin) => Math.hypot(pin.x - at.x, pin.y - at.y) < 0.05);
-    const pins = near >= 0 ? this.pins.filter((_, i) => i !== near) : [...this.pins, at];
+    this.pinned(near >= 0 ? this.pins.filter((_, i) => i !== near) : [...this.pins, { ...at, grid: this.grid() }]);
+  }
+
+  /** @param {number} index */
+  unpin(index) { this.pinned(this.pins.filter((_, i) => i !== index)); }
+
+  /** @param {import("./types.js").Pin[]} pins all of them from now on */
+  pinned(pins) {
+    const { live } = this;
     if (pins.length > MOST_PINS) { live.notices.tell(`At most ${MOST_PINS} pins hold at a time.`, { seconds: 8 }); return; }
     const id = live.id();
-    if (!live.send({ type: "pins", id, points: pins.map((pin) => [pin.x, pin.y]) })) return;
+    if (!live.send({ type: "pins", id, points: pins.map((pin) => [pin.x, pin.y, ...(pin.grid || [])]) })) return;
     this.pins = pins;
+    live.held.changed();
     this.changed();
     live.status.asked(id);
+    this.waiting();
   }
 
   clear() {
@@ -208,7 +261,8 @@ export class Paint {
     live.status.asked(id);
     this.strokes.clear();
     this.pins = [];
-    this.trails = [];
+    live.boxes.cancel();
+    live.held.changed();
     this.changed();
   }
 
@@ -219,15 +273,24 @@ export class Paint {
     if (event.key in steps) {
       const from = this.cursor || { x: 0.5, y: 0.5 }, size = event.shiftKey ? 0.1 : 0.025;
       const [dx, dy] = steps[event.key];
+      if (this.tool === "box" && this.live.boxes.waits) {
+        this.live.boxes.nudge(0.025 * dx, 0.025 * dy, event.shiftKey);
+        event.preventDefault();
+        event.stopPropagation();
+        return;
+      }
       this.cursor = { x: unit(from.x + size * dx), y: unit(from.y + size * dy) };
       this.changed();
       this.add("keys", this.cursor);
     } else if (event.key === "Enter") {
       this.cursor ||= { x: 0.5, y: 0.5 };
-      if (this.strokes.has("keys")) this.up("keys", this.cursor);
+      if (this.tool === "box" && this.live.boxes.waits) this.live.boxes.send();
+      else if (this.boxing === "keys") this.up("keys", this.cursor);
+      else if (this.strokes.has("keys")) this.up("keys", this.cursor);
       else this.begin("keys", this.cursor);
     } else if (event.key === "Escape") {
       if (this.cursor) this.up("keys", this.cursor);
+      if (this.tool === "box") this.live.boxes.cancel();
       this.cursor = null;
       this.changed();
     } else return;
@@ -239,22 +302,20 @@ export class Paint {
   changed() {
     if (this.drawing) return;
     this.drawing = true;
-    requestAnimationFrame((now) => { this.drawing = false; this.draw(now); });
+    requestAnimationFrame(() => { this.drawing = false; this.draw(); });
   }
 
-  /** @param {number} now */
-  draw(now) {
-    const { pen } = this;
+  draw() {
+    const { pen, live } = this;
     if (!pen.clear()) return;
-    if (this.trails.length) this.changed();
-    this.trails = this.trails.filter((trail) => trail.gone > now);
-    for (const trail of this.trails) pen.line(trail.line, "#fff", (trail.gone - now) / 1200);
+    live.held.draw(pen);
+    live.boxes.draw(pen);
     for (const stroke of this.strokes.values()) {
-      const colour = stroke.tool === "drag" ? COLOURS.drag : COLOURS.path;
+      const colour = COLOURS[stroke.tool], hand = stroke.line[stroke.line.length - 1];
       pen.line(stroke.line, colour);
-      pen.dot(stroke.line[stroke.line.length - 1], colour, 7);
+      pen.patch(hand, stroke.grid, colour);
+      pen.dot(hand, colour, 7);
     }
-    for (const pin of this.pins) pen.dot(pin, COLOURS.pin, 6);
     if (this.cursor && document.activeElement === this.canvas) pen.dot(this.cursor, "#fff", 5);
   }
 }

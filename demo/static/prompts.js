@@ -7,7 +7,7 @@ export class Prompts {
   constructor(live) {
     this.live = live;
     this.last = 0;
-    this.notes = this.kept = "";
+    this.notes = this.kept = this.holds = "";
     const { part, options } = live;
     const draft = recall("draft");
     // what the field held when it was last sent, or set from the stream
@@ -50,6 +50,7 @@ export class Prompts {
     if (this.typing) return;
     this.live.part.prompt.value = words;
     this.said = words;
+    this.live.wordList?.changed();
   }
 
   /**
@@ -125,6 +126,7 @@ export class Prompts {
 
   /** @param {string} words */
   now(words) {
+    this.holds = words;
     this.live.part.now.textContent = words ? `Now: ${words}` : "";
     this.live.part.now.title = words;
   }

@@ -12,6 +12,7 @@ export class Saving {
   // also when the session is over and the server still has what was recorded
   get possible() {
     const { live } = this;
+    if (live.watching) return false;
     if (live.state === "lost") return live.connection.played;
     return live.online && ["playing", "paused", "failed"].includes(live.state);
   }
@@ -19,11 +20,13 @@ export class Saving {
   /**
    * @param {string} name
    * @param {string} file
+   * @param {Record<string, string>} [options]
    */
-  async save(name, file) {
+  async save(name, file, options = {}) {
     const { live } = this;
     const url = live.connection.url(name);
     url.searchParams.set("frames", String(live.player.shown + 1));
+    for (const [key, value] of Object.entries(options)) url.searchParams.set(key, value);
     live.notices.chip("save", `Preparing ${file} …`);
     try {
       const answer = await fetch(url);

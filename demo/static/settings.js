@@ -6,6 +6,11 @@ const SLIDERS = [
   ["motion_guidance", "Motion guidance", 0, 8, 0.1],
   ["steps", "Steps", 1, 16, 1],
 ];
+/** @type {Record<string, string>} */
+const TITLES = {
+  text_guidance: "How strongly the words are followed", motion_guidance: "How strongly drags, paths and the camera are followed",
+  steps: "How often a chunk is denoised: the model was made for so many; more takes longer, fewer blurs",
+};
 const REST_MS = 150;
 const SMALL_PIXELS = 128 * 128;
 
@@ -84,7 +89,9 @@ export class Settings {
     const row = document.createElement("label");
     row.className = "sg-slider";
     const text = document.createElement("span");
-    text.textContent = label;
+    const made = live.options.settings[name];
+    text.textContent = name === "steps" && made ? `${label} (made for ${made})` : label;
+    row.title = TITLES[name];
     const input = document.createElement("input");
     Object.assign(input, { type: "range", min, max, step });
     input.value = live.options.settings[name] ?? min;

@@ -80,7 +80,9 @@ export class Status {
   shown(frame) {
     this.due = this.due.filter((change) => {
       if (frame.epoch !== change.epoch || frame.frame < change.frame) return true;
-      this.controls.push(this.clock() - change.began);
+      const took = this.clock() - change.began;
+      this.controls.push(took);
+      this.live.part.appeared.textContent = `appeared after ${(took / 1000).toFixed(1).replace(/^0/, "")} s`;
       if (this.controls.length > 200) this.controls.shift();
       return false;
     });

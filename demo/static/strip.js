@@ -1,8 +1,8 @@
 // The strip under the picture: every change where it took effect, and the scrubber to moments one can go back to.
 /** @type {Record<string, string>} */
 const NAMES = {
-  prompt: "words", settings: "settings", drag: "drag", path: "path", pins: "pins", camera: "camera", release: "let go",
-  cache: "past",
+  prompt: "words", settings: "settings", drag: "drag", path: "path", box: "box", pins: "pins", camera: "camera",
+  release: "let go", cache: "past",
 };
 /** @type {Record<string, string>} */
 const PAST = { recache: "read again", clear: "forgotten" };
@@ -28,6 +28,7 @@ export class Strip {
     live.on("place", (place) => this.place(place));
     live.on("mark", (mark) => this.mark(mark));
     live.on("receipt", (receipt) => this.receipt(receipt));
+    live.on("relabelled", (row) => this.relabel(row));
     this.drawTakes();
     setInterval(() => this.draw(), 250);
   }
@@ -71,10 +72,12 @@ export class Strip {
     const item = document.createElement("li");
     item.dataset.kind = row.kind;
     item.dataset.frame = String(row.frame);
+    item.dataset.id = String(row.id || 0);
     const replaced = row.superseded?.length ? ` (${row.superseded.join(", ")} replaced by a later change)` : "";
-    const time = document.createElement("time");
+    const time = document.createElement("time"), what = document.createElement("span");
     time.textContent = this.live.time(row.frame);
-    item.append(time, ` ${this.name(row)}${replaced} `);
+    what.textContent = `${this.name(row)}${replaced}`;
+    item.append(time, " ", what, " ");
     item.title = this.name(row);
     const frame = document.createElement("small");
     frame.textContent = `frame ${row.frame}`;
@@ -82,6 +85,19 @@ export class Strip {
     const { log } = this.live.part;
     log.prepend(item);
     while (log.children.length > 100) log.lastChild?.remove();
+  }
+
+  /**
+   * A drag has come to its end, and says where it led.
+   * @param {{ id: number, label: string }} row
+   */
+  relabel({ id, label }) {
+    const row = this.rows.findLast((each) => each.id === id);
+    if (!row) return;
+    row.label = label;
+    const item = /** @type {HTMLElement | null} */ (this.live.part.log.querySelector(`[data-id="${id}"]`));
+    const what = item?.querySelector("span");
+    if (item && what) what.textContent = item.title = this.name(row);
   }
 
   // marks and events between the oldest moment that is kept and now
@@ -174,7 +190,14 @@ export class Strip {
       words.textContent = `${this.live.time(take.frame)} ${take.prompt}`;
       button.append(picture, words);
       button.addEventListener("click", () => this.live.send({ type: "take", take: take.id }));
-      takes.append(button);
+      const beside = document.createElement("button");
+      beside.type = "button";
+      beside.dataset.needs = "stream";
+      beside.className = "sg-quiet sg-beside";
+      beside.textContent = "A|B";
+      beside.setAttribute("aria-label", `Look at this branch beside the one that plays: ${take.prompt}`);
+      beside.addEventListener("click", () => this.live.compare.open(take));
+      takes.append(button, beside);
     }
   }
 }

@@ -44,6 +44,7 @@ export class Transport {
 
   restart() {
     const { live } = this;
+    if (live.timelines.start()) return;
     const { part } = live;
     const prompt = part.prompt.value.trim() || live.options.examples[0];
     if (live.prompts.tooLong(prompt)) return;

@@ -3,6 +3,15 @@
 /**
  * @typedef {"loading" | "ready" | "opening" | "playing" | "paused" | "failed" | "queue" | "lost" | "retry"} State
  * @typedef {{ x: number, y: number }} Point
+ * @typedef {Point & { grid: number[] | null }} Pin
+ *
+ * @typedef {object} Options what the page knows before it is connected
+ * @property {string[]} examples
+ * @property {Record<string, any>} settings
+ * @property {number} limit
+ * @property {string[]} words of a model that reads them alone
+ * @property {Record<string, string[]>} kinds words by kind
+ * @property {string} draws what the model draws, in one line
  *
  * @typedef {object} Hello
  * @property {string} model
@@ -19,7 +28,18 @@
  *
  * @typedef {{ id: number, frame: number, picture: string }} Mark
  * @typedef {{ id: number, frame: number, picture: string, prompt: string, seed: number }} Take
- * @typedef {{ frame: number, kind: string, label: string, superseded: string[] }} Row
+ * @typedef {{ frame: number, kind: string, label: string, superseded: string[], id?: number }} Row
+ *
+ * @typedef {object} HeldRow a gesture that is in force or asked for
+ * @property {number} number what the page calls it
+ * @property {string} kind
+ * @property {number} id of the message that asked for it
+ * @property {string} label
+ * @property {string} name of a box
+ * @property {number[][]} knots rows of frames since its start, and x, y or left, top, right, bottom
+ * @property {number[] | null} grid
+ * @property {number | null} start null: with the next chunk
+ * @property {number | null} end null: when it is let go of
  *
  * @typedef {object} Place
  * @property {number} epoch
@@ -30,7 +50,8 @@
  * @property {number} dropped
  * @property {Record<string, any>} settings
  * @property {number} seed
- * @property {[number, number][]} pins
+ * @property {number[][]} pins
+ * @property {HeldRow[]} held
  * @property {Mark[]} marks
  * @property {Take[]} takes
  * @property {Row[]} strip
@@ -63,6 +84,7 @@
  * @property {number} buffered
  * @property {number} recorded
  * @property {boolean} recording_full
+ * @property {number} watchers
  *
  * @typedef {object} Frame
  * @property {number} encoding
@@ -75,6 +97,14 @@
  *
  * @typedef {Frame & { bitmap: ImageBitmap }} Decoded
  *
+ * @typedef {object} Heard what a chunk shows of a camera
+ * @property {number[]} frames first and last
+ * @property {number} held
+ * @property {number} dropped
+ * @property {string | null} over
+ * @property {number | null} delay_ms
+ * @property {number | null} delay_p95_ms
+ *
  * @typedef {object} Told
  * @property {Hello} hello
  * @property {Place} place
@@ -82,13 +112,18 @@
  * @property {Chunk} chunk
  * @property {Receipt} receipt
  * @property {NewMark} mark
+ * @property {{ held: HeldRow[] }} held
+ * @property {{ id: number, label: string }} relabelled
  * @property {Stats} stats
+ * @property {Heard} heard
  * @property {{ text: string, share: number | null }} loading
  * @property {{ position: number, waiting: number }} queue
  * @property {{ seconds: number | null }} idle
  * @property {{ code: string, text: string }} error
  * @property {{ text: string }} ended
  * @property {{ frame: number }} reopened
+ * @property {{ text: string }} moved
+ * @property {{ here: boolean }} host
  * @property {Frame} frame
  * @property {Decoded} shown
  * @property {{ text: string }} retry
@@ -110,6 +145,12 @@
  * @property {HTMLElement} cover
  * @property {HTMLButtonElement} startButton
  * @property {HTMLElement} coverText
+ * @property {HTMLElement} draws
+ * @property {HTMLElement} opening
+ * @property {HTMLCanvasElement} loop
+ * @property {HTMLCanvasElement} loopPaint
+ * @property {HTMLElement} loopWords
+ * @property {HTMLButtonElement} loopHold
  * @property {HTMLElement} chip
  * @property {HTMLButtonElement} play
  * @property {HTMLInputElement} seed
@@ -125,6 +166,11 @@
  * @property {HTMLElement} takesText
  * @property {HTMLFormElement} promptForm
  * @property {HTMLElement} now
+ * @property {HTMLElement} appeared
+ * @property {HTMLElement} mirror
+ * @property {HTMLElement} unknown
+ * @property {HTMLElement} chips
+ * @property {HTMLElement} exampleBox
  * @property {HTMLTextAreaElement} prompt
  * @property {HTMLInputElement} hold
  * @property {HTMLElement} words
@@ -140,15 +186,52 @@
  * @property {HTMLElement} motion
  * @property {HTMLElement} tools
  * @property {HTMLElement} hint
+ * @property {HTMLInputElement} gridSize
+ * @property {HTMLInputElement} gridSpacing
+ * @property {HTMLSelectElement} shape
+ * @property {HTMLInputElement} boxName
+ * @property {HTMLInputElement} boxSeconds
+ * @property {HTMLElement} held
  * @property {HTMLInputElement} file
  * @property {HTMLImageElement} picture
  * @property {HTMLButtonElement} forget
  * @property {HTMLElement} fileHint
+ * @property {HTMLDetailsElement} pictureBox
+ * @property {HTMLButtonElement} webcam
+ * @property {HTMLElement} webcamText
+ * @property {HTMLInputElement} strength
+ * @property {HTMLElement} strengthValue
  * @property {HTMLElement} sliders
  * @property {HTMLSelectElement} cache
  * @property {HTMLSelectElement} sink
  * @property {HTMLInputElement} pixelated
  * @property {HTMLElement} status
+ * @property {HTMLDialogElement} share
+ * @property {HTMLInputElement} shareLink
+ * @property {HTMLElement} shareText
+ * @property {HTMLElement} watchers
+ * @property {HTMLSelectElement} format
+ * @property {HTMLSelectElement} scale
+ * @property {HTMLButtonElement} full
+ * @property {HTMLInputElement} timelineFile
+ * @property {HTMLDetailsElement} lane
+ * @property {HTMLElement} laneBlocks
+ * @property {HTMLElement} lanePlayhead
+ * @property {HTMLInputElement} laneWords
+ * @property {HTMLInputElement} laneAt
+ * @property {HTMLInputElement} laneLong
+ * @property {HTMLElement} laneText
+ * @property {HTMLButtonElement} laneUndo
+ * @property {HTMLButtonElement} lanePlay
+ * @property {HTMLDialogElement} compare
+ * @property {HTMLVideoElement} videoA
+ * @property {HTMLVideoElement} videoB
+ * @property {HTMLElement} namesA
+ * @property {HTMLElement} namesB
+ * @property {HTMLInputElement} compareAt
+ * @property {HTMLElement} compareTime
+ * @property {HTMLElement} compareText
+ * @property {HTMLButtonElement} comparePlay
  */
 
 export {};

@@ -16,7 +16,8 @@ from ..words.heads import WordsConfig
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the tiny family's DiT and its encoders; channel counts that follow from one another are not
-    repeated here.
+    repeated here. Of `text_towers` encoders side by side, `text_dim` wide together, the words stage's is the
+    last.
     """
 
     dim: int = 256
@@ -27,6 +28,7 @@ class NetworkConfig:
     text_dim: int = 128
     text_layers: int = 2
     text_length: int = 24
+    text_towers: int = 1
     motion_channels: int = 16
     motion_hidden: int = 32
 

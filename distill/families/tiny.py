@@ -42,13 +42,13 @@ from ..clips.words import WordIds
 from ..config import FrozenConfig, build, read_mapping, write_yaml
 from ..flow import FlowNetwork
 from ..latent_cache import LatentCache
-from ..widen import widen_dit
+from ..widen import widen_dit, widen_text
 from ..words import heads as word_heads
 from ..words.told import check_vocabulary
 from .config import DiffusionRun, NetworkConfig
 from .family import HELD, Family, N, NetworkSpec, with_guidance
 
-_WORDS = "embedding.weight"
+_WORDS, _BESIDE = "embedding.weight", "beside."
 
 
 class TinyFamily(Family):
@@ -65,17 +65,13 @@ class TinyFamily(Family):
             check_vocabulary(self.vocabulary)
 
     def network(self, spec: NetworkSpec[N], held: FrozenConfig = HELD) -> N:
-        """See `Family`; with `words.start` the text encoder of what is trained is that of the words stage."""
+        """See `Family`; with `words.start` the text encoder of what is trained, or its last tower, is that of
+        the words stage.
+        """
         network = super().network(spec, held)
         start = self.run.words.start
         if spec.heads and not spec.frozen and start is not None:
-            successor = load_words(words_encoder(network), network.heads, Path(start), self.vocabulary)
-            if spec.start is not None and successor is not None:
-                # the network goes on reading what it has learned to read
-                reader = network.dit.text_embedding[0]
-                assert isinstance(reader, nn.Linear)
-                with torch.no_grad():
-                    reader.weight.copy_(reader.weight @ successor.to(reader.weight))
+            load_words(words_encoder(network), network.heads, Path(start), self.vocabulary)
         return network
 
     @classmethod
@@ -180,6 +176,7 @@ def network_sizes(directory: Path) -> NetworkConfig:
         text_dim=made.text_encoder.dim,
         text_layers=made.text_encoder.layers,
         text_length=made.text_encoder.length,
+        text_towers=made.text_encoder.towers,
         motion_channels=made.motion_encoder.channels,
         motion_hidden=made.motion_encoder.hidden,
     )
@@ -220,6 +217,7 @@ def build_network(
                 dim=network.text_dim,
                 layers=network.text_layers,
                 length=network.text_length,
+                towers=network.text_towers,
             )
         )
         motion = MotionEncoder(
@@ -241,8 +239,8 @@ def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) 
         CheckpointError: missing or damaged weights, or networks of other sizes.
     """
     tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
-    dit = with_guidance(widen_dit(part_of(tensors, "dit"), module.dit), module)
-    load_into(module.dit, dit, f"{where} (dit)")
+    dit = widen_text(widen_dit(part_of(tensors, "dit"), module.dit), module.dit)
+    load_into(module.dit, with_guidance(dit, module), f"{where} (dit)")
     load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
     load_encoder(words_encoder(module), directory, vocabulary)
     if module.heads is not None and (directory / word_heads.FILE).is_file():
@@ -250,21 +248,24 @@ def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) 
 
 
 def load_encoder(encoder: TextEncoder, directory: Path, vocabulary: Vocabulary) -> None:
-    """Take the text encoder of a checkpoint directory, word embeddings by word.
+    """Take the text encoder of a checkpoint directory, word embeddings by word. It may have fewer towers:
+    then the others of `encoder` stay fresh.
 
     Raises:
         CheckpointError: missing or damaged weights, or an encoder of other sizes.
     """
     tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
     known = read_vocabulary(directory / VOCABULARY, read_tiny_config(directory).text_encoder)
-    _load_encoder(encoder, part_of(tensors, "text_encoder"), known, vocabulary, where)
+    fresh = encoder.state_dict()
+    text = {n: v for n, v in fresh.items() if n.startswith(_BESIDE)} | part_of(tensors, "text_encoder")
+    _load_encoder(encoder, text, known, vocabulary, where)
 
 
 def load_words(
     encoder: TextEncoder, heads: nn.Module | None, directory: Path, vocabulary: Vocabulary
-) -> Tensor | None:
-    """Take the text encoder, word embeddings by word, and heads where there are some, from an export of the
-    words stage; returns the map to the encoder that it is to follow on, `(dim, dim)`, None for none.
+) -> None:
+    """Take the text encoder, its last tower where it has several, word embeddings by word, and heads where
+    there are some, from an export of the words stage.
 
     Raises:
         CheckpointError: missing or damaged weights, or an encoder of other sizes.
@@ -275,24 +276,33 @@ def load_words(
         known = Vocabulary(file.read_text(encoding="utf-8").split())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"vocabulary {file}: {error}") from None
-    _load_encoder(encoder, part_of(tensors, "text_encoder"), known, vocabulary, str(path))
+    tower = encoder.beside[-1] if encoder.beside else encoder
+    assert isinstance(tower, TextEncoder)
+    _load_encoder(tower, part_of(tensors, "text_encoder"), known, vocabulary, str(path))
     if heads is not None:
         _load_heads(heads, directory)
-    return tensors.get("successor.weight")
 
 
 def _load_heads(heads: nn.Module, directory: Path) -> None:
-    path = directory / word_heads.FILE
-    load_into(heads, part_of(read_tensors(path), "heads"), f"{path} (heads)")
+    """Take heads; those of a narrower encoder read the last channels, where its tower is."""
+    path, fresh = directory / word_heads.FILE, heads.state_dict()
+    given = part_of(read_tensors(path), "heads")
+    for name, value in given.items():
+        wide = fresh[name].shape[-1] if name in fresh else 0
+        if value.ndim == 2 and value.shape[1] < wide:
+            given[name] = torch.cat([value.new_zeros(len(value), wide - value.shape[1]), value], 1)
+    load_into(heads, given, f"{path} (heads)")
 
 
 def _load_encoder(
     encoder: TextEncoder, text: dict[str, Tensor], known: Vocabulary, vocabulary: Vocabulary, where: str
 ) -> None:
     """Weights `text` of an encoder with the words `known`, for one with the words `vocabulary`."""
-    fresh = encoder.embedding.weight.detach()
-    if _WORDS in text and text[_WORDS].shape[1:] == fresh.shape[1:]:
-        text[_WORDS] = _by_word(fresh, vocabulary, text[_WORDS], known)
+    for name, fresh in encoder.state_dict().items():
+        given = text.get(name)
+        fits = given is not None and given.shape == (len(known), *fresh.shape[1:])
+        if name.endswith(_WORDS) and given is not None and fits:
+            text[name] = _by_word(fresh, vocabulary, given, known)
     load_into(encoder, text, f"{where} (text_encoder)")
 
 

@@ -4,20 +4,19 @@ Diffusion teaches a text encoder what words look like, and hardly whose they are
 depend on it. That is learned here, in minutes, and kept by a term of later stages (`words.weight`).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.text_encoder import PAD, TextEncoder, TextEncoderConfig, Vocabulary
+from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from streamgen.structured import to_plain
-from streamgen.tiny.config import read_tiny_config
 
 from ..config import ConfigError, RunConfig, require, write_yaml
 from ..evaluation.intervals import Figure
-from ..families.tiny import load_encoder, load_words
+from ..families.tiny import load_words
 from ..optim import ParameterGroups, split_parameters
 from ..scenes import SceneConfig, caption_vocabulary
 from ..scenes.captions import MAX_WORDS
@@ -27,10 +26,8 @@ from ..words.probes import check_gate, in_words, told_accuracies
 from ..words.told import CaptionSampler, ToldBatch, Which
 
 # Embeddings and outputs: not maps between hidden spaces, so not for Muon.
-_EDGES = ("embedding", "norm", "maps", "successor")
+_EDGES = ("embedding", "norm", "maps")
 _TEST_SEED, _GLIMPSE = 79, 400
-# Captions that the first map to another encoder is fitted on.
-_FITTED = 1000
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,6 @@ class WordsRun(RunConfig):
         test: captions that the gate is measured on, none of which is ever trained on.
         gate: least accuracy of every attribute on these; 0 for none.
         start: an export of this stage to go on from; null: a fresh encoder.
-        successor_of: a checkpoint directory whose network is to go on with this encoder instead of its own;
-            null for none. A linear map is trained along from what this one says to what that one does; it is
-            exported, and `words.start` folds it into the network.
-        near: weight of what the map misses, relative to the mean square of what is to be said.
     """
 
     text: TextSizes = field(default_factory=TextSizes)
@@ -67,8 +60,6 @@ class WordsRun(RunConfig):
     test: int = 4000
     gate: float = 0.99
     start: str | None = None
-    successor_of: str | None = None
-    near: float = 20.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,32 +67,20 @@ class WordsRun(RunConfig):
         require(self.batch >= 1, "batch", ">= 1", self.batch)
         require(self.test >= 1, "test", ">= 1", self.test)
         require(0 <= self.gate <= 1, "gate", "within [0, 1]", self.gate)
-        require(self.near >= 0, "near", ">= 0", self.near)
         require(not self.scenes.include_held_out, "scenes.include_held_out", "false in training", True)
 
 
 class ToldEncoder(nn.Module):
-    """The text encoder with its heads' loss in forward, which is what data parallelism wraps; `successor`
-    maps what it says to what another encoder does.
-    """
+    """The text encoder with its heads' loss in forward, which is what data parallelism wraps."""
 
-    def __init__(self, encoder: TextEncoder, heads: AttributeHeads, near: float) -> None:
+    def __init__(self, encoder: TextEncoder, heads: AttributeHeads) -> None:
         super().__init__()
-        self.encoder, self.heads, self.near = encoder, heads, near
-        self.successor: nn.Linear | None = None
+        self.encoder, self.heads = encoder, heads
 
-    def forward(self, told: ToldBatch, other: Tensor | None) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Loss on captions, and of how many objects each attribute is right; with what the `other` encoder
-        says of them, `(B, L, dim)`, and what the map to it misses.
-        """
-        said = self.encoder(told.ids)
-        loss, right = self.heads(said, told)
-        metrics: dict[str, Tensor | float] = dict(right)
-        if other is not None and self.successor is not None:
-            missed = (self.successor(said) - other).square().sum() / other.square().sum()
-            loss = loss + self.near * missed
-            metrics["missed"] = missed.detach()
-        return loss, metrics
+    def forward(self, told: ToldBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss on captions, and of how many objects each attribute is right."""
+        loss, right = self.heads(self.encoder(told.ids), told)
+        return loss, dict(right)
 
 
 class WordsStage:
@@ -114,21 +93,6 @@ class WordsStage:
         self.module = told_encoder(config, len(self.vocabulary)).to(device)
         if config.start is not None:
             load_words(self.module.encoder, self.module.heads, Path(config.start), self.vocabulary)
-        self.other: TextEncoder | None = None
-        if config.successor_of is not None:
-            self.other = other_encoder(Path(config.successor_of), self.vocabulary, device)
-            self.module.successor = self._first_map(self.other)
-
-    @torch.no_grad()
-    def _first_map(self, other: TextEncoder) -> nn.Linear:
-        """The best linear map from what the encoder says now, without a constant: padding stays 0."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        ids = self.sampler.draw(_FITTED, generator).ids.to(self.device)
-        real = ids != PAD
-        found = torch.linalg.lstsq(self.module.encoder(ids)[real].double(), other(ids)[real].double())
-        linear = nn.Linear(self.module.encoder.config.dim, other.config.dim, bias=False, device=self.device)
-        linear.weight.copy_(found.solution.T)
-        return linear.requires_grad_(True)
 
     @classmethod
     def networks(cls, config: WordsRun) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
@@ -153,10 +117,8 @@ class WordsStage:
         return self.sampler.draw(self.config.batch, generator).to(self.device)
 
     def loss(self, module: nn.Module, batch: ToldBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The heads' loss on captions, and of the map to another encoder."""
-        with torch.no_grad():
-            other = None if self.other is None else self.other(batch.ids)
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch, other)
+        """The heads' loss on captions."""
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
         return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
@@ -182,14 +144,12 @@ class WordsStage:
         return lines + [f"captions with held-out pairs: {line}" for line in in_words(unseen)]
 
     def export(self, directory: Path) -> None:
-        """Write `words.safetensors` (encoder, heads and map), `vocabulary.txt` and `words.yaml`."""
+        """Write `words.safetensors` (encoder and heads), `vocabulary.txt` and `words.yaml`."""
         state = {
             f"{part}.{name}": value.detach().cpu().contiguous()
             for part, network in (("text_encoder", self.module.encoder), ("heads", self.module.heads))
             for name, value in network.state_dict().items()
         }
-        if self.module.successor is not None:
-            state["successor.weight"] = self.module.successor.weight.detach().cpu().contiguous()
         save_file(state, directory / FILE, metadata={"format": "pt"})
         (directory / "vocabulary.txt").write_text("\n".join(self.vocabulary.words) + "\n", encoding="utf-8")
         found = self.measured(self.config.test)
@@ -206,19 +166,7 @@ def told_encoder(config: WordsRun, vocabulary: int) -> ToldEncoder:
         encoder = TextEncoder(
             TextEncoderConfig(vocabulary=vocabulary, dim=text.dim, layers=text.layers, length=text.length)
         )
-        return ToldEncoder(encoder, AttributeHeads(text.dim), config.near)
-
-
-def other_encoder(directory: Path, vocabulary: Vocabulary, device: torch.device) -> TextEncoder:
-    """The frozen text encoder of a checkpoint directory, for ids of `vocabulary`.
-
-    Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
-    """
-    sizes = replace(read_tiny_config(directory).text_encoder, vocabulary=len(vocabulary))
-    encoder = TextEncoder(sizes)
-    load_encoder(encoder, directory, vocabulary)
-    return encoder.to(device).requires_grad_(False).eval()
+        return ToldEncoder(encoder, AttributeHeads(text.dim))
 
 
 def read_words(file: str | None) -> Vocabulary:

@@ -1,24 +1,72 @@
 """What a model and its streams take of the memory, told before anything is allocated."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 
 import torch
 from torch import nn
 
-from models.causal_dit import CausalDiTConfig
+from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import ChunkPlan
 from models.kv_cache import CacheShape
 
 from ..engine.geometry import LatentGeometry
+from ..engine.quantize import is_rounded
 from ..errors import CheckpointError
 
 GIB = 2**30
 
 
-def cache_bytes(dit: CausalDiTConfig, geometry: LatentGeometry, plan: ChunkPlan, dtype: torch.dtype) -> int:
+@dataclass(frozen=True)
+class Bits:
+    """What of a model is in eight bits: linear layers of its blocks, the cache of its streams."""
+
+    linears: bool = False
+    cache: bool = False
+
+
+FULL = Bits()
+
+
+def network_bytes(dit: CausalDiTConfig, dtype: torch.dtype, bits: Bits = FULL) -> int:
+    """Bytes of a network's weights."""
+    sizes = _sizes(dit)
+    if not bits.linears:
+        return sizes.numbers * dtype.itemsize
+    # a scale in float32 for each output channel
+    return (sizes.numbers - sizes.rounded) * dtype.itemsize + sizes.rounded + 4 * sizes.channels
+
+
+def rounded_numbers(dit: CausalDiTConfig) -> int:
+    """How many of a network's weights eight bits round."""
+    return _sizes(dit).rounded
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Numbers of a network, those of them that eight bits round, and the output channels of these layers."""
+
+    numbers: int
+    rounded: int
+    channels: int
+
+
+@lru_cache(maxsize=64)
+def _sizes(dit: CausalDiTConfig) -> _Sizes:
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in CausalDiT(dit).named_parameters()}
+    small = [shape for name, shape in shapes.items() if is_rounded(name)]
+    return _Sizes(sum(map(prod, shapes.values())), sum(map(prod, small)), sum(shape[0] for shape in small))
+
+
+def cache_bytes(
+    dit: CausalDiTConfig, geometry: LatentGeometry, plan: ChunkPlan, dtype: torch.dtype, bits: Bits = FULL
+) -> int:
     """Bytes of one stream's key-value cache; a fork has one, too."""
     shape = CacheShape(dit.layers, dit.heads, dit.head_dim, geometry.token_grid)
-    return shape.cache_bytes(plan, dtype)
+    return shape.cache_bytes(plan, dtype, bits.cache)
 
 
 def prompt_bytes(dit: CausalDiTConfig, length: int, dtype: torch.dtype) -> int:
@@ -33,6 +81,7 @@ def network_step_bytes(
     dtype: torch.dtype,
     *,
     joint: bool,
+    bits: Bits = FULL,
 ) -> int:
     """Most bytes that one forward holds besides weights and cache; estimated from the largest layer.
     Attention is torch's fused kernel, on CPUs too (`models.attention`): scores are never written out.
@@ -43,10 +92,16 @@ def network_step_bytes(
     """
     size = dtype.itemsize
     queries = tokens * (plan.attention_frames if joint else plan.chunk_frames)
-    feed_forward = 2 * queries * dit.ffn_dim * size
+    hidden = 2 * size
+    if bits.linears:
+        # sums in 32 bits beside their numbers; or an input, its float32 and its eight bits
+        hidden = max(8, size + 5)
+    feed_forward = queries * dit.ffn_dim * hidden
     # the sink's keys are rotated one layer at a time: widened, in halves, put together, and narrowed again
     sink = tokens * plan.sink_frames * dit.dim * (12 + size)
-    return 6 * queries * dit.dim * size + max(feed_forward, sink)
+    # one layer's keys and values are read in full precision, the second of them by way of float32
+    read = 8 * tokens * plan.attention_frames * dit.dim if bits.cache else 0
+    return 6 * queries * dit.dim * size + max(feed_forward, sink, read)
 
 
 def expect_room(

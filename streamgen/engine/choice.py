@@ -47,6 +47,22 @@ _ENOUGH = 2.0
 
 
 @dataclass(frozen=True)
+class AtLoad:
+    """What streams of a model will be computed with, as far as it is known when the model is loaded.
+
+    Attributes:
+        runner, quantize: as asked for; None: not said.
+        several: whether processes compute each stream together.
+        keep_full: whether weights in full precision are wanted beside those in eight bits.
+    """
+
+    runner: str | None = None
+    quantize: str | None = None
+    several: bool = False
+    keep_full: bool = False
+
+
+@dataclass(frozen=True)
 class Recorded:
     """What a stream was computed with, as its record or snapshot says; None where it does not."""
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.causal_dit import CausalDiT, DiTBlock, twin
+from models.causal_dit import CausalDiT, CausalDiTConfig, DiTBlock, twin
 
 from ..errors import InputError
 from ..suggest import unknown_key
@@ -54,25 +54,33 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, kind: Quantization) -> None:
         super().__init__()
-        self.kind: Quantization = kind
         weight, scale = rounded(linear.weight.detach(), kind)
+        self._hold(kind, weight, scale)
+        self.bias: Tensor | None = linear.bias
+
+    def _hold(self, kind: Quantization, weight: Tensor, scale: Tensor) -> None:
+        self.kind: Quantization = kind
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale.flatten())
-        self.bias: Tensor | None = linear.bias
+
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor, bias: Tensor | None, kind: Quantization) -> "QuantizedLinear":
+        """A layer of weights `(out, in)` that `rounded` has made, with their scale `(out, 1)`."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._hold(kind, weight, scale)
+        made.bias = bias
+        return made
 
     @classmethod
     def joined(cls, parts: "Sequence[QuantizedLinear]") -> "QuantizedLinear":
         """Layers of one input as one, their outputs side by side: the same numbers, rounded input included,
         since each output channel has a scale of its own.
         """
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        made.kind = parts[0].kind
-        made.register_buffer("weight", torch.cat([part.weight for part in parts]))
-        made.register_buffer("scale", torch.cat([part.scale for part in parts]))
         biases = [part.bias for part in parts]
-        made.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases if b is not None])
-        return made
+        bias = None if biases[0] is None else torch.cat([b.detach() for b in biases if b is not None])
+        weight, scale = torch.cat([part.weight for part in parts]), torch.cat([part.scale for part in parts])
+        return cls.of(weight, scale, bias, parts[0].kind)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` in the dtype of `x`."""
@@ -84,10 +92,12 @@ class QuantizedLinear(nn.Module):
 def rounded(x: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
     """Rows `(N, D)` in eight bits, and the scale `(N, 1)` in float32 that each is to be multiplied with."""
     wide = x.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-12) / _LARGEST[kind]
-    small = wide / scale
+    # of the two ends, since absolute values would be another tensor of its size
+    largest = torch.maximum(wide.amax(-1, keepdim=True), -wide.amin(-1, keepdim=True))
+    scale = largest.clamp(min=1e-12) / _LARGEST[kind]
+    small = wide / scale if wide is x else wide.div_(scale)
     if kind == "int8":
-        return small.round().to(torch.int8), scale
+        return small.round_().to(torch.int8), scale
     # beyond its largest number the format has none
     return small.clamp(-_LARGEST[kind], _LARGEST[kind]).to(_STORED[kind]), scale
 
@@ -98,8 +108,8 @@ def _int8_product(
     count = len(rows)
     if count < _ROWS:
         rows = F.pad(rows, (0, 0, 0, _ROWS - count))
-    sums = torch._int_mm(rows, weight.t())[:count]
-    return (sums * scale * channels).to(dtype)
+    sums = torch._int_mm(rows, weight.t())[:count].float()
+    return sums.mul_(scale).mul_(channels).to(dtype)
 
 
 def _fp8_product(rows: Tensor, scale: Tensor, weight: Tensor, channels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,12 +145,29 @@ def quantized(dit: CausalDiT, kind: Quantization) -> CausalDiT:
     return made.eval()
 
 
+def hold_rounded(dit: nn.Module, held: Mapping[str, tuple[Tensor, Tensor]], kind: Quantization) -> None:
+    """Put weights in eight bits into a network in place of its own, which need not be there: `(out, in)` with
+    scales `(out, 1)`, as `rounded` makes them, by the names of those that `is_rounded`.
+    """
+    for name, (weight, scale) in held.items():
+        layer = name.removesuffix(".weight")
+        holder, _, place = layer.rpartition(".")
+        owner = dit.get_submodule(holder)
+        bias = cast(nn.Linear, owner._modules[place]).bias
+        owner._modules[place] = QuantizedLinear.of(weight, scale, bias, kind)
+
+
+def is_rounded(name: str) -> bool:
+    """Whether a tensor of a network is a weight that eight bits round."""
+    return _ROUNDED.fullmatch(name) is not None
+
+
 def stored(tensors: Mapping[str, Tensor], kind: Quantization) -> dict[str, Tensor]:
     """Tensors of a network for a file: the weights that `quantized` rounds in eight bits, each with its scale
     `(out, 1)` in float32 under `<name>_scale`; the others as they are.
     """
     out = dict(tensors)
-    for name in filter(_ROUNDED.fullmatch, tensors):
+    for name in filter(is_rounded, tensors):
         out[name], out[name + _SCALE] = rounded(tensors[name], kind)
     return out
 
@@ -196,11 +223,18 @@ def check_quantization(name: str) -> str:
 
 def unsupported(dit: CausalDiT, kind: Quantization) -> str | None:
     """Why a network cannot compute in eight bits where it lies; None where it can."""
-    config, device = dit.config, dit.head.head.weight.device
+    weight = dit.head.head.weight
+    return cannot_be(dit.config, weight.device, weight.dtype, kind)
+
+
+def cannot_be(
+    config: CausalDiTConfig, device: torch.device, dtype: torch.dtype, kind: Quantization
+) -> str | None:
+    """`unsupported` of a network that is not there yet."""
     for what, size in (("dim", config.dim), ("ffn_dim", config.ffn_dim)):
         if size % _MULTIPLE:
             return f"expected a {what} that is a multiple of {_MULTIPLE}, found {size}"
-    return kernel_missing(device, dit.head.head.weight.dtype, kind)
+    return kernel_missing(device, dtype, kind)
 
 
 def kernel_missing(device: torch.device, dtype: torch.dtype, kind: Quantization) -> str | None:

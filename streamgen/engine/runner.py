@@ -25,6 +25,7 @@ from .guidance import Conditioning, Pass, guided_passes, guided_velocity
 from .noise import NoiseSource
 from .quantize import quantization
 from .sampler import Sampling, Velocity, denoise_chunk
+from .source import Source
 
 MOST_STREAMS = 64
 
@@ -68,6 +69,7 @@ class DenoiseTask:
         conditioning: what steers it.
         noise: where its draws come from.
         sampling: how it is solved.
+        source: pictures that it is made from, at the first level of `sampling`; None: from noise alone.
     """
 
     ring: CacheRing
@@ -77,6 +79,12 @@ class DenoiseTask:
     conditioning: Conditioning
     noise: NoiseSource
     sampling: Sampling
+    source: Source | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether a part of the source is to stay."""
+        return self.source is not None and self.source.mask is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,13 +199,15 @@ class PlainRunner:
                 sampling.exit_step,
                 sampling.with_gradient,
                 watch,
+                task.source.kept if task.source is not None and task.masked else None,
             )
         watch.check(task.index)
         return latents
 
     def draws(self, task: DenoiseTask) -> tuple[Tensor, list[Tensor]]:
         """All draws of a chunk, `(B, T, C, h, w)` each, before its first step, so that no step waits for a
-        copy to the device: what it starts from, and the noise behind each step but the last.
+        copy to the device: what it starts from, its source in it, and the noise behind each step but the
+        last.
         """
         rows, columns = task.ring.shape.grid
         patch, channels = self.dit.config.patch, self.dit.config.latent_channels
@@ -206,6 +216,8 @@ class PlainRunner:
         start = noise.initial(task.index, shape)
         steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
         draws = range(steps - 1) if sampling.renoise else ()
+        if task.source is not None:
+            start = task.source.noised(start, sampling.sigmas[0])
         return start, [noise.renoise(task.index, step, shape) for step in draws]
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:

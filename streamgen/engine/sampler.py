@@ -40,18 +40,20 @@ def denoise_chunk(
     exit_step: int | None = None,
     with_gradient: bool = False,
     watch: Watch = lambda step, name, x: None,
+    keep: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Solve one chunk from noise to data.
 
     Args:
         velocity: `(x, sigma) -> v`, the network's prediction of `noise - x0` at one noise level.
-        noise: `(B, T, C, H, W)` standard normal.
-        sigmas: falling noise levels, the first 1, the last 0 (`FlowMatchScheduler.sigmas`).
+        noise: `(B, T, C, H, W)` standard normal, or noised data where the first level is below 1.
+        sigmas: falling noise levels, the first that of `noise`, the last 0 (`FlowMatchScheduler.sigmas`).
         renoise: fresh noise after step i: consistency-style sampling of a distilled student (Self Forcing,
             arXiv 2506.08009). None: Euler steps of the probability-flow ODE.
         exit_step: stop after this step (0-based) and return its clean estimate; None runs all.
         with_gradient: let the exit step, and only it, carry gradient.
         watch: told the velocity and the clean estimate of each step.
+        keep: what of each clean estimate may stay as it is; the step goes on from what it returns.
 
     Returns:
         clean latents of the shape of `noise`.
@@ -70,6 +72,10 @@ def denoise_chunk(
             clean = x0_from_velocity(x, v, sigma)
         watch(i, "velocity", v)
         watch(i, "latents", clean)
+        if keep is not None:
+            clean = keep(clean)
+            # the velocity that leads there
+            v = (x - clean) / sigma
         if i == last:
             return clean
         x = x + (following - sigma) * v if renoise is None else add_noise(clean, renoise(i), following)

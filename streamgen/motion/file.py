@@ -7,15 +7,21 @@ JSON, every part optional, times in seconds, coordinates normalised (x, y) in [0
      "drags":  [{"from": [x, y], "to": [x, y], "start": 0, "seconds": 2, "hold": 0, "ease": "linear"}],
      "paths":  [{"points": [[t, x, y], ...]}],
      "pins":   [[x, y], ...],
+     "boxes":  [{"name": "ball", "from": [left, top, right, bottom], "to": [...], "start": 0, "seconds": 2,
+                 "hold": 0, "spacing": 0.1},
+                {"path": [[t, left, top, right, bottom], ...]}],
+     "grids":  [{"points": [[t, x, y], ...], "size": [0.3, 0.2], "spacing": 0.1},
+                {"at": [x, y], "size": [0.3, 0.2], "pinned": true}],
      "camera": {"pan": [dx, dy], "zoom": 1.2, "rotate": 0, "grid": 4, "aspect": 1, "start": 0, "seconds": 2},
      "arrays": {"file": "tracks.npy", "visible": "visible.npy", "layout": "wan-move", "size": [832, 480],
                 "fps": 16, "start": 0},
      "clip":   {"file": "dance.mp4", "points": 64, "seconds": 2, "start": 0, "tracker": "lucas-kanade"},
      "masks":  [{"box": [left, top, right, bottom], "start": 0, "seconds": 1}, {"file": "mask.png"}]}
 
-A track has one point a frame, null where it is unspecified, and may have an "id". Inside of masks all motion
-is left unspecified. A motion file may also be an .npz, .npy or .pth of tracks (see `motion.arrays`), or a
-video, whose motion is taken (see `motion.from_clip`).
+A track has one point a frame, null where it is unspecified, and may have an "id". A box takes what is in it
+to another place and size; a later one is in front where they cross. A grid's tracks go along one path
+together, or hold still. Inside of masks all motion is left unspecified. A motion file may also be an .npz,
+.npy or .pth of tracks (see `motion.arrays`), or a video, whose motion is taken (see `motion.from_clip`).
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ from ..errors import InputError
 from ..suggest import shorten, unknown_key
 from .arrays import SUFFIXES as ARRAY_SUFFIXES
 from .arrays import ArrayOptions, tracks_from_arrays
+from .boxes import SPACING, Box, grid, held_grid, layered, patch
 from .from_clip import SUFFIXES as CLIP_SUFFIXES
 from .from_clip import ClipMotion, tracks_of_clip
 from .masks import Mask, box_mask, masked, read_mask
@@ -55,6 +62,10 @@ from .tracks import (
 MAX_SECONDS = 24 * 3600
 
 T = TypeVar("T")
+
+# What a motion object may have in it: these say something by themselves, the others do not.
+_SAYING = ("tracks", "drags", "paths", "boxes", "grids", "pins", "camera", "arrays", "clip")
+_PARTS = (*_SAYING, "masks", "frames")
 
 _EASES: dict[str, Ease] = {"linear": "linear", "smooth": "smooth"}
 
@@ -136,31 +147,22 @@ def _read_json(file: Path) -> Mapping[str, Any]:
 
 def _from_object(content: Mapping[str, Any], stream: _Stream) -> TrackSet:
     fps = stream.fps
-    parts = ("tracks", "drags", "paths", "pins", "camera", "arrays", "clip", "masks", "frames")
-    _check_keys(content, parts, "")
+    _check_keys(content, _PARTS, "")
     total = content.get("frames")
     if total is not None and (not isinstance(total, int) or isinstance(total, bool) or total < 1):
         raise InputError(f"frames: expected a whole number above 0, found {shorten(total)}")
     if total is not None and total > MAX_SECONDS * fps:
         raise InputError(f"frames: {total} is longer than 24 hours")
-    items: list[TrackSet] = []
-    for index, row in enumerate(_rows(content, "tracks")):
-        items.append(_located(f"tracks[{index}]", _track, row, fps, total))
-    for index, row in enumerate(_rows(content, "drags")):
-        items.append(_located(f"drags[{index}]", _drag, row, fps))
-    for index, row in enumerate(_rows(content, "paths")):
-        items.append(_located(f"paths[{index}]", _path, row, fps))
-    if content.get("camera") is not None:
-        items.append(_located("camera", _camera, content["camera"], fps))
-    if content.get("arrays") is not None:
-        items.append(_located("arrays", _arrays, content["arrays"], fps))
-    if content.get("clip") is not None:
-        items.append(_located("clip", _clip, content["clip"], stream))
+    items = _going(content, stream, total)
     length = total or max([item.num_frames for item in items] + [stream.frames or 0])
     if pinned := _rows(content, "pins"):
         items.append(_pins(pinned, length))
+    for index, row in enumerate(_rows(content, "grids")):
+        if _holds(row):
+            items.append(_located(f"grids[{index}]", _held, row, length, stream))
     if not items:
-        raise InputError('empty: no "tracks", "drags", "paths", "pins", "camera", "arrays" or "clip"')
+        listed = ", ".join(f'"{part}"' for part in _SAYING[:-1])
+        raise InputError(f'empty: no {listed} or "clip"')
     _check_size(sum(item.num_tracks for item in items), length)
     tracks = merge(items)
     tracks = tracks.slice(0, total) if total is not None else tracks
@@ -169,6 +171,23 @@ def _from_object(content: Mapping[str, Any], stream: _Stream) -> TrackSet:
     if tracks.is_empty:
         raise InputError("empty: no point is given in any frame")
     return tracks
+
+
+def _going(content: Mapping[str, Any], stream: _Stream, total: int | None) -> list[TrackSet]:
+    """All that has a length of its own."""
+    fps = stream.fps
+    items = [_located(f"tracks[{i}]", _track, row, fps, total) for i, row in _listed(content, "tracks")]
+    items += [_located(f"drags[{i}]", _drag, row, fps) for i, row in _listed(content, "drags")]
+    items += [_located(f"paths[{i}]", _path, row, fps) for i, row in _listed(content, "paths")]
+    items += _boxes(_rows(content, "boxes"), stream)
+    grids = [(i, row) for i, row in _listed(content, "grids") if not _holds(row)]
+    items += [_located(f"grids[{i}]", _grid, row, stream) for i, row in grids]
+    for part, build in (("camera", _camera), ("arrays", _arrays)):
+        if content.get(part) is not None:
+            items.append(_located(part, build, content[part], fps))
+    if content.get("clip") is not None:
+        items.append(_located("clip", _clip, content["clip"], stream))
+    return items
 
 
 def _pins(pinned: list[Any], length: int) -> TrackSet:
@@ -234,6 +253,78 @@ def _path(row: Any, fps: float) -> TrackSet:
     if any(knot[0] > MAX_SECONDS for knot in knots):
         raise InputError("points: a time is beyond 24 hours")
     return path(knots, fps)
+
+
+def _boxes(rows: list[Any], stream: _Stream) -> list[TrackSet]:
+    """Tracks of all boxes; those that are covered by one in front are occluded."""
+    boxes: list[Box] = []
+    tracks: list[TrackSet] = []
+    for index, row in enumerate(rows):
+        box, own = _located(f"boxes[{index}]", _box, row, stream)
+        boxes.append(box)
+        tracks.append(own)
+    return _located("boxes", layered, boxes, tracks, stream.fps)
+
+
+def _box(row: Any, stream: _Stream) -> tuple[Box, TrackSet]:
+    _check_keys(row, ("name", "path", "from", "to", "start", "seconds", "hold", "spacing"), "")
+    name = row.get("name", "")
+    if not isinstance(name, str) or len(name) > 80:
+        raise InputError(f"name: expected text of up to 80 characters, found {shorten(name)}")
+    if ("path" in row) == ("from" in row):
+        raise InputError("expected either path or from")
+    if "path" in row:
+        if others := sorted({"to", "start", "seconds", "hold"} & row.keys()):
+            raise InputError(f"{others[0]}: a path has times of its own")
+        if not isinstance(row["path"], list) or not row["path"]:
+            raise InputError("path: expected a list of [seconds, left, top, right, bottom]")
+        knots = [_numbers(knot, 5, f"path[{index}]") for index, knot in enumerate(row["path"])]
+    else:
+        begin = _numbers(row["from"], 4, "from")
+        end = _numbers(row.get("to", begin), 4, "to")
+        start, length = _seconds(row, "start", 0.0), _seconds(row, "seconds")
+        knots = [[start, *begin], [start + max(length, 1 / stream.fps), *end]]
+        if hold := _seconds(row, "hold", 0.0):
+            knots.append([knots[-1][0] + hold, *end])
+    if any(knot[0] > 2 * MAX_SECONDS for knot in knots):
+        raise InputError("a time is beyond 24 hours")
+    box = Box(torch.tensor(knots, dtype=torch.float64), name)
+    _check_size(len(box.shares(_spacing(row), stream.aspect)), frame_at(max(knots[-1][0], 0), stream.fps))
+    return box, box.tracks(stream.fps, _spacing(row), stream.aspect)
+
+
+def _grid(row: Any, stream: _Stream) -> TrackSet:
+    _check_keys(row, ("points", "size", "spacing"), "")
+    points = row.get("points")
+    if not isinstance(points, list) or not points:
+        raise InputError("expected points, a list of [seconds, x, y], or at: [x, y]")
+    knots = [_numbers(point, 3, f"points[{index}]") for index, point in enumerate(points)]
+    if any(knot[0] > MAX_SECONDS for knot in knots):
+        raise InputError("points: a time is beyond 24 hours")
+    size = _numbers(row.get("size"), 2, "size")
+    count = len(patch(size, _spacing(row), stream.aspect))
+    _check_size(count, frame_at(max(knots[-1][0], 0), stream.fps))
+    return grid(knots, stream.fps, size, _spacing(row), stream.aspect)
+
+
+def _holds(row: Any) -> bool:
+    """Whether a grid holds still: it is as long as the rest then."""
+    return isinstance(row, Mapping) and "at" in row
+
+
+def _held(row: Any, length: int, stream: _Stream) -> TrackSet:
+    _check_keys(row, ("at", "size", "spacing", "pinned"), "")
+    if row.get("pinned", True) is not True:
+        raise InputError("pinned: a grid at one place is pinned; one that goes has points")
+    if length < 1:
+        raise InputError('has no length of its own, add "frames"')
+    size = _numbers(row.get("size"), 2, "size")
+    _check_size(len(patch(size, _spacing(row), stream.aspect)), length)
+    return held_grid(_numbers(row["at"], 2, "at"), length, size, _spacing(row), stream.aspect)
+
+
+def _spacing(row: Mapping[str, Any]) -> float:
+    return _numbers([row.get("spacing", SPACING)], 1, "spacing")[0]
 
 
 def _camera(row: Any, fps: float) -> TrackSet:
@@ -316,6 +407,10 @@ def _rows(content: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(rows, list):
         raise InputError(f"{key}: expected a list, found {shorten(rows)}")
     return rows
+
+
+def _listed(content: Mapping[str, Any], key: str) -> Iterable[tuple[int, Any]]:
+    return enumerate(_rows(content, key))
 
 
 def _check_keys(row: Any, known: Iterable[str], where: str) -> None:

@@ -173,18 +173,37 @@ def path(points_xy_with_times: Sequence[Point], fps: float) -> TrackSet:
     if len(points_xy_with_times) < 2 or any(len(knot) != 3 for knot in points_xy_with_times):
         raise ValueError("path: expected at least two (seconds, x, y) points")
     knots = torch.tensor([list(map(float, knot)) for knot in points_xy_with_times], dtype=torch.float64)
-    times = knots[:, 0].contiguous()
-    if not bool(torch.isfinite(times).all()) or times[0] < 0 or bool((times.diff() <= 0).any()):
-        raise ValueError(f"path: times must be finite, >= 0 and increase, found {times.tolist()}")
+    _check_times(knots[:, 0], "path")
     _check_coordinates(knots[None, :, 1:], torch.ones(1, 1, 1, dtype=torch.bool))
+    points, first = sampled(knots, fps, "path")
+    state = torch.full((1, len(points)), VISIBLE, dtype=torch.int8)
+    state[:, :first] = UNSPECIFIED
+    return TrackSet.from_points(points[None].float(), state)
+
+
+def sampled(knots: Tensor, fps: float, name: str) -> tuple[Tensor, int]:
+    """Values between knots of (seconds, values ...), straight in between, at each pixel frame.
+
+    Args:
+        knots: float64 (K, 1 + D), times rising.
+        fps: frames are at k / fps up to the frame of the last knot.
+        name: of what they are, for errors.
+
+    Returns:
+        float64 (T, D), and the frame of the first knot; frames before it repeat it.
+
+    Raises:
+        ValueError: times that are negative, not finite or do not rise.
+    """
+    times = knots[:, 0].contiguous()
+    _check_times(times, name)
     first, last = frame_at(float(times[0]), fps), frame_at(float(times[-1]), fps)
+    if len(knots) == 1:
+        return knots[:, 1:].expand(last + 1, -1).clone(), first
     now = (torch.arange(last + 1, dtype=torch.float64) / fps).clamp(times[0], times[-1])
     index = torch.searchsorted(times, now, right=True).clamp(1, len(times) - 1)
     share = (now - times[index - 1]) / (times[index] - times[index - 1])
-    points = torch.lerp(knots[index - 1, 1:], knots[index, 1:], share[:, None])
-    state = torch.full((1, last + 1), VISIBLE, dtype=torch.int8)
-    state[:, :first] = UNSPECIFIED
-    return TrackSet.from_points(points[None].float(), state)
+    return torch.lerp(knots[index - 1, 1:], knots[index, 1:], share[:, None]), first
 
 
 def pins(points: Sequence[Point], frames: int) -> TrackSet:
@@ -294,6 +313,11 @@ def _checked(value: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtyp
     if tensor.is_floating_point() and tensor.numel():
         raise ValueError(f"tracks: {name} must hold {dtype}, found {tensor.dtype}")
     return tensor.to(dtype)
+
+
+def _check_times(times: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(times).all()) or times[0] < 0 or bool((times.diff() <= 0).any()):
+        raise ValueError(f"{name}: times must be finite, >= 0 and increase, found {times.tolist()}")
 
 
 def _check_coordinates(points: Tensor, specified: Tensor) -> None:

@@ -47,7 +47,7 @@ class RayEngine:
     """
 
     def __init__(self, order: RayOrder, policy: Policy) -> None:
-        self._ray = _connected()
+        self._ray = connected()
         model = Path(order.model)
         self._order = replace(order, model=str(model.resolve())) if model.is_dir() else order
         self._policy = policy
@@ -133,7 +133,15 @@ def _runner(order: RayOrder, policy: Policy) -> ItemRunner:
     return ItemRunner(pipeline, OutputFolder(order.folder), policy)
 
 
-def _connected() -> Any:
+def connected(**local: Any) -> Any:
+    """Ray, on the cluster that RAY_ADDRESS names, or on one that is started here.
+
+    Args:
+        local: for `ray.init` of a cluster that is started here.
+
+    Raises:
+        InputError: Ray is not installed or the cluster cannot be reached.
+    """
     try:
         import ray
     except ImportError:
@@ -145,7 +153,7 @@ def _connected() -> Any:
             ray.init(
                 address=os.environ.get("RAY_ADDRESS"),
                 log_to_driver=False,
-                include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+                **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False} | local),
             )
         except Exception as error:  # Ray raises plain exceptions here, too
             text = " ".join(str(error).split())[:200]

@@ -17,12 +17,15 @@ from .settings import StreamSettings
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """What steers a stream: its text, its settings, the gestures in force, and the way its text is on."""
+    """What steers a stream: its text, its settings, the gestures in force, the way its text is on, and of
+    live input the mask `(h, w)` on the latent grid.
+    """
 
     text: Text
     settings: StreamSettings
     gestures: tuple[Gesture, ...] = ()
     passage: Passage | None = None
+    mask: Tensor | None = None
 
     @property
     def prompt(self) -> str:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..live.picture import Picture, checked_mask
+from ..live.taken import checked_numbers
 from ..motion.gestures import MOTION
 from ..motion.tracks import TrackSet
 from ..suggest import shorten
@@ -39,6 +41,9 @@ class StreamEvent:
         prompt_embeds: embeddings `(L, dim)` or `(1, L, dim)` in place of those of the prompt's words.
         blend: prompts with weights in place of one prompt: the weighted mean of their embeddings.
         over: how long the new words take to come, in seconds or as `Over`; None: they are there at once.
+        mask: `(H, W)` of any size in [0, 1]: where live input may change (1) and where it stays (0).
+        picture: a picture that begins a scene of its own, or takes the sink's place as a reference.
+        input: numbers of the input's frames that the chunk takes, as logs have them; none: the input is over.
         policy: another name of `cache`.
 
     Raises:
@@ -54,6 +59,9 @@ class StreamEvent:
     prompt_embeds: Tensor | None = None
     blend: Blend | Sequence[Any] | Mapping[str, float] | None = None
     over: Over | float | Mapping[str, Any] | None = None
+    mask: Tensor | None = None
+    picture: Picture | None = None
+    input: Sequence[int] | None = None
     policy: InitVar[CacheAction | None] = None
 
     def __post_init__(self, policy: CacheAction | None) -> None:
@@ -73,6 +81,10 @@ class StreamEvent:
             object.__setattr__(self, "blend", checked_blend(self.blend))
         if self.over is not None:
             object.__setattr__(self, "over", Over.of(self.over))
+        if self.mask is not None:
+            object.__setattr__(self, "mask", checked_mask(self.mask))
+        if self.input is not None:
+            object.__setattr__(self, "input", checked_numbers(self.input))
 
     def _check(self) -> None:
         """Raise InputError for fields of another kind, or none at all."""
@@ -97,11 +109,33 @@ class StreamEvent:
             raise InputError("over: expected new words that it leads to, found none")
         if self.over is not None and self.cache in ("clear", "rebuild"):
             raise InputError(f"over: cache {self.cache} leaves nothing that words could change over")
-        fields = (self.prompt, self.motion, self.cache, self.prompt_embeds, self.blend)
-        if all(value is None for value in fields) and not self.settings and not self.gestures:
+        self._check_picture(self.picture)
+        if self._is_empty:
             raise InputError(
-                "event: expected a prompt, motion, settings or a cache action, found none of them"
+                "event: expected a prompt, motion, settings or a cache action, a picture or a mask, found "
+                "none of them"
             )
+
+    @property
+    def _is_empty(self) -> bool:
+        fields: list[Any] = [self.prompt, self.motion, self.cache, self.prompt_embeds, self.blend]
+        fields += [self.mask, self.picture, self.input]
+        return all(value is None for value in fields) and not self.settings and not self.gestures
+
+    def _check_picture(self, picture: Any) -> None:
+        if picture is None:
+            return
+        if not isinstance(picture, Picture):
+            raise InputError(f"picture: expected a Picture, found {shorten(picture)}")
+        wanted = "clear" if picture.use == "scene" else "recache"
+        if self.cache not in (None, wanted):
+            raise InputError(
+                f"picture: as {picture.use} it comes with cache {wanted}, found cache {self.cache}"
+            )
+        if picture.use == "scene" and self.over is not None:
+            raise InputError("over: a picture begins a scene, which has no words that others could come from")
+        if picture.use == "reference" and self.sink == "keep":
+            raise InputError("picture: a reference takes the sink's place, found sink keep")
 
     @property
     def changes_text(self) -> bool:
@@ -123,6 +157,13 @@ class StreamEvent:
     def passage(self) -> Over | None:
         """How long its words take to come."""
         return None if self.over is None else Over.of(self.over)
+
+    @property
+    def beside_opening(self) -> "StreamEvent | None":
+        """Of the first line of a log what a stream does not open with and is told at once."""
+        if self.mask is None and self.picture is None and self.input is None:
+            return None
+        return StreamEvent(mask=self.mask, picture=self.picture, input=self.input)
 
     @property
     def lets_go_of_all(self) -> bool:

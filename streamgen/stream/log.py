@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..live.picture import Picture
 from ..motion.tracks import TrackSet
 from .events import StreamEvent
 from .timeline import Applied, Start, Timeline, words_to_json
@@ -238,6 +239,14 @@ def encode_event(event: StreamEvent, place: dict[str, Any]) -> bytes:
     if event.prompt_embeds is not None:
         arrays.append(event.prompt_embeds.float().cpu().numpy().astype("<f4"))
         row["prompt_embeds"] = list(event.prompt_embeds.shape)
+    if event.mask is not None:
+        arrays.append(event.mask.numpy().astype("<f4"))
+        row["mask"] = list(event.mask.shape)
+    if event.picture is not None:
+        arrays.append(np.frombuffer(event.picture.png(), np.uint8))
+        row["picture"] = {"use": event.picture.use, "bytes": arrays[-1].nbytes}
+    if event.input is not None:
+        row["input"] = list(event.input)
     text = json.dumps(row, ensure_ascii=False).encode()
     # never begins as a mark does: a length of 2 GiB of JSON is none
     return b"".join([b"\0", _LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays)])
@@ -270,6 +279,11 @@ def decode_event(data: bytes) -> tuple[StreamEvent, dict[str, Any]]:
         gestures = {name: tracks(size) for name, size in row.get("gestures", {}).items()} or None
         shape = row.get("prompt_embeds")
         embeds = None if shape is None else array("<f4", tuple(shape))
+        mask = None if row.get("mask") is None else array("<f4", tuple(row["mask"]))
+        picture = None
+        if row.get("picture") is not None:
+            png = array("|u1", (row["picture"]["bytes"],))
+            picture = Picture.of_png(png.numpy().tobytes(), row["picture"]["use"])
         event = StreamEvent(
             row.get("prompt"),
             motion,
@@ -280,8 +294,11 @@ def decode_event(data: bytes) -> tuple[StreamEvent, dict[str, Any]]:
             embeds,
             row.get("blend"),
             row.get("over"),
+            mask,
+            picture,
+            row.get("input"),
         )
-    except (ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"damaged entry ({error})") from None
     return event, row
 

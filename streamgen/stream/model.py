@@ -66,8 +66,8 @@ class ModelParts:
         networks: its trained parts.
         prompts: what encodes its prompts.
         digest: fingerprint of the weights; snapshots and renders name it.
-        check_memory: raises CheckpointError where a stream with this chunk plan does not fit into the memory
-            that is free; None where nothing has to be checked.
+        check_memory: raises CheckpointError where a stream with this chunk plan, its cache in eight bits or
+            not, does not fit into the memory that is free; None where nothing has to be checked.
         notes: what was chosen at load, a line each.
         quantize: the eight bits that its files are in, or `none`.
         live: LoRAs whose strengths streams change; None where there are none.
@@ -78,7 +78,7 @@ class ModelParts:
     networks: Networks
     prompts: PromptEncoder
     digest: str
-    check_memory: Callable[[ChunkPlan], None] | None = None
+    check_memory: Callable[[ChunkPlan, bool], None] | None = None
     notes: tuple[str, ...] = ()
     quantize: str = "none"
     live: LiveLoras | None = None
@@ -101,7 +101,7 @@ class StreamModel:
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._null_text: TextContext | None = None
         # a network of their own for words: streams run beside
-        self._live = None if parts.live is None else adapted(self.dit, parts.live.loras)
+        self._live = None if parts.live is None else adapted(self.dit, parts.live)
         self._live_nulls: dict[tuple[float, ...], TextContext] = {}
         # one encoder load for first prompts that come at once; the second lock is never held for long
         self._encoding, self._encoding_starts = threading.RLock(), threading.Lock()
@@ -352,13 +352,13 @@ class StreamModel:
         plan = settings.plan(self.plan)
         config = self.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
+        lent = not eight_bits and self._rings.has(shape, plan, self.device, self.dtype)
+        if self.parts.check_memory is not None and not lent:
+            self.parts.check_memory(plan, eight_bits)
         if eight_bits:
             storage = RingStorage(shape, plan, self.device, self.dtype, eight_bits=True)
             about = (self.dit.rope, self.device, self.dtype, settings.rope)
             return CacheRing(shape, plan, *about, storage=storage)
-        lent = self._rings.has(shape, plan, self.device, self.dtype)
-        if self.parts.check_memory is not None and not lent:
-            self.parts.check_memory(plan)
         if self.mesh is not None:
             return sharded_ring(self.mesh, shape, plan, self.dit.rope, self.dtype, settings.rope)
         return self._rings.ring(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)

@@ -6,7 +6,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import InputError
+from ..live.picture import Picture
 from ..motion.tracks import TrackSet
 from .events import CacheAction, Receipt, StreamEvent
 from .prompts import Text
@@ -193,11 +196,15 @@ class Merged:
     releases: bool = False
     gestures: dict[str, TrackSet | None] | None = None
     settings: dict[str, Any] | None = None
+    mask: Tensor | None = None
+    picture: Picture | None = None
+    input: Sequence[int] | None = None
 
 
 def merged(pending: Sequence[Pending]) -> tuple[Merged, list[tuple[str, ...]]]:
     """What events ask for together, and for each of them the fields that a later one replaced."""
     out = Merged(gestures={}, settings=last_settings(pending))
+    lost: Picture | None = None
     assert out.gestures is not None
     for item in pending:
         event = item.event
@@ -209,9 +216,22 @@ def merged(pending: Sequence[Pending]) -> tuple[Merged, list[tuple[str, ...]]]:
         if event.lets_go_of_all:
             out.releases, out.gestures = True, {}
         out.gestures |= event.gesture_changes
+        out.mask = out.mask if event.mask is None else event.mask
+        out.picture = out.picture if event.picture is None else event.picture
+        out.input = out.input if event.input is None else event.input
+    if out.picture is not None and out.picture.use == "scene":
+        out.cache, out.sink = "clear", None
+    elif out.picture is not None and out.cache == "clear":
+        # what is forgotten has no sink whose place could be taken
+        out.picture, lost = None, out.picture
+    elif out.picture is not None:
+        out.cache, out.sink = "recache", "refresh"
     replaced = [
         _replaced(item.event, [later.event for later in pending[i + 1 :]]) for i, item in enumerate(pending)
     ]
+    if lost is not None:
+        at = next(i for i, item in enumerate(pending) if item.event.picture is lost)
+        replaced[at] = (*replaced[at], "picture")
     return out, replaced
 
 
@@ -220,6 +240,9 @@ def _replaced(event: StreamEvent, later: Sequence[StreamEvent]) -> tuple[str, ..
     released = any(other.lets_go_of_all for other in later)
     if event.motion is not None and (released or any(other.motion is not None for other in later)):
         fields.append("motion")
+    for name in ("mask", "picture", "input"):
+        if vars(event)[name] is not None and any(vars(other)[name] is not None for other in later):
+            fields.append(name)
     for name in event.gestures or {}:
         if released or any(name in (other.gestures or {}) for other in later):
             fields.append(f"gesture {name}")

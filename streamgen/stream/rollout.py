@@ -14,6 +14,7 @@ from ..engine.guidance import Conditioning
 from ..engine.noise import NoiseSource
 from ..engine.runner import DenoiseTask, Runner
 from ..engine.sampler import Sampling
+from ..engine.source import Source
 from .latents import LatentChunk, LatentState
 from .prompts import Text
 from .recache import commit
@@ -42,7 +43,7 @@ def advance(
     text: Text,
     noise: NoiseSource,
     sampling: Sampling,
-    given: Tensor | None = None,
+    given: Tensor | Source | None = None,
     measure: Measure = lambda part, seconds: None,
 ) -> tuple[LatentState, LatentChunk]:
     """Make the next chunk of a settled state.
@@ -50,17 +51,19 @@ def advance(
     Args:
         conditioning: of this chunk.
         text: the words that it is committed under.
-        given: its clean latents where they are known (an image or a clip as the start).
+        given: its clean latents where they are known (an image or a clip as the start), or pictures that it
+            is made from, noised to the first level of `sampling`.
 
     Returns:
         the state behind it, its commit due, and the chunk; with gradient where `sampling` says so.
     """
     assert not state.due, "the last chunk has to be settled first"
     began = time.perf_counter()
-    latents = given
-    if latents is None:
+    if isinstance(given, Tensor):
+        latents = given
+    else:
         place = (state.ring, state.cursor, state.chunk, state.length)
-        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling))
+        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling, given))
     measure("denoise", time.perf_counter() - began)
     level, drawn = sampling.context_sigma, sampling.commit_noise
     chunk = LatentChunk(state.chunk, state.start, latents, conditioning.motion, text, level, drawn)

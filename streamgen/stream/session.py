@@ -1,15 +1,23 @@
 """One live stream: a lock, a reference to its state, and a queue of events."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from ..engine.budget import StepBudget
 from ..engine.noise import NoiseSource
 from ..engine.quantize import keeps_cache
 from ..engine.runner import Runner
 from ..errors import InputError
+from ..live.open import RawFrames, open_input
+from ..live.pushed import Fed, PushedInput
+from ..live.taken import InputSource
+from ..suggest import shorten
 from .conditioning import Controls
 from .events import Receipt, StreamEvent
 from .log import LogFile
@@ -17,7 +25,18 @@ from .model import StreamModel
 from .queue import EventQueue
 from .snapshot import Restored, Snapshot, decode, encode, write_snapshot
 from .state import FrameChunk, StreamState
-from .step import Decision, admitted, conclude, decide, paced, settled, step
+from .step import (
+    Decision,
+    admitted,
+    conclude,
+    decide,
+    hearing,
+    ordered,
+    paced,
+    settled,
+    step,
+    with_input,
+)
 from .timeline import Timeline
 
 
@@ -61,6 +80,8 @@ class Session:
         self.log_file = None if log is None else LogFile(log, state.log)
         self._queue, self._now, self._owed = EventQueue(), _Moment(state, budget=budget), False
         self._generating = threading.RLock()
+        self._source: InputSource | None = None
+        self._attaching = threading.RLock()
 
     @property
     def state(self) -> StreamState:
@@ -116,6 +137,83 @@ class Session:
         self._queue.put(item, self.controls.settings)
         return receipt
 
+    def listen(
+        self,
+        source: "str | Path | Tensor | np.ndarray | InputSource | None" = None,
+        *,
+        raw: RawFrames | None = None,
+        patience: float = 1.0,
+        capacity: int | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> InputSource:
+        """Take live input from the next chunk on that finds some.
+
+        Args:
+            source: None for frames that `feed` brings; or a clip, `-` for standard input or a named pipe
+                (Y4M, or with `raw` raw RGB), or frames `(T, H, W, 3)` of the stream's rate, of which nothing
+                is dropped. A stream that was resumed or is a replay takes the same input again.
+            patience: seconds that a chunk waits for a frame that is fed, before it holds the last one.
+            capacity: frames that wait at most, by default two chunks'; older ones are dropped.
+            stopped: asked while a pipe keeps the stream waiting.
+
+        Raises:
+            InputError: it cannot be read, the model has no picture encoder, or no noise level of the model is
+                at or under the strength that is set.
+        """
+        self._check_listening()
+        geometry = self.geometry
+        chunk = geometry.temporal * max(self.model.plan.chunk_frames, self.model.plan.first_chunk_frames)
+        made: InputSource
+        if source is None:
+            size = (geometry.height, geometry.width)
+            made = PushedInput(
+                size, geometry.fps, max(8, 2 * chunk) if capacity is None else capacity, patience
+            )
+        elif isinstance(source, str | Path | Tensor | np.ndarray):
+            made = open_input(source, geometry, chunk, raw, stopped)
+        elif callable(getattr(source, "take", None)):
+            made = source
+        else:
+            raise InputError(f"input: expected a path, - or frames, found {shorten(source)}")
+        with self._attaching:
+            self._source = made
+        return made
+
+    def feed(self, frames: Any, at: Sequence[float] | None = None, fps: float | None = None) -> Fed:
+        """Push frames of live input, from any thread; returns at once. See `PushedInput.feed`.
+
+        Raises:
+            InputError: frames or times that cannot be, or a stream that reads its input itself.
+        """
+        with self._attaching:
+            source = self._source or self.listen()
+        if not isinstance(source, PushedInput):
+            raise InputError(f"feed: this stream reads its input from {source.name}")
+        return source.feed(frames, at, fps)
+
+    def end_input(self, reason: str = "it was ended") -> None:
+        """No frames come any more, until more are fed: the stream goes on by itself."""
+        with self._attaching:
+            heard = self.state.heard
+            if self._source is None and heard is not None and heard.on:
+                # a resumed stream whose input nobody has any more
+                self.listen()
+            if isinstance(self._source, PushedInput):
+                self._source.end(reason)
+
+    @property
+    def source(self) -> InputSource | None:
+        """Where its live input comes from."""
+        return self._source
+
+    @property
+    def input_over(self) -> bool:
+        """Whether its live input has begun and nothing comes of it any more; may wait for that."""
+        source, heard = self._source, self.state.heard
+        if source is None or heard is None:
+            return False
+        return not heard.on or source.over(heard.following)
+
     def withdraw(self, receipt: Receipt) -> None:
         """Take back an event that waits; InputError where it does not, or is not of this stream."""
         self._queue.withdraw(receipt)
@@ -142,13 +240,18 @@ class Session:
             self._owed = self._owed or owed or made
             raise
 
-    def snapshot(self) -> Snapshot:
-        """All state as of now, bounded in size; pending events included."""
+    def snapshot(self, outline: bool = False) -> Snapshot:
+        """All state as of now, bounded in size; pending events included.
+
+        Args:
+            outline: without cache and decoder, a small part of it: a stream that is restored from one goes on
+                as after a recache of its past under the words it was made with, not bit for bit.
+        """
         with self._generating:
             self._conclude(self._now)
             owed = self._now.chunk if self._owed else None
-            queue = self._queue
-            return encode(self.model, self.runner, self.state, (queue.items, queue.numbers), owed)
+            waiting = (self._queue.items, self._queue.numbers)
+            return encode(self.model, self.runner, self.state, waiting, owed, self._source, outline)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back (or forth) to a snapshot of this or a like session; raises the epoch.
@@ -167,7 +270,9 @@ class Session:
 
     def fork(self) -> "Session":
         """A second stream that continues from here, independent of this one, on a cache of its own."""
-        return Session.of(self.model, self.snapshot(), self.runner, self.state.noise, self._now.budget)
+        source = None if self._source is None else self._source.twin()
+        noise, budget = self.state.noise, self._now.budget
+        return Session.of(self.model, self.snapshot(), self.runner, noise, budget, source)
 
     @classmethod
     def of(
@@ -177,11 +282,13 @@ class Session:
         runner: Runner | None = None,
         noise: NoiseSource | None = None,
         budget: StepBudget | None = None,
+        source: InputSource | None = None,
     ) -> "Session":
         """A session that goes on where a snapshot was taken; raises as `restore` and `Pipeline.open` do."""
         bits = None if runner is None else runner.quantize
         restored = decode(snapshot, model, noise, eight_bits=keeps_cache(bits))
         session = cls(model, restored.state, runner, budget=budget)
+        session._source = source
         session._go(restored)
         return session
 
@@ -196,13 +303,37 @@ class Session:
         decision, budget = decide(self.model, self.state, self._queue.due(self.next_frame)), self._now.budget
         if budget is not None:
             decision = paced(self.model, self.state, decision, budget)
+        decision = self._listened(decision)
         state = settled(self.runner, self.state, decision, timings.__setitem__)
         # the same stream with its last chunk committed, which stays if the rest fails
         self._now = replace(self._now, state=state)
         state, chunk = step(self.model, self.runner, state, decision, timings)
         if budget is not None:
             budget = budget.after(chunk.timings, chunk.steps, decision.rebuilds)
-        return _Moment(state, chunk, decision, budget=budget)
+        return _Moment(state, with_input(chunk, decision), decision, budget=budget)
+
+    def _listened(self, decision: Decision) -> Decision:
+        """The decision with the frames of the input that its chunk takes."""
+        order, source = ordered(self.model, self.state, decision), self._source
+        if source is None:
+            if order.begun or order.exact:
+                taken = f"frame {(order.exact or (order.following,))[0]}"
+                raise InputError(
+                    f"input: this stream takes {taken} of its live input next: expected it (listen, "
+                    "--input), found none"
+                )
+            return hearing(self.state, decision, order, None)
+        # where a log is followed, it says when the input begins
+        told = any(item.event.input is not None for item in self._queue.items)
+        if told and not order.begun and order.exact is None:
+            return decision
+        return hearing(self.state, decision, order, source.take(order))
+
+    def _check_listening(self) -> None:
+        _ = self.model.tokenizer
+        if self.model.mesh is not None:
+            raise InputError(f"input: not over {self.model.mesh.size} processes")
+        self.controls.settings.check_strength(self.model.settings)
 
     def _go(self, restored: Restored) -> None:
         """Become what a snapshot says."""
@@ -215,8 +346,14 @@ class Session:
         """Tell receipts, queue and log file what a moment has come to. May be cut short and done again."""
         if moment.brought is not None:
             self._queue.adopt(moment.brought.pending, moment.brought.receipts)
+            if self._source is None and moment.brought.numbers:
+                self._source = self.listen()
+            if self._source is not None:
+                self._source.restored(moment.brought.frames, moment.brought.numbers)
         if moment.decision is not None and moment.chunk is not None:
             conclude(moment.decision, moment.chunk)
             self._queue.remove(moment.decision.taken)
+            if self._source is not None and moment.decision.order is not None:
+                self._source.done(moment.decision.order)
         if self.log_file is not None:
             self.log_file.write(moment.state.log)

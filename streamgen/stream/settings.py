@@ -14,6 +14,7 @@ from ..engine.budget import subset
 from ..engine.guidance import Guidance
 from ..engine.sampler import Sampling
 from ..engine.scheduler import FlowMatchScheduler
+from ..engine.source import levels_from, strength_problem
 from ..errors import InputError
 from ..suggest import shorten, unknown_key
 from .prompts import MAX_PROMPT
@@ -25,7 +26,7 @@ CommitNoise = Literal["drawn", "none"]
 # Steps of some chunks; 0 where they are as all others.
 STEP_SETTINGS = ("first_steps", "change_steps", "budget_steps")
 # Told where they are not what they are in most streams.
-_SELDOM = ("lora", "negative_prompt", "negative_scale")
+_SELDOM = ("lora", "negative_prompt", "negative_scale", "strength")
 # These shape the cache, so they are fixed when a stream opens.
 OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
@@ -60,6 +61,8 @@ class StreamSettings:
             under these words, not under none; else cross-attention turns away from them (normalised attention
             guidance, arXiv 2505.21179). Chunks enter the cache without it.
         negative_scale: how far cross-attention turns away, 1 to 50; 1 is not at all.
+        strength: of a stream with live input, how much of it is made anew, above 0 and at most 1: denoising
+            begins at the nearest noise level at or under it.
 
     Raises:
         ValueError: a value out of range.
@@ -83,10 +86,9 @@ class StreamSettings:
     lora: str = ""
     negative_prompt: str = ""
     negative_scale: float = 9.0
+    strength: float = 0.75
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps must be in 1..1000, found {self.steps}")
         for name in STEP_SETTINGS:
             if not 0 <= vars(self)[name] <= 1000:
                 raise ValueError(f"{name} must be in 0..1000, found {vars(self)[name]}")
@@ -103,8 +105,13 @@ class StreamSettings:
             found, known = vars(self)[name], get_args(kind)
             if found not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, found {found!r}")
-        if not 1 <= self.negative_scale <= 50:
-            raise ValueError(f"negative_scale must be in 1..50, found {self.negative_scale}")
+        for name, fits, most in (
+            ("steps", 1 <= self.steps <= 1000, "in 1..1000"),
+            ("negative_scale", 1 <= self.negative_scale <= 50, "in 1..50"),
+            ("strength", 0 < self.strength <= 1, "above 0 and at most 1"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} must be {most}, found {vars(self)[name]}")
         if len(self.negative_prompt) > MAX_PROMPT:
             found = len(self.negative_prompt)
             raise ValueError(f"negative_prompt: expected at most {MAX_PROMPT} characters, found {found}")
@@ -179,6 +186,28 @@ class StreamSettings:
             sigmas = subset(FlowMatchScheduler(trained.steps, trained.shift).sigmas(), count)
         drawn = self.commit_noise == "drawn"
         return Sampling(sigmas, self.sampler == "renoise", self.context_noise, drawn)
+
+    def edited(self, steps: int, trained: "StreamSettings") -> Sampling:
+        """What the rollout needs for a chunk that is made from pictures: from `strength` on, of the trained
+        noise levels where these settings know them.
+
+        Args:
+            steps: as many of them at most.
+        """
+        path = levels_from(self.levels(steps, trained), self.strength)
+        return replace(self.sampling(steps, trained), sigmas=subset(path, min(steps, len(path) - 1)))
+
+    def levels(self, steps: int, trained: "StreamSettings") -> tuple[float, ...]:
+        """Falling noise levels, from 1 to 0, at which a chunk of so many steps can begin."""
+        if self._knows_levels(trained) and steps <= trained.steps:
+            steps = trained.steps
+        return FlowMatchScheduler(steps, self.shift).sigmas()
+
+    def check_strength(self, trained: "StreamSettings") -> None:
+        """Raise InputError where no noise level is at or under the strength."""
+        problem = strength_problem(self.levels(self.steps, trained), self.strength)
+        if problem is not None:
+            raise InputError(problem)
 
     def _knows_levels(self, trained: "StreamSettings") -> bool:
         """Whether these settings solve at the noise levels that a checkpoint was distilled at."""

@@ -18,11 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.kv_cache import CacheCursor, CacheRing
+from models.video_codec import VideoCodec
 
-from ..engine.decoder import DecoderState
+from ..engine.decoder import DecoderState, StreamingDecoder
 from ..engine.noise import NoiseSource, SeededNoise, seed_identity
 from ..engine.runner import Runner
 from ..errors import InputError
+from ..live.hearing import Heard, heard_of, heard_tensors
+from ..live.taken import InputSource
 from ..machine import own_version
 from ..motion.gestures import Gesture
 from ..motion.tracks import TrackSet
@@ -60,14 +63,16 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """What a snapshot holds: the state, the events that wait, how many receipts were given, and a chunk that
-    was made and not handed over.
+    """What a snapshot holds: the state, the events that wait, how many receipts were given, a chunk that was
+    made and not handed over, and frames of live input that wait, with their numbers.
     """
 
     state: StreamState
     pending: list[Pending]
     receipts: int
     owed: FrameChunk | None
+    frames: Tensor
+    numbers: tuple[int, ...] = ()
 
 
 def encode(
@@ -76,6 +81,8 @@ def encode(
     state: StreamState,
     waiting: tuple[Sequence[Pending], int],
     owed: FrameChunk | None = None,
+    source: InputSource | None = None,
+    outline: bool = False,
 ) -> Snapshot:
     """A state as a snapshot.
 
@@ -83,14 +90,20 @@ def encode(
         runner: what the stream runs on, which is told and not kept.
         waiting: the events that wait, and how many receipts were given.
         owed: a chunk that was made and not handed over.
+        source: of its live input, whose waiting frames are kept.
+        outline: leave out cache and decoder, which are nearly all of it: `decode` makes the cache anew from
+            the record, as a recache does, and the decoder by decoding what was decoded last, so the stream
+            goes on nearly as it would have.
     """
     pending, receipts = waiting
-    tensors, meta = _encoded_latents(state)
+    tensors, meta = _encoded_latents(state, outline)
+    live, meta["input"] = _encoded_input(state, source)
+    tensors |= live
     for i, gesture in enumerate(state.controls.gestures):
         tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
     for i, item in enumerate(pending):
         tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
-    if state.decoder is not None:
+    if state.decoder is not None and not outline:
         tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
     if state.opening is not None:
         tensors["opening"] = state.opening.clone()
@@ -118,7 +131,22 @@ def encode(
     return Snapshot(tensors, meta, state.log)
 
 
-def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _encoded_input(
+    state: StreamState, source: InputSource | None
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors and plain values of the live input; None for a stream without."""
+    frames, numbers = (torch.empty(0, 0, 0, 3), ()) if source is None else source.waiting()
+    tensors: dict[str, Tensor] = {"input.waiting": frames.clone()} if numbers else {}
+    if state.controls.mask is not None:
+        tensors["input.mask"] = state.controls.mask.clone()
+    row: dict[str, Any] = {"numbers": list(numbers)}
+    if state.heard is not None:
+        held, row["heard"] = heard_tensors(state.heard)
+        tensors |= {f"input.{name}": x for name, x in held.items()}
+    return tensors, (row if tensors else None)
+
+
+def _encoded_latents(state: StreamState, outline: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain values of the cache, the record, and the texts that both speak of."""
     latents = state.latents
     chunks = list({id(chunk): chunk for chunk in (*latents.context, *latents.recent)}.values())
@@ -128,7 +156,8 @@ def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, A
     texts = list({id(text): text for text in said if text is not None}.values())
     places = {id(chunk): i for i, chunk in enumerate(chunks)}
     words = {id(text): i for i, text in enumerate(texts)}
-    tensors = {f"cache.{name}": x for name, x in latents.ring.state(latents.cursor).items()}
+    cache = {} if outline else latents.ring.state(latents.cursor)
+    tensors = {f"cache.{name}": x for name, x in cache.items()}
     for i, text in enumerate(texts):
         assert text.embedding is not None, "texts of streams keep what they are made from"
         tensors[f"text.{i}"] = text.embedding.clone()
@@ -186,13 +215,14 @@ def decode(
             model.settings.updated(meta["settings"]),
             tuple(_gesture(i, row, tensors) for i, row in enumerate(meta["gestures"])),
             _passage(meta.get("passage"), texts),
+            None if tensors.get("input.mask") is None else tensors["input.mask"].cpu(),
         )
         ring = model.new_ring(controls.settings, eight_bits)
         latents = _latents(ring, meta, tensors, texts)
         decoder = None
         if model.codec is not None and meta["latent_frames"] is not None:
             held = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
-            decoder = DecoderState(model.codec.state_from_tensors(held), meta["latent_frames"])
+            decoder = _decoder(model.codec, held, latents, int(meta["latent_frames"]))
         pending = [_pending(i, row, tensors, model, epoch) for i, row in enumerate(meta["pending"])]
         draws = _noise(meta, model, noise)
         owed = None
@@ -200,10 +230,14 @@ def decode(
             place = (int(meta["owed"][0]), model.geometry.fps, int(meta["owed"][1]), epoch)
             owed = FrameChunk(tensors["owed.frames"].cpu(), *place, (), {}, tensors["owed.latents"])
         opening, receipts = tensors.get("opening"), int(meta["receipts"])
+        live = meta.get("input") or {}
+        heard = _heard(live.get("heard"), tensors, model)
+        numbers = tuple(int(number) for number in live.get("numbers", ()))
+        frames = tensors["input.waiting"].cpu() if numbers else torch.empty(0, 0, 0, 3)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"snapshot: does not fit this stream ({error})") from None
-    state = StreamState(latents, controls, decoder, snapshot.log, draws, opening, epoch)
-    return Restored(state, pending, receipts, owed)
+    state = StreamState(latents, controls, decoder, snapshot.log, draws, opening, epoch, heard)
+    return Restored(state, pending, receipts, owed, frames, numbers)
 
 
 def check_fits(meta: dict[str, Any], model: StreamModel) -> None:
@@ -344,10 +378,13 @@ def _latents(
 ) -> LatentState:
     cursor, prefix = CacheCursor(**meta["cursor"]), "cache."
     held = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-    ring.load_state(cursor, held)
-    whole, sink = meta["held"]
-    ring.holds = cursor.content if whole else None
-    ring.sink_holds = cursor.sink_content if sink else None
+    if held:
+        ring.load_state(cursor, held)
+        whole, sink = meta["held"]
+        ring.holds = cursor.content if whole else None
+        ring.sink_holds = cursor.sink_content if sink else None
+    else:
+        ring.lose(cursor)
     chunks = [
         LatentChunk(
             row["index"],
@@ -369,6 +406,18 @@ def _latents(
         (int(meta["scene"][0]), int(meta["scene"][1])),
         bool(meta["due"]),
     )
+
+
+def _decoder(
+    codec: VideoCodec, held: dict[str, Tensor], latents: LatentState, latent_frames: int
+) -> DecoderState:
+    """The decoder's state; of an outline the one that the last chunks leave."""
+    if held:
+        return DecoderState(codec.state_from_tensors(held), latent_frames)
+    decoder = StreamingDecoder(codec)
+    for chunk in latents.recent:
+        decoder.push(chunk.latents)
+    return DecoderState(decoder.state.tokenizer, latent_frames)
 
 
 def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) -> NoiseSource:
@@ -422,6 +471,15 @@ def _pending(
     event, _ = decode_event(tensors[f"pending.{i}"].cpu().numpy().tobytes())
     receipt = Receipt(int(row["number"]), epoch=epoch)
     return Pending(event, receipt, int(row["at_frame"]), bool(row["live"]), model.coming_text(event))
+
+
+def _heard(row: dict[str, Any] | None, tensors: dict[str, Tensor], model: StreamModel) -> Heard | None:
+    """What the stream has heard of its input."""
+    if row is None:
+        return None
+    prefix = "input."
+    held = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return heard_of(model.tokenizer, held, row)
 
 
 def _bytes_tensor(data: bytes) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 from ..engine.decoder import DecoderState
 from ..engine.geometry import LatentGeometry
 from ..engine.noise import NoiseSource
+from ..live.hearing import Heard
+from ..live.taken import InputReceipt
 from .conditioning import Controls
 from .events import Receipt
 from .latents import LatentState
@@ -25,6 +27,7 @@ class StreamState:
         noise: where all draws come from.
         opening: latents `(1, T, C, h, w)` of the pictures the stream starts from, until they are passed.
         epoch: raised by every restore; output of an older epoch is not part of the stream any more.
+        heard: what it has heard of its live input; None before there is any.
     """
 
     latents: LatentState
@@ -34,18 +37,24 @@ class StreamState:
     noise: NoiseSource
     opening: Tensor | None = None
     epoch: int = 0
+    heard: Heard | None = None
 
     def next_frame(self, geometry: LatentGeometry) -> int:
         """First pixel frame of the next chunk."""
         return geometry.frames(self.latents.start)
 
     def moved(
-        self, latents: LatentState, controls: Controls, decoder: DecoderState | None, log: EventLog
+        self,
+        latents: LatentState,
+        controls: Controls,
+        decoder: DecoderState | None,
+        log: EventLog,
+        heard: Heard | None,
     ) -> "StreamState":
         """The state behind a chunk; an opening that is passed is let go of."""
         passed = self.opening is None or latents.start >= self.opening.shape[1]
         opening = None if passed else self.opening
-        return StreamState(latents, controls, decoder, log, self.noise, opening, self.epoch)
+        return StreamState(latents, controls, decoder, log, self.noise, opening, self.epoch, heard)
 
     def given(self) -> Tensor | None:
         """Latents of the next chunk where the opening covers it whole."""
@@ -70,6 +79,7 @@ class FrameChunk:
         recached: whether the cache was made anew before it.
         latents: `(1, T', C, h, w)` clean.
         steps: network evaluations it took; 0 where its latents were given.
+        input: which frames of the live input it was made from, and how late; None without.
     """
 
     frames: Tensor
@@ -82,3 +92,4 @@ class FrameChunk:
     latents: Tensor
     steps: int = 0
     recached: bool = False
+    input: InputReceipt | None = None

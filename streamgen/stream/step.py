@@ -10,15 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ..engine.budget import StepBudget
 from ..engine.runner import Runner
+from ..engine.source import Source
 from ..errors import InputError
+from ..live.hearing import Heard, hear, still_latents
+from ..live.picture import Picture, latent_mask
+from ..live.taken import InputReceipt, Order, Taken
 from ..motion.gestures import MOTION, Gesture, asked_tracks, changed
 from ..motion.tracks import TrackSet
 from .conditioning import Controls, chunk_conditioning
 from .events import CacheAction, Receipt, StreamEvent
-from .latents import LatentState
+from .latents import LatentState, sink_chunks
 from .model import StreamModel
 from .prompts import Passage, Text
 from .queue import Merged, Pending, failed, merged, possible_events
@@ -40,6 +45,9 @@ class Decision:
         refused: receipts with the reason.
         taken: the events, which wait no longer once the step is made.
         words: the one whose words count, and the frame `until` which they come by steps.
+        picture: that begins a scene, or takes the sink's place.
+        numbers: of the input's frames that the chunk is to take, where a log says so.
+        order, taken_input: what was asked of the input, and what the chunk takes of it.
     """
 
     controls: Controls
@@ -51,6 +59,10 @@ class Decision:
     taken: tuple[Pending, ...] = ()
     words: Pending | None = None
     until: int | None = None
+    picture: Picture | None = None
+    numbers: tuple[int, ...] | None = None
+    order: Order | None = None
+    taken_input: Taken | None = None
 
     @property
     def rebuilds(self) -> bool:
@@ -75,6 +87,7 @@ def admitted(
     sink = event.sink or (event.settings or {}).get("sink_policy")
     if sink is not None:
         recache_of(now.recache_mode).check(state.latents.ring.plan, sink)
+    event = _admitted_live(model, state, event, receipt)
     if "lora" in (event.settings or {}):
         model.strengths(now.updated({"lora": (event.settings or {})["lora"]}))
     text, frame = model.coming_text(event), state.next_frame(model.geometry) if at_frame is None else at_frame
@@ -88,11 +101,39 @@ def admitted(
     return Pending(event, receipt, frame, at_frame is None, text, null)
 
 
+def _admitted_live(
+    model: StreamModel, state: StreamState, event: StreamEvent, receipt: Receipt
+) -> StreamEvent:
+    """The event with its picture at the stream's size; raises as `admitted`."""
+    ring, settings = state.latents.ring, state.controls.settings
+    if "strength" in (event.settings or {}):
+        settings.updated({"strength": (event.settings or {})["strength"]}).check_strength(model.settings)
+    picture = event.picture
+    if picture is None:
+        return event
+    _ = model.tokenizer
+    if picture.use == "reference" and not ring.plan.sink_frames:
+        raise InputError(
+            f"picture: {model.name} has no sink whose place a reference could take; expected use scene, or a "
+            "stream with sink_frames"
+        )
+    if picture.use == "reference" and settings.recache_mode != "chunks":
+        raise InputError(
+            f"picture: a reference needs recache_mode chunks, this stream has {settings.recache_mode}"
+        )
+    covering = picture.covering(model.geometry.height, model.geometry.width)
+    receipt.note = covering.note
+    return replace(event, picture=covering)
+
+
 def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> Decision:
     """What the due events come to in a state."""
     now, frame = state.controls, state.next_frame(model.geometry)
-    fitting, refused = _fitting(due, now, frame)
+    fitting, refused = _fitting(due, state, frame)
     wish, replaced = merged(fitting)
+    if wish.mask is not None:
+        cells = latent_mask(wish.mask, model.geometry.latent_height, model.geometry.latent_width)
+        wish.mask = torch.ones(1, 1) if cells is None else cells
     settings = now.settings.updated(wish.settings or {}, live=True)
     text, passage = _words(model, state, wish, settings)
     motion, changes = _gesture_changes(wish, now.gestures)
@@ -102,15 +143,44 @@ def decide(model: StreamModel, state: StreamState, due: Sequence[Pending]) -> De
         # as a replay opens, with all of them at once
         gestures = changed((), {gesture.name: asked_tracks(gesture) for gesture in gestures}, frame)
     going_on = None if passage is None or passage.over_now else passage
-    controls = Controls(model.read_at(text, model.strengths(settings)), settings, gestures, going_on)
+    mask = now.mask if wish.mask is None else wish.mask if len(wish.mask) > 1 else None
+    controls = Controls(model.read_at(text, model.strengths(settings)), settings, gestures, going_on, mask)
     action, sink = cache_action(state, controls, wish, passage)
-    event = _opening(controls) if len(state.log) == 0 else None
-    if event is None:
+    if len(state.log) == 0:
+        event: StreamEvent | None = replace(_opening(controls), picture=wish.picture, input=wish.input)
+    else:
         event = _realised(wish, (motion, changes), action, sink, passage)
     applied = tuple(zip(fitting, replaced, strict=True))
     until = None if passage is None else _end_of(model, state, passage)
     decided = Decision(controls, action, sink, event, applied, tuple(refused), tuple(due))
-    return replace(decided, words=wish.words, until=until)
+    numbers = None if wish.input is None else tuple(wish.input)
+    return replace(decided, words=wish.words, until=until, picture=wish.picture, numbers=numbers)
+
+
+def ordered(model: StreamModel, state: StreamState, decision: Decision) -> Order:
+    """What the next chunk needs of the input."""
+    latents, heard = state.latents, state.heard
+    length = latents.ring.plan.length(0) if decision.action == "clear" else latents.length
+    first, stop = model.geometry.frame_range(latents.start, length)
+    place = (state.epoch, latents.chunk)
+    if heard is None:
+        return Order(place, stop - first, exact=decision.numbers)
+    return Order(place, stop - first, heard.on, heard.following, heard.last, decision.numbers)
+
+
+def hearing(state: StreamState, decision: Decision, order: Order, taken: Taken | None) -> Decision:
+    """The decision with what the chunk takes of the input; the log tells it where it is not what anybody
+    would expect: the next frames of an input that is on.
+    """
+    decision = replace(decision, order=order, taken_input=taken)
+    if taken is None:
+        return decision
+    expected = tuple(range(order.following, order.following + order.count)) if order.begun else ()
+    if taken.numbers == expected and decision.numbers is None and (order.begun or not taken.numbers):
+        return decision
+    event, numbers = decision.event, taken.numbers
+    said = StreamEvent(input=numbers) if event is None else replace(event, input=numbers)
+    return replace(decision, event=said)
 
 
 def _end_of(model: StreamModel, state: StreamState, passage: Passage) -> int:
@@ -129,7 +199,7 @@ def _words(
     if wish.words is not None and wish.words.text is not None:
         target, over = wish.words.text.result(), wish.words.event.passage
         # a stream or a scene that begins has no words that others could come from
-        if over is None or not state.latents.recent:
+        if over is None or not state.latents.recent or wish.cache == "clear":
             return target, None
         whole = over.realised(model.geometry.temporal * model.plan.chunk_frames / model.geometry.fps)
         sink = wish.sink or settings.sink_policy
@@ -141,16 +211,23 @@ def _words(
 
 
 def _fitting(
-    due: Sequence[Pending], now: Controls, frame: int
+    due: Sequence[Pending], state: StreamState, frame: int
 ) -> tuple[list[Pending], list[tuple[Receipt, str]]]:
     """Of the due events those that can be, one after the other, and the others' receipts with the reason."""
+    now = state.controls
     possible, refused = possible_events([item for item in due if not failed(item)], now.settings)
     refused += [(item.receipt, reason) for item in due if (reason := failed(item)) is not None]
     fitting: list[Pending] = []
     gestures = now.gestures
     for item in possible:
         base = () if item.event.lets_go_of_all else gestures
+        picture = item.event.picture
         try:
+            if picture is not None and picture.use == "reference" and not state.latents.context:
+                raise InputError(
+                    "picture: a reference takes the sink's place, which there is not yet: expected use "
+                    "scene, or a later chunk"
+                )
             gestures = changed(base, item.event.gesture_changes, frame)
             fitting.append(item)
         except InputError as error:
@@ -162,23 +239,32 @@ def cache_action(
     state: StreamState, controls: Controls, wish: Merged, passage: Passage | None = None
 ) -> tuple[CacheAction, SinkPolicy]:
     """What becomes of the cache: what is asked for, by default a recache where the text changes; on the way
-    from one text to another, with every so many-th chunk. Where a failed step has cost the cache its content,
-    it is made anew whatever was asked for.
+    from one text to another, with every so many-th chunk, and where live LoRAs get other strengths. Where a
+    failed step has cost the cache its content, it is made anew whatever was asked for.
     """
     latents = state.latents
     action: CacheAction = wish.cache or ("keep" if controls.text.same(state.controls.text) else "recache")
     sink: SinkPolicy = wish.sink or controls.settings.sink_policy
     if passage is not None and (wish.words is not None or wish.cache is None):
-        action = "recache" if passage.rebuilds else "keep"
+        # words come in steps; LoRAs of other strengths are there at once
+        at_once = _reads_otherwise(state, controls) and (wish.words is None or passage.recaches)
+        action = "recache" if passage.rebuilds or at_once else "keep"
         sink = passage.sink
     if not latents.recent:
         return ("clear" if action == "clear" else "keep"), sink
+    if wish.picture is not None and wish.picture.use == "reference":
+        return "recache", "refresh"
     if action == "keep" and not latents.intact:
         action, sink = "rebuild", "keep"
     keeps = recache_of(controls.settings.recache_mode).keeps_sink(latents)
     if action in ("recache", "rebuild") and keeps and not latents.ring.sink_intact(latents.cursor):
         sink = "refresh"
     return action, sink
+
+
+def _reads_otherwise(state: StreamState, controls: Controls) -> bool:
+    """Whether the network reads texts with other strengths of its live LoRAs than it did."""
+    return controls.text.strengths != state.controls.text.strengths
 
 
 def settled(runner: Runner, state: StreamState, decision: Decision, measure: Measure) -> StreamState:
@@ -204,7 +290,7 @@ def step(
     """
     began, frame = time.perf_counter(), state.next_frame(model.geometry)
     controls, measure = decision.controls, timings.__setitem__
-    latents = _prepared(runner, state, decision)
+    latents = _prepared(model, runner, state, decision)
     if not latents.ring.fits(latents.cursor, latents.length):
         raise InputError(
             f"rope: absolute positions end after {latents.ring.max_positions} latent frames; open the stream "
@@ -213,8 +299,13 @@ def step(
     conditioning = chunk_conditioning(model, controls, latents)
     measure("event", time.perf_counter() - began)
     steps = steps_of(state, decision)
-    sampling, given = controls.settings.sampling(steps, model.settings), state.given()
-    after, made = advance(runner, latents, conditioning, controls.text, state.noise, sampling, given, measure)
+    heard, source = _heard(model, state, decision, measure)
+    sampling = controls.settings.sampling(steps, model.settings)
+    if source is not None:
+        sampling = controls.settings.edited(steps, model.settings)
+    given = _given(model, state, decision, latents)
+    begins = (state.noise, sampling, source if given is None else given)
+    after, made = advance(runner, latents, conditioning, controls.text, *begins, measure)
     began = time.perf_counter()
     frames, decoder = model.no_frames(), state.decoder
     if decoder is not None:
@@ -226,10 +317,45 @@ def step(
         log = log.appended(made.index, frame, decision.event, numbers)
     receipts = tuple(item.receipt for item in decision.taken)
     fps, epoch = model.geometry.fps, state.epoch
-    taken = steps if given is None else 0
+    taken = len(sampling.sigmas) - 1 if given is None else 0
     made_of = (made.index, epoch, receipts, timings, made.latents, taken, decision.rebuilds)
     chunk = FrameChunk(frames, frame, fps, *made_of)
-    return state.moved(after, controls, decoder, log), chunk
+    return state.moved(after, controls, decoder, log, heard), chunk
+
+
+def _heard(
+    model: StreamModel, state: StreamState, decision: Decision, measure: Measure
+) -> tuple[Heard | None, Source | None]:
+    """What is heard of the input with this chunk, and what the chunk is made from; None without any."""
+    taken, before = decision.taken_input, state.heard
+    if taken is None:
+        return before, None
+    if not taken.numbers:
+        return None if before is None else before.silent(), None
+    began = time.perf_counter()
+    heard, latents = hear(model.tokenizer, before, taken, state.latents.start == 0)
+    mask = decision.controls.mask
+    source = Source(latents.to(model.dtype), None if mask is None else mask.to(model.device))
+    measure("input", time.perf_counter() - began)
+    return heard, source
+
+
+def _given(model: StreamModel, state: StreamState, decision: Decision, latents: LatentState) -> Tensor | None:
+    """Latents of the next chunk where they are known: of the opening, or of a picture that begins a scene."""
+    picture = decision.picture
+    if picture is None or picture.use != "scene":
+        return state.given()
+    return still_latents(model.tokenizer, picture.pixels, latents.start, latents.length).to(model.dtype)
+
+
+def with_input(chunk: FrameChunk, decision: Decision) -> FrameChunk:
+    """The chunk with the receipt of its input."""
+    taken = decision.taken_input
+    if taken is None:
+        return chunk
+    delay = None if taken.arrived is None else time.monotonic() - taken.arrived
+    receipt = InputReceipt(taken.numbers, taken.held, taken.dropped, delay, taken.over)
+    return replace(chunk, input=receipt)
 
 
 def steps_of(state: StreamState, decision: Decision) -> int:
@@ -282,16 +408,29 @@ def conclude(decision: Decision, chunk: FrameChunk) -> None:
 
 def _tell_words(receipt: Receipt, text: Text) -> None:
     """Tell a receipt what of its words does not reach the model."""
-    receipt.unknown, receipt.dropped, receipt.note = text.unknown, text.dropped, text.note
+    receipt.unknown, receipt.dropped, receipt.note = text.unknown, text.dropped, text.note or receipt.note
 
 
-def _prepared(runner: Runner, state: StreamState, decision: Decision) -> LatentState:
+def _with_reference(model: StreamModel, latents: LatentState, picture: Picture) -> LatentState:
+    """The record with a picture in the place of what the sink was made from."""
+    sink = sink_chunks(latents.context, latents.ring.plan.sink_frames)
+    made = {}
+    for chunk in sink:
+        still = still_latents(model.tokenizer, picture.pixels, chunk.start, chunk.frames)
+        made[chunk.index] = replace(chunk, latents=still.to(chunk.latents.dtype), motion=None)
+    put = lambda chunks: tuple(made.get(chunk.index, chunk) for chunk in chunks)  # noqa: E731
+    return replace(latents, context=put(latents.context), recent=put(latents.recent))
+
+
+def _prepared(model: StreamModel, runner: Runner, state: StreamState, decision: Decision) -> LatentState:
     """The latents' state with the cache as the decision wants it."""
     latents = state.latents
     if decision.action == "clear":
         return latents.cleared()
     if not decision.rebuilds:
         return latents
+    if decision.picture is not None:
+        latents = _with_reference(model, latents, decision.picture)
     recache: Recache = recache_of(state.controls.settings.recache_mode)
     text = decision.controls.text if decision.action == "recache" else None
     return recache.rebuild(runner, latents, state.noise, decision.sink, text)
@@ -308,6 +447,7 @@ def _realised(
     motion, gestures = moves
     words = None if wish.words is None else wish.words.event
     changes = words is not None or bool(gestures) or motion is not None or bool(wish.settings)
+    changes |= any(x is not None for x in (wish.mask, wish.picture, wish.input))
     # a passage says itself what becomes of the cache, here and in a replay
     passes = passage is not None and wish.cache is None and action in ("recache", "keep")
     if not changes and (passes or (action == "keep" and wish.cache is None)):
@@ -329,6 +469,9 @@ def _realised(
         None if words is None else words.prompt_embeds,
         None if words is None else words.blend,
         over,
+        wish.mask,
+        wish.picture,
+        wish.input,
     )
 
 
@@ -354,7 +497,8 @@ def _opening(controls: Controls) -> StreamEvent:
     }
     motion = gestures.pop(MOTION, None)
     text = controls.text
-    begin = StreamEvent(text.prompt, motion, controls.settings.to_json(), gestures=gestures or None)
+    settings = controls.settings.to_json()
+    begin = StreamEvent(text.prompt, motion, settings, gestures=gestures or None, mask=controls.mask)
     if text.blend:
         return replace(begin, prompt=None, blend=text.blend)
     if text.given and text.embedding is not None:

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ..engine.noise import seed_identity
 from ..errors import InputError
+from ..live.picture import Picture, mask_from_json, mask_to_json
 from ..motion.file import load_motion, motion_to_json
 from ..motion.tracks import TrackSet
 from ..suggest import shorten, unknown_key
 from .events import StreamEvent
 
 _WORDS = ("prompt", "prompt_embeds", "blend", "over")
-_EVENT_KEYS = (*_WORDS, "cache", "policy", "sink", "motion", "gestures", "settings")
+_LIVE = ("mask", "picture", "input")
+_EVENT_KEYS = (*_WORDS, "cache", "policy", "sink", "motion", "gestures", "settings", *_LIVE)
 _ROW_KEYS = ("chunk", "frame", "seconds", *_EVENT_KEYS)
 _HEADER_KEYS = ("format", "version", "fps", "seed", "noise", "start", "events")
 
@@ -155,6 +157,12 @@ def event_to_json(event: StreamEvent) -> dict[str, Any]:
     if event.settings:
         out["settings"] = dict(event.settings)
     out |= words_to_json(event)
+    if event.mask is not None:
+        out["mask"] = mask_to_json(event.mask)
+    if event.picture is not None:
+        out["picture"] = event.picture.to_json()
+    if event.input is not None:
+        out["input"] = list(event.input)
     if event.prompt_embeds is not None:
         rows = event.prompt_embeds.float().cpu().contiguous()
         text = base64.b64encode(rows.numpy().astype("<f4").tobytes()).decode()
@@ -199,6 +207,9 @@ def event_from_json(row: Mapping[str, Any], fps: float, prompt: str | None = Non
         embeds,
         row.get("blend"),
         row.get("over"),
+        mask_from_json(row["mask"]) if "mask" in row else None,
+        None if row.get("picture") is None else Picture.from_json(row["picture"]),
+        row.get("input"),
     )
 
 

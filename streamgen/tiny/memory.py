@@ -12,6 +12,8 @@ from models.text_encoder import TextEncoder
 from models.video_tokenizer import VideoTokenizer
 
 from ..checkpoints.memory import (
+    FULL,
+    Bits,
     cache_bytes,
     expect_room,
     network_step_bytes,
@@ -23,7 +25,9 @@ from ..machine import free_bytes
 from .config import TinyConfig
 
 
-def stream_parts(config: TinyConfig, plan: ChunkPlan, dtype: torch.dtype) -> dict[str, int]:
+def stream_parts(
+    config: TinyConfig, plan: ChunkPlan, dtype: torch.dtype, bits: Bits = FULL
+) -> dict[str, int]:
     """Bytes of one more stream of a model that is loaded, by part: cache, two prompts, the decoder's state,
     and what a step takes for a moment.
 
@@ -38,9 +42,10 @@ def stream_parts(config: TinyConfig, plan: ChunkPlan, dtype: torch.dtype) -> dic
         plan,
         dtype,
         joint=config.sampling.recache_mode == "joint",
+        bits=bits,
     )
     return {
-        "cache": cache_bytes(config.dit, geometry, plan, dtype),
+        "cache": cache_bytes(config.dit, geometry, plan, dtype, bits),
         "prompts": 2 * prompt_bytes(config.dit, length, dtype),
         "decoder state": held,
         "step": max(step, decoding),
@@ -68,25 +73,27 @@ def check_memory(config: TinyConfig, device: torch.device, dtype: torch.dtype) -
     expect_room(parts, free_bytes(device), what, device, smaller)
 
 
-def stream_check(config: TinyConfig, device: torch.device, dtype: torch.dtype) -> Callable[[ChunkPlan], None]:
-    """What raises CheckpointError where one more stream with a plan does not fit what is free now; the
-    weights are there already.
+def stream_check(
+    config: TinyConfig, device: torch.device, dtype: torch.dtype
+) -> Callable[[ChunkPlan, bool], None]:
+    """What raises CheckpointError where one more stream with a plan, its cache in eight bits or not, does not
+    fit what is free now; the weights are there already.
     """
-    known: dict[ChunkPlan, dict[str, int]] = {}
 
-    def check(plan: ChunkPlan) -> None:
-        if plan not in known:
-            known[plan] = stream_parts(config, plan, dtype)
+    def check(plan: ChunkPlan, cache_in_bits: bool) -> None:
+        bits = Bits(cache=cache_in_bits)
         what = f"a stream of {config.width}x{config.height}"
-        smaller = lambda: _smaller(config, plan, dtype)  # noqa: E731
-        expect_room(known[plan], free_bytes(device), what, device, smaller)
+        smaller = lambda: _smaller(config, plan, dtype, bits)  # noqa: E731
+        expect_room(stream_parts(config, plan, dtype, bits), free_bytes(device), what, device, smaller)
 
     return check
 
 
-def _smaller(config: TinyConfig, plan: ChunkPlan, dtype: torch.dtype) -> list[tuple[str, int]]:
+def _smaller(
+    config: TinyConfig, plan: ChunkPlan, dtype: torch.dtype, bits: Bits = FULL
+) -> list[tuple[str, int]]:
     plans = [(window, replace(plan, window_frames=window)) for window in smaller_windows(plan)]
-    return [(f"window_frames {w}", sum(stream_parts(config, p, dtype).values())) for w, p in plans]
+    return [(f"window_frames {w}", sum(stream_parts(config, p, dtype, bits).values())) for w, p in plans]
 
 
 def _decoder_bytes(config: TinyConfig, frames: int) -> tuple[int, int]:

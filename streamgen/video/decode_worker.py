@@ -7,6 +7,7 @@ as part of the package, so that a clip does not wait for the imports of the pack
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -165,6 +166,46 @@ def _with_pyav(request: Request, probe: Probe) -> np.ndarray:
     return np.stack(pictures)
 
 
+def played(request: Request) -> Iterator[np.ndarray]:
+    """The clip's frames one by one, uint8 (H, W, 3), however many they are; `max_frames` 0 is all of them.
+
+    Raises:
+        ClipError: as `decode`, behind the frames that could be decoded.
+    """
+    probe = _probe(request.path)
+    decoded, made, damaged = 0, 0, False
+    with _open(request.path) as container:
+        try:
+            for frame, until in _timed(container):
+                decoded += 1
+                picture: np.ndarray | None = None
+                while made / request.fps + _LATE < until:
+                    picture = _picture(frame, request, probe) if picture is None else picture
+                    yield picture
+                    made += 1
+                    if made == request.max_frames:
+                        return
+        except (av.FFmpegError, OSError):
+            damaged = True
+    if damaged or _cut_off(decoded, probe):
+        promised = f" of {probe.frames}" if probe.frames else ""
+        raise ClipError(f"damaged or cut off: only {decoded}{promised} frames can be decoded")
+
+
+def count(request: Request) -> int:
+    """How many frames `played` gives.
+
+    Raises:
+        ClipError: as `_probe`.
+    """
+    _probe(request.path)
+    made = 0
+    with contextlib.suppress(av.FFmpegError, OSError), _open(request.path) as container:
+        for _, until in _timed(container):
+            made += max(0, int(np.ceil((until - _LATE) * request.fps - 1e-9)) - made)
+    return made
+
+
 def _timed(container: Any) -> Iterator[tuple[Any, float]]:
     """Each decoded frame with the time (s, the first frame's is 0) at which the next one takes its place."""
     stream = _video(container)
@@ -206,10 +247,20 @@ def _cut_off(frames: int, probe: Probe) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Decodes what the JSON in arguments[0] asks for into the .npy file it names; exit 3: the clip is bad."""
+    """Decodes what the JSON in arguments[0] asks for into the .npy file it names, or with "play" frame by
+    frame to standard output; exit 3: the clip is bad.
+    """
     order = json.loads(arguments[0])
     folder = Path(order["folder"])
     try:
+        if order.get("play"):
+            for picture in played(Request(**order["request"])):
+                sys.stdout.buffer.write(picture.tobytes())
+                sys.stdout.buffer.flush()
+            return 0
+        if order.get("count"):
+            (folder / "count.txt").write_text(str(count(Request(**order["request"]))), encoding="utf-8")
+            return 0
         frames = decode(Request(**order["request"]), order["backend"])
     except ClipError as error:
         (folder / "error.txt").write_text(str(error), encoding="utf-8")

@@ -193,7 +193,9 @@ def describe(place: str, kind: Kind | None = None) -> Adopted:
     try:
         report |= _sizes(read)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        report["problem"] = f"weights {place}: incomplete ({one_line(error)})"
+        report["problem"] = f"incomplete ({one_line(error)})"
+    if "problem" in report:
+        report["problem"] = f"weights {place}: {report['problem']}"
     return Adopted(place, report, read, release)
 
 
@@ -316,7 +318,8 @@ def config_of(adoption: Adoption, options: AdoptOptions) -> WanConfig:
     if "vae" not in adoption.chosen and "tiny_decoder" in adoption.chosen:
         content["decoder"] = "tiny"
     content["sources"] = _sources(content["sources"], adoption)
-    return _checked(content, options.overrides)
+    own = () if dit.release is None or options.like is not None else dit.release.overrides
+    return _checked(content, (*own, *options.overrides))
 
 
 def _checked(content: Mapping[str, Any], overrides: tuple[str, ...]) -> WanConfig:

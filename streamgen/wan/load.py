@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from models.causal_dit import CausalDiT
-from models.live_lora import factor_tensors
+from models.live_lora import LiveLoras, factor_tensors
 from models.motion_encoder import MotionEncoder
 from models.rope import RotaryEmbedding3D
 from models.tiny_decoder import TinyDecoder
@@ -16,12 +18,21 @@ from models.wan_vae import WanVAE
 
 from ..checkpoints.digest import tensor_digest
 from ..checkpoints.hub import HubSource
+from ..engine.choice import AtLoad, default_runner
 from ..engine.networks import Networks
-from ..errors import CheckpointError
+from ..engine.quantize import (
+    Quantization,
+    cannot_be,
+    check_quantization,
+    default_quantization,
+    of_linears,
+)
+from ..errors import CheckpointError, InputError
 from ..stream.model import ModelParts
 from .config import CONFIG, WanConfig, read_wan_config
-from .loras import check_twice, live_loras, live_notes, with_loras
-from .memory import GIB, Setup, build_decoder, check_memory, fitted, stream_check
+from .fit import Choices, fitted
+from .loras import check_twice, live_factor_count, live_loras, live_notes, with_loras
+from .memory import GIB, Setup, build_decoder, check_memory, stream_check
 from .options import TextOptions, WanOptions
 from .pictures import size_note
 from .text import HashedPrompts, UMT5Prompts
@@ -39,18 +50,26 @@ _SEED = 0
 
 
 def load_wan(
-    name: str, path: Path, device: torch.device, dtype: torch.dtype, options: WanOptions | None = None
+    name: str,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: WanOptions | None = None,
+    at_load: AtLoad | None = None,
 ) -> ModelParts:
     """Load a model of this family.
 
     Args:
         path: its config file.
         dtype: of the diffusion network; the picture decoder has it too, but is float32 on the CPU.
+        at_load: what its streams are computed with. Eight bits that are known now are all that is kept of
+            the layers that they round.
 
     Raises:
-        CheckpointError: no weights, or ones that are damaged or do not fit the config or the memory.
+        CheckpointError: no weights, or ones that are damaged or do not fit the config or the memory;
+            InputError: eight bits that cannot be had.
     """
-    options = options or WanOptions()
+    options, at_load = options or WanOptions(), at_load or AtLoad()
     config = read_wan_config(path, options.overrides)
     if options.random_weights:
         config = replace(config, text=replace(config.text, kind="hashed"))
@@ -63,10 +82,14 @@ def load_wan(
             "--random-weights runs it without"
         )
     config, note = with_decoder(config, None if options.random_weights else directory)
+    check_twice((*options.loras, *options.live_loras))
     setup, fitting = setup_of(config, device, dtype, options.text), None
+    setup = replace(setup, keep_full=at_load.keep_full, factors=live_factor_count(options.live_loras))
+    setup = replace(setup, quantize=_quantize_at_load(config, setup, device, at_load))
     if options.fit is not None:
         tiny_there = options.random_weights or has_tiny_decoder(config, directory)
-        config, setup, fitting = fitted(config, setup, int(options.fit * GIB), tiny_there)
+        choices = _choices(config, setup, device, at_load, tiny_there)
+        config, setup, fitting = fitted(config, setup, int(options.fit * GIB), choices)
     if options.check_memory:
         check_memory(config, setup, device)
     stream_fits = stream_check(config, setup, device) if options.check_memory else None
@@ -75,19 +98,14 @@ def load_wan(
     assert tensors.dit is not None
     if options.loras:
         options.tell("merging LoRAs")
-    check_twice((*options.loras, *options.live_loras))
     tensors.dit, merged = with_loras(tensors.dit, options.loras)
     live = live_loras(tensors.dit, options.live_loras)
     if options.note is not None:
         for line in (*tensors.notes(), *merged, *live_notes(live)):
             options.note(line)
-    digest = _digest(config, tensors, options)
-    if live is not None:
-        # a stream that was saved goes on with the same LoRAs alone
-        apart = tensor_digest(factor_tensors(live))
-        digest = hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
-    placing = (str(directory or name), device, (dtype, setup.codec_dtype))
-    networks = _networks(config, tensors, *placing, tell=lambda share: options.tell("placing weights", share))
+    digest = _with_live(_digest(config, tensors, options), live)
+    tell = partial(options.tell, "placing weights")
+    networks = _networks(config, tensors, str(directory or name), device, setup, tell)
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
     notes = [] if note is None else [note]
     if options.overrides:
@@ -95,7 +113,47 @@ def load_wan(
         notes += filter(None, [size_note((config.width, config.height), (own.width, own.height))])
     # random weights have nothing to choose by, and have seen nothing
     told = (*filter(None, [fitting]), *(() if options.random_weights else notes))
-    return ModelParts(name, config, networks, prompts, digest, stream_fits, told, config.quantize, live)
+    # what the files are in is tried once more where it could not be had, and said
+    quantize = config.quantize if setup.quantize == "none" and at_load.quantize is None else setup.quantize
+    return ModelParts(name, config, networks, prompts, digest, stream_fits, told, quantize, live)
+
+
+def _with_live(digest: str, live: LiveLoras | None) -> str:
+    """The digest of a model with live LoRAs: a stream that was saved goes on with the same ones alone."""
+    if live is None:
+        return digest
+    apart = tensor_digest(factor_tensors(live))
+    return hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
+
+
+def _quantize_at_load(config: WanConfig, setup: Setup, device: torch.device, at_load: AtLoad) -> str:
+    """What streams have in eight bits as far as is known at load, and can be had.
+
+    Raises:
+        InputError: it was asked for and cannot be had.
+    """
+    told = at_load.quantize or default_quantization()
+    name = check_quantization(told or config.quantize)
+    linears = of_linears(name)
+    if linears == "none":
+        return name
+    reason = cannot_be(config.dit, device, setup.dtype, cast(Quantization, linears))
+    if reason is not None and told is not None:
+        raise InputError(f"quantize {linears}: {reason}")
+    return name if reason is None else "none"
+
+
+def _choices(
+    config: WanConfig, setup: Setup, device: torch.device, at_load: AtLoad, tiny_there: bool
+) -> Choices:
+    """What `--fit` may change."""
+    told = at_load.quantize or default_quantization()
+    runner = at_load.runner or default_runner()
+    if told is not None or at_load.keep_full or runner == "onnx":
+        return Choices(tiny_there)
+    linears = cannot_be(config.dit, device, setup.dtype, "int8") is None
+    cache = runner in ("auto", "plain") and not at_load.several and not setup.factors
+    return Choices(tiny_there, linears, cache)
 
 
 def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:
@@ -144,7 +202,7 @@ def _networks(
     tensors: WanTensors,
     where: str,
     device: torch.device,
-    dtypes: tuple[torch.dtype, torch.dtype],
+    setup: Setup,
     tell: Callable[[float], None],
 ) -> Networks:
     with torch.device("meta"):
@@ -154,11 +212,14 @@ def _networks(
     with device:
         # its frequencies are no weights, so the meta device has left them empty
         dit.rope = RotaryEmbedding3D(config.dit.head_dim)
-    assign(dit, tensors.dit, f"weights {where} (dit)", device, dtypes[0], tell)
+    linears = "none" if setup.keep_full else of_linears(setup.quantize)
+    kind = None if linears == "none" else cast(Quantization, linears)
+    assign(dit, tensors.dit, f"weights {tensors.place('dit', where)} (dit)", device, setup.dtype, tell, kind)
     if codec is not None and config.decoder_part is not None:
         codec_tensors = vars(tensors)[config.decoder_part]
-        _place_statistics(codec, config, device, dtypes[1])
-        assign(codec, codec_tensors, f"weights {where} ({config.decoder} decoder)", device, dtypes[1])
+        _place_statistics(codec, config, device, setup.codec_dtype)
+        place = tensors.place(config.decoder_part, where)
+        assign(codec, codec_tensors, f"weights {place} ({config.decoder} decoder)", device, setup.codec_dtype)
     motion = None
     if config.motion_encoder is not None:
         with torch.random.fork_rng(devices=[]):
@@ -166,8 +227,8 @@ def _networks(
             # published weights have none: its projection is random, the network's new channels are zero
             motion = MotionEncoder(config.motion_encoder)
         if tensors.motion_encoder is not None:
-            assign(motion, tensors.motion_encoder, f"weights {where} (motion_encoder)", device, dtypes[0])
-        motion.to(device, dtypes[0]).eval().requires_grad_(False)
+            assign(motion, tensors.motion_encoder, f"weights {where} (motion_encoder)", device, setup.dtype)
+        motion.to(device, setup.dtype).eval().requires_grad_(False)
     return Networks(codec, dit, None, motion)
 
 

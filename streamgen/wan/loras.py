@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models.live_lora import LiveLoras, check_live
+from models.live_lora import LiveLoras, check_live, factor_count
 from models.lora import Lora, merge_lora, read_lora
 from models.state_dict import Tensors
 
@@ -82,7 +82,7 @@ def with_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> tuple[Tensors, li
     check_twice(loras)
     notes = []
     for lora in loras:
-        path = fetch(parse_hub(lora.place)) if is_hub(lora.place) else Path(lora.place)
+        path = _path(lora)
         change = load_lora(path)
         try:
             tensors = merge_lora(tensors, change, strength=lora.strength)
@@ -104,7 +104,7 @@ def live_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> LiveLoras | None:
     names: list[str] = []
     changes: list[Lora] = []
     for lora in loras:
-        path = fetch(parse_hub(lora.place)) if is_hub(lora.place) else Path(lora.place)
+        path = _path(lora)
         name = live_name(lora)
         if name in names:
             raise InputError(f"--live-lora {lora.place}: two are called {name}, rename one")
@@ -116,6 +116,19 @@ def live_loras(tensors: Tensors, loras: Sequence[LoraFile]) -> LiveLoras | None:
         names.append(name)
         changes.append(change)
     return LiveLoras(tuple(names), tuple(lora.strength for lora in loras), tuple(changes)) if loras else None
+
+
+def live_factor_count(loras: Sequence[LoraFile]) -> int:
+    """How many numbers LoRAs will hold beside a network.
+
+    Raises:
+        CheckpointError: missing, or no LoRA.
+    """
+    return factor_count([load_lora(_path(lora)) for lora in loras])
+
+
+def _path(lora: LoraFile) -> Path:
+    return fetch(parse_hub(lora.place)) if is_hub(lora.place) else Path(lora.place)
 
 
 def live_name(lora: LoraFile) -> str:
@@ -145,9 +158,25 @@ def load_lora(path: Path) -> Lora:
     expect_kind(path, found.kind, "lora")
     try:
         lora = read_lora(found.tensors)
+        _check_finite(lora)
         return _declared(lora, _training(path))
     except ValueError as error:
         raise CheckpointError(f"weights {path}: {one_line(error)}") from None
+
+
+def _check_finite(lora: Lora) -> None:
+    """Raise ValueError for a change that would leave a network without finite numbers; what alpha may be is
+    said where it is used.
+    """
+    factors = {
+        f"{layer}: {part}": x
+        for layer, pair in lora.pairs.items()
+        for part, x in vars(pair).items()
+        if x is not None and part != "alpha"
+    }
+    for name, x in (factors | lora.diffs).items():
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
 
 
 def _declared(lora: Lora, training: Mapping[str, Any]) -> Lora:

@@ -4,26 +4,29 @@ fit.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from models.causal_dit import CausalDiT
 from models.context import ChunkPlan
-from models.tiny_decoder import TinyDecoder
-from models.wan_vae import WanVAE
+from models.tiny_decoder import TinyDecoder, TinyDecoderConfig
+from models.wan_vae import WanVAE, WanVAEConfig
 
 from ..checkpoints.memory import (
     GIB,
+    Bits,
     cache_bytes,
     expect_room,
-    gib,
+    network_bytes,
     network_step_bytes,
     parameter_count,
     prompt_bytes,
+    rounded_numbers,
     smaller_windows,
 )
-from ..errors import CheckpointError
+from ..engine.geometry import LatentGeometry
+from ..engine.quantize import CACHE, keeps_cache, of_linears
 from ..machine import free_bytes
 from .config import WanConfig
 
@@ -32,7 +35,6 @@ __all__ = [
     "Setup",
     "alternatives",
     "check_memory",
-    "fitted",
     "memory_parts",
     "stream_check",
     "stream_parts",
@@ -40,6 +42,7 @@ __all__ = [
 
 # the encoder of UMT5-XXL: 256,384 words, 24 layers
 UMT5_XXL_PARAMETERS = 5_680_910_336
+_UMT5_XXL_EMBEDDINGS = 256_384 * 4096
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,11 @@ class Setup:
         plan: chunks, sink and window of the stream.
         dtype, codec_dtype: of the diffusion network and its cache, and of the picture decoder.
         decoder: `vae`, `tiny` or `none`.
-        text_dtype: of a text encoder that lies on the same device; None where it does not.
+        text_dtype: of a text encoder that lies on the same device, int8 where its linear layers are so; None
+            where it does not.
+        quantize: what is in eight bits, a name of `engine.quantize.QUANTIZATIONS`.
+        keep_full: whether weights are there in full precision, too, where they are in eight bits.
+        factors: how many numbers the factors of live LoRAs have.
     """
 
     plan: ChunkPlan
@@ -58,22 +65,37 @@ class Setup:
     codec_dtype: torch.dtype
     decoder: str
     text_dtype: torch.dtype | None
+    quantize: str = "none"
+    keep_full: bool = False
+    factors: int = 0
+
+    @property
+    def bits(self) -> Bits:
+        """What is in eight bits."""
+        return Bits(of_linears(self.quantize) != "none", keeps_cache(self.quantize))
 
 
 def memory_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
     """Bytes of a model with one stream by part: weights of the network, the decoder and the text encoder,
-    and what the stream takes.
+    factors of live LoRAs, and what the stream takes.
     """
-    with torch.device("meta"):
-        network = CausalDiT(config.dit)
-    codec = build_decoder(config, setup.decoder)
-    parts = {"network": parameter_count(network) * setup.dtype.itemsize}
-    if codec is not None:
-        parts["decoder"] = parameter_count(codec) * setup.codec_dtype.itemsize
+    parts = {"network": network_bytes(config.dit, setup.dtype, setup.bits)}
+    if setup.bits.linears and setup.keep_full:
+        parts["network"] += rounded_numbers(config.dit) * setup.dtype.itemsize
+    if setup.factors:
+        parts["live LoRAs"] = setup.factors * setup.dtype.itemsize
+    if setup.decoder != "none":
+        parts["decoder"] = _walk(config, setup).numbers * setup.codec_dtype.itemsize
     parts |= stream_parts(config, setup)
     if setup.text_dtype is not None and config.text.kind == "umt5":
-        parts["text encoder"] = UMT5_XXL_PARAMETERS * setup.text_dtype.itemsize
+        parts["text encoder"] = text_encoder_bytes(setup.text_dtype)
     return parts
+
+
+def text_encoder_bytes(dtype: torch.dtype) -> int:
+    """Bytes of UMT5-XXL; in int8 its embeddings of words stay as they are published."""
+    kept = _UMT5_XXL_EMBEDDINGS if dtype == torch.int8 else 0
+    return (UMT5_XXL_PARAMETERS - kept) * dtype.itemsize + kept * torch.bfloat16.itemsize
 
 
 def stream_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
@@ -83,7 +105,7 @@ def stream_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
     """
     dit, geometry, length = config.dit, config.geometry(), config.text.length
     parts = {
-        "cache": cache_bytes(dit, geometry, setup.plan, setup.dtype),
+        "cache": cache_bytes(dit, geometry, setup.plan, setup.dtype, setup.bits),
         "prompts": 2 * prompt_bytes(dit, length, setup.dtype),
     }
     step = network_step_bytes(
@@ -92,11 +114,14 @@ def stream_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
         setup.plan,
         setup.dtype,
         joint=config.sampling.recache_mode == "joint",
+        bits=setup.bits,
     )
-    codec = build_decoder(config, setup.decoder)
-    if codec is not None:
-        parts["decoder state"], decoding = _decoder_bytes(config, codec, setup)
-        step = max(step, decoding)
+    if setup.decoder != "none":
+        walk, size = _walk(config, setup), setup.codec_dtype.itemsize
+        parts["decoder state"] = walk.held * size
+        # a new state is made beside the old one, which the stream keeps until the step is done; with several
+        # latent frames, those between give way to those after them
+        step = max(step, (walk.most + walk.held) * size)
     return parts | {"step": step}
 
 
@@ -112,24 +137,26 @@ def check_memory(config: WanConfig, setup: Setup, device: torch.device) -> dict[
     return parts
 
 
-def stream_check(config: WanConfig, setup: Setup, device: torch.device) -> Callable[[ChunkPlan], None]:
-    """What raises CheckpointError where one more stream with a plan does not fit what is free now; the
-    weights are there already.
+def stream_check(config: WanConfig, setup: Setup, device: torch.device) -> Callable[[ChunkPlan, bool], None]:
+    """What raises CheckpointError where one more stream with a plan, its cache in eight bits or not, does not
+    fit what is free now; the weights are there already.
     """
-    known: dict[ChunkPlan, dict[str, int]] = {}
 
-    def parts_of(plan: ChunkPlan) -> dict[str, int]:
-        if plan not in known:
-            known[plan] = stream_parts(config, replace(setup, plan=plan))
-        return known[plan]
+    def parts_of(plan: ChunkPlan, cache_in_bits: bool) -> dict[str, int]:
+        linears = of_linears(setup.quantize)
+        name = (f"{linears}+{CACHE}" if linears != "none" else CACHE) if cache_in_bits else linears
+        return stream_parts(config, replace(setup, plan=plan, quantize=name))
 
-    def smaller(plan: ChunkPlan) -> list[tuple[str, int]]:
-        plans = [(window, replace(plan, window_frames=window)) for window in smaller_windows(plan)]
-        return [(f"window_frames {window}", sum(parts_of(other).values())) for window, other in plans]
+    def smaller(plan: ChunkPlan, cache_in_bits: bool) -> list[tuple[str, int]]:
+        plans = [replace(plan, window_frames=window) for window in smaller_windows(plan)]
+        return [
+            (f"window_frames {other.window_frames}", sum(parts_of(other, cache_in_bits).values()))
+            for other in plans
+        ]
 
-    def check(plan: ChunkPlan) -> None:
-        what = f"a stream of {config.width}x{config.height}"
-        expect_room(parts_of(plan), free_bytes(device), what, device, lambda: smaller(plan))
+    def check(plan: ChunkPlan, cache_in_bits: bool) -> None:
+        what, parts = f"a stream of {config.width}x{config.height}", parts_of(plan, cache_in_bits)
+        expect_room(parts, free_bytes(device), what, device, lambda: smaller(plan, cache_in_bits))
 
     return check
 
@@ -158,42 +185,6 @@ def alternatives(config: WanConfig, setup: Setup) -> list[tuple[str, int]]:
     return out
 
 
-def fitted(
-    config: WanConfig, setup: Setup, room: int, tiny_there: bool
-) -> tuple[WanConfig, Setup, str | None]:
-    """A config and setup that fit into so many bytes, and one line on what was changed for it, None where
-    nothing was. Of the ways to need less the mildest is taken: TAEHV for the Wan VAE, then smaller windows.
-
-    Args:
-        tiny_there: whether there are weights of TAEHV.
-
-    Raises:
-        CheckpointError: nothing fits; says what the smallest needs.
-    """
-    tries: list[tuple[list[str], Setup]] = [([], setup)]
-    if setup.decoder == "vae" and tiny_there:
-        tries.append((["decoder tiny"], replace(setup, decoder="tiny")))
-    changes, least = tries[-1]
-    for window in smaller_windows(setup.plan):
-        smaller = replace(least, plan=replace(least.plan, window_frames=window))
-        tries.append(([*changes, f"window_frames {window}"], smaller))
-    for changed, found in tries:
-        needed = sum(memory_parts(config, found).values())
-        if needed > room:
-            continue
-        sampling = replace(config.sampling, window_frames=found.plan.window_frames)
-        own = replace(config, sampling=sampling)
-        if found.decoder == "tiny":
-            own = replace(own, decoder="tiny")
-        told = f"--fit: {' + '.join(changed)}, {gib(needed)} of {gib(room)} GiB" if changed else None
-        return own, found, told
-    words, size = " + ".join(tries[-1][0]) or "what there is", f"{config.width}x{config.height}"
-    raise CheckpointError(
-        f"--fit: expected room in {gib(room)} GiB at {size}, found that {words} needs {gib(needed)}; a "
-        "smaller picture (--size) needs less"
-    )
-
-
 def build_decoder(config: WanConfig, decoder: str) -> WanVAE | TinyDecoder | None:
     """A picture decoder by its name in configs, on the meta device; None for `none`."""
     with torch.device("meta"):
@@ -202,10 +193,28 @@ def build_decoder(config: WanConfig, decoder: str) -> WanVAE | TinyDecoder | Non
         return WanVAE(config.vae) if decoder == "vae" else TinyDecoder(config.tiny_decoder)
 
 
-def _decoder_bytes(config: WanConfig, codec: WanVAE | TinyDecoder, setup: Setup) -> tuple[int, int]:
-    """Bytes of the decoder's state, and most bytes that one latent frame takes on its way through it; read
-    off a run without values.
+@dataclass(frozen=True)
+class _Walk:
+    """What a decoder has and takes, in numbers: its weights, its state, and most that one latent frame (of
+    TAEHV a chunk) takes on its way through it.
     """
+
+    numbers: int
+    held: int
+    most: int
+
+
+def _walk(config: WanConfig, setup: Setup) -> _Walk:
+    frames = 1 if setup.decoder == "vae" else setup.plan.chunk_frames
+    sizes = config.vae if setup.decoder == "vae" else config.tiny_decoder
+    return _walked(sizes, config.geometry(), frames)
+
+
+@lru_cache(maxsize=64)
+def _walked(sizes: WanVAEConfig | TinyDecoderConfig, geometry: LatentGeometry, frames: int) -> _Walk:
+    """Read off a run without values."""
+    with torch.device("meta"):
+        codec = WanVAE(sizes) if isinstance(sizes, WanVAEConfig) else TinyDecoder(sizes)
     most = 0
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -213,9 +222,9 @@ def _decoder_bytes(config: WanConfig, codec: WanVAE | TinyDecoder, setup: Setup)
         # input and output of the convolution, the input of its block, and as much for its layout
         most = max(most, 3 * inputs[0].numel() + 2 * output.numel())
 
-    hooks = [m.register_forward_hook(watch) for m in codec.modules() if isinstance(m, (nn.Conv3d, nn.Conv2d))]
-    geometry = config.geometry()
-    frames = 1 if setup.decoder == "vae" else setup.plan.chunk_frames
+    for module in codec.modules():
+        if isinstance(module, nn.Conv3d | nn.Conv2d):
+            module.register_forward_hook(watch)
     latents = torch.empty(
         1, frames, geometry.latent_channels, geometry.latent_height, geometry.latent_width, device="meta"
     )
@@ -223,9 +232,4 @@ def _decoder_bytes(config: WanConfig, codec: WanVAE | TinyDecoder, setup: Setup)
     with torch.no_grad():
         for _ in range(2):
             _, state = codec.decode_chunk(latents, state)
-    for hook in hooks:
-        hook.remove()
-    size = setup.codec_dtype.itemsize
-    held = sum(x.numel() for x in state.memory.values()) * size
-    # a new state is made beside the old one
-    return held, most * size + held
+    return _Walk(parameter_count(codec), sum(x.numel() for x in state.memory.values()), most)

@@ -22,6 +22,7 @@ class Release:
         licence: of the weights, as their repository says.
         note: what else has to be known, to be read behind its name.
         needs_lora: whether it is a base that streams with a LoRA of the same repository alone.
+        overrides: what of the config is other for this file, dotted `key=value`.
     """
 
     name: str
@@ -31,7 +32,19 @@ class Release:
     licence: str
     note: str = ""
     needs_lora: bool = False
+    overrides: tuple[str, ...] = ()
 
+
+def _rcm(pattern: str, kind: str, config: str | None, note: str, *overrides: str) -> Release:
+    """A file of NVlabs/rcm, which has many beside each other."""
+    pattern = rf"rCM_Wan2\.1_T2V_1\.3B_480p{pattern}"
+    return Release(
+        f"Causal-rCM, {kind}", pattern, config, "worstcoder/rcm-Wan", APACHE, note, False, overrides
+    )
+
+
+_RCM_WINDOW = "was trained on 21 latent frames: a window as long is assumed"
+_RCM_STEPS = f"{_RCM_WINDOW}, and of its two noise levels the second (833.33)"
 
 # more telling patterns first
 RELEASES: tuple[Release, ...] = (
@@ -105,6 +118,24 @@ RELEASES: tuple[Release, ...] = (
         "JaydenLu666/Reward-Forcing-T2V-1.3B",
         "of its code Apache-2.0, of its weights not stated",
         "was trained with a sink that averages what has left the window; here the sink is the first chunk",
+    ),
+    _rcm(
+        r"_[TD]F_Diffusion",
+        "before distillation",
+        None,
+        "is not distilled: some 50 guided steps, with --like wan-1.3b-rcm-chunk and --model-set "
+        "sampling.steps=50, sampling.sampler=euler, sampling.text_guidance=5",
+    ),
+    _rcm(r"_.*c3-3_step2", "chunk-wise, 2 steps", "wan-1.3b-rcm-chunk", _RCM_STEPS, "sampling.steps=2"),
+    _rcm(r"_.*c3-3", "chunk-wise", "wan-1.3b-rcm-chunk", _RCM_WINDOW),
+    _rcm(r"_.*c1-1_step1", "frame-wise, 1 step", "wan-1.3b-rcm-frame", _RCM_WINDOW, "sampling.steps=1"),
+    _rcm(r"_.*c1-1_step2", "frame-wise, 2 steps", "wan-1.3b-rcm-frame", _RCM_STEPS, "sampling.steps=2"),
+    _rcm(r"_.*c1-1", "frame-wise", "wan-1.3b-rcm-frame", _RCM_WINDOW),
+    _rcm(
+        r"\.",
+        "the bidirectional rCM",
+        None,
+        "sees whole clips: a start for training, not a streaming model",
     ),
     Release("Self-Forcing", r"self_forcing_dmd", "wan-1.3b-self-forcing", "gdhe17/Self-Forcing", APACHE),
     Release(

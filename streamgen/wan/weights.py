@@ -16,7 +16,7 @@ from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
 from ..checkpoints.foreign import expect_kind, one_line, read_foreign, read_names
 from ..checkpoints.hub import HubSource, fetch, is_hub, parse_hub
-from ..engine.quantize import restored
+from ..engine.quantize import Quantization, hold_rounded, is_rounded, restored, rounded
 from ..errors import CheckpointError
 from .config import Sources, WanConfig
 from .sizes import foreign_layers, size_word
@@ -52,6 +52,11 @@ class WanTensors:
     tiny_decoder: Tensors | None = None
     motion_encoder: Tensors | None = None
     files: list[SourceFile] = field(default_factory=list)
+
+    def place(self, part: str, otherwise: str) -> str:
+        """Where a part came from, for messages: the file's name behind the folder's."""
+        name = next((file.path for file in self.files if file.part == part), None)
+        return otherwise if name is None else f"{otherwise}/{name}"
 
     def notes(self) -> list[str]:
         """What a user should know of how the files were read, one line for each."""
@@ -175,11 +180,11 @@ class _Reader:
             if sources.lora:
                 self.found.dit = self._with_lora(self.found.dit, sources)
         if "patch_embedding.weight" not in self.found.dit:
-            raise CheckpointError(f"weights {self.directory}: patch_embedding.weight: missing")
+            raise CheckpointError(f"weights {self._place}: patch_embedding.weight: missing")
         try:
             self.found.dit = widen_patch_embedding(self.found.dit, channels)
         except ValueError as error:
-            raise CheckpointError(f"weights {self.directory}: {error}") from None
+            raise CheckpointError(f"weights {self._place}: {error}") from None
 
     def _with_lora(self, tensors: Tensors, sources: Sources) -> Tensors:
         wanted = ("generator_lora", "model", "")
@@ -203,11 +208,19 @@ class _Reader:
         path = existing(self.directory, names)
         if path is None:
             expected = " or ".join(names) or f"{part} in this model's config"
-            raise CheckpointError(f"weights {self.directory}: {part}: expected {expected}, found none")
+            raise CheckpointError(
+                f"weights {self.directory}: {part}: expected {expected}, found none; streamgen adopt makes a "
+                "config for files of other names"
+            )
         found = read_foreign(path, wanted, kind)
         expect_kind(path, found.kind, kind)
         self._note(part, path, found.kind, found.section, tuple(found.notes()))
         return found.tensors
+
+    @property
+    def _place(self) -> str:
+        """The file of the network."""
+        return self.found.place("dit", str(self.directory))
 
     def _expect_model(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise CheckpointError where a DiT is another model as a whole; single tensors are compared
@@ -216,12 +229,12 @@ class _Reader:
         other, own = foreign_layers(tensors), self.config.dit
         weight = tensors.get("patch_embedding.weight")
         if other is not None:
-            raise CheckpointError(f"weights {self.directory}: {other}, which no text-to-video model here has")
+            raise CheckpointError(f"weights {self._place}: {other}, which no text-to-video model here has")
         if weight is None or weight.dim() != 5 or weight.shape[0] == own.dim:
             return
         found, expected = size_word(weight.shape[0]), size_word(own.dim)
         raise CheckpointError(
-            f"weights {self.directory}: patch_embedding.weight: a DiT of {found} (width {weight.shape[0]}), "
+            f"weights {self._place}: patch_embedding.weight: a DiT of {found} (width {weight.shape[0]}), "
             f"this model's config is of {expected} (width {own.dim})"
         )
 
@@ -244,25 +257,35 @@ def assign(
     device: torch.device,
     dtype: torch.dtype,
     tell: Callable[[float], None] = lambda share: None,
+    quantize: Quantization | None = None,
 ) -> None:
     """Give a module that was built on the meta device its weights, one after the other, so that memory holds
     them once; `tensors` is emptied.
 
     Args:
         tell: called with the share in 0..1 that is placed, after each tensor.
+        quantize: what a diffusion network's linear layers are to be in: the same numbers as
+            `engine.quantize.quantized` gives, and nothing of them in full precision.
 
     Raises:
         CheckpointError: missing or surplus names, other shapes, or numbers that are not finite.
     """
     check_tensors(module.state_dict(), tensors, where)
     placed: Tensors = {}
+    small: dict[str, tuple[Tensor, Tensor]] = {}
     total, done = max(1, sum(x.numel() for x in tensors.values())), 0
     for name in list(tensors):
         # a copy: what was read may be a map of the file
-        placed[name] = torch.empty(tensors[name].shape, device=device, dtype=dtype).copy_(tensors.pop(name))
-        done += placed[name].numel()
+        x = torch.empty(tensors[name].shape, device=device, dtype=dtype).copy_(tensors.pop(name))
+        done += x.numel()
+        if quantize is not None and is_rounded(name):
+            small[name] = rounded(x, quantize)
+        else:
+            placed[name] = x
         tell(done / total)
-    module.load_state_dict(placed, assign=True)
+    module.load_state_dict(placed, strict=not small, assign=True)
+    if small and quantize is not None:
+        hold_rounded(module, small, quantize)
     module.eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.demo_pages import Stage, context_of, open_page, said, served, shown, words
 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-KINDS = ("prompt", "settings", "cache", "drag", "path", "camera", "pins", "release")
+KINDS = ("prompt", "settings", "cache", "drag", "path", "box", "camera", "pins", "release")
 
 
 @pytest.fixture(scope="module")

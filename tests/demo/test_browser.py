@@ -271,6 +271,7 @@ def test_the_page_tells_what_became_of_words_and_of_the_past(context: BrowserCon
     )
     assert "“xylophone” means nothing" in (line.text_content() or "")
 
+    page.click("[data-part=advanced] > summary")
     for part, told in (("recache", "read again"), ("scene", "forgotten")):
         page.click(f"[data-part={part}]")
         page.wait_for_selector(f"[data-part=log] li[data-kind=cache]:has-text('{told}')")

@@ -9,10 +9,11 @@ import pytest
 import demo.follow
 import streamgen.stream.step
 from demo.engine import PipelineEngine, SessionStream
+from demo.exports import write_export
 from demo.follow import follow
 from demo.live import LiveSession
 from demo.messages import Event, Path, Pins, Rewind, Simple, Start, Stroke
-from demo.recording import Recording, session_record, write_video
+from demo.recording import Recording, session_record
 from demo.voice import Voice
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
 from streamgen.motion.gestures import Gesture, changed, tracks_between
@@ -119,7 +120,7 @@ def test_the_recorded_video_has_the_recorded_frames(live: LiveSession, tmp_path:
     steer(live)
     count = live.recording.frames - 3
     path = tmp_path / "clip.mp4"
-    assert write_video(live.recording, count, 16, path) == count
+    assert write_export(live.recording, count, 16, path) == count
     video = read_clip(path, 16, 32, 32, 1000)
     frames = np.concatenate(list(live.recording.read(count)))
     assert len(video) == count

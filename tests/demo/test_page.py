@@ -56,7 +56,7 @@ def page(browser: Browser, stage: Stage) -> Iterator[Page]:
 
 
 def takes(page: Page) -> int:
-    return page.locator("[data-part=takes] button").count()
+    return page.locator("[data-part=takes] button:not(.sg-beside)").count()
 
 
 # -- the layout
@@ -429,13 +429,15 @@ def test_slow_motion_is_said_when_it_lasts_and_not_for_a_moment(page: Page) -> N
 def test_a_click_gives_the_focus_back_and_a_key_does_not(page: Page) -> None:
     """Space pauses after a click on any control, and is the control's own once it was reached by keyboard."""
     paint = "document.activeElement === window.streamgen.part.paint"
-    buttons = page.locator(".sg button:visible:enabled:not([data-do=restart]):not([data-do=dice])")
+    others = "".join(f":not([data-do={what}])" for what in ("restart", "dice", "share", "full"))
+    buttons = page.locator(f".sg button:visible:enabled{others}")
     for number in range(buttons.count()):
         button = buttons.nth(number)
         if not button.is_enabled() or not button.is_visible():
             continue
         button.click()
         assert page.evaluate(paint), button.evaluate("node => node.outerHTML")
+    page.click("[data-part=advanced] > summary")
     for control in ("summary >> nth=0", "[data-part=tools] input[value=path]", "[data-part=pixelated]"):
         page.locator(f".sg {control}").click()
         assert page.evaluate(paint), control
@@ -473,7 +475,7 @@ def test_escape_leaves_every_field(page: Page) -> None:
 @pytest.mark.slow
 def test_radios_go_by_arrow_keys(page: Page) -> None:
     page.focus("[data-part=tools] input[value=drag]")
-    for tool in ("path", "pin", "drag"):
+    for tool in ("path", "box", "pin", "drag"):
         page.keyboard.press("ArrowRight")
         assert page.evaluate("window.streamgen.paint.tool") == tool
         assert page.is_checked(f"[data-part=tools] input[value={tool}]")
@@ -491,6 +493,7 @@ def test_words_come_over_seconds_and_blends_have_live_weights(page: Page) -> Non
     page.evaluate("window.colours = new Set()")
     page.evaluate(f"window.streamgen.on('shown', () => window.colours.add(({red})()))")
     page.fill("[data-part=over]", "1")
+    page.click("[data-part=advanced] > summary")
     page.select_option("[data-part=way]", "spherical")
     words(page, "a green ball")
     said(page, "words", "Come from 0:")

@@ -20,11 +20,13 @@ from starlette.websockets import WebSocketDisconnect
 import demo.lobby
 import demo.uploads
 from demo.access import Access, Gate
+from demo.app import build_app
 from demo.fake_engine import FakeEngine
+from demo.line import CLOSE_REPLACED, MAX_BAD
 from demo.live import LiveSession
 from demo.lobby import Full, Lobby, Rules, Seat
 from demo.messages import FRAME_HEADER, MAX_MESSAGE_BYTES, Simple, Start
-from demo.server import CLOSE_REPLACED, MAX_BAD, Options, build_app
+from demo.server import Options
 from streamgen.video.write import VideoFileSink
 from tests.demo_viewers import Clock
 from tests.tiny_models import assert_needs
@@ -315,7 +317,7 @@ def test_the_row_moves_up_when_a_page_is_closed() -> None:
             second_token = ticket(client)
             with connect(client, second_token) as second:
                 assert until(second, kind("queue"))["position"] == 1
-                assert client.get("/live/health").json() == {"running": 1, "waiting": 1}
+                assert client.get("/live/health").json() == {"running": 1, "waiting": 1, "watching": 0}
                 second.send_json(START)
                 assert "turn" in until(second, kind("error"))["text"]
                 first.close()
@@ -323,7 +325,7 @@ def test_the_row_moves_up_when_a_page_is_closed() -> None:
         deadline = time.monotonic() + PATIENCE
         while client.get("/live/health").json()["running"] and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert client.get("/live/health").json() == {"running": 0, "waiting": 0}
+        assert client.get("/live/health").json() == {"running": 0, "waiting": 0, "watching": 0}
 
 
 @pytest.mark.parametrize(("code", "kept"), [(1000, False), (1001, False), (1005, True), (1011, True)])

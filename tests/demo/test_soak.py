@@ -264,4 +264,4 @@ def test_an_hour_with_three_viewers() -> None:
     assert grown["memory"] < _GROWTH_MB
     assert grown["threads"] <= _SPARE_THREADS
     assert grown["files"] <= _SPARE_FILES
-    assert left == {"running": 0, "waiting": 0}
+    assert left == {"running": 0, "waiting": 0, "watching": 0}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo.shots import SHOTS
 from distill import pictures
 from distill.config import build, read_mapping
 from distill.pictures import CONFIG, PictureConfig
@@ -34,7 +35,7 @@ def test_every_picture_of_a_stream_in_the_docs_is_drawn() -> None:
     """And from a seed of its own: those in order, none chosen by what it shows."""
     config = build(PictureConfig, read_mapping(CONFIG))
     drawn = {f"{name}.png" for name in ("prompts", "switches", "drags") if vars(config)[name]}
-    shots = {"demo-light.png", "demo-phone.png"}  # of a browser
+    shots = {f"{name}.png" for name, _, _ in SHOTS}  # of a browser
     assert drawn == {file.name for file in (ROOT / "docs" / "media").glob("*.png")} - shots
     assert config.seeds == list(range(1000, 1000 + len(config.seeds)))
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import distill.families.tiny
 from distill.__main__ import main
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, write_yaml
 from distill.scenes import (
@@ -24,7 +23,7 @@ from distill.scenes import (
     SceneConfig,
     caption_vocabulary,
 )
-from distill.scenes.captions import MAX_WORDS, object_places
+from distill.scenes.captions import object_places
 from distill.scenes.vocabulary import COLOUR_WORDS, SIZE_WORDS
 from distill.stage import Tick
 from distill.stages.causal import CausalStage
@@ -39,7 +38,7 @@ from distill.words.probes import binding_probes, told_accuracies
 from distill.words.told import ATTRIBUTES, CaptionSampler, ToldBatch, Which, is_test
 from models.text_encoder import Vocabulary
 from streamgen.structured import to_plain
-from tests.tiny_models import assert_needs, randomize
+from tests.tiny_models import assert_needs
 from tests.tiny_stages import CPU, NETWORK, causal_run, init_run, self_forcing_run, teacher_run
 
 WORLD = Vocabulary(caption_vocabulary())
@@ -237,48 +236,6 @@ def test_the_export_is_where_later_stages_start(tmp_path: Path) -> None:
     assert_same(teacher.module.text_encoder, stage.module.encoder)
     plain = TeacherStage(teacher_run(tmp_path, init=str(checkpoint)), CPU)
     assert plain.module.heads is None
-
-
-def test_a_network_goes_on_with_the_successor_of_its_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A linear map to what the old encoder says is trained along and folded into the network, which then
-    makes nearly the same of the new embeddings: what the map misses, nothing else.
-    """
-    source = CausalStage(causal_run(tmp_path), CPU)
-    randomize(source.network, 3)
-    start = tmp_path / "start"
-    start.mkdir()
-    source.export(start)
-    text = TextSizes(NETWORK.text_dim, NETWORK.text_layers, MAX_WORDS)
-    run = words_run(tmp_path, text=text, successor_of=str(start), near=30.0)
-    made = WordsStage(run, CPU)
-    ids = made.batch(tick(99)).ids[:, : NETWORK.text_length]
-
-    def missed() -> float:
-        told = replace(made.batch(tick(99)))
-        assert made.other is not None
-        return float(made.module(told, made.other(told.ids))[1]["missed"])
-
-    before = missed()
-    learn(made.module.parameters(), lambda step: made.loss(made.module, made.batch(tick(step)))[0], 40, 3e-3)
-    assert missed() < 0.9 * before
-    out = tmp_path / "out"
-    out.mkdir()
-    made.export(out)
-
-    def check() -> None:
-        going_on = CausalStage(causal_run(tmp_path, init=str(start), words=WordsConfig(str(out))), CPU).module
-        successor = made.module.successor
-        assert successor is not None
-        with torch.no_grad():
-            old, new = source.module.dit.text_embedding[0], going_on.dit.text_embedding[0]
-            said = going_on.text_encoder(ids)
-            expected = successor(said) @ old.weight.bfloat16().float().T + old.bias.bfloat16().float()
-            torch.testing.assert_close(new(said), expected, rtol=1e-4, atol=1e-5)
-
-    unfolded = lambda directory, *rest: None  # noqa: E731
-    assert_needs(check, monkeypatch, distill.families.tiny, "load_words", unfolded)
 
 
 def assert_same(one: Any, other: Any) -> None:

@@ -67,6 +67,7 @@ def mapping(**fields: some.SearchStrategy[Any]) -> some.SearchStrategy[dict[str,
     )
 
 
+EDGES = some.lists(some.floats(-0.2, 1.2) | NUMBERS, min_size=3, max_size=5)
 MOTIONS = mapping(
     frames=some.integers(-1, 40),
     tracks=some.lists(
@@ -91,6 +92,14 @@ MOTIONS = mapping(
     ),
     paths=some.lists(mapping(points=some.lists(some.lists(NUMBERS, max_size=4), max_size=4)), max_size=2),
     pins=some.lists(POINT, max_size=3),
+    boxes=some.lists(mapping(
+        **{"from": EDGES, "to": EDGES}, path=some.lists(some.lists(NUMBERS, max_size=6), max_size=3),
+        name=some.text(max_size=90), start=NUMBERS, seconds=NUMBERS, hold=NUMBERS, spacing=NUMBERS,
+    ), max_size=3),
+    grids=some.lists(mapping(
+        at=POINT, points=some.lists(some.lists(NUMBERS, max_size=4), max_size=3), size=POINT, spacing=NUMBERS,
+        pinned=some.booleans(),
+    ), max_size=2),
     camera=mapping(
         pan=POINT, zoom=NUMBERS, rotate=NUMBERS, grid=some.integers(-1, 9), aspect=NUMBERS, start=NUMBERS,
         seconds=NUMBERS,

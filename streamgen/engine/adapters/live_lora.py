@@ -28,7 +28,7 @@ class LiveLoraRunner:
     batch: BatchPlace | None = None
 
     def __init__(self, dit: CausalDiT, live: LiveLoras, codec: VideoCodec | None = None) -> None:
-        network, self.strengths = adapted(dit, live.loras)
+        network, self.strengths = adapted(dit, live)
         self._plain = PlainRunner(network, codec)
         self.quantize = self._plain.quantize
         self._lock = threading.RLock()

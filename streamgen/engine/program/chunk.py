@@ -52,14 +52,15 @@ class ProgramContext:
     """The `AttentionContext` of a program: nothing in it but tensors.
 
     Attributes:
-        keys, values: the whole ring, `(layers, 1, S, H, D)`.
+        keys, values: the whole ring, of each layer `(1, S, H, D)`: as one tensor of all layers a compiler
+            takes each write for one of the whole and copies what it has not changed.
         tables: rotation of the chunk's tokens.
         places: `(R,)` int64, where in S they lie.
         mask: `(1, 1, 1, S)`, what of the ring is filled; None where all of it is.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
     tables: RotaryTables
     places: Tensor
     mask: Tensor | None
@@ -79,10 +80,10 @@ class Sink:
     keys: Tensor
     tables: RotaryTables
 
-    def turn(self, ring_keys: Tensor) -> None:
+    def turn(self, ring_keys: Sequence[Tensor]) -> None:
         """Let the sink lie in the ring where this chunk sees it; a layer at a time, as wide as one layer."""
-        for layer in range(len(ring_keys)):
-            ring_keys[layer, :, : self.keys.shape[2]] = rotate(self.keys[layer], self.tables)
+        for kept, keys in zip(self.keys, ring_keys, strict=True):
+            keys[:, : kept.shape[1]] = rotate(kept, self.tables)
 
 
 @dataclass(frozen=True)

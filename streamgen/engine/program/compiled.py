@@ -83,7 +83,7 @@ class ProgramRunner(PlainRunner):
         )  # fmt: skip
         assert not sampling.with_gradient, "training runs on the plain runner"
         own = conditioning.strengths is None and conditioning.text.negative is None
-        if sampling.exit_step is not None or not own or not self.serves(view):
+        if sampling.exit_step is not None or not own or task.masked or not self.serves(view):
             return super().denoise(task)
         start, fresh = self.draws(task)
         branches, weights = _branches(conditioning, self.dit.config.guidance)
@@ -189,7 +189,8 @@ class ProgramRunner(PlainRunner):
             # nobody's content any more, but a mask does not hide what is not finite
             ring.keys[:, :, view.end :] = 0
             ring.values[:, :, view.end :] = 0
-        return ProgramContext(ring.keys, ring.values, tables, put("places", torch.cat(runs)), mask)
+        keys, values = ring.keys.unbind(), ring.values.unbind()
+        return ProgramContext(keys, values, tables, put("places", torch.cat(runs)), mask)
 
     def _sink(self, view: CacheView) -> Sink | None:
         if view.sink_tables is None:

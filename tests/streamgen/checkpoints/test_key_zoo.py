@@ -48,6 +48,12 @@ def comfy_parts() -> dict[str, torch.Tensor]:
     }
 
 
+def rcm_counters() -> dict[str, torch.Tensor]:
+    """What rCM counts while it trains."""
+    names = ("video_sample_counter", "image_sample_counter", "iteration", "train_in_hours")
+    return {f"net.accum_{name}": torch.tensor(700) for name in names}
+
+
 def others(*prefixes: str) -> Callable[[], dict[str, torch.Tensor]]:
     """Other networks of the same shape in the same file."""
     return lambda: {name: x for prefix in prefixes for name, x in prefixed(shifted(plain()), prefix).items()}
@@ -64,7 +70,8 @@ LAYOUTS: dict[str, tuple[str, Layout]] = {
         "a.safetensors",
         Layout("scaled_fp8", prefix="model.diffusion_model.", beside=comfy_parts),
     ),
-    "rCM": ("a.pth", Layout(prefix="net.")),
+    "rCM": ("a.pth", Layout(prefix="net.", naming="rcm", beside=rcm_counters)),
+    "rCM, convolved": ("a.pth", Layout(prefix="net.")),
     "rCM, state_dict": ("a.pt", Layout(prefix="net.", section="state_dict")),
     "rCM, average and others": (
         "a.safetensors",
@@ -263,6 +270,9 @@ BROKEN_FILES: dict[str, tuple[bytes, str]] = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5676070424\n",
         "a Git LFS pointer of 5.7 GB, not the file itself",
     ),
+    "answer": (b"Entry not found", "a text, not weights: 'Entry not found'; fetch the file again"),
+    "JSON": (b'{"error": "Repository not found"}', "a text, not weights: .*Repository not found"),
+    "GGUF": (b"GGUF" + bytes(60), "GGUF is not read, use the safetensors file"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page, not weights"),
     "empty": (b"", "a header of 0 bytes in a file of 0"),
     "header of 1 GB": (

@@ -424,7 +424,7 @@ def test_the_fused_network_rounds_as_the_plain_one(dtype: torch.dtype, pipelines
         strengths = torch.tensor([2.0, 4.0]).expand(1, 3, 2)
         expected = dit(x, torch.full((1, 3), 500.0), text, view, motion, strengths)
         places = torch.cat([torch.arange(place.start, place.stop) for _, place in view.places])
-        context = ProgramContext(ring.keys, ring.values, view.tables, places, None)
+        context = ProgramContext(ring.keys.unbind(), ring.values.unbind(), view.tables, places, None)
         table = ModulationTables(dit).at(500.0, (2.0, 4.0), 3)
         found = FusedNetwork(dit)(x, motion, table, (text.keys, text.values), context)
     error = (found.float() - expected.float()).pow(2).mean().sqrt() / expected.float().std()

@@ -5,6 +5,7 @@ downloads that are cached, gone on with and compared; no network but a server of
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,73 @@ def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in done.stdout
 
 
+RCM = "Causal_rCM_Wan2.1_T2V_1.3B_480p_TF-dCM-init"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "chunk"), [("c3-3_step4", 4, 3), ("c3-3_step2", 2, 3), ("c1-1_step1", 1, 1)]
+)
+def test_a_release_says_what_of_its_config_is_other(
+    name: str, steps: int, chunk: int, published: Path, tmp_path: Path
+) -> None:
+    """rCM's files differ in their steps, which stand in their names."""
+    state = torch.load(published / "owner" / "repo" / "self_forcing_dmd.pt", weights_only=True)
+    (tmp_path / "files").mkdir()
+    path = tmp_path / "files" / f"{RCM}_SF-DMD_{name}.pt"
+    weights = {key.replace("model.", "net.", 1): x for key, x in state["generator"].items()}
+    weights["net.patch_embedding.weight"] = weights["net.patch_embedding.weight"].flatten(1)
+    torch.save(weights | {"net.accum_iteration": torch.tensor(3)}, path)
+    vae = published / "owner" / "repo" / "Wan2.1_VAE.pth"
+    report = adopt(str(path), tmp_path / "own", replace(small("decoder=vae"), vae=str(vae)))
+    assert report["problems"] == []
+    first_frames(tmp_path / "own")
+    assert report["settings_of"].startswith(f"wan-1.3b-rcm-{'chunk' if chunk == 3 else 'frame'}")
+    config = read_wan_config(tmp_path / "own" / "config.yaml")
+    assert (config.sampling.steps, config.plan.chunk_frames) == (steps, chunk)
+    other = replace(small(), vae=str(vae), like="wan-1.3b-self-forcing")
+    adopt(str(path), tmp_path / "like", other)
+    assert read_wan_config(tmp_path / "like" / "config.yaml").sampling.steps == 4
+
+
+def test_a_file_where_a_model_is_asked_for_is_told_what_to_type(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = published / "owner" / "repo"
+    out = ["-o", tmp_path / "a.mp4"]
+    file = call(capsys, "render", "a boat", *out, "--model", folder / "self_forcing_dmd.pt").error()
+    assert "found a file; streamgen adopt FILE -o DIR makes a model of it" in file
+    for door in (["render", "a boat", *out, "--model", folder], ["inspect", folder]):
+        assert "streamgen adopt makes one of published Wan weights" in call(capsys, *door).error()
+    tiny = [text for pair in SMALL for text in ("--model-set", pair)]
+    other = ["--model", "wan-1.3b-one-forcing", "--weights", folder, *tiny]
+    assert (
+        "streamgen adopt makes a config for files of other names"
+        in call(capsys, "render", "a boat", *out, *other).error()
+    )
+
+
+def test_refusals_name_the_file(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not only the folder in which it lies."""
+    state = torch.load(published / "owner" / "repo" / "self_forcing_dmd.pt", weights_only=True)["generator"]
+    bias, patch = "model.head.head.bias", "model.patch_embedding.weight"
+    cases: dict[str, dict[str, torch.Tensor]] = {
+        "missing": {name: x for name, x in state.items() if name != bias},
+        "shape": state | {bias: torch.zeros(3)},
+        "nan": state | {bias: state[bias] * float("nan")},
+        "another size": state | {patch: torch.zeros(40, 16, 1, 2, 2)},
+        "image to video": state | {"model.blocks.0.cross_attn.k_img.weight": torch.zeros(24, 24)},
+    }
+    vae = f"sources.vae=[{published / 'owner' / 'repo' / 'Wan2.1_VAE.pth'}]"
+    for name, weights in cases.items():
+        path = tmp_path / f"{name}.pt"
+        torch.save({"generator": weights}, path)
+        with pytest.raises(CheckpointError, match=f"{name}.pt") as caught:
+            load_pipeline("wan-1.3b-self-forcing", "cpu", wan=loading(path, "decoder=vae", vae))
+        assert "\n" not in str(caught.value)
+    report = call(capsys, "adopt", tmp_path / "missing.pt").error()
+    assert "missing.pt: 1 tensors are missing (head.head.bias" in report
+
+
 def test_releases_are_told_apart() -> None:
     for place, config in (
         ("gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt", "wan-1.3b-self-forcing"),
@@ -212,6 +280,11 @@ def test_releases_are_told_apart() -> None:
         ("framewise-1step.pt", "wan-1.3b-causal-forcing-1step"),
         ("JaydenLu666/Reward-Forcing-T2V-1.3B/rewardforcing.pt", "wan-1.3b-reward-forcing"),
         ("JiaqiFeng/OneForcing/checkpoints/one_forcing.pt", "wan-1.3b-one-forcing"),
+        ("worstcoder/rcm-Wan/Causal_rCM_Wan2.1_T2V_1.3B_480p_TF-dCM_c3-3.pt", "wan-1.3b-rcm-chunk"),
+        (f"{RCM}_SF-DMD_c3-3_step4.pt", "wan-1.3b-rcm-chunk"),
+        (f"{RCM}_SF-DMD_c1-1_step2.pt", "wan-1.3b-rcm-frame"),
+        ("/x/Causal_rCM_Wan2.1_T2V_1.3B_480p_TF_Diffusion_c3-3.pt", None),
+        ("rCM_Wan2.1_T2V_1.3B_480p.pt", None),
         ("Wan2.1-T2V-1.3B/diffusion_pytorch_model.safetensors", None),
     ):
         release = find_release(place)

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import streamgen.machine
 import streamgen.wan.load
 import streamgen.wan.memory
+from models.causal_dit import CausalDiT
 from models.context import ChunkPlan
+from models.live_lora import AdaptedLinear, LiveLoras
 from streamgen import Pipeline, load_pipeline
+from streamgen.engine.adapters.live_lora import LiveLoraRunner
 from streamgen.errors import CheckpointError
 from streamgen.wan.config import CONFIGS, WanConfig, read_wan_config
 from streamgen.wan.load import setup_of
+from streamgen.wan.loras import LoraFile
 from streamgen.wan.memory import (
     GIB,
     UMT5_XXL_PARAMETERS,
@@ -28,7 +33,7 @@ from streamgen.wan.memory import (
 )
 from streamgen.wan.options import TextOptions, WanOptions
 from tests.tiny_models import assert_needs
-from tests.tiny_wan import SMALL, small_config
+from tests.tiny_wan import SMALL, lora_tensors, small_config
 
 FULL = read_wan_config(CONFIGS / "wan-1.3b-longlive.yaml")
 
@@ -67,6 +72,52 @@ def test_parts_are_what_a_stream_allocates(decoder: str) -> None:
     assert parts["prompts"] == 2 * session.controls.text.context.size_bytes()
     twin = session.fork()
     assert twin.state.latents.ring.allocated_bytes() == parts["cache"]
+
+
+def test_a_cache_in_eight_bits_is_counted_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what is allocated, and an opening that needs more than is free is refused."""
+    pipeline = small_pipeline()
+    assert isinstance(pipeline.config, WanConfig)
+    setup = replace(small_setup(pipeline.plan), quantize="cache")
+    parts = stream_parts(pipeline.config, setup)
+    assert parts["cache"] < stream_parts(pipeline.config, small_setup(pipeline.plan))["cache"]
+    monkeypatch.setattr(streamgen.wan.memory, "free_bytes", Free(sum(parts.values())))
+    session = pipeline.open("a boat", runner="plain", quantize="cache")
+    assert session.state.latents.ring.allocated_bytes() == parts["cache"]
+    for bits, left in (("none", sum(parts.values())), ("cache", sum(parts.values()) - 1)):
+        monkeypatch.setattr(streamgen.wan.memory, "free_bytes", Free(left))
+        with pytest.raises(CheckpointError, match="memory: a stream of 48x32 needs"):
+            pipeline.open("a boat", runner="plain", quantize=bits)
+
+
+def test_live_loras_are_counted_and_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, sessions beside them and the texts read the same factors."""
+    save_file(lora_tensors(CausalDiT(small_config().dit), 3), tmp_path / "style.safetensors")
+    given = (LoraFile(str(tmp_path / "style.safetensors")),)
+    options = WanOptions(random_weights=True, overrides=SMALL, live_loras=given)
+    seen: list[dict[str, int]] = []
+    counted = streamgen.wan.load.check_memory
+    noted = lambda *about: seen.append(counted(*about)) or seen[0]  # type: ignore[func-returns-value]  # noqa: E731
+    monkeypatch.setattr(streamgen.wan.load, "check_memory", noted)
+
+    def check() -> None:
+        pipeline = load_pipeline("wan-1.3b-longlive", "cpu", wan=options)
+        session = pipeline.open("a boat")
+        assert isinstance(session.runner, LiveLoraRunner)
+        assert pipeline._live is not None
+        held = {}
+        for network in (
+            session.runner._plain.dit,
+            pipeline._live[0],
+            pipeline.open("a boat").runner._plain.dit,
+        ):  # type: ignore[attr-defined]
+            for module in network.modules():
+                if isinstance(module, AdaptedLinear):
+                    held |= {x.data_ptr(): x.nbytes for x in (module.down, module.up)}
+        assert sum(held.values()) == seen[-1]["live LoRAs"]
+
+    copied = lambda self, device, dtype: LiveLoras(self.names, self.defaults, self.loras)._made(device, dtype)  # noqa: E731
+    assert_needs(check, monkeypatch, LiveLoras, "factors", copied)
 
 
 @pytest.mark.slow

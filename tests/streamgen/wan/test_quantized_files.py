@@ -66,7 +66,9 @@ def test_files_in_eight_bits(
         # rounded once more, they are the same numbers but for the last place of a scale
         for found, told in zip(latents(pipeline), expected, strict=True):
             assert float((found - told).abs().max() / told.std()) < 0.02
-        assert pipeline.choose(quantize="none").runner.quantize is None
+        assert load_pipeline(ours, "cpu", quantize="none").choose().runner.quantize is None
+        both = load_pipeline(ours, "cpu", runner="plain", keep_full=True)
+        assert (both.choose().runner.quantize, both.choose(quantize="none").runner.quantize) == (kind, None)
 
     def unscaled(tensors: Tensors) -> Tensors:
         return {n: x.float() for n, x in tensors.items() if not n.endswith(quantize._SCALE)}
