@@ -20,13 +20,14 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 
+from .app import build_app
 from .bench_watchers import measure_crowd
 from .delay_proxy import DelayProxy, Link
 from .engine import Engine, PipelineEngine
 from .fake_engine import FakeEngine
 from .loading import warm_up
 from .lobby import Rules
-from .server import SERVER_OPTIONS, Options, build_app
+from .server import SERVER_OPTIONS, Options
 
 LOCAL = Link("localhost")
 FAR = Link("80 ms, 20 Mbit/s", 0.08, 20e6)

@@ -12,6 +12,7 @@ from . import pictures
 from .lobby import Lobby, Seat
 from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
 from .messages import Ack as AckMessage
+from .webcam import read_frame
 
 # Beyond these a connection is closed: messages per second, and messages that made no sense.
 MAX_RATE = 300
@@ -83,14 +84,25 @@ class Line:
             try:
                 text = event.get("text")
                 if text is None:
-                    raise BadMessage("message: expected JSON text, found a binary message")
-                self._handle(text)
+                    await self._see(event["bytes"])
+                else:
+                    self._handle(text)
             except BadMessage as error:
                 self._bad += 1
                 self.seat.voice.say({"type": "error", "code": "bad_message", "text": str(error)})
                 if self._bad > MAX_BAD or len(text or "") > MAX_MESSAGE_BYTES:
                     await self.websocket.close(1008, "messages that make no sense")
                     return
+
+    async def _see(self, data: bytes) -> None:
+        """A picture of the viewer's camera."""
+        session = self.seat.session
+        frame = await asyncio.to_thread(read_frame, data, self.hello["height"], self.hello["width"])
+        if session is None:
+            raise BadMessage("camera frame: wait for your turn")
+        self.lobby.heard(self.seat)
+        session.see(frame)
+        self._awake.set()
 
     def _handle(self, text: str) -> None:
         message = parse(text)

@@ -13,8 +13,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
 
-from streamgen import StreamEvent, StreamgenError
+from streamgen import InputError, StreamEvent, StreamgenError
+from streamgen.live.picture import Picture
 from streamgen.motion.tracks import TrackSet
 
 from . import pictures, told
@@ -23,6 +25,7 @@ from .branches import Branches
 from .commands import Commands
 from .engine import Engine, Generated, Stream
 from .hands import HandMessage, Hands
+from .history import Saved
 from .limits import Counters, Limits
 from .messages import Ack, BadMessage, Event, Message, Rewind, Simple, Start, Step
 from .messages import Take as TakeUp
@@ -32,6 +35,7 @@ from .plan import Plan
 from .relay import Relay, for_watchers
 from .shelf import Keeper, Kept
 from .voice import Voice
+from .webcam import Webcam, WebcamFrame
 
 
 class LiveSession:
@@ -80,6 +84,7 @@ class LiveSession:
         self._announced = (0, 0.0)
         self._wanted = -1
         self._commands = Commands()
+        self.webcam = Webcam(clock, voice.say)
         self._lock = threading.RLock()
 
     # -- from the web loop ---------------------------------------------------------------------------------
@@ -105,6 +110,21 @@ class LiveSession:
                 raise BadMessage("no stream has been started")
             else:
                 self._steer(message)
+        self.wake_worker()
+
+    def see(self, frame: WebcamFrame) -> None:
+        """A picture of the viewer's camera.
+
+        Raises:
+            BadMessage: there is no stream, or it cannot hear.
+        """
+        with self._lock:
+            if self.stream is None or self.state == "ended":
+                raise BadMessage("camera frame: no stream has been started")
+            try:
+                self.webcam.hear(self.stream, frame)
+            except StreamgenError as error:
+                raise BadMessage(f"camera frame: {error}") from None
         self.wake_worker()
 
     def reopen(self, kept: Kept) -> None:
@@ -147,13 +167,15 @@ class LiveSession:
         """The viewer's connection is gone; the stream waits until they are back or the session ends."""
         with self._lock:
             self.hands.desk.end_strokes()
+            self.webcam.end(self.stream, "the page with the camera is gone")
             self.head.settle(self.clock(), self._made_end, 0.0)
 
     def close(self) -> None:
         """End the session and give everything back."""
         with self._lock:
             if self.keeper is not None and self.stream is not None and self._made_end:
-                about, snapshot = self.branches.about(self._last_picture()), self.stream.snapshot()
+                about = self.branches.about(self._last_picture())
+                snapshot = self.keeper.fitting(self.stream, None)
                 self.keeper.keep(self.clock(), self.stream, snapshot, self._made_end, about)
             self.state = "ended"
             self._commands.clear()
@@ -192,7 +214,8 @@ class LiveSession:
             passing = self._made_end <= self._passing
             recache = self.recaches.expected(self.stream.cache_fill[1]) if passing else 0.0
             work = self.times.expected + recache + others
-            return start_time(now, left, self._moving(), work, self.window.transit)
+            start = start_time(now, left, self._moving(), work, self.window.transit)
+            return max(start, self.webcam.due(self.stream))
 
     def work(self) -> None:
         """Do what is due: a command, or the next chunk. An error of the engine ends in state `failed`."""
@@ -223,6 +246,8 @@ class LiveSession:
         elif isinstance(message, Simple) and message.kind == "resume":
             if self.state in ("paused", "failed"):
                 self._turn("playing")
+        elif isinstance(message, Simple) and message.kind == "webcam_off":
+            self.webcam.end(self.stream, "the camera is off")
         elif isinstance(message, HandMessage):
             self.hands.take(message)
 
@@ -235,11 +260,20 @@ class LiveSession:
             return
         assert self.stream is not None
         try:
-            receipt = self.stream.submit(message.stream_event(self._recaches(self.stream, message.over)))
+            every = self._recaches(self.stream, message.over)
+            receipt = self.stream.submit(message.stream_event(every, self._picture_for(message)))
         except StreamgenError as error:
             self.answers.refuse(number, kind, str(error))
             return
         self.answers.submitted(number, kind, message.label, receipt)
+
+    def _picture_for(self, message: Event) -> Picture | None:
+        """What was uploaded, where a message asks for it."""
+        if message.picture is None:
+            return None
+        if self.pictures is None:
+            raise InputError("no picture has been uploaded")
+        return Picture(torch.from_numpy(self.pictures[0].copy()), message.picture)
 
     def _recaches(self, stream: Stream, over: float) -> int:
         """With every how many-th chunk of a passage the cache may be made anew."""
@@ -392,19 +426,22 @@ class LiveSession:
         self.relay.show(out)
         self._passing = max([self._passing, *(r.until or -1 for r in made.receipts)])
         self.answers.settle(made, self.epoch, stream.in_force)
+        self.webcam.made(made.heard)
         self.voice.wake()
 
     def _keep(self, stream: Stream, made: Generated) -> None:
         self.recording.add(made.start, made.frames)
+        snapshot: Saved | None = None
         if self.marks.wants(self._made_end) and self.marks.affords(stream.snapshot_bytes):
             before = {mark.id for mark in self.marks}
-            mark = self.marks.add(self._made_end, snapshot := stream.snapshot(), self._last_picture())
+            snapshot = stream.snapshot()
+            mark = self.marks.add(self._made_end, snapshot, self._last_picture())
             self.takes.fit(self.marks)
             gone = before - {mark.id for mark in self.marks}
             self.voice.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
-            if self.keeper is not None and self.keeper.due(self.clock(), snapshot):
-                about = self.branches.about(self._last_picture())
-                self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
+        if self.keeper is not None and self.keeper.due(self.clock()):
+            about, snapshot = self.branches.about(self._last_picture()), self.keeper.fitting(stream, snapshot)
+            self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
 
     def _fail(self, reason: str) -> None:
         with self._lock:

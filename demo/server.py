@@ -1,4 +1,4 @@
-"""The web application: sessions over WebSockets, uploads and downloads, and the page, in one FastAPI app."""
+"""What the web application does: sessions over WebSockets, uploads and downloads (`app` has the routes)."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,18 +20,17 @@ from starlette.background import BackgroundTask
 from streamgen.errors import InputError, StreamgenError
 
 from . import exports, pictures, uploads
-from .access import Access, Gate
+from .access import Access
 from .conducted import Conducted
 from .drain import SENT_AWAY, Drain
 from .editing import Editing
-from .engine import Engine, ModelInfo
+from .engine import Engine
 from .limits import Limits
 from .line import CLOSE_UNKNOWN, Line
 from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES
 from .metrics import DemoMetrics, Totals
-from .page import Head, build_page, page_options, static_files
 from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
@@ -269,9 +267,7 @@ class Demo:
         await line.run()
 
     def _inherit(self, seat: Seat) -> None:
-        """A page has the id of what it goes on with, so that is kept under this id from now on, also while it
-        waits in the row.
-        """
+        """What a page goes on with is kept under its new id, also while it waits in the row."""
         if seat.heritage is not None and not seat.visit:
             try:
                 seat.heritage = self.shelf.hand_over(seat.heritage, seat.token)
@@ -374,41 +370,3 @@ def _not_saved(error: StreamgenError, path: str = "") -> Response:
     """Why nothing can be downloaded; a server's path means nothing to a viewer."""
     text = str(error).replace(path, "the clip") if path else str(error)
     return JSONResponse({"error": text}, 404 if isinstance(error, NoSuchSession) else 409)
-
-
-def live_app(demo: Demo) -> FastAPI:
-    """What sessions need of the web: no page, and nobody who looks at who comes in."""
-    app = FastAPI(lifespan=demo.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/health", demo.status, methods=["GET"])
-    app.add_api_route("/metrics", demo.figures, methods=["GET"])
-    app.add_api_route("/live/session", demo.ticket, methods=["POST"])
-    app.add_api_route("/live/health", demo.health, methods=["GET"])
-    app.add_api_route("/live/{token}/back", demo.back, methods=["POST"])
-    app.add_api_route("/live/{token}/picture", demo.picture, methods=["POST"])
-    app.add_api_route("/live/{token}/clip.{suffix}", demo.clip, methods=["GET"])
-    app.add_api_route("/live/{token}/timeline.json", demo.timeline, methods=["GET"])
-    demo.editing.add_routes(app)
-    app.add_api_route("/live/{token}/watch", demo.watch_link, methods=["POST"])
-    app.add_api_route("/live/{token}/watch", demo.no_watch_link, methods=["DELETE"])
-    app.add_api_websocket_route("/live/ws/watch/{key}", demo.watch)
-    app.add_api_websocket_route("/live/ws/{token}", demo.socket)
-    app.state.demo = demo
-    return app
-
-
-def with_page(app: FastAPI, info: ModelInfo, root_path: str, access: Access) -> Gate:
-    """The page before the routes that it speaks to, behind the rules of admission."""
-    app.mount("/live/static", static_files())
-    page = build_page(info, root_path)
-    app = gr.mount_gradio_app(app, page, path="/", **page_options(root_path))
-    return Gate(Head(app, root_path), access)
-
-
-def app_of(demo: Demo) -> Gate:
-    """The whole application, to be served by uvicorn with one process."""
-    return with_page(live_app(demo), demo.engine.info, demo.options.root_path, demo.options.access)
-
-
-def build_app(engine: Engine, options: Options | None = None) -> Gate:
-    """The whole application around an engine."""
-    return app_of(Demo(engine, options or Options()))

@@ -26,10 +26,10 @@ from .recording import Lineage, Recording
 _LIST = "kept.json"
 # Touched while a session uses its folder: other servers may share the shelf.
 _USED, _USED_SECONDS = "in-use", 200.0
-# Seconds between two snapshots of one session, and bytes of the largest that is written while it plays.
-# With a second between marks, a chunk and the writing, a process that dies takes less than 5 s along.
+# Seconds between two snapshots of one session, and bytes of the largest that is written whole.
+# With a chunk and the writing, a process that dies takes less than 5 s along.
 KEEP_SECONDS = 3.0
-_PLAYING_BYTES = 64 * 2**20
+PLAYING_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,18 @@ class Keeper:
         self._writing: Future[None] | None = None
         self._failed = False
 
-    def due(self, now: float, snapshot: Saved) -> bool:
-        """Whether a snapshot that has just been taken should be written while the stream plays."""
+    def due(self, now: float) -> bool:
+        """Whether the stream should be written while it plays."""
         busy = self._writing is not None and not self._writing.done()
-        return not busy and now - self._since >= KEEP_SECONDS and snapshot.size_bytes() <= _PLAYING_BYTES
+        return not busy and now - self._since >= KEEP_SECONDS
+
+    def fitting(self, stream: Stream, snapshot: Saved | None) -> Saved:
+        """What is written of a stream: a snapshot, the one that was just taken where there is one, or an
+        outline where that would be gigabytes.
+        """
+        if stream.snapshot_bytes > PLAYING_BYTES:
+            return stream.outline()
+        return stream.snapshot() if snapshot is None else snapshot
 
     def keep(self, now: float, stream: Stream, snapshot: Saved, frame: int, about: dict[str, Any]) -> None:
         """Write a snapshot before frame `frame`; `about` has `pieces`, `strip` and `picture`."""

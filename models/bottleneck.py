@@ -33,6 +33,10 @@ class Posterior:
         """Divergence from the unit Gaussian in nats, averaged over all latent numbers (a scalar)."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).mean()
 
+    def commitment(self) -> Tensor:
+        """What holds features and their codes together (a scalar): zero where there is no codebook."""
+        return self.mean.new_zeros(())
+
 
 @dataclass(frozen=True)
 class Quantized(Posterior):
@@ -66,6 +70,82 @@ class Quantized(Posterior):
             channels.append((indices % count).float() / (count - 1) * 2 - 1)
             indices = indices // count
         return torch.stack(channels[::-1], 2)
+
+
+@dataclass(frozen=True)
+class Looked(Posterior):
+    """Latents that are entries of codebooks: the mean `(B, T, C, H, W)` is all there is. `index (B, T, G, H,
+    W)` int64 says which entry each group of channels has; `apart` is the commitment.
+    """
+
+    index: Tensor
+    apart: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The codes."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """Zero: codes need no pull towards a prior."""
+        return self.mean.new_zeros(())
+
+    def commitment(self) -> Tensor:
+        """See `VQBottleneck`."""
+        return self.apart
+
+
+class VQBottleneck(nn.Module):
+    """Vector quantisation (VQ-VAE, arXiv 1711.00937): channels in `groups`, each replaced by the nearest of
+    `codes` entries of its own codebook `(groups, codes, channels of a group)`.
+
+    The gradient goes straight through to the features. The commitment draws entries to the features that take
+    them, and, a quarter as strongly, features to their entries (that paper's equation 3).
+    """
+
+    def __init__(self, dim: int, latent_channels: int, groups: int, codes: int) -> None:
+        super().__init__()
+        self.change = nn.Linear(dim, latent_channels)
+        self.codebook = nn.Parameter(torch.randn(groups, codes, latent_channels // groups))
+        self.reset_output()
+
+    def reset_output(self) -> None:
+        """Let the network contribute nothing: what is looked up is the skip's latent."""
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, features: Tensor, skip: Tensor) -> Looked:
+        """Features `(B, N, H, W, D)` and skip latents `(B, N, H, W, C)` to codes `(B, N, C, H, W)`."""
+        latent = skip + self.change(features).to(skip.dtype)
+        # nearest by single precision: half would take other entries in training than a stream does
+        with torch.autocast(latent.device.type, enabled=False):
+            book = self.codebook.to(latent.dtype)
+            index = nearest(latent.detach(), book.detach())
+            found = look_up(index, book)
+            apart = (found - latent.detach()).square().mean() + (found.detach() - latent).square().mean() / 4
+        codes = (latent + (found - latent).detach()).movedim(-1, 2)
+        return Looked(codes, torch.full_like(codes, LOGVAR_RANGE[0]), index.movedim(-1, 2), apart)
+
+    def latents(self, index: Tensor) -> Tensor:
+        """The latents `(B, T, C, H, W)` of indices `(B, T, G, H, W)`."""
+        return look_up(index.movedim(2, -1), self.codebook).movedim(-1, 2)
+
+    def bits(self) -> float:
+        """Bits of one latent place."""
+        groups, codes, _ = self.codebook.shape
+        return groups * math.log2(codes)
+
+
+def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Which entry `(..., G)` of each codebook `(G, K, c)` is nearest to latents `(..., G c)`."""
+    parts = latents.unflatten(-1, (len(codebook), -1)).flatten(0, -3).transpose(0, 1)
+    # by products of matrices it would depend on how many there are, and a stream take other entries
+    apart = torch.cdist(parts, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart.argmin(-1).T.unflatten(0, latents.shape[:-1])
+
+
+def look_up(index: Tensor, codebook: Tensor) -> Tensor:
+    """Latents `(..., G c)` of entries `(..., G)`."""
+    return codebook[torch.arange(len(codebook), device=index.device), index].flatten(-2)
 
 
 class FSQBottleneck(nn.Module):

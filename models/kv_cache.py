@@ -251,6 +251,11 @@ class CacheRing:
         self._contents = max(self._contents, cursor.content)
         self.end_rebuild(cursor)
 
+    def lose(self, cursor: CacheCursor) -> None:
+        """Take over a cursor without what it points to: that has to be rebuilt first."""
+        self.holds = self.sink_holds = None
+        self._contents = max(self._contents, cursor.content)
+
     def allocated_bytes(self) -> int:
         """Bytes held, constant for the life of the cache."""
         return sum(x.nbytes for x in (self.keys, self.values, self.sink_keys))

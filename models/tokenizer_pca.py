@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .bottleneck import look_up, nearest
+
 # Components below this share of the largest variance carry nothing; whitening must not blow them up.
 MIN_RELATIVE_VARIANCE = 1e-8
 # Scales to choose from for components that are rounded: standard deviations before the tanh.
 _GAINS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2)
+# Of k-means: more rows and rounds hardly move a start.
+_ROWS_PER_CODE, _ROUNDS = 40, 6
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,42 @@ def choose_gain(codec: LinearCodec, patches: Tensor, levels: Sequence[int]) -> T
 
 def fit_rounded(codec: LinearCodec, patches: Tensor, gain: Tensor, levels: Sequence[int]) -> LinearCodec:
     """The codec with the best linear way back from its rounded latents."""
+    return _with_way_back(codec, patches, lambda latents: _rounded(latents * gain, levels))
+
+
+def fit_looked_up(codec: LinearCodec, patches: Tensor, codebook: Tensor) -> LinearCodec:
+    """The codec with the best linear way back from the nearest entries of codebooks `(G, K, c)`."""
+    book = codebook.to(torch.float64)
+    return _with_way_back(codec, patches, lambda latents: look_up(nearest(latents, book), book))
+
+
+def fit_codebook(codec: LinearCodec, patches: Tensor, groups: int, codes: int) -> Tensor:
+    """Codebooks `(groups, codes, c)`, float64, for latents of patches: k-means from entries at even distances
+    in the order of the patches, which is a function of these alone.
+
+    Raises:
+        ValueError: fewer patches than codes.
+    """
+    latents = (patches.detach().to(torch.float64) - codec.mean) @ codec.encode
+    if len(latents) < codes:
+        raise ValueError(f"codes: expected at most the {len(latents)} patches to start from, found {codes}")
+    latents = latents[:: max(1, len(latents) // (_ROWS_PER_CODE * codes))]
+    parts = latents.unflatten(1, (groups, -1)).transpose(0, 1)
+    picked = torch.linspace(0, len(latents) - 1, codes, device=latents.device).round().long()
+    book = parts[:, picked].clone()
+    for _ in range(_ROUNDS):
+        index = torch.cdist(parts, book).argmin(-1)
+        for group, (rows, taken) in enumerate(zip(parts, index, strict=True)):
+            sums = torch.zeros_like(book[group]).index_add_(0, taken, rows)
+            counts = torch.bincount(taken, minlength=codes)[:, None]
+            # what nothing takes stays where it is
+            book[group] = torch.where(counts > 0, sums / counts.clamp_min(1), book[group])
+    return book
+
+
+def _with_way_back(codec: LinearCodec, patches: Tensor, coded: Callable[[Tensor], Tensor]) -> LinearCodec:
     rows = patches.detach().to(torch.float64) - codec.mean
-    codes = _rounded(rows @ codec.encode * gain, levels)
+    codes = coded(rows @ codec.encode)
     decode = torch.linalg.lstsq(codes.T @ codes, codes.T @ rows).solution
     return LinearCodec(codec.mean, codec.encode, decode)
 

@@ -114,11 +114,17 @@ class FeatureState:
 
 
 class Memory:
-    """Hands each layer what it has kept and collects what it keeps now, during one chunk."""
+    """Hands each layer what it has kept and collects what it keeps now, during one chunk.
 
-    def __init__(self, state: FeatureState) -> None:
+    Args:
+        read_once: whether nobody reads the state after this: it is emptied as the layers read it, so that the
+            old and the new one together take the room of one.
+    """
+
+    def __init__(self, state: FeatureState, read_once: bool = False) -> None:
         self.starts = state.frames == 0
         self._old = state.memory
+        self._read_once = read_once
         self.kept: dict[str, Tensor] = {}
 
     def past(self, slot: str, x: Tensor, frames: int) -> Tensor:
@@ -128,6 +134,8 @@ class Memory:
             ValueError: the stream had another picture size.
         """
         old = self._old.get(slot)
+        if self._read_once and isinstance(self._old, dict):
+            self._old.pop(slot, None)
         shape = (*x.shape[:2], frames, *x.shape[3:])
         if old is None:
             return x.new_zeros(shape)

@@ -15,17 +15,25 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .bottleneck import FSQBottleneck, KLBottleneck, Posterior
+from .bottleneck import FSQBottleneck, KLBottleneck, Posterior, VQBottleneck
 from .tokenizer_layers import Past, PixelRefiner, SpatialBlock, TemporalBlock, TokenNorm
-from .tokenizer_pca import LinearCodec, choose_gain, fit_aligned_pca, fit_rounded
+from .tokenizer_pca import (
+    LinearCodec,
+    choose_gain,
+    fit_aligned_pca,
+    fit_codebook,
+    fit_looked_up,
+    fit_rounded,
+)
 
 
 @dataclass(frozen=True)
 class VideoTokenizerConfig:
     """Shape of a tokenizer. `window` is in cells of the token grid, `temporal_context` in latent frames.
 
-    `bottleneck` is `kl` (continuous latents, for diffusion) or `fsq` (codes: channel c takes `fsq_levels[c]`
-    values); all else is the same network.
+    `bottleneck` is `kl` (continuous latents, for diffusion), `fsq` (codes: channel c takes `fsq_levels[c]`
+    values) or `vq` (codes: `vq_groups` groups of channels take one of `vq_codes` entries each); all else is
+    the same network.
     """
 
     in_channels: int = 3
@@ -45,6 +53,8 @@ class VideoTokenizerConfig:
     qk_norm: bool = False
     bottleneck: str = "kl"
     fsq_levels: tuple[int, ...] = ()
+    vq_codes: int | None = None
+    vq_groups: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -60,14 +70,25 @@ class VideoTokenizerConfig:
                 f"latent_channels: expected at most the {self.first_patch_dim} numbers of an image patch, "
                 f"found {self.latent_channels}"
             )
-        if self.bottleneck not in ("kl", "fsq"):
-            raise ValueError(f"bottleneck: expected 'kl' or 'fsq', found {self.bottleneck!r}")
+        if self.bottleneck not in ("kl", "fsq", "vq"):
+            raise ValueError(f"bottleneck: expected 'kl', 'fsq' or 'vq', found {self.bottleneck!r}")
+        self._check_codebooks()
         levels = self.latent_channels if self.bottleneck == "fsq" else 0
         if len(self.fsq_levels) != levels or any(count < 2 for count in self.fsq_levels):
             raise ValueError(
                 f"fsq_levels: expected {levels} numbers of at least 2 (one per latent channel of an fsq "
                 f"tokenizer), found {list(self.fsq_levels)}"
             )
+
+    def _check_codebooks(self) -> None:
+        if (self.bottleneck == "vq") != (self.vq_codes is not None):
+            expected = "a number of entries" if self.bottleneck == "vq" else "none without bottleneck: vq"
+            raise ValueError(f"vq_codes: expected {expected}, found {self.vq_codes}")
+        if self.vq_codes is not None and self.vq_codes < 2:
+            raise ValueError(f"vq_codes: expected at least 2, found {self.vq_codes}")
+        if self.latent_channels % self.vq_groups or (self.vq_groups > 1 and self.bottleneck != "vq"):
+            expected = f"a divisor of latent_channels ({self.latent_channels}), 1 without bottleneck: vq"
+            raise ValueError(f"vq_groups: expected {expected}, found {self.vq_groups}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VideoTokenizerConfig:
@@ -247,11 +268,7 @@ class VideoTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.bottleneck: KLBottleneck | FSQBottleneck = (
-            FSQBottleneck(config.dim, config.fsq_levels)
-            if config.bottleneck == "fsq"
-            else KLBottleneck(config.dim, config.latent_channels)
-        )
+        self.bottleneck = _bottleneck(config)
         self.decoder = Decoder(config)
         self.register_buffer("latent_mean", torch.zeros(2, config.latent_channels))
         self.register_buffer("latent_std", torch.ones(2, config.latent_channels))
@@ -378,7 +395,7 @@ class VideoTokenizer(nn.Module):
 
         `first_patches` is `(N, P)`, `group_patches` `(M, temporal * P)`. Each component is scaled by its
         eigenvalue ** -0.25, the image basis is turned towards the video basis, and all network outputs become
-        zero. A discrete bottleneck gets the gain that suits its levels.
+        zero. A discrete bottleneck gets the gain that suits its levels, or codebooks that suit the patches.
         """
         c = self.config
         for name, patches, size in (
@@ -396,6 +413,11 @@ class VideoTokenizer(nn.Module):
             image = fit_rounded(image, first_patches, gain, c.fsq_levels)
             video = fit_rounded(video, group_patches, gain, c.fsq_levels)
             self.bottleneck.gain.copy_(gain)
+        if isinstance(self.bottleneck, VQBottleneck):
+            book = fit_codebook(video, group_patches, *self.bottleneck.codebook.shape[:2])
+            image = fit_looked_up(image, first_patches, book)
+            video = fit_looked_up(video, group_patches, book)
+            self.bottleneck.codebook.copy_(book)
         _load_codec(image, self.encoder.skip.first, self.decoder.skip.first)
         _load_codec(video, self.encoder.skip.group, self.decoder.skip.group)
         self.bottleneck.reset_output()
@@ -468,6 +490,14 @@ class VideoTokenizer(nn.Module):
         channels = self.config.latent_channels
         if latents.ndim != 5 or latents.shape[2] != channels or 0 in latents.shape:
             raise ValueError(f"latents: expected (B, N >= 1, {channels}, h, w), found {tuple(latents.shape)}")
+
+
+def _bottleneck(config: VideoTokenizerConfig) -> KLBottleneck | FSQBottleneck | VQBottleneck:
+    if config.bottleneck == "fsq":
+        return FSQBottleneck(config.dim, config.fsq_levels)
+    if config.vq_codes is not None:
+        return VQBottleneck(config.dim, config.latent_channels, config.vq_groups, config.vq_codes)
+    return KLBottleneck(config.dim, config.latent_channels)
 
 
 def _load_codec(codec: LinearCodec, encode: nn.Linear, decode: nn.Linear) -> None:

@@ -325,8 +325,9 @@ class WanVAE(nn.Module):
         """
         self._check_latents(latents)
         state, frames = state.opened("decoder", latents.shape[0]), []
-        for part in self.conv2(latents.transpose(1, 2)).split(1, 2):
-            memory = Memory(state)
+        for number, part in enumerate(self.conv2(latents.transpose(1, 2)).split(1, 2)):
+            # the caller's own state stays as it is
+            memory = Memory(state, read_once=number > 0)
             frames.append(self.decoder.step(part, memory).transpose(1, 2).clamp(-1.0, 1.0))
             state = memory.state("decoder", state.frames + 1)
         return torch.cat(frames, 1), state

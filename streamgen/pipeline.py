@@ -27,7 +27,7 @@ from .engine.choice import (
     one_thread_is_enough,
 )
 from .engine.decoder import DecoderState, encode_frames
-from .engine.noise import NoiseSource, SeededNoise, seed_identity
+from .engine.noise import NoiseSource, SeededNoise, checked_source, seed_identity
 from .engine.parallel.mesh import Mesh
 from .engine.parallel.ulysses import UlyssesRunner, slab_axis
 from .engine.program.warm import Progress
@@ -472,17 +472,6 @@ class Pipeline(StreamModel):
                 f"chunk of this model, found {self.geometry.frames(latents.shape[1])}"
             )
         return latents, Start.of(frames)
-
-
-def checked_source(noise: NoiseSource) -> NoiseSource:
-    """A caller's source of draws, which has to have a name.
-
-    Raises:
-        InputError: it has none.
-    """
-    if not hasattr(noise, "identity") or not isinstance(noise.identity, str) or not noise.identity:
-        raise InputError("noise: expected a source with an identity, a text for snapshots and timelines")
-    return noise
 
 
 def load_pipeline(

@@ -12,9 +12,10 @@ from typing import Any
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page
 
+from demo.app import build_app
 from demo.fake_engine import FakeEngine
 from demo.lobby import Rules
-from demo.server import SERVER_OPTIONS, Options, build_app
+from demo.server import SERVER_OPTIONS, Options
 
 # Seconds; a machine that has nothing else to do needs a small part of it.
 PATIENCE = 240.0

@@ -1,5 +1,6 @@
 """Workers as named actors of a Ray cluster: begun once, found by every front, started again when they die."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from .worker import About, Order, Worker
 _ROOT = Path(__file__).resolve().parents[2]
 # Of a cluster that is started here: nothing of ours lies in Ray's object store.
 _STORE_BYTES = 100 * 2**20
+# Ray has its workers give way to all else on the machine, which suits batches; here viewers wait for them.
+_NICENESS = ("RAY_worker_niceness", "0")
 
 
 class Crew(Protocol):
@@ -52,6 +55,7 @@ class Fleet:
 
     def __init__(self, name: str = "streamgen") -> None:
         self.name, self._namespace = name, f"streamgen-demo-{name}"
+        os.environ.setdefault(*_NICENESS)
         self._ray = connected(object_store_memory=_STORE_BYTES)
         self._handles: dict[str, Any] = {}
 

@@ -21,10 +21,10 @@ from prometheus_client.registry import Collector
 from starlette.background import BackgroundTask
 
 from ..access import Access, Gate
+from ..app import with_page
 from ..drain import SENT_AWAY, Drain
 from ..engine import ModelInfo
 from ..page import static_files
-from ..server import with_page
 from .addresses import parted, routed, signed
 from .fleet import Crew
 from .line import Line

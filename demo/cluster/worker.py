@@ -19,11 +19,12 @@ from fastapi.responses import JSONResponse, Response
 from streamgen.errors import StreamgenError
 
 from ..access import App, Receive, Scope, Send
+from ..app import live_app
 from ..engine import Engine, ModelInfo
 from ..limits import Limits
 from ..lobby import Rules
 from ..metrics import free_memory
-from ..server import SERVER_OPTIONS, Demo, Options, live_app
+from ..server import SERVER_OPTIONS, Demo, Options
 
 KEY_HEADER = "x-streamgen-key"
 MOVING = "The machine that made your stream is being renewed."

@@ -18,7 +18,7 @@ export class Held {
     live.on("place", (place) => { this.rows = place.held; this.lines.clear(); this.changed(); });
     live.on("held", (message) => { this.rows = message.held; this.changed(); });
     live.on("shown", () => this.changed());
-    live.on("turned", () => this.changed());
+    live.on("turned", (state) => { if (state !== "paused") live.notices.chip("waits", ""); this.changed(); });
     live.part.held.addEventListener("click", (event) => this.clicked(event));
     this.changed();
   }

@@ -82,7 +82,7 @@ export class Status {
       if (frame.epoch !== change.epoch || frame.frame < change.frame) return true;
       const took = this.clock() - change.began;
       this.controls.push(took);
-      this.live.part.appeared.textContent = `Your change appeared after ${(took / 1000).toFixed(1).replace(/^0/, "")} s`;
+      this.live.part.appeared.textContent = `appeared after ${(took / 1000).toFixed(1).replace(/^0/, "")} s`;
       if (this.controls.length > 200) this.controls.shift();
       return false;
     });

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import intervals
+from .edits import STRENGTHS, variant_of
 from .intervals import Figure, Paired
 from .rows import Row
 from .suites import FPS, SOON_FRAMES, SWITCH_FRAMES
@@ -219,11 +220,32 @@ def _drift_metrics() -> list[Metric]:
     return found
 
 
+def _edited(row: Row) -> float:
+    """How right what was to change is: the share of frames."""
+    return float(row.read[row.kind])
+
+
+def _edit_metrics() -> list[Metric]:
+    prefixes = {variant_of(strength): f"edits.{variant_of(strength)}" for strength in STRENGTHS}
+
+    def names(name: str) -> dict[str, str]:
+        return {variant: f"{prefix}.{name}" for variant, prefix in prefixes.items()}
+
+    found = [
+        Metric("edits", _edited, names("right"), by=names("{}.right")),
+        Metric("edits", _of("error"), names("path_error"), intervals.average, by=names("{}.path_error")),
+        Metric("edits", _of("psnr"), names("kept_psnr"), intervals.average),
+        Metric("edits", _of("seam"), names("seam"), intervals.average),
+    ]
+    return found
+
+
 METRICS: tuple[Metric, ...] = (
     *_plain_metrics(),
     *_drag_metrics(),
     *_switch_metrics(),
     *_drift_metrics(),
+    *_edit_metrics(),
 )
 #: Variants of a suite that are the same streams under two conditions.
 CONDITIONS = (

@@ -168,6 +168,37 @@ def _read_drift(instruments: Instruments, view: View) -> Read:
     return {"points": [asdict(p) for p in drift_points(instruments, view)], "seam": seam(view.video)}
 
 
+def _read_edit(instruments: Instruments, view: View) -> Read:
+    """What became of a live input: what is shown, how far the object is from where it is in the input (of the
+    width), and how like that its background is, in dB (None where that is to change, or hidden).
+    """
+    video = view.video
+    assert video.source is not None
+    (subject,) = video.spec.subjects
+    shown = instruments.object(view, subject, 0, len(video.frames))
+    psnr = math.nan
+    if video.spec.kind != "background":
+        psnr = kept_psnr(video.source, video.frames, instruments.frames(video.source), view.reading)
+    return {
+        "colour": shown["found"],
+        "shape": shown["shape"].get(SHAPES[subject.shape], 0.0),
+        "background": _share(view.reading.background == subject.background),
+        "error": drag_error(view),
+        "psnr": psnr,
+        "seam": seam(video),
+    }
+
+
+def kept_psnr(source: Tensor, made: Tensor, before: Reading, after: Reading) -> float:
+    """PSNR in dB between two clips where neither shows an object, over all frames."""
+    objects = (before.masks.any(1) | after.masks.any(1)).float()
+    free = max_pool2d(objects[:, None], 5, 1, 2)[:, 0] == 0
+    if not bool(free.any()):
+        return math.nan
+    apart = (source[free].float() - made[free].float()).square().mean()
+    return float(10 * torch.log10(255**2 / apart.clamp(min=1e-3)))
+
+
 def drag_error(view: View) -> float:
     """Mean distance between object and path while it is dragged, of the width."""
     video = view.video
@@ -366,4 +397,5 @@ _READERS: dict[str, Callable[[Instruments, View], Read]] = {
     "switches": read_switch,
     "drift": _read_drift,
     "long_drift": _read_drift,
+    "edits": _read_edit,
 }

@@ -10,12 +10,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..scenes import contact_sheet
+from .edits import STRENGTHS, variant_of
 from .figures import ATTRIBUTES, conditions, figures_of, hops, nested, quantiles
 from .intervals import Figure, average
 from .measures import plain
 from .page import Picture, Section, Table, differences, write_page
 from .rows import About, Row, checked_rows
 from .streams import StreamSpec, Video, load_video
+from .suites import EDIT_KINDS
 
 #: Heading, name of the figure, and aim.
 HEADLINES: tuple[tuple[str, str, str], ...] = (
@@ -176,12 +178,32 @@ def _sections(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[
             "Hop at a switch: pixels of 64 per frame above the own step, at quantiles",
             [Table(["", ".5", ".75", ".9", ".95", "largest"], hop_rows)],
         ),
+        *_edit_sections(figures),
         Section("Drift by attribute", [Table(["", "first 4 s", "last 4 s"], drift)]),
         Section(
             "The same streams under two conditions",
             [differences(report["comparisons"])],
         ),
     ]
+
+
+def _edit_sections(figures: Mapping[str, Figure]) -> list[Section]:
+    """Live input made anew, by strength; none where nothing was."""
+    rows = []
+    for variant in map(variant_of, STRENGTHS):
+        kinds = [figures.get(f"edits.{variant}.{kind}.right") for kind in EDIT_KINDS]
+        rest = [figures[f"edits.{variant}.{name}"] for name in ("path_error", "kept_psnr", "seam")]
+        if rest[0].n:
+            rows.append([f"{int(variant) / 100:g}", *kinds, *rest])
+    if not rows:
+        return []
+    head = ["strength", *(f"{kind} right" for kind in EDIT_KINDS), "path error", "background, dB", "seam"]
+    text = (
+        "Clips of the world as live input, one thing of them to change (aims at the best strength: colour at "
+        "least .80, the path within .08 of the width, the background 25 dB). At strength 1 the input is not "
+        "seen: what chance is worth."
+    )
+    return [Section("Live input made anew", [text, Table(head, rows)])]
 
 
 def _curves(report: Mapping[str, Any], out_dir: Path) -> list[str]:

@@ -9,8 +9,10 @@ from typing import Any
 
 from models.video_tokenizer import VideoTokenizer
 from streamgen import Pipeline, load_pipeline
+from streamgen.engine.source import strength_problem
 
 from ..scenes import SceneConfig
+from .edits import STRENGTHS
 from .measures import Instruments, plain
 from .pool import Work, make_rows, one_thread
 from .report import make_report
@@ -74,13 +76,19 @@ class Evaluator:
         """Streams without a row, each with whether its frames are to be kept, and controls."""
         shown: Counter[tuple[str, str]] = Counter()
         specs = []
-        for spec in self.suites.every():
+        for spec in self.suites.every(self._strengths()):
             shown[spec.suite, spec.variant] += 1
             if not self.file.has(self._row(spec, {})):
                 specs.append((spec, shown[spec.suite, spec.variant] <= _SHOWN))
         done = Counter((row.suite, row.variant) for row in self.file.rows if row.source == "truth")
         controls = [s for s in truth_suites(self.config) if done[s.suite, s.variant] < s.count]
         return specs, controls
+
+    def _strengths(self) -> list[float]:
+        """Of `STRENGTHS` those that this model has noise levels for."""
+        own = self.pipeline.settings.updated(self.given)
+        levels = own.levels(own.steps, self.pipeline.settings)
+        return [strength for strength in STRENGTHS if strength_problem(levels, strength) is None]
 
     def _row(self, spec: StreamSpec, read: dict[str, Any]) -> Row:
         return row_of(spec, read, self.file.about.weights, self.file.about.settings)

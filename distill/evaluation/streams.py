@@ -16,6 +16,7 @@ from torch import Tensor
 from streamgen import Pipeline, Receipt, Session, StreamEvent
 from streamgen.motion.tracks import TrackSet
 
+from .edits import world_clip
 from .reading import FrameReader, torus_step
 
 Policy = Literal["recache", "keep", "clear"]
@@ -64,6 +65,16 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A clip of the world as live input, `number` of `edits.world_clip`, made anew at a strength under a
+    prompt that differs in one thing, which the spec's `kind` says.
+    """
+
+    number: int
+    strength: float
+
+
+@dataclass(frozen=True)
 class StreamSpec:
     """One stream: everything that its frames are a function of, besides the weights and the settings.
 
@@ -80,6 +91,7 @@ class StreamSpec:
     switch: Switch | None = None
     variant: str = "plain"
     kind: str = ""
+    edit: Edit | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,7 @@ class Video:
         event: first frame under the switch or the drag, from its receipt; T without one.
         path: (P, 2) normalised places the dragged object should be at from frame `event` on; empty without.
         borders: first frames of its chunks, without frame 0.
+        source: the clip that it was made from, as many frames; None of most. Kept frames have it above them.
     """
 
     spec: StreamSpec
@@ -99,10 +112,13 @@ class Video:
     event: int
     path: Tensor
     borders: tuple[int, ...] = ()
+    source: Tensor | None = None
 
 
 def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: Mapping[str, Any]) -> Video:
     """Stream one spec."""
+    if spec.edit is not None:
+        return _made_anew(pipeline, spec, spec.edit, settings)
     session = pipeline.open(spec.prompt, spec.seed, settings=dict(settings))
     parts: list[Tensor] = []
     borders: list[int] = []
@@ -122,6 +138,20 @@ def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: 
     if receipt is not None and receipt.frame is not None:
         event = receipt.frame
     return Video(spec, torch.cat(parts)[: spec.frames].cpu(), event, path, tuple(borders[1:]))
+
+
+def _made_anew(pipeline: Pipeline, spec: StreamSpec, edit: Edit, settings: Mapping[str, Any]) -> Video:
+    """Stream a spec that listens to a clip; its path is where the clip's object is."""
+    clip = world_clip(pipeline.geometry.height, edit.number, spec.frames)
+    session = pipeline.open(spec.prompt, spec.seed, settings={**settings, "strength": edit.strength})
+    session.listen(clip.frames)
+    parts: list[Tensor] = []
+    borders: list[int] = []
+    while (seen := sum(len(part) for part in parts)) < spec.frames:
+        borders.append(seen)
+        parts.append(next(session).frames)
+    frames = torch.cat(parts)[: spec.frames].cpu()
+    return Video(spec, frames, 0, clip.path, tuple(borders[1:]), clip.frames)
 
 
 def _start_drag(session: Session, path: Tensor) -> Receipt:
@@ -154,7 +184,8 @@ def _plan_drag(frames: Tensor, reader: FrameReader, spec: StreamSpec) -> Tensor:
 
 def stream_name(spec: StreamSpec, weights: str, settings: str) -> str:
     """A file name for a stream, made of everything it is a function of."""
-    key = json.dumps([_FORMAT, asdict(spec), weights, settings], sort_keys=True)
+    told = {name: value for name, value in asdict(spec).items() if name != "edit" or value is not None}
+    key = json.dumps([_FORMAT, told, weights, settings], sort_keys=True)
     return f"{spec.suite}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
@@ -162,6 +193,9 @@ def save_video(video: Video, file: Path) -> None:
     """Keep a video; its file appears when it is whole."""
     part = file.with_suffix(f".{os.getpid()}.part")
     tensors = {"frames": video.frames, "path": video.path.contiguous()}
+    if video.source is not None:
+        # to look at: above each other
+        tensors = {"frames": torch.cat([video.source, video.frames], 1), "path": torch.zeros(0, 2)}
     save_file({**tensors, "event": torch.tensor(video.event), "borders": torch.tensor(video.borders)}, part)
     part.replace(file)
 

@@ -1,7 +1,7 @@
 """The streams of an evaluation: fixed prompts and seeds, a function of config and vocabulary alone."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,10 +15,13 @@ from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, build_caption, canonical_caption
 from ..scenes.vocabulary import held_out_indices
 from .classifiers import MOTION_FRAMES
-from .streams import Drag, Policy, StreamSpec, Subject, Switch
+from .edits import STRENGTHS, variant_of, world_clip
+from .streams import Drag, Edit, Policy, StreamSpec, Subject, Switch
 
 FPS = 16
 SWITCH_KINDS = ("colour", "shape", "background", "motion")
+#: What differs between a live input and what is made of it.
+EDIT_KINDS = ("colour", "shape", "background")
 #: How the two objects of a stream differ: in all, or not in their shape, or not in their motion.
 PAIR_KINDS = ("different", "same shape", "same motion")
 #: Frames of a stream before its switch or drag.
@@ -42,6 +45,7 @@ _COUNTS: Mapping[str, tuple[int, int, int]] = {
     "drift": (0, 8, 64),
     "long_drift": (0, 1, 16),
     "clips": (16, 48, 256),
+    "edits": (0, 0, 64),
 }
 _SIZE_NAMES: tuple[Size, ...] = ("small", "medium", "full")
 
@@ -60,6 +64,7 @@ class EvaluationConfig:
         switches: streams with a switch, each under the policies `recache`, `keep` and `clear`.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
         clips: clips of the world for the tokenizer and, at most, for each control on the truth.
+        edits: clips as live input, each made anew at every strength of `edits.STRENGTHS`.
         controls: false leaves out the streams without a track and under `keep` and `clear`, which tell what
             the measures are worth: for reports that only differ in the weights.
         motions: names of the motions to ask for, such as those of an earlier world that a model was trained
@@ -79,6 +84,7 @@ class EvaluationConfig:
     long_drift: int = 1
     long_drift_seconds: float = 240.0
     clips: int = 48
+    edits: int = 0
     controls: bool = True
     motions: tuple[str, ...] = ()
 
@@ -91,6 +97,7 @@ class EvaluationConfig:
             "switches": self.switches,
             "drift": self.drift,
             "long_drift": self.long_drift,
+            "edits": self.edits,
         }
         for name, count in counts.items():
             require(0 <= count < _SUITE_SEEDS, name, f"0 to {_SUITE_SEEDS - 1}", count)
@@ -201,6 +208,32 @@ class SuiteBuilder:
             specs.append(StreamSpec("switches", prompt, seed, frames, (before,), None, switch, policy, kind))
         return specs
 
+    def edits(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
+        """Clips of the world made anew: another colour, shape or background in turn, and the path kept."""
+        generator, frames = self._generator(8, "after"), 1 + round(self.config.seconds * FPS)
+        clips: list[tuple[int, str, Subject]] = []
+        number = self._seed(8, 0)
+        while len(clips) < self.config.edits:
+            before = Subject(*world_clip(64, number, 1).subject)
+            if before.motion in self.motions and (before.colour, before.shape) in self._trained:
+                kind = EDIT_KINDS[len(clips) % len(EDIT_KINDS)]
+                clips.append((number, kind, self._changed(before, kind, generator)))
+            number += 1
+        return [
+            StreamSpec(
+                "edits",
+                canonical(after),
+                number,
+                frames,
+                (after,),
+                variant=variant_of(strength),
+                kind=kind,
+                edit=Edit(number, strength),
+            )
+            for number, kind, after in clips
+            for strength in strengths
+        ]
+
     def drift(self, long: bool) -> list[StreamSpec]:
         """Long plain streams."""
         config = self.config
@@ -215,14 +248,18 @@ class SuiteBuilder:
             for i, s in enumerate(self._subjects(number, count, self._trained))
         ]
 
-    def every(self) -> list[StreamSpec]:
-        """The streams of all suites, with their controls where the config wants them."""
+    def every(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
+        """The streams of all suites, with their controls where the config wants them.
+
+        Args:
+            strengths: that live input is made anew at, as the model knows them.
+        """
         specs = [*self.prompts(), *self.unseen(), *self.drags(told=True), *self.pairs(told=True)]
         specs += self.pairs(told=False)
         specs += self.switches("recache")
         if self.config.controls:
             specs += self.drags(told=False) + self.switches("keep") + self.switches("clear")
-        return specs + self.drift(long=False) + self.drift(long=True)
+        return specs + self.edits(strengths) + self.drift(long=False) + self.drift(long=True)
 
     def _plain(self, suite: str, count: int, pairs: list[tuple[int, int]]) -> list[StreamSpec]:
         number = 1 if suite == "prompts" else 2

@@ -103,7 +103,7 @@ def _through(tokenizer: VideoTokenizer) -> Codec:
 
 def _pca(config: VideoTokenizerConfig, videos: Sequence[Video]) -> VideoTokenizer:
     """A tokenizer of the same latent size that is a linear PCA and nothing else."""
-    linear = VideoTokenizer(replace(config, bottleneck="kl", fsq_levels=()))
+    linear = VideoTokenizer(replace(config, bottleneck="kl", fsq_levels=(), vq_codes=None, vq_groups=1))
     first, groups = [], []
     for part in _batches(videos):
         frames = torch.stack([video.frames for video in part])

@@ -19,15 +19,18 @@ from ..clips import ClipFolderConfig
 from ..clips.pixels import open_pixels
 from ..clips.training import draws_own, open_folder, without_objects
 from ..config import RunConfig, require, write_yaml
+from ..evaluation.features import ReaderFeatures
 from ..mixture import GOLDEN, SILVER, Turns
 from ..optim import ParameterGroups, split_parameters
 from ..preview import save_sheet
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
+from ..scoring import without_gradients
+from ..tokenizer_loss import Clips, LossConfig, PatchCritic, TokenizerLoss
 from ..trainer import Tick
 from ..widen import widen_tokenizer
 
 # Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
-EDGES = ("embed", "skip", "head", "refine", "moments", "change", "_bias", "position")
+EDGES = ("embed", "skip", "head", "refine", "moments", "change", "codebook", "_bias", "position")
 # Seeds of clips that no update ever sees: those of updates are 63-bit hashes.
 PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
 
@@ -68,18 +71,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Weights of the loss terms; an object's cells count 1 + `object` times, moving ones 1 + `motion`."""
-
-    l1: float = 1.0
-    mse: float = 1.0
-    temporal: float = 0.2
-    kl: float = 1e-6
-    object: float = 3.0
-    motion: float = 3.0
-
-
-@dataclass(frozen=True)
 class TokenizerRun(RunConfig):
     """Config of the tokenizer stage.
 
@@ -93,47 +84,6 @@ class TokenizerRun(RunConfig):
     clips: ClipFolderConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-
-
-@dataclass(frozen=True)
-class Clips:
-    """`video` float (B, T, 3, H, W) in [-1, 1]; `objects`, `moving` (B, T, 1, H, W), 1 in such cells."""
-
-    video: Tensor
-    objects: Tensor
-    moving: Tensor
-
-
-class TokenizerLoss(nn.Module):
-    """The tokenizer and its loss in one forward, which is what data parallelism wraps.
-
-    `baseline` keeps (psnr, psnr_moving, psnr_object) of the PCA initialisation, in dB; NaN until measured.
-    """
-
-    baseline: Tensor
-
-    def __init__(self, tokenizer: VideoTokenizer, config: LossConfig) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.config = config
-        self.register_buffer("baseline", torch.full((3,), float("nan")))
-
-    def forward(self, clips: Clips) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Loss (scalar) and its terms."""
-        config, video = self.config, clips.video
-        posterior = self.tokenizer.encode(video)
-        decoded = self.tokenizer.decode(posterior.sample(), video.shape[1]).float()
-        weight = 1.0 + torch.maximum(config.object * clips.objects, config.motion * clips.moving)
-        error = decoded - video
-        l1, mse = _mean(error.abs(), weight), _mean(error.square(), weight)
-        kl = posterior.kl().float()
-        loss = config.l1 * l1 + config.mse * mse + config.kl * kl
-        metrics: dict[str, Tensor | float] = {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()}
-        if video.shape[1] > 1:
-            temporal = _mean((error[:, 1:] - error[:, :-1]).abs(), weight[:, 1:])
-            loss = loss + config.temporal * temporal
-            metrics["temporal"] = temporal.detach()
-        return loss, metrics
 
 
 class TokenizerStage:
@@ -151,7 +101,9 @@ class TokenizerStage:
             size: SceneGenerator(replace(config.scenes, size=size), device)
             for size in dict.fromkeys((config.scenes.size, *self.sizes) if self.share < 1 else ())
         }
-        self.module = TokenizerLoss(self._initial(), config.loss).to(device)
+        perceptual = ReaderFeatures(config.scenes, device) if config.loss.perceptual else None
+        self.module = TokenizerLoss(self._initial(), config.loss, perceptual).to(device)
+        self.critic = PatchCritic(config.seed).to(device) if config.loss.adversarial else None
 
     @property
     def tokenizer(self) -> VideoTokenizer:
@@ -159,16 +111,17 @@ class TokenizerStage:
         return self.module.tokenizer
 
     def modules(self) -> dict[str, nn.Module]:
-        """The tokenizer with its loss."""
-        return {"tokenizer": self.module}
+        """The tokenizer with its loss, and the critic where there is one."""
+        trained: dict[str, nn.Module] = {"tokenizer": self.module}
+        return trained if self.critic is None else trained | {"critic": self.critic}
 
     def optimizer_groups(self) -> dict[str, ParameterGroups]:
         """Hidden matrices apart from inputs, outputs and skips."""
-        return {"tokenizer": split_parameters(self.module, EDGES)}
+        return {name: split_parameters(module, EDGES) for name, module in self.modules().items()}
 
     def target(self, step: int) -> str:
-        """Always the tokenizer."""
-        return "tokenizer"
+        """The tokenizer; with a critic they take turns."""
+        return "critic" if self.critic is not None and step % 2 else "tokenizer"
 
     def batch(self, tick: Tick) -> Clips:
         """Images first, later images and clips of all sizes by turns; the same kind on every process."""
@@ -185,8 +138,18 @@ class TokenizerStage:
         return self._clips(max(1, round(data.video_batch * scale)), data.frames, seed, size, own)
 
     def loss(self, module: nn.Module, batch: Clips) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Reconstruction loss of a batch."""
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
+        """Loss of a batch: the tokenizer's, or through its critic in its prepared form the critic's."""
+        inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+        result: tuple[Tensor, dict[str, Tensor | float]]
+        if self.critic is None:
+            result = module(batch)
+        elif inner is self.critic:
+            with torch.no_grad():
+                decoded = self.module.reconstruction(batch.video)[0]
+            result = module(batch.video, decoded)
+        else:
+            with without_gradients(self.critic):
+                result = module(batch, self.critic.logits)
         return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
@@ -327,11 +290,6 @@ def _cells(mask: Tensor, cell: int) -> Tensor:
     """Spread a mask (B, T, 1, H, W) over whole cells."""
     flat = functional.max_pool2d(mask.flatten(0, 1), cell)
     return functional.interpolate(flat, scale_factor=cell, mode="nearest").unflatten(0, mask.shape[:2])
-
-
-def _mean(value: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over all elements; `weight` has one channel."""
-    return (value * weight).sum() / (weight.sum() * value.shape[2])
 
 
 def object_cells(scene: SceneBatch, cell: int) -> Tensor:

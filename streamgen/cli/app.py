@@ -61,6 +61,12 @@ _GESTURE = (
     "A named motion as NAME=FILE, besides --motion; NAME= lets go of one of a saved stream. Repeatable."
 )
 _CACHE = "What changes of the prompt do with the past: recache (default), keep or clear."
+_INPUT = "Live input: a clip, or - for standard input (Y4M, or raw RGB with --input-size)."
+_INPUT_SIZE = "WIDTHxHEIGHT of raw RGB frames."
+_STRENGTH = "How much of the input is made anew: above 0, at most 1."
+_MASK = "Where it is: a picture, bright where it may change, or .npy."
+_PICTURE = "A picture that begins a scene at a time, SECONDS:FILE. Repeatable."
+_REFERENCE = "A picture that takes the sink's place, SECONDS:FILE. Repeatable."
 _SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
 _SAVE = "Save the stream at the end of the clip."
 _CONTINUE = "Go on with a saved stream; times count from there, PROMPT is optional."
@@ -95,6 +101,16 @@ Gestures = Annotated[list[str] | None, typer.Option("--gesture", help=_GESTURE, 
 Cache = Annotated[str | None, typer.Option(help=_CACHE, rich_help_panel=_STEER)]
 Image = Annotated[str | None, typer.Option(help="Start from this picture.", rich_help_panel=_STEER)]
 Video = Annotated[str | None, typer.Option(help="Start from this clip.", rich_help_panel=_STEER)]
+_LIVE = "Live input and pictures"
+Input = Annotated[str | None, typer.Option("--input", help=_INPUT, rich_help_panel=_LIVE)]
+InputSize = Annotated[str | None, typer.Option(help=_INPUT_SIZE, rich_help_panel=_LIVE)]
+InputRate = Annotated[
+    float | None, typer.Option(help="Frames a second of raw frames.", rich_help_panel=_LIVE)
+]
+Strength = Annotated[float | None, typer.Option(help=_STRENGTH, rich_help_panel=_LIVE)]
+Mask = Annotated[str | None, typer.Option(help=_MASK, rich_help_panel=_LIVE)]
+Pictures = Annotated[list[str] | None, typer.Option("--picture", help=_PICTURE, rich_help_panel=_LIVE)]
+References = Annotated[list[str] | None, typer.Option("--reference", help=_REFERENCE, rich_help_panel=_LIVE)]
 Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
 SaveState = Annotated[Path | None, typer.Option(help=_SAVE, rich_help_panel=_STEER)]
 ContinueFrom = Annotated[Path | None, typer.Option(help=_CONTINUE, rich_help_panel=_STEER)]
@@ -202,6 +218,13 @@ def render(
     cache: Cache = None,
     image: Image = None,
     video: Video = None,
+    live_input: Input = None,
+    input_size: InputSize = None,
+    input_rate: InputRate = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    pictures: Pictures = None,
+    references: References = None,
     settings: Settings = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -244,8 +267,16 @@ def render(
 
     A jobs file goes on where it stopped, in any number of processes at once.
     """
-    given = {name: value for name, value in locals().items() if name != "schema"}
-    if schema:
+    _rendered(dict(locals()))
+
+
+# of `render`, which may be given several times
+_LISTS = ("at", "gestures", "settings", "model_set", "loras", "live_loras", "pictures", "references")
+
+
+def _rendered(given: dict[str, Any]) -> None:
+    """`render` with the values of its options by name."""
+    if given.pop("schema"):
         from ..render.schema import job_schema
 
         print(json.dumps(job_schema(), indent=2, ensure_ascii=False))
@@ -253,11 +284,10 @@ def render(
     from .options import RenderOptions
     from .render import render_source
 
-    if output is None:
+    if given["output"] is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
-    lists |= {"loras": loras, "live_loras": live_loras}
-    given |= {name: tuple(values or ()) for name, values in lists.items()}
+    given["input"] = given.pop("live_input")
+    given |= {name: tuple(given[name] or ()) for name in _LISTS}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
 
@@ -319,9 +349,8 @@ def bench(
     mesh = joined(device)
     if mesh is not None and (vs or beside or roofline or deadline):
         raise InputError("--vs, --beside, --roofline, --deadline: not over several processes")
-    options = BenchOptions(
-        chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, protocol is not None
-    )
+    flash = protocol is not None
+    options = BenchOptions(chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, flash)
     pipeline = load_pipeline(
         model, device, runner=runner, quantize=quantize, mesh=mesh, keep_full=vs is not None
     )
@@ -330,9 +359,8 @@ def bench(
     note_runner(pipeline, lambda note: say(f"note: {note}"))
     leads = mesh is None or mesh.leads
     result = run_bench(pipeline, options, say if leads and not quiet else lambda text: None)
-    if not leads:
-        return
-    _show(result, f"streamgen bench: {model}", as_json)
+    if leads:
+        _show(result, f"streamgen bench: {model}", as_json)
 
 
 @app.command()

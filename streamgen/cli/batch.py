@@ -32,7 +32,8 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
         StreamgenError: nothing could be rendered. Interrupted: a signal came.
     """
     single = ("at", "motion", "gestures", "cache", "image", "video", "save_state", "continue_from", "extend")
-    refuse(options, single, "a jobs file has its own")
+    live = ("input", "input_size", "input_rate", "strength", "mask", "pictures", "references")
+    refuse(options, (*single, *live), "a jobs file has its own")
     refuse(options, ("deadline",), "jobs are not watched while they are made")
     if options.engine not in ENGINES:
         raise InputError(f"--engine: expected one of {', '.join(ENGINES)}, found {options.engine!r}")

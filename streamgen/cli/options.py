@@ -1,5 +1,6 @@
 """The options of `streamgen render`, and what each of its uses does with them."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ import torch
 from ..engine.parallel.mesh import Mesh
 from ..errors import InputError
 from ..families import describe
+from ..live.open import RawFrames
 from ..pipeline import Pipeline, load_pipeline
+from ..render.job import LiveOptions
+from ..suggest import shorten
 from ..video.outputs import Outputs, PreviewKind
 from ..video.read import image_size
 from ..wan.loras import parse_loras
@@ -37,7 +41,14 @@ WAN_OPTIONS = (
 )
 
 # names that are not those of their options
-_OPTIONS = {"settings": "--set", "gestures": "--gesture", "loras": "--lora", "live_loras": "--live-lora"}
+_OPTIONS = {
+    "pictures": "--picture",
+    "references": "--reference",
+    "settings": "--set",
+    "gestures": "--gesture",
+    "loras": "--lora",
+    "live_loras": "--live-lora",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,13 @@ class RenderOptions:
     cache: str | None = None
     image: str | None = None
     video: str | None = None
+    input: str | None = None
+    input_size: str | None = None
+    input_rate: float | None = None
+    strength: float | None = None
+    mask: str | None = None
+    pictures: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     device: str = "auto"
     threads: int | None = None
@@ -89,6 +107,35 @@ class RenderOptions:
     dtype: str | None = None
     quiet: bool = False
     as_json: bool = False
+
+    def live(self) -> LiveOptions:
+        """What they say of live input and pictures.
+
+        Raises:
+            InputError: options that need an input, without one.
+        """
+        needing = ("input_size", "input_rate", "strength", "mask")
+        if self.input is None and self.continue_from is None:
+            refuse(self, needing, "it is about live input, expected --input")
+        if self.input_rate is not None and self.input_size is None:
+            raise InputError("--input-rate: expected --input-size beside it, other inputs say their own rate")
+        return LiveOptions(self.input, self.strength, self.mask, self.pictures, self.references)
+
+    def raw_frames(self) -> RawFrames | None:
+        """What raw frames of a pipe do not say of themselves.
+
+        Raises:
+            InputError: no size, or no rate.
+        """
+        if self.input_size is None:
+            return None
+        found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", self.input_size)
+        if found is None:
+            raise InputError(f"--input-size: expected WIDTHxHEIGHT, found {shorten(self.input_size)}")
+        rate = self.input_rate
+        if rate is not None and not 0 < rate <= 1000:
+            raise InputError(f"--input-rate: expected above 0 and at most 1000, found {rate:g}")
+        return RawFrames((int(found[1]), int(found[2])), rate)
 
     def outputs(self) -> Outputs:
         """What to make besides videos."""

@@ -13,7 +13,7 @@ from ..render.items import slug
 from ..render.job import RenderJob, job_from_command_line
 from ..render.job_file import STDIN, SUFFIXES
 from ..render.records import read_timeline
-from ..render.sources import Clip, open_continuation, open_job, open_timeline
+from ..render.sources import Clip, Piped, open_continuation, open_job, open_timeline
 from ..stream.snapshot import read_meta
 from .options import MAX_THREADS, SECONDS, RenderOptions, note_runner, open_model, refuse
 from .progress import Reporter, Stop, reporter_for
@@ -72,9 +72,10 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop, mesh:
     else:
         refuse(options, ("extend",), "only --continue-from takes it")
     prompt = "the saved stream's own" if options.source is None else options.source
+    listens = options.input is not None
     job = job_from_command_line(
         prompt,
-        SECONDS if options.seconds is None else options.seconds,
+        SECONDS if options.seconds is None and not listens else options.seconds,
         options.seed or 0,
         options.at,
         options.motion,
@@ -84,7 +85,9 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop, mesh:
         gestures=options.gestures,
         cache=options.cache,
         continues=saved is not None,
+        live=options.live(),
     )
+    heard = Piped(options.raw_frames(), stop)
     path = options.output / f"{slug(job.label)}.mp4" if options.output.is_dir() else options.output
     check_output(path)
     _check_state(options.save_state)
@@ -92,25 +95,31 @@ def _render_prompt(options: RenderOptions, reporter: Reporter, stop: Stop, mesh:
     pipeline = open_model(options, options.device, settled, mesh)
     if saved is None:
         note_runner(pipeline, reporter.note)
-        clip = open_job(pipeline, job, path, deadline_ms=options.deadline)
+        with stop.listening():
+            clip = open_job(pipeline, job, path, deadline_ms=options.deadline, heard=heard)
     else:
         if options.source is None:
             job = _with_own_prompt(saved, job)
         new_prompt = options.source is not None
-        clip = open_continuation(pipeline, saved, job, path, new_prompt, options.extend, options.deadline)
+        more = (options.extend, options.deadline, heard)
+        clip = open_continuation(pipeline, saved, job, path, new_prompt, *more)
     _make(clip, options, reporter, stop)
     return 0
 
 
 def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop, mesh: Mesh | None) -> int:
     own = ("seed", "at", "motion", "gestures", "cache", "settings", "continue_from", "extend", "deadline")
-    refuse(options, own, "a timeline has its own")
+    live = ("strength", "mask", "pictures", "references")
+    refuse(options, (*own, *live), "a timeline has its own")
     file = Path(str(options.source))
     settled = _take_threads(options, read_timeline(file)[1])
     check_output(options.output)
     _check_state(options.save_state)
     pipeline = open_model(options, options.device, settled, mesh)
-    clip = open_timeline(pipeline, file, options.output, options.seconds, options.image, options.video)
+    starts = (options.seconds, options.image, options.video, options.input)
+    heard = Piped(options.raw_frames(), stop)
+    with stop.listening():
+        clip = open_timeline(pipeline, file, options.output, *starts, heard)
     _make(clip, options, reporter, stop)
     return 0
 
@@ -128,6 +137,8 @@ def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) ->
         reporter.clip_started(clip.path.name, clip.frames)
         hooks = Hooks(reporter.progress, stop, reporter.note)
         record = write_clip(clip, hooks, options.save_state, options.outputs())
+    for note in (n for n in record["notes"] if n.startswith("input: ")):
+        reporter.note(note)
     for note in record_notes(record):
         reporter.note(note)
     if record.get("replay", {}).get("equal"):

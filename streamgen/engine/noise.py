@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 
 class NoiseSource(Protocol):
     """Standard normal draws for chunk i. Another source (a reference's draws, a motion prior) can take its
@@ -112,3 +114,14 @@ class _Ahead:
 def seed_identity(seed: int) -> str:
     """The identity of the draws of a seed."""
     return f"seed {seed}"
+
+
+def checked_source(noise: NoiseSource) -> NoiseSource:
+    """A caller's source of draws, which has to have a name.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not hasattr(noise, "identity") or not isinstance(noise.identity, str) or not noise.identity:
+        raise InputError("noise: expected a source with an identity, a text for snapshots and timelines")
+    return noise

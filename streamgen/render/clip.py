@@ -18,11 +18,13 @@ from typing import Any
 import torch
 
 from ..errors import Interrupted, OutputError
+from ..live.read import ReadInput
 from ..machine import device_name, peak_memory_mb, versions
 from ..stream.events import Receipt
 from ..stream.model import StreamModel
 from ..stream.prompts import symbols_note
 from ..stream.snapshot import Snapshot, write_snapshot
+from ..stream.state import FrameChunk
 from ..suggest import shorten
 from ..video.outputs import FrameTap, Outputs, Part, PartDigests, taps_for
 from ..video.write import VideoFileSink, reason_of
@@ -50,6 +52,21 @@ class _Tally:
     receipts: dict[int, Receipt] = field(default_factory=dict)
     steps: Counter[int] = field(default_factory=Counter)
     told: list[str] = field(default_factory=list)
+    heard: list[list[int]] = field(default_factory=list)
+
+    def listen(self, chunk: FrameChunk, end: int) -> None:
+        """Note which frames of its input a chunk shows, and how that ends in a clip up to frame `end`."""
+        receipt = chunk.input
+        if receipt is None:
+            return
+        if receipt.numbers:
+            self.heard.append([chunk.index, receipt.numbers[0], receipt.numbers[-1], receipt.held])
+        if receipt.over is not None:
+            shown = len(chunk.frames) - receipt.held if receipt.numbers else 0
+            at = chunk.start_frame + shown
+            if at < end and not any(told.startswith("input: ") for told in self.told):
+                alone = f"the stream goes on by itself from {at / chunk.fps:g} s"
+                self.told.append(f"input: {receipt.over}; {alone}")
 
     def add(self, part: str, seconds: float) -> None:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
@@ -82,6 +99,8 @@ def write_clip(
         with VideoFileSink(clip.path, geometry.height, geometry.width, geometry.fps, head=head) as sink:
             targets: list[Any] = [sink, digests, *taps]
             state = _stream(clip, targets, tally, hooks or Hooks(), save_state is not None)
+            if clip.endless:
+                clip = replace(clip, frames=sink.frames_written)
             sink.complete()
             for tap in taps:
                 tap.complete()
@@ -173,6 +192,8 @@ def record_notes(record: Mapping[str, Any]) -> list[str]:
     """What of a finished clip is not as it was asked for, a line each."""
     notes = []
     replay = record.get("replay")
+    if replay is not None and replay.get("input_equal") is False:
+        notes.append(f"its input has other frames than that of {replay['of']}")
     if replay is not None and replay["equal"] is False:
         notes.append(
             f"the frames differ from those recorded in {replay['of']}: weights, versions, device, dtype or "
@@ -207,6 +228,10 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
     while sink.frames_written < clip.frames:
         if hooks.stopped():
             raise Interrupted(_kept(sink))
+        if clip.endless and session.input_over:
+            # the last chunk held what was not there any more
+            end = clip.first_frame + sink.frames_written
+            break
         if keep and session.next_frame + reach > end:
             before = session.snapshot()
         chunk = next(session)
@@ -217,15 +242,21 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
         tally.receipts |= {receipt.number: receipt for receipt in chunk.receipts}
         tally.steps[chunk.steps] += 1
         note = session.deadline_note
-        if note is not None and not tally.told:
+        if note is not None and note not in tally.told:
             tally.told.append(note)
             hooks.tell(note)
+        if clip.endless and chunk.input is not None and chunk.input.over is not None:
+            end = min(end, chunk.start_frame + len(chunk.frames) - chunk.input.held)
+        tally.listen(chunk, end)
         started = time.perf_counter()
         wanted = chunk.frames[max(0, clip.first_frame - chunk.start_frame) : end - chunk.start_frame].numpy()
         for target in targets:
             target.write(wanted)
         tally.add("write", time.perf_counter() - started)
         hooks.progress(sink.frames_written)
+    trouble = session.source.trouble if isinstance(session.source, ReadInput) else None
+    if trouble is not None and not any(trouble in told for told in tally.told):
+        tally.told.append(f"input: {trouble}")
     if not keep:
         return None
     # a chunk that was cropped is made again by the continuation, which leaves out the frames that are here
@@ -274,6 +305,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "first_frame": clip.first_frame + clip.frames - frames,
         "timeline": session.timeline.to_json(),
         "receipts": [tally.receipts[number].to_json() for number in sorted(tally.receipts)],
+        "input": _input_record(clip, tally),
         "notes": [*clip.notes, *tally.told],
         "unknown_words": {prompt: list(found.unknown) for prompt, found in words.items() if found.unknown},
         "dropped_words": {prompt: found.dropped for prompt, found in words.items() if found.dropped},
@@ -289,7 +321,21 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         expected = clip.replays.parts
         equal = digests.parts() == expected if expected else None
         record["replay"] = {"of": clip.replays.file, "equal": equal}
+        heard = session.state.heard
+        if clip.replays.input is not None and heard is not None:
+            record["replay"]["input_equal"] = heard.digest == clip.replays.input
     return record
+
+
+def _input_record(clip: Clip, tally: _Tally) -> dict[str, Any] | None:
+    """What the stream heard: a row for each chunk with its number, the first and last frame of the input and
+    how many of them repeat the last one.
+    """
+    heard, source = clip.session.state.heard, clip.job.get("input")
+    if heard is None:
+        return None
+    file = _file_sha256(Path(source)) if isinstance(source, str) and Path(source).is_file() else None
+    return heard.to_json() | {"source": source, "file": file, "chunks": tally.heard}
 
 
 def _file_sha256(path: Path) -> str:

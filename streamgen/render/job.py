@@ -17,6 +17,7 @@ import yaml
 from ..errors import InputError
 from ..motion.sources import with_folder
 from ..suggest import shorten
+from ..video.read import clip_length
 from .shots import (
     CHANGES,
     MAX_SECONDS,
@@ -35,10 +36,14 @@ from .shots import (
 MAX_FRAMES = 24 * 3600 * 1000
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 10_000
+_OPTION_NAMES = "seconds|seed|motion|image|video|cache|input|strength|mask"
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # a longer name is none; file names are made of its beginning
 MAX_ID = 2000
-JOB_KEYS = ("id", "seconds", "frames", "seed", "samples", "size", "image", "video", "shots", "set", *CHANGES)
+JOB_KEYS = (
+    "id", "seconds", "frames", "seed", "samples", "size", "image", "video", "input", "shots", "set", *CHANGES,
+)  # fmt: skip
+PIPE = "-"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class RenderJob:
         seed: 0 to 2^63 - 1, of the first sample.
         image: path of an image to start from.
         video: path of a clip to start from.
+        input: path of a clip that is its live input; from the command line a pipe, `-` for standard input.
+            Without seconds and frames the job is as long.
         shots: at increasing times; the first is at 0 and has a prompt.
         set: settings that differ from the defaults, by dotted name.
         samples: how many videos, at least 1.
@@ -70,6 +77,7 @@ class RenderJob:
     frames: int | None = None
     samples: int = 1
     size: tuple[int, int] | None = None
+    input: str | None = None
     index: int = field(default=0, compare=False)
     line: int = field(default=0, compare=False)
 
@@ -78,6 +86,11 @@ class RenderJob:
         """What the files are named after: the id, else the first prompt."""
         return self.id if self.id is not None else str(self.shots[0].prompt)
 
+    @property
+    def is_piped(self) -> bool:
+        """Whether its input is read once, and nobody knows how long it is."""
+        return self.input is not None and not Path(self.input).is_file()
+
     def length(self, fps: float) -> int:
         """Pixel frames at the model's frame rate.
 
@@ -85,11 +98,13 @@ class RenderJob:
             InputError: less than one frame, or a shot at or beyond the end.
         """
         frames = round((self.seconds or 0.0) * fps) if self.frames is None else self.frames
+        if self.seconds is None and self.frames is None and self.input is not None:
+            frames = MAX_FRAMES if self.is_piped else clip_length(self.input, fps)
         if frames < 1:
             found = f"found {self.seconds:g}" if self.seconds else "found 0"
             raise InputError(f"seconds: expected at least one frame (1/{fps:g} s), {found}")
         for index, shot in enumerate(self.shots):
-            if self.frames is not None and shot.at_seconds * fps >= frames:
+            if self.seconds is None and shot.at_seconds * fps >= frames:
                 end = f"({frames} frames are {frames / fps:g} s)"
                 raise InputError(
                     f"shots[{index}].at: expected from 0 to before the end {end}, found {shot.at_seconds:g}"
@@ -110,9 +125,18 @@ class RenderJob:
         shots = []
         for shot in self.shots:
             named = shot.gestures and {name: absolute(motion) for name, motion in shot.gestures.items()}
-            shots.append(replace(shot, motion=absolute(shot.motion), gestures=named))
-        image, video = (None if path is None else str(here / path) for path in (self.image, self.video))
-        return replace(self, image=image, video=video, shots=tuple(shots))
+            mask = shot.mask if isinstance(shot.mask, Mapping) else absolute(shot.mask)
+            picture = shot.picture and {**shot.picture, "file": str(here / shot.picture["file"])}
+            moved: dict[str, Any] = {
+                "motion": absolute(shot.motion),
+                "gestures": named,
+                "mask": mask,
+                "picture": picture,
+            }
+            shots.append(replace(shot, **moved))
+        files = {name: vars(self)[name] for name in ("image", "video", "input")}
+        placed: dict[str, Any] = {n: None if path is None else str(here / path) for n, path in files.items()}
+        return replace(self, **placed, shots=tuple(shots))
 
     def to_json(self) -> dict[str, Any]:
         """The job as a row that `job_from_row` reads back.
@@ -125,11 +149,12 @@ class RenderJob:
             parts: dict[str, Any] = {"at": shot.at_seconds, "prompt": shot.prompt, "motion": shot.motion}
             parts["blend"] = shot.blend and [{"prompt": p, "weight": w} for p, w in shot.blend]
             parts["over"] = shot.over and dict(shot.over)
-            parts |= {"policy": shot.cache, "gestures": shot.gestures and dict(shot.gestures)}
+            parts |= {"policy": shot.cache, "gestures": shot.gestures and dict(shot.gestures), **shot.live}
             shots.append({key: value for key, value in parts.items() if value is not None})
         row: dict[str, Any] = {"id": self.id, "seconds": self.seconds, "frames": self.frames}
         row |= {"seed": self.seed, "samples": self.samples if self.samples > 1 else None}
         row |= {"size": list(self.size) if self.size else None, "image": self.image, "video": self.video}
+        row["input"] = self.input
         row |= {"set": dict(self.set) or None, "shots": shots}
         return {key: value for key, value in row.items() if value is not None}
 
@@ -137,14 +162,15 @@ class RenderJob:
 @dataclass(frozen=True)
 class JobDefaults:
     """What a row leaves open: length, seed (of the job with index 0; the next one's is one higher), the
-    folder that its paths are relative to, and whether it `continues` a stream, whose gestures it may let go
-    of.
+    folder that its paths are relative to, whether it `continues` a stream, whose gestures it may let go of,
+    and whether its input may be a pipe.
     """
 
     seconds: float = 8.0
     seed: int = 0
     folder: Path = Path()
     continues: bool = False
+    pipes: bool = False
 
 
 def job_from_row(row: Any, index: int, line: int, defaults: JobDefaults) -> RenderJob:
@@ -156,7 +182,9 @@ def job_from_row(row: Any, index: int, line: int, defaults: JobDefaults) -> Rend
     if isinstance(row, str):
         row = {"prompt": row}
     check_keys(row, JOB_KEYS, "a job")
-    seconds, frames = _length(row, defaults.seconds)
+    heard = _input(row.get("input"), defaults)
+    # one that listens is as long as what it hears
+    seconds, frames = _length(row, None if heard is not None else defaults.seconds)
     samples = _whole(row.get("samples", 1), "samples", 1, MAX_SAMPLES)
     seed = _whole(row.get("seed", defaults.seed + index), "seed", 0, MAX_SEED)
     if seed + samples - 1 > MAX_SEED:
@@ -173,6 +201,8 @@ def job_from_row(row: Any, index: int, line: int, defaults: JobDefaults) -> Rend
     image, video = (existing_path(row.get(key), defaults.folder, key) for key in ("image", "video"))
     if image is not None and video is not None:
         raise InputError("image, video: a stream starts from one of them, not both")
+    if heard is not None and (image is not None or video is not None):
+        raise InputError("input: expected no image and no video beside it, it is what the stream starts from")
     return RenderJob(
         id=_id(row.get("id")),
         seconds=seconds,
@@ -180,6 +210,7 @@ def job_from_row(row: Any, index: int, line: int, defaults: JobDefaults) -> Rend
         seed=seed,
         samples=samples,
         size=_size(row.get("size")),
+        input=heard,
         image=image,
         video=video,
         shots=shots,
@@ -191,7 +222,7 @@ def job_from_row(row: Any, index: int, line: int, defaults: JobDefaults) -> Rend
 
 def job_from_command_line(  # noqa: PLR0913  an option each, by name
     prompt: str,
-    seconds: float,
+    seconds: float | None,
     seed: int,
     at: Sequence[str] = (),
     motion: str | None = None,
@@ -202,6 +233,7 @@ def job_from_command_line(  # noqa: PLR0913  an option each, by name
     gestures: Sequence[str] = (),
     cache: str | None = None,
     continues: bool = False,
+    live: "LiveOptions | None" = None,
 ) -> RenderJob:
     """The job of `streamgen render "PROMPT" --at "4:PROMPT" --set key=value`.
 
@@ -209,26 +241,68 @@ def job_from_command_line(  # noqa: PLR0913  an option each, by name
         gestures: "NAME=FILE" each, from the start; "NAME=" lets go of one of the stream that is continued.
         cache: what changes of the prompt do with the past.
         continues: whether a saved stream goes on.
+        live: its live input, and pictures.
 
     Raises:
         InputError: names the option.
     """
+    live = live or LiveOptions()
     named = {name: file or None for name, file in _pairs(gestures, "--gesture", "NAME=FILE").items()}
     opening = {"at": 0.0, "prompt": prompt, "motion": motion, "gestures": named or None}
-    changes: list[dict[str, Any]] = [opening, *(timed_prompt(text, "--at") for text in at)]
-    for change in changes if continues else changes[1:]:
+    opening |= {"strength": live.strength, "mask": live.mask}
+    named_changes = [(timed_prompt(text, "--at"), f"--at {shorten(text)}") for text in at]
+    for change, _ in [(opening, ""), *named_changes] if continues else named_changes:
         change["cache"] = cache
+    named_changes = sorted([*named_changes, *live.pictures()], key=lambda change: change[0]["at"])
+    changes = [opening, *(change for change, _ in named_changes)]
     row: dict[str, Any] = {"seconds": seconds, "seed": seed, "image": image, "video": video}
-    row |= {"shots": changes, "set": parse_settings(settings)}
+    row |= {"input": live.input, "shots": changes, "set": parse_settings(settings)}
     try:
         if cache is not None:
             cache_action({"cache": cache}, "")
-        return job_from_row(row, 0, 0, JobDefaults(seconds, seed, continues=continues))
+        length = 8.0 if seconds is None else seconds
+        return job_from_row(row, 0, 0, JobDefaults(length, seed, continues=continues, pipes=True))
     except InputError as error:
         message = re.sub(r"^shots\[0\]\.", "", str(error))
-        message = re.sub(r"^shots\[(\d+)\]\.\w+", lambda m: f"--at {shorten(at[int(m[1]) - 1])}", message)
+        message = re.sub(r"^shots\[(\d+)\]\.\w+", lambda m: named_changes[int(m[1]) - 1][1], message)
         message = re.sub(r"^gestures\b", "--gesture", message)
-        raise InputError(re.sub(r"^(seconds|seed|motion|image|video|cache)\b", r"--\1", message)) from None
+        raise InputError(re.sub(rf"^({_OPTION_NAMES})\b", r"--\1", message)) from None
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """What the command line says of live input and of pictures.
+
+    Attributes:
+        input: a clip, a named pipe or `-`.
+        strength, mask: from the start.
+        scenes, references: "SECONDS:FILE" each.
+    """
+
+    input: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    scenes: Sequence[str] = ()
+    references: Sequence[str] = ()
+
+    def pictures(self) -> list[tuple[dict[str, Any], str]]:
+        """Shots of the pictures, each with what messages call it.
+
+        Raises:
+            InputError: another form.
+        """
+        made = []
+        for option, use, texts in (
+            ("--picture", "scene", self.scenes),
+            ("--reference", "reference", self.references),
+        ):
+            for text in texts:
+                time, colon, file = text.partition(":")
+                if not colon or not file:
+                    raise InputError(f"{option}: expected SECONDS:FILE, found {shorten(text)}")
+                at = number(time.strip().removesuffix("s"), option)
+                made.append(({"at": at, "picture": {"file": file, "use": use}}, f"{option} {shorten(text)}"))
+        return made
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -279,12 +353,22 @@ def _id(value: Any) -> str | None:
     return str(value).encode(errors="replace").decode()
 
 
-def _length(row: Mapping[str, Any], default: float) -> tuple[float | None, int | None]:
+def _input(value: Any, defaults: JobDefaults) -> str | None:
+    if defaults.pipes and isinstance(value, str):
+        path = Path(value)
+        if value == PIPE or (path.exists() and not path.is_file() and not path.is_dir()):
+            return value
+    return existing_path(value, defaults.folder, "input")
+
+
+def _length(row: Mapping[str, Any], default: float | None) -> tuple[float | None, int | None]:
     """Seconds or frames, whichever the row gives."""
     if row.get("frames") is not None:
         if row.get("seconds") is not None:
             raise InputError("seconds, frames: expected one of them, found both")
         return None, _whole(row["frames"], "frames", 1, MAX_FRAMES)
+    if row.get("seconds", default) is None:
+        return None, None
     seconds = number(row.get("seconds", default), "seconds")
     if not 0 < seconds <= MAX_SECONDS:
         raise InputError(

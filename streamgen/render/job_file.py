@@ -261,8 +261,9 @@ def _csv_row(cells: dict[str, str]) -> dict[str, Any]:
             row.setdefault(group, {})[inner] = setting_value(value, key) if group == "set" else value
         else:
             row[key] = value
-    if "seconds" in row:
-        row["seconds"] = number(row["seconds"], "seconds")
+    for key in ("seconds", "strength"):
+        if key in row:
+            row[key] = number(row[key], key)
     for key in ("seed", "frames", "samples"):
         if key in row:
             try:

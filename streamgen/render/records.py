@@ -134,10 +134,14 @@ def job_key(pipeline: Pipeline, job: RenderJob, copy: int = 0, asked: Asked = NO
     values = job.to_json() | {"frames": job.length(pipeline.geometry.fps)}
     for name in ("seconds", "samples", "size", "set"):
         values.pop(name, None)
-    for name in ("image", "video"):
-        if values.get(name) is not None:
+    for name in ("image", "video", "input"):
+        if values.get(name) is not None and not (name == "input" and job.is_piped):
             values[name] = file_digest(values[name])
     for shot in values["shots"]:
+        if isinstance(shot.get("mask"), str):
+            shot["mask"] = file_digest(shot["mask"])
+        if "picture" in shot:
+            shot["picture"] = {**shot["picture"], "file": file_digest(shot["picture"]["file"])}
         if "motion" in shot:
             shot["motion"] = _motion_digests(shot["motion"])
         if "gestures" in shot:

@@ -12,6 +12,7 @@ from .shots import (
     MAX_OVER_SECONDS,
     MAX_PROMPT,
     MAX_SECONDS,
+    PICTURE_USES,
     WAYS,
 )
 
@@ -82,6 +83,41 @@ _CHANGES: dict[str, Any] = {
     "gestures": _GESTURES,
     "cache": _CACHE,
     "policy": {**_CACHE, "description": "Another name of cache."},
+    "strength": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "description": "How much of the live input is made anew.",
+    },
+    "mask": {
+        "description": "Where it is: a picture or .npy file, or a box [left, top, right, bottom].",
+        "anyOf": [
+            {"type": "string"},
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["box"],
+                "properties": {
+                    "box": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+                },
+            },
+        ],
+    },
+    "picture": {
+        "description": "A picture that begins a scene of its own, or a reference in the sink's place.",
+        "anyOf": [
+            {"type": "string"},
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["file"],
+                "properties": {
+                    "file": {"type": "string"},
+                    "use": {"enum": list(PICTURE_USES), "default": PICTURE_USES[0]},
+                },
+            },
+        ],
+    },
 }
 _SHOT = {
     "type": "object",
@@ -131,6 +167,10 @@ def job_schema() -> dict[str, Any]:
         },
         "image": {"type": "string", "description": "A picture to start from."},
         "video": {"type": "string", "description": "A clip to start from."},
+        "input": {
+            "type": "string",
+            "description": "A clip as live input; without seconds and frames the job is as long.",
+        },
         "set": {"type": "object", "description": "Settings by name, see `streamgen inspect MODEL`."},
         **_CHANGES,
         "shots": {"type": "array", "minItems": 1, "items": _SHOT},

@@ -20,7 +20,10 @@ CACHE_ACTIONS = ("recache", "keep", "clear")
 MAX_GESTURES, MAX_NAME = 256, 64
 MAX_BLEND, MAX_OVER_SECONDS, MAX_OVER_CHUNKS = 16, 3600.0, 100_000
 OVER_KEYS, WAYS = ("seconds", "chunks", "way", "every"), ("linear", "spherical")
-CHANGES = ("prompt", "blend", "over", "motion", "gestures", "cache", "policy")
+PICTURE_USES = ("scene", "reference")
+CHANGES = (
+    "prompt", "blend", "over", "motion", "gestures", "cache", "policy", "strength", "mask", "picture",
+)  # fmt: skip
 SHOT_KEYS = ("at", *CHANGES)
 
 # Values in one motion object or set of settings: a drag is a dozen, a drawn track of a minute a few thousand.
@@ -44,6 +47,9 @@ class Shot:
         gestures: named motions, each as `motion` is, to add or to move; None lets go of that one.
         blend: prompts and weights in place of one prompt.
         over: how long the new words take to come, by the fields of `stream.prompts.Over`.
+        strength: how much of the live input is made anew, above 0 and at most 1.
+        mask: where it is: a file, or the object in `live.picture.mask_of`.
+        picture: `file`, and as `use` scene or reference.
     """
 
     at_seconds: float
@@ -53,6 +59,20 @@ class Shot:
     gestures: Mapping[str, Motion | None] | None = None
     blend: tuple[tuple[str, float], ...] | None = None
     over: Mapping[str, Any] | None = None
+    strength: float | None = None
+    mask: Motion | None = None
+    picture: Mapping[str, str] | None = None
+
+    @property
+    def clears(self) -> bool:
+        """Whether what follows begins a scene of its own."""
+        return self.cache == "clear" or (self.picture is not None and self.picture["use"] == "scene")
+
+    @property
+    def live(self) -> dict[str, Any]:
+        """What of it is about live input and pictures, by name."""
+        fields = {name: vars(self)[name] for name in ("strength", "mask", "picture")}
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -114,9 +134,14 @@ def _together(first: Shot, second: Shot, where: str) -> Shot:
         if name in gestures:
             raise InputError(f"{where}gestures: there are two of {shorten(name)} at {at:g} s")
         gestures[name] = motion
+    for name in first.live:
+        if name in second.live:
+            raise InputError(f"{where}{name}: there are two of them at {at:g} s")
     motion, cache = first.motion or second.motion, first.cache or second.cache
     says = first if first.words else second
-    shot = Shot(at, says.prompt, motion, cache, gestures or None, says.blend, says.over)
+    live = first.live | second.live
+    shot = Shot(at, says.prompt, motion, cache, gestures or None, says.blend, says.over, **live)
+    _check_cache(shot, where)
     return _one_motion(shot, where)
 
 
@@ -131,16 +156,59 @@ def _shot(row: Any, seconds: float | None, folder: Path, where: str) -> Shot:
     gestures = _gestures(row.get("gestures"), folder, f"{where}gestures")
     blend = None if row.get("blend") is None else blend_of(row["blend"], f"{where}blend")
     over = None if row.get("over") is None else over_of(row["over"], f"{where}over")
-    shot = Shot(at, prompt, motion, cache_action(row, where), gestures, blend, over)
-    if all(value is None for value in (prompt, motion, gestures, shot.cache, blend)):
+    live = _live_changes(row, folder, where)
+    shot = Shot(at, prompt, motion, cache_action(row, where), gestures, blend, over, **live)
+    if all(value is None for value in (prompt, motion, gestures, shot.cache, blend)) and not live:
         raise InputError(f"{where}prompt: a shot needs a prompt, a motion, gestures or a cache action")
+    _check_cache(shot, where)
     if prompt is not None and blend is not None:
         raise InputError(f"{where}blend: expected a prompt or a blend, found both")
     if over is not None and not shot.words:
         raise InputError(f"{where}over: expected new words that it leads to, found none")
-    if over is not None and shot.cache == "clear":
+    if over is not None and shot.clears:
         raise InputError(f"{where}over: cache clear leaves nothing that words could change over")
     return _one_motion(shot, where)
+
+
+def _live_changes(row: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """Strength, mask and picture of a shot, those that it has."""
+    made: dict[str, Any] = {}
+    if row.get("strength") is not None:
+        value = row["strength"]
+        whole = isinstance(value, int | float) and not isinstance(value, bool)
+        if not whole or not 0 < value <= 1:
+            raise InputError(f"{where}strength: expected above 0 and at most 1, found {shorten(value)}")
+        made["strength"] = float(value)
+    mask = row.get("mask")
+    if isinstance(mask, Mapping):
+        check_keys(mask, ("box",), f"{where}mask")
+        check_plain(mask, f"{where}mask")
+        made["mask"] = dict(mask)
+    elif mask is not None:
+        made["mask"] = existing_path(mask, folder, f"{where}mask")
+    picture = row.get("picture")
+    if picture is not None:
+        told = picture if isinstance(picture, Mapping) else {"file": picture}
+        check_keys(told, ("file", "use"), f"{where}picture")
+        use = told.get("use", "scene")
+        if use not in PICTURE_USES:
+            expected = " or ".join(PICTURE_USES)
+            raise InputError(f"{where}picture.use: expected {expected}, found {shorten(use)}")
+        file = existing_path(told.get("file"), folder, f"{where}picture")
+        if file is None:
+            raise InputError(f"{where}picture: expected a file, found none")
+        made["picture"] = {"file": file, "use": use}
+    return made
+
+
+def _check_cache(shot: Shot, where: str) -> None:
+    """Raise InputError for a cache action that a picture cannot have."""
+    if shot.picture is None or shot.cache is None:
+        return
+    wanted = "clear" if shot.picture["use"] == "scene" else "recache"
+    if shot.cache != wanted:
+        use = shot.picture["use"]
+        raise InputError(f"{where}picture: as {use} it comes with cache {wanted}, found cache {shot.cache}")
 
 
 def blend_of(value: Any, where: str) -> tuple[tuple[str, float], ...]:

@@ -5,30 +5,35 @@ Everything a clip needs is read and checked here, before its first frame.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from models.context import ChunkPlan
 from models.kv_cache import MAX_POSITIONS, RopeMode
 
 from ..engine.choice import Chosen, Recorded
 from ..engine.runner import Runner
 from ..errors import InputError
-from ..motion.file import load_motion
-from ..motion.gestures import MOTION, Gesture, changed, released
-from ..motion.reach import beyond
-from ..motion.tracks import TrackSet
+from ..live.open import RawFrames
 from ..pipeline import Pipeline
 from ..stream.events import Receipt, StreamEvent
 from ..stream.model import StreamModel
 from ..stream.recache import recache_of
 from ..stream.session import Session
 from ..stream.snapshot import read_meta
-from ..stream.state import StreamState
+from ..stream.timeline import Timeline
 from ..suggest import shorten
 from ..video.outputs import Part
+from .changes.job_changes import (
+    Change,
+    changes_of,
+    check_live,
+    check_releases,
+    opening_settings,
+    picture_notes,
+    reach_notes,
+)
 from .job import RenderJob
 from .records import (
     NOTHING_ASKED,
@@ -41,7 +46,7 @@ from .records import (
     read_timeline,
     sidecar_path,
 )
-from .shots import MAX_SECONDS, Motion, Shot
+from .shots import MAX_SECONDS, Shot
 
 _TAIL_SECONDS = 2.0
 
@@ -64,6 +69,7 @@ class Clip:
         replays: the record or timeline this is made again from, and the digests its frames should have.
         head: a finished clip of ours, ending where this begins, that its frames are put behind.
         notes: what of its motion the clip does not show.
+        endless: whether it ends with its input, wherever that is, or else after `frames`.
     """
 
     session: Session
@@ -79,14 +85,26 @@ class Clip:
     replays: "Replayed | None" = None
     head: "Head | None" = None
     notes: tuple[str, ...] = ()
+    endless: bool = False
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay should come to: the file it follows, and digests of raw frames where it has any."""
+    """What a replay should come to: the file it follows, digests of raw frames where it has any, and of its
+    input's.
+    """
 
     file: str
     parts: tuple[Part, ...]
+    input: str | None = None
+
+
+@dataclass(frozen=True)
+class Piped:
+    """How a pipe is read: what raw frames do not say of themselves, and whether to wait no longer."""
+
+    raw: RawFrames | None = None
+    stopped: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,7 @@ def open_job(
     *,
     asked: Asked = NOTHING_ASKED,
     runner: Runner | None = None,
+    heard: "Piped | None" = None,
 ) -> Clip:
     """A clip of a job; everything in it is checked before the first frame.
 
@@ -114,25 +133,27 @@ def open_job(
         deadline_ms: what a chunk may take, see `Pipeline.open`.
         asked: how it is to be computed; part of its key.
         runner: that its stream is given; by default the pipeline's.
+        heard: how a pipe is read that is its input.
 
     Raises:
         InputError: a setting, motion file, image, clip or length that cannot be, or a file that changed
             while it was read.
     """
-    began = time.perf_counter()
+    began, heard = time.perf_counter(), heard or Piped()
     fps = pipeline.geometry.fps
     frames = job.length(fps)
     _check_size(pipeline, job)
     key = job_key(pipeline, job, copy, asked)
-    opening, *later = changes = _changes(pipeline, job, frames)
-    _check_releases(pipeline, pipeline.settings.updated(job.set).plan(pipeline.plan), changes)
+    opening, *later = changes = changes_of(pipeline, job, frames)
+    settings = opening_settings(job)
+    check_releases(pipeline, pipeline.settings.updated(settings).plan(pipeline.plan), changes)
     session = pipeline.open(
         opening.shot.prompt,
         job.seed,
         opening.motion,
         job.image,
         job.video,
-        job.set,
+        settings,
         gestures=opening.gestures,
         blend=opening.shot.blend,
         runner=runner,
@@ -141,11 +162,16 @@ def open_job(
     if job_key(pipeline, job, copy, asked) != key:
         raise InputError("a file of this job changed while it was read")
     _check_positions(session, frames)
+    if opening.mask is not None or opening.picture is not None:
+        _submit(session, StreamEvent(mask=opening.mask, picture=opening.picture), 0)
+    if job.input is not None:
+        session.listen(job.input, raw=heard.raw, stopped=heard.stopped)
     receipts = tuple(_submit(session, change.event(), change.frame) for change in later)
     prompts = tuple(words for shot in job.shots for words in shot.words)
-    notes = (*pipeline.picture_notes(job.image), *_reach_notes(changes, frames, fps))
+    notes = (*pipeline.picture_notes(job.image), *picture_notes(changes), *reach_notes(changes, frames, fps))
     values = job.to_json() | ({} if deadline_ms is None else {"deadline_ms": deadline_ms})
-    return Clip(session, path, 0, frames, values, key, prompts, receipts, began, notes=notes)
+    endless = job.seconds is None and job.frames is None and job.is_piped
+    return Clip(session, path, 0, frames, values, key, prompts, receipts, began, notes=notes, endless=endless)
 
 
 def check_job(pipeline: Pipeline, job: RenderJob) -> tuple[str, ...]:
@@ -159,16 +185,18 @@ def check_job(pipeline: Pipeline, job: RenderJob) -> tuple[str, ...]:
     """
     frames = job.length(pipeline.geometry.fps)
     _check_size(pipeline, job)
-    settings = pipeline.settings.updated(job.set)
+    settings = pipeline.settings.updated(opening_settings(job))
     plan = settings.plan(pipeline.plan)
     recache_of(settings.recache_mode).check(plan, settings.sink_policy)
-    changes = _changes(pipeline, job, frames)
-    _check_releases(pipeline, plan, changes)
+    changes = changes_of(pipeline, job, frames)
+    check_releases(pipeline, plan, changes)
+    check_live(pipeline, settings, job)
     job_key(pipeline, job)
     if job.image is not None or job.video is not None:
         pipeline.start_pictures(job.image, job.video)
     _check_length(pipeline, settings.rope, MAX_POSITIONS, frames)
-    return (*pipeline.picture_notes(job.image), *_reach_notes(changes, frames, pipeline.geometry.fps))
+    own = (*pipeline.picture_notes(job.image), *picture_notes(changes))
+    return (*own, *reach_notes(changes, frames, pipeline.geometry.fps))
 
 
 def open_continuation(
@@ -179,6 +207,7 @@ def open_continuation(
     new_prompt: bool,
     extend: Path | None = None,
     deadline_ms: float | None = None,
+    heard: Piped | None = None,
 ) -> Clip:
     """A clip that goes on where the saved stream's clip ended. All times of the job count from there.
 
@@ -188,6 +217,7 @@ def open_continuation(
             it still waits for.
         extend: the clip that the stream was saved at the end of; the new frames are put behind its own.
         deadline_ms: what a chunk may take, see `Pipeline.resume`.
+        heard: how a pipe is read that is its input.
 
     Raises:
         InputError: a damaged state, one of another model, a setting or motion file that cannot be, or a clip
@@ -202,11 +232,14 @@ def open_continuation(
     head = None if extend is None else _head(extend, pipeline, first)
     _check_positions(session, first + frames)
     shots = job.shots if new_prompt else (replace(job.shots[0], prompt=None, blend=None), *job.shots[1:])
-    changes = _changes(pipeline, replace(job, shots=shots), frames, first)
+    changes = changes_of(pipeline, replace(job, shots=shots), frames, first)
     if not session.pending:
         # what the stream still waits for may begin gestures, too
-        _check_releases(pipeline, session.state.latents.ring.plan, changes, session.state)
+        check_releases(pipeline, session.state.latents.ring.plan, changes, session.state)
     receipts = []
+    if job.input is not None:
+        heard = heard or Piped()
+        session.listen(job.input, raw=heard.raw, stopped=heard.stopped)
     if not changes[0].is_empty or job.set:
         receipts.append(_submit(session, changes[0].event(job.set), first))
     receipts += [_submit(session, change.event(), change.frame) for change in changes[1:]]
@@ -214,14 +247,21 @@ def open_continuation(
     values = job.to_json() | {"continue_from": str(state)}
     values |= {} if deadline_ms is None else {"deadline_ms": deadline_ms}
     prompts = tuple(words for shot in job.shots for words in shot.words)
-    notes = _notes(chosen, _reach_notes(changes, first + frames, fps))
-    return Clip(
-        session, path, first, frames, values, key, prompts, tuple(receipts), began, head=head, notes=notes
-    )
+    notes = _notes(chosen, reach_notes(changes, first + frames, fps))
+    made = (session, path, first, frames, values, key, prompts, tuple(receipts), began)
+    endless = job.seconds is None and job.frames is None and job.is_piped
+    return Clip(*made, head=head, notes=(*notes, *picture_notes(changes)), endless=endless)
 
 
 def open_timeline(
-    pipeline: Pipeline, file: Path, path: Path, seconds: float | None, image: str | None, video: str | None
+    pipeline: Pipeline,
+    file: Path,
+    path: Path,
+    seconds: float | None,
+    image: str | None,
+    video: str | None,
+    live: str | None = None,
+    heard: Piped | None = None,
 ) -> Clip:
     """A clip that goes through a recorded timeline again.
 
@@ -229,6 +269,7 @@ def open_timeline(
         file: a timeline, or the record beside a rendered video.
         seconds: length; by default the recorded clip's, or of a bare timeline 2 s beyond its last event.
         image, video: what the stream starts from; by default what the record names.
+        live, heard: its live input, by default what the record names, and how a pipe is read.
 
     Raises:
         InputError: no timeline, one of another frame rate, or a start that cannot be read or is another than
@@ -241,6 +282,7 @@ def open_timeline(
         raise InputError(f"{file}: expected a timeline at the model's {fps} fps, found {timeline.fps:g}")
     if image is None and video is None:
         image, video = record["job"].get("image"), record["job"].get("video")
+    live = record["job"].get("input") if live is None else live
     if seconds is None:
         seconds = record["frames"] / fps or None
     if seconds is None:
@@ -248,24 +290,53 @@ def open_timeline(
     frames = frame_count(seconds, fps)
     chosen = pipeline.choose(recorded=Recorded.of(record))
     session = pipeline.replay(timeline, image, video, runner=chosen.runner)
+    recorded = _listen_again(session, timeline, record, live, heard or Piped())
     _check_positions(session, frames)
     prompts = dict.fromkeys(words for entry in timeline.events for words in entry.event.prompts)
     values: dict[str, Any] = {"timeline": str(file), "seconds": seconds, "seed": timeline.seed}
-    values |= {name: value for name, value in (("image", image), ("video", video)) if value is not None}
-    digests = [file_digest(str(name)) for name in (file, image, video) if name is not None]
+    given = {"image": image, "video": video, "input": live}
+    values |= {name: value for name, value in given.items() if value is not None}
+    files = (file, image, video, None if live is None or not Path(live).is_file() else live)
+    digests = [file_digest(str(name)) for name in files if name is not None]
     key = digest({"weights": pipeline.digest, "frames": frames, "files": digests})
     parts = parts_of(record) if record.get("frames") == frames else ()
-    replays = Replayed(str(file), parts)
+    replays = Replayed(str(file), parts, recorded if record.get("frames") == frames else None)
     changes = [
-        _Change(str(i), entry.frame, Shot(entry.frame / fps), entry.event.motion, entry.event.gestures)
+        Change(str(i), entry.frame, Shot(entry.frame / fps), entry.event.motion, entry.event.gestures)
         for i, entry in enumerate(timeline.events)
     ]
     # a recorded event was asked for up to a chunk before it took effect
     slack = pipeline.geometry.temporal * pipeline.plan.chunk_frames
-    notes = _notes(chosen, _reach_notes(changes, frames, fps, slack))
+    notes = _notes(chosen, reach_notes(changes, frames, fps, slack))
     return Clip(
         session, path, 0, frames, values, key, tuple(prompts), (), began, replays=replays, notes=notes
     )
+
+
+def _listen_again(
+    session: Session, timeline: Timeline, record: Mapping[str, Any], live: str | None, heard: Piped
+) -> str | None:
+    """Give a replay its input; returns the digest that its frames had.
+
+    Raises:
+        InputError: it needs one and has none, or another file than the record's.
+    """
+    needed = any(entry.event.input is not None for entry in timeline.events)
+    if not needed:
+        if live is not None:
+            raise InputError("--input: the timeline heard none")
+        return None
+    if live is None:
+        raise InputError("timeline: its stream heard a live input: expected it as --input, found none")
+    told = record.get("input")
+    row: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
+    if row.get("file") is not None and Path(live).is_file() and file_digest(live) != row["file"]:
+        raise InputError(
+            f"--input {live}: is another file than the record's (sha256 {str(row['file'])[:12]}), found "
+            f"{file_digest(live)[:12]}"
+        )
+    session.listen(live, raw=heard.raw, stopped=heard.stopped)
+    return None if row.get("digest") is None else str(row["digest"])
 
 
 def frame_count(seconds: float, fps: float) -> int:
@@ -287,116 +358,6 @@ def _check_size(pipeline: Pipeline, job: RenderJob) -> None:
     if job.size is not None and job.size != made:
         found = f"{job.size[0]}x{job.size[1]}"
         raise InputError(f"size: {pipeline.name} makes {made[0]}x{made[1]} only, found {found}")
-
-
-@dataclass(frozen=True)
-class _Change:
-    """What a shot changes: its place in messages, the frame of the stream from which on it is due, and its
-    motions as tracks.
-    """
-
-    place: str
-    frame: int
-    shot: Shot
-    motion: TrackSet | None = None
-    gestures: Mapping[str, TrackSet | None] | None = None
-
-    @property
-    def tracks(self) -> dict[str, TrackSet | None]:
-        """Tracks by gesture, the plain motion as one of them."""
-        return ({} if self.motion is None else {MOTION: self.motion}) | dict(self.gestures or {})
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it changes nothing."""
-        return not self.tracks and not self.shot.words and self.shot.cache is None
-
-    def event(self, settings: Mapping[str, Any] | None = None) -> StreamEvent:
-        """As a stream takes it."""
-        cache: Any = self.shot.cache
-        said = StreamEvent(
-            self.shot.prompt, self.motion, settings or None, cache, None, self.gestures, None, self.shot.blend
-        )
-        return replace(said, over=self.shot.over) if self.shot.over else said
-
-
-def _changes(pipeline: Pipeline, job: RenderJob, frames: int, first: int = 0) -> list[_Change]:
-    """What a job's shots change in a clip of so many frames that begins at frame `first` of its stream.
-
-    Raises:
-        InputError: a motion that cannot be read.
-    """
-    geometry = pipeline.geometry
-
-    def load(motion: Motion | None, left: int) -> TrackSet | None:
-        if motion is None:
-            return None
-        return load_motion(motion, geometry.fps, left, geometry.width / geometry.height)
-
-    changes = []
-    for index, shot in enumerate(job.shots):
-        frame = _frame_of(shot.at_seconds, geometry.fps)
-        left = frames - min(frames - 1, frame)
-        named = None if shot.gestures is None else {n: load(x, left) for n, x in shot.gestures.items()}
-        changes.append(_Change(f"shots[{index}]", first + frame, shot, load(shot.motion, left), named))
-    return changes
-
-
-def _check_releases(
-    model: StreamModel, plan: ChunkPlan, changes: Sequence[_Change], state: StreamState | None = None
-) -> None:
-    """Raise InputError where a gesture is let go of that is not in force at that chunk.
-
-    Args:
-        state: where the stream is; None at its beginning.
-    """
-    geometry = model.geometry
-    gestures: tuple[Gesture, ...] = () if state is None else state.controls.gestures
-    scene, earliest = (0, 0) if state is None else (state.latents.scene[1], state.next_frame(geometry))
-    last, clears = 0, False
-    for change in changes:
-        wanted = geometry.latent_frames(max(change.frame, earliest))
-        start = _chunk_start(plan, scene, wanted)
-        if start > last and clears:
-            # a scene of its own began: chunks count from there
-            scene, clears = last, False
-            start = _chunk_start(plan, scene, wanted)
-        last, frame = start, geometry.frames(start)
-        try:
-            gestures = changed(released(gestures, frame), change.tracks, frame)
-        except InputError as error:
-            raise InputError(f"{change.place}.gestures: {error}") from None
-        if change.shot.words or change.shot.cache is not None:
-            clears = change.shot.cache == "clear"
-
-
-def _chunk_start(plan: ChunkPlan, scene: int, latent_frame: int) -> int:
-    """The first latent frame of the first chunk that does not begin before one, in a scene that begins at
-    latent frame `scene`.
-    """
-    offset = latent_frame - scene
-    if offset <= 0:
-        return scene
-    return scene + plan.start(1 + max(0, -(-(offset - plan.first_chunk_frames) // plan.chunk_frames)))
-
-
-def _reach_notes(changes: Sequence[_Change], end: int, fps: float, slack: int = 0) -> tuple[str, ...]:
-    """What of the motions lies behind the clip's end; of one that a later one replaces, nothing."""
-    notes: list[str] = []
-    replaced: set[str] = set()
-    for change in reversed([change for change in changes if change.frame < end]):
-        for name, tracks in reversed(change.tracks.items()):
-            if tracks is None or tracks.is_empty or name in replaced:
-                continue
-            late = beyond(tracks, change.frame, end, fps, slack if change.frame else 0)
-            if late is not None:
-                what = "motion" if name == MOTION else f"gesture {shorten(name)}"
-                notes.append(f"{what} of {change.shot.at_seconds:g} s: {late}")
-        replaced |= set(change.tracks)
-        if change.motion is not None and change.motion.is_empty:
-            # plain motion without points lets go of all that began before
-            break
-    return tuple(reversed(notes))
 
 
 def _notes(chosen: Chosen, notes: tuple[str, ...]) -> tuple[str, ...]:
@@ -426,11 +387,6 @@ def _submit(session: Session, event: StreamEvent, at_frame: int) -> Receipt:
     if receipt.status == "refused":
         raise InputError(str(receipt.reason))
     return receipt
-
-
-def _frame_of(seconds: float, fps: float) -> int:
-    """The first frame that is not shown before `seconds`."""
-    return math.ceil(seconds * fps - 1e-6)
 
 
 def _check_positions(session: Session, frames: int) -> None:

@@ -133,9 +133,7 @@ class StreamEvent:
                 f"picture: as {picture.use} it comes with cache {wanted}, found cache {self.cache}"
             )
         if picture.use == "scene" and self.over is not None:
-            raise InputError(
-                "over: a picture that begins a scene leaves no words that others could come from"
-            )
+            raise InputError("over: a picture begins a scene, which has no words that others could come from")
         if picture.use == "reference" and self.sink == "keep":
             raise InputError("picture: a reference takes the sink's place, found sink keep")
 

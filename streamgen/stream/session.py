@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..live.open import RawFrames, open_input
 from ..live.pushed import Fed, PushedInput
 from ..live.taken import InputSource
+from ..suggest import shorten
 from .conditioning import Controls
 from .events import Receipt, StreamEvent
 from .log import LogFile
@@ -170,8 +171,10 @@ class Session:
             )
         elif isinstance(source, str | Path | Tensor | np.ndarray):
             made = open_input(source, geometry, chunk, raw, stopped)
-        else:
+        elif callable(getattr(source, "take", None)):
             made = source
+        else:
+            raise InputError(f"input: expected a path, - or frames, found {shorten(source)}")
         with self._attaching:
             self._source = made
         return made
@@ -237,13 +240,18 @@ class Session:
             self._owed = self._owed or owed or made
             raise
 
-    def snapshot(self) -> Snapshot:
-        """All state as of now, bounded in size; pending events included."""
+    def snapshot(self, outline: bool = False) -> Snapshot:
+        """All state as of now, bounded in size; pending events included.
+
+        Args:
+            outline: without cache and decoder, a small part of it: a stream that is restored from one goes on
+                as after a recache of its past under the words it was made with, not bit for bit.
+        """
         with self._generating:
             self._conclude(self._now)
             owed = self._now.chunk if self._owed else None
             waiting = (self._queue.items, self._queue.numbers)
-            return encode(self.model, self.runner, self.state, waiting, owed, self._source)
+            return encode(self.model, self.runner, self.state, waiting, owed, self._source, outline)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back (or forth) to a snapshot of this or a like session; raises the epoch.

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.kv_cache import CacheCursor, CacheRing
+from models.video_codec import VideoCodec
 
-from ..engine.decoder import DecoderState
+from ..engine.decoder import DecoderState, StreamingDecoder
 from ..engine.noise import NoiseSource, SeededNoise, seed_identity
 from ..engine.runner import Runner
 from ..errors import InputError
@@ -81,6 +82,7 @@ def encode(
     waiting: tuple[Sequence[Pending], int],
     owed: FrameChunk | None = None,
     source: InputSource | None = None,
+    outline: bool = False,
 ) -> Snapshot:
     """A state as a snapshot.
 
@@ -89,16 +91,19 @@ def encode(
         waiting: the events that wait, and how many receipts were given.
         owed: a chunk that was made and not handed over.
         source: of its live input, whose waiting frames are kept.
+        outline: leave out cache and decoder, which are nearly all of it: `decode` makes the cache anew from
+            the record, as a recache does, and the decoder by decoding what was decoded last, so the stream
+            goes on nearly as it would have.
     """
     pending, receipts = waiting
-    tensors, meta = _encoded_latents(state)
+    tensors, meta = _encoded_latents(state, outline)
     live, meta["input"] = _encoded_input(state, source)
     tensors |= live
     for i, gesture in enumerate(state.controls.gestures):
         tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
     for i, item in enumerate(pending):
         tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
-    if state.decoder is not None:
+    if state.decoder is not None and not outline:
         tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
     if state.opening is not None:
         tensors["opening"] = state.opening.clone()
@@ -141,7 +146,7 @@ def _encoded_input(
     return tensors, (row if tensors else None)
 
 
-def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _encoded_latents(state: StreamState, outline: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain values of the cache, the record, and the texts that both speak of."""
     latents = state.latents
     chunks = list({id(chunk): chunk for chunk in (*latents.context, *latents.recent)}.values())
@@ -151,7 +156,8 @@ def _encoded_latents(state: StreamState) -> tuple[dict[str, Tensor], dict[str, A
     texts = list({id(text): text for text in said if text is not None}.values())
     places = {id(chunk): i for i, chunk in enumerate(chunks)}
     words = {id(text): i for i, text in enumerate(texts)}
-    tensors = {f"cache.{name}": x for name, x in latents.ring.state(latents.cursor).items()}
+    cache = {} if outline else latents.ring.state(latents.cursor)
+    tensors = {f"cache.{name}": x for name, x in cache.items()}
     for i, text in enumerate(texts):
         assert text.embedding is not None, "texts of streams keep what they are made from"
         tensors[f"text.{i}"] = text.embedding.clone()
@@ -216,7 +222,7 @@ def decode(
         decoder = None
         if model.codec is not None and meta["latent_frames"] is not None:
             held = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
-            decoder = DecoderState(model.codec.state_from_tensors(held), meta["latent_frames"])
+            decoder = _decoder(model.codec, held, latents, int(meta["latent_frames"]))
         pending = [_pending(i, row, tensors, model, epoch) for i, row in enumerate(meta["pending"])]
         draws = _noise(meta, model, noise)
         owed = None
@@ -372,10 +378,13 @@ def _latents(
 ) -> LatentState:
     cursor, prefix = CacheCursor(**meta["cursor"]), "cache."
     held = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-    ring.load_state(cursor, held)
-    whole, sink = meta["held"]
-    ring.holds = cursor.content if whole else None
-    ring.sink_holds = cursor.sink_content if sink else None
+    if held:
+        ring.load_state(cursor, held)
+        whole, sink = meta["held"]
+        ring.holds = cursor.content if whole else None
+        ring.sink_holds = cursor.sink_content if sink else None
+    else:
+        ring.lose(cursor)
     chunks = [
         LatentChunk(
             row["index"],
@@ -397,6 +406,18 @@ def _latents(
         (int(meta["scene"][0]), int(meta["scene"][1])),
         bool(meta["due"]),
     )
+
+
+def _decoder(
+    codec: VideoCodec, held: dict[str, Tensor], latents: LatentState, latent_frames: int
+) -> DecoderState:
+    """The decoder's state; of an outline the one that the last chunks leave."""
+    if held:
+        return DecoderState(codec.state_from_tensors(held), latent_frames)
+    decoder = StreamingDecoder(codec)
+    for chunk in latents.recent:
+        decoder.push(chunk.latents)
+    return DecoderState(decoder.state.tokenizer, latent_frames)
 
 
 def _noise(meta: dict[str, Any], model: StreamModel, given: NoiseSource | None) -> NoiseSource:

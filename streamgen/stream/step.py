@@ -239,14 +239,16 @@ def cache_action(
     state: StreamState, controls: Controls, wish: Merged, passage: Passage | None = None
 ) -> tuple[CacheAction, SinkPolicy]:
     """What becomes of the cache: what is asked for, by default a recache where the text changes; on the way
-    from one text to another, with every so many-th chunk. Where a failed step has cost the cache its content,
-    it is made anew whatever was asked for.
+    from one text to another, with every so many-th chunk, and where live LoRAs get other strengths. Where a
+    failed step has cost the cache its content, it is made anew whatever was asked for.
     """
     latents = state.latents
     action: CacheAction = wish.cache or ("keep" if controls.text.same(state.controls.text) else "recache")
     sink: SinkPolicy = wish.sink or controls.settings.sink_policy
     if passage is not None and (wish.words is not None or wish.cache is None):
-        action = "recache" if passage.rebuilds else "keep"
+        # words come in steps; LoRAs of other strengths are there at once
+        at_once = _reads_otherwise(state, controls) and (wish.words is None or passage.recaches)
+        action = "recache" if passage.rebuilds or at_once else "keep"
         sink = passage.sink
     if not latents.recent:
         return ("clear" if action == "clear" else "keep"), sink
@@ -258,6 +260,11 @@ def cache_action(
     if action in ("recache", "rebuild") and keeps and not latents.ring.sink_intact(latents.cursor):
         sink = "refresh"
     return action, sink
+
+
+def _reads_otherwise(state: StreamState, controls: Controls) -> bool:
+    """Whether the network reads texts with other strengths of its live LoRAs than it did."""
+    return controls.text.strengths != state.controls.text.strengths
 
 
 def settled(runner: Runner, state: StreamState, decision: Decision, measure: Measure) -> StreamState:

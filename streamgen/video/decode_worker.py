@@ -7,6 +7,7 @@ as part of the package, so that a clip does not wait for the imports of the pack
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -191,6 +192,20 @@ def played(request: Request) -> Iterator[np.ndarray]:
         raise ClipError(f"damaged or cut off: only {decoded}{promised} frames can be decoded")
 
 
+def count(request: Request) -> int:
+    """How many frames `played` gives.
+
+    Raises:
+        ClipError: as `_probe`.
+    """
+    _probe(request.path)
+    made = 0
+    with contextlib.suppress(av.FFmpegError, OSError), _open(request.path) as container:
+        for _, until in _timed(container):
+            made += max(0, int(np.ceil((until - _LATE) * request.fps - 1e-9)) - made)
+    return made
+
+
 def _timed(container: Any) -> Iterator[tuple[Any, float]]:
     """Each decoded frame with the time (s, the first frame's is 0) at which the next one takes its place."""
     stream = _video(container)
@@ -242,6 +257,9 @@ def main(arguments: list[str]) -> int:
             for picture in played(Request(**order["request"])):
                 sys.stdout.buffer.write(picture.tobytes())
                 sys.stdout.buffer.flush()
+            return 0
+        if order.get("count"):
+            (folder / "count.txt").write_text(str(count(Request(**order["request"]))), encoding="utf-8")
             return 0
         frames = decode(Request(**order["request"]), order["backend"])
     except ClipError as error:

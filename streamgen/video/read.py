@@ -7,6 +7,7 @@ is killed when its time is up (`decode_worker`), so no file can hang or crash th
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -14,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,6 +25,7 @@ from PIL import Image, ImageOps
 from ..errors import InputError
 from . import decode_worker
 
+T = TypeVar("T")
 WORKER = Path(decode_worker.__file__)
 # The EXIF tag, and its values for pictures that were taken with the camera on its side.
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
@@ -127,13 +131,49 @@ def read_clip(
         raise InputError(f"{path}: cannot be decoded ({error})") from None
 
 
+def clip_length(path: str | Path, fps: float, timeout: float = 600.0) -> int:
+    """How many frames a clip has at a rate; it is gone through once.
+
+    Raises:
+        InputError: see `read_clip`.
+    """
+    file = _existing(path)
+    about = file.stat()
+    return _length_as_of(str(file), fps, timeout, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(1024)
+def _length_as_of(path: str, fps: float, timeout: float, changed_ns: int, size: int) -> int:
+    request = decode_worker.Request(str(Path(path).resolve()), float(fps), 1, 1, 0)
+    try:
+        return _run_child(path, request, {"count": True}, timeout, _count)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{path}: its frames cannot be counted within {timeout:g} s: say a length") from None
+    except _DecoderDied as error:
+        raise InputError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _count(folder: Path) -> int:
+    return int(Path(folder, "count.txt").read_text(encoding="utf-8"))
+
+
 class _DecoderDied(Exception):
     """The child ended without frames and without a verdict on the clip."""
 
 
 def _in_child(path: str | Path, request: decode_worker.Request, backend: str, seconds: float) -> np.ndarray:
+    return _run_child(path, request, {"backend": backend}, seconds, lambda f: np.load(Path(f, "frames.npy")))
+
+
+def _run_child(
+    path: str | Path,
+    request: decode_worker.Request,
+    what: dict[str, Any],
+    seconds: float,
+    result: Callable[[Path], T],
+) -> T:
     with tempfile.TemporaryDirectory(prefix="streamgen-", ignore_cleanup_errors=True) as folder:
-        order = json.dumps({"request": request._asdict(), "backend": backend, "folder": folder})
+        order = json.dumps({"request": request._asdict(), "backend": "pyav", "folder": folder} | what)
         log = Path(folder, "log.txt")
         with log.open("wb") as stderr:
             # -P: the package's folder must not become the first place to import from.
@@ -150,7 +190,7 @@ def _in_child(path: str | Path, request: decode_worker.Request, backend: str, se
             finally:
                 _end(child)
         if code == 0:
-            return np.load(Path(folder, "frames.npy"))
+            return result(Path(folder))
         verdict = Path(folder, "error.txt")
         if code == 3 and verdict.exists():
             raise InputError(f"{path}: {verdict.read_text(encoding='utf-8')}")

@@ -119,7 +119,8 @@ def stream_parts(config: WanConfig, setup: Setup) -> dict[str, int]:
     if setup.decoder != "none":
         walk, size = _walk(config, setup), setup.codec_dtype.itemsize
         parts["decoder state"] = walk.held * size
-        # a new state is made beside the old one
+        # a new state is made beside the old one, which the stream keeps until the step is done; with several
+        # latent frames, those between give way to those after them
         step = max(step, (walk.most + walk.held) * size)
     return parts | {"step": step}
 

@@ -110,6 +110,8 @@ def test_what_is_placed_while_paused_is_drawn_numbered_and_let_go_of_one_by_one(
     page.get_by_role("button", name="Let go of path 2").click()
     page.wait_for_function("window.streamgen.held.rows.length === 3")
     page.keyboard.press("Space")
+    page.wait_for_selector(".sg[data-state=playing]")
+    assert not page.evaluate("window.streamgen.notices.chips.has('waits')"), "nothing waits any more"
     said(page, "log", "box: the ball, from the upper left to the middle, grows to 200 %")
     said(page, "log", "pins: 1 held at the upper right")
     page.wait_for_function("() => !window.streamgen.part.held.textContent.includes('waits')")

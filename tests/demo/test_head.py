@@ -7,9 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import demo.page
+from demo.app import build_app
 from demo.fake_engine import FakeEngine
 from demo.page import readable_card
-from demo.server import Options, build_app
+from demo.server import Options
 from tests.tiny_models import assert_needs
 
 STATIC = Path(demo.page.__file__).parent / "static"

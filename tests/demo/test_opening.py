@@ -188,7 +188,8 @@ def chips(page: Page) -> None:
     said(page, "now", "a small blue star stays over the snow")
     assert chip("colour", "blue").get_attribute("aria-pressed") == "true"
     assert chip("colour", "red").get_attribute("aria-pressed") == "false"
-    said(page, "appeared", "Your change appeared after ")
+    said(page, "appeared", "appeared after ")
+    assert page.locator(".sg-head").inner_text().split("\n")[-1].startswith("Your change appeared after .")
 
 
 def presets(page: Page) -> None:

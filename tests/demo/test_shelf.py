@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo.fake_engine import FakeEngine
+import demo.shelf
+from demo.fake_engine import FakeEngine, FakeSaved, FakeStream
 from demo.live import LiveSession
 from demo.messages import Event, Rewind, Start, Take
 from demo.recording import Lineage, Recording
@@ -149,6 +150,67 @@ def test_it_is_written_while_it_plays(tmp_path: Path) -> None:
     assert kept.frame > before
     assert len(list(kept.folder.glob("*.snapshot"))) == 1
     session.recording.close()
+
+
+def test_what_is_kept_is_never_five_seconds_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may die at any moment."""
+
+    def check() -> None:
+        clock, shelf = Clock(), Shelf(tmp_path / os.urandom(4).hex())
+        session = session_on(shelf, "one", clock, FakeEngine(wait=clock.sleep))
+        session.handle(Start("a red ball", 3))
+        for _ in range(100):
+            work(session, clock, 1)
+            assert session.stream is not None
+            kept = shelf.find("one")
+            behind = 0 if kept is None else session.stream.next_frame - kept.frame
+            assert behind <= 5 * 16
+        session.recording.close()
+
+    assert_needs(check, monkeypatch, demo.shelf, "KEEP_SECONDS", 12.0)
+
+
+def test_of_a_large_stream_an_outline_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is too large for moments to go back to."""
+
+    def check() -> None:
+        clock, shelf = Clock(), Shelf(tmp_path / os.urandom(4).hex())
+        outlines: list[int] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeStream, "snapshot_bytes", 4 * 2**30)
+            whole = FakeStream.snapshot
+
+            def outline(stream: FakeStream) -> FakeSaved:
+                outlines.append(stream.next_frame)
+                return whole(stream)
+
+            patched.setattr(FakeStream, "outline", outline)
+            patched.setattr(FakeStream, "snapshot", lambda stream: pytest.fail("four gigabytes are copied"))
+            session = session_on(shelf, "one", clock, FakeEngine(wait=clock.sleep))
+            session.handle(Start("a red ball", 3))
+            work(session, clock, 40)
+            session.close()
+        kept = shelf.find("one")
+        assert kept is not None
+        assert len(outlines) >= 3
+        assert kept.frame == outlines[-1] > 40
+
+    assert_needs(check, monkeypatch, Keeper, "due", lambda self, now: False)
+
+
+def test_servers_that_share_a_shelf_leave_each_others_sessions_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        root = tmp_path / os.urandom(4).hex()
+        one, other = Shelf(root, budget=0), Shelf(root, budget=0)
+        (one.folder("runs") / "reel-0.bin").write_bytes(b"x" * 100)
+        (one.folder("over") / "reel-0.bin").write_bytes(b"x" * 100)
+        one.tidy(["runs"])
+        other.tidy([])
+        assert [one._path(token).is_dir() for token in ("runs", "over")] == [True, False]
+
+    assert_needs(check, monkeypatch, demo.shelf, "_USED_SECONDS", -1.0)
 
 
 def test_a_full_disk_costs_the_copy_and_nothing_else(

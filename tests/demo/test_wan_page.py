@@ -16,10 +16,11 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from demo.app import build_app
 from demo.engine import Engine
 from demo.fake_engine import FakeEngine
 from demo.loading import LateEngine, Tell
-from demo.server import SERVER_OPTIONS, Options, build_app
+from demo.server import SERVER_OPTIONS, Options
 from streamgen.errors import CheckpointError
 from tests.demo.test_browser import PATIENCE, frame_now, free_port, open_page, shown
 from tests.tiny_wan import SMALL

@@ -428,7 +428,7 @@ def test_autocast_stays_near_full_precision() -> None:
         ({"patch": 7}, "patch: expected an even size"),
         ({"window": 0}, "window: expected an integer of at least 1"),
         ({"latent_channels": 500}, "latent_channels: expected at most the 192"),
-        ({"bottleneck": "vae"}, "bottleneck: expected 'kl' or 'fsq'"),
+        ({"bottleneck": "vae"}, "bottleneck: expected 'kl', 'fsq' or 'vq'"),
         ({"bottleneck": "fsq"}, "fsq_levels: expected 16 numbers"),
         ({"fsq_levels": (4, 4)}, "fsq_levels: expected 0 numbers"),
         ({"depth": 3}, "unknown keys"),

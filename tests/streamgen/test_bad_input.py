@@ -155,6 +155,7 @@ def track(**changes: Any) -> dict[str, Any]:
         ("[1, 2]", "expected an object"),
         ('{"pins": "all"}', "pins: expected a list"),
         ('{"drags": [{"from": [0, 0], "to": [1, 1], "seconds": 1e30}]}', "expected finite numbers"),
+        ('{"boxes": [{"from": [0.5, 0, 0.2, 1], "seconds": 1}]}', "boxes[0]: box at 0 s: its edges cross"),
     ],
 )
 def test_motion_files(

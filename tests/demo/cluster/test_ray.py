@@ -24,7 +24,11 @@ PATIENCE = 240.0
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     ray = pytest.importorskip("ray")
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "240"}
+    quiet = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "240",
+        "RAY_worker_niceness": "0",
+    }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     small = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20}

@@ -17,10 +17,9 @@ from streamgen.engine.runner import DenoiseTask, PlainRunner
 from streamgen.engine.source import Source
 from streamgen.live.hearing import Heard, hear
 from streamgen.live.pushed import PushedInput
-from streamgen.live.read import ReadInput
 from streamgen.live.taken import Taken
 from streamgen.wan.options import WanOptions
-from tests.live_input import LISTENING, clip, latents_of, listening
+from tests.live_input import clip, latents_of, listening
 from tests.streamgen.stream.test_interruptions import Fault, Interrupter, failing_once, traced
 from tests.streams import BLUE, RED
 from tests.tiny_checkpoints import write_checkpoint
@@ -473,101 +472,3 @@ def test_two_streams_that_listen_do_not_disturb_each_other(pipeline: Pipeline) -
         for parts, session in zip(found, sessions, strict=True):
             parts.append(next(session).latents)
     assert all(torch.equal(torch.cat(f, 1), e) for f, e in zip(found, expected, strict=True))
-
-
-# -- what cannot be
-
-
-def test_strengths_outside_the_levels_are_refused_in_one_line(pipeline: Pipeline) -> None:
-    session = listening(pipeline, clip(40), settings={"steps": 2})
-    for value in (0.5, 0.0, 1.5, "much", -1.0):
-        receipt = session.submit(StreamEvent(settings={"strength": value}))
-        assert receipt.status == "refused"
-        assert receipt.reason is not None
-        assert "strength" in receipt.reason
-        assert "\n" not in receipt.reason
-    low = pipeline.open(RED, settings={"steps": 2, "strength": 0.5})
-    with pytest.raises(InputError, match=r"strength: expected 0\.75 to 1 .* found 0\.5"):
-        low.listen(clip(4))
-    # without input it means nothing
-    assert next(low) is not None
-
-
-BAD_MASKS = [
-    torch.ones(3),
-    torch.ones(2, 2, 2),
-    torch.full((2, 2), 2.0),
-    torch.full((2, 2), float("nan")),
-    torch.zeros(0, 4),
-    "mask.png",
-]
-
-
-@pytest.mark.parametrize("mask", BAD_MASKS)
-def test_masks_that_cannot_be_are_refused_in_one_line(mask: Any) -> None:
-    with pytest.raises(InputError, match=r"^mask: expected numbers"):
-        StreamEvent(mask=mask)
-
-
-def test_masks_of_other_sizes_fit(pipeline: Pipeline) -> None:
-    session = listening(pipeline, clip(40))
-    for size in ((1, 2), (7, 5), (480, 832)):
-        mask = torch.zeros(size)
-        mask[:, size[1] // 2 :] = 1
-        session.submit(StreamEvent(mask=mask))
-        next(session)
-        assert session.controls.mask is not None
-        assert session.controls.mask.shape == (4, 4)
-        assert float(session.controls.mask[0, 0]) == 0
-        assert float(session.controls.mask[3, 3]) == 1
-
-
-BAD_FRAMES = [
-    torch.zeros(4, 32, 32, 3),
-    torch.zeros(4, 32, 32, 4, dtype=torch.uint8),
-    torch.zeros(0, 32, 32, 3, dtype=torch.uint8),
-    torch.zeros(4, 0, 32, 3, dtype=torch.uint8),
-    "clip.mp4",
-    [[1, 2]],
-]
-
-
-@pytest.mark.parametrize("frames", BAD_FRAMES)
-def test_frames_that_cannot_be_are_refused_and_nothing_is_lost(frames: Any, pipeline: Pipeline) -> None:
-    session = listening(pipeline, None)
-    session.feed(clip(1))
-    with pytest.raises(InputError, match=r"^input: expected uint8 frames \(T, H, W, 3\), found"):
-        session.feed(frames)
-    chunk = next(session)
-    assert chunk.input is not None
-    assert chunk.input.numbers == (0,)
-
-
-def test_a_stream_that_reads_its_input_is_not_fed(pipeline: Pipeline) -> None:
-    session = listening(pipeline, clip(9))
-    with pytest.raises(InputError, match="reads its input from given frames"):
-        session.feed(clip(1))
-    assert isinstance(session.source, ReadInput)
-    with pytest.raises(InputError, match="no such file"):
-        session.listen("nowhere.mp4")
-    assert isinstance(session.source, ReadInput)
-
-
-def test_a_model_without_pictures_hears_nothing() -> None:
-    overrides = (*SMALL, "decoder=none", "sampling.steps=2")
-    model = load_pipeline(
-        "wan-1.3b-longlive", "cpu", wan=WanOptions(random_weights=True, overrides=overrides)
-    )
-    session = model.open(RED, decode=False)
-    with pytest.raises(InputError, match="without a picture decoder"):
-        session.listen(clip(9))
-    with pytest.raises(InputError, match="without a picture decoder"):
-        session.feed(clip(9))
-
-
-def test_settings_of_streams_of_before_are_told_as_before() -> None:
-    from streamgen.stream.settings import StreamSettings
-
-    assert "strength" not in StreamSettings().to_json()
-    assert "strength" in StreamSettings(strength=0.6).to_json()
-    assert LISTENING["strength"] != StreamSettings().strength

@@ -20,6 +20,7 @@ from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
 from streamgen.engine.adapters.live_lora import LiveLoraRunner
 from streamgen.engine.runner import PlainRunner
 from streamgen.errors import CheckpointError
+from streamgen.stream import step
 from streamgen.stream.recache import ByChunk
 from streamgen.stream.session import Session
 from streamgen.wan.loras import LoraFile
@@ -156,6 +157,90 @@ def test_replays_snapshots_and_files_keep_strengths(live: Pipeline, tmp_path: Pa
     assert torch.equal(latents(live.replay(session.timeline), 5)[:, -6:], expected)
     with pytest.raises(InputError, match="expected model"):
         opened().resume(tmp_path / "stream")
+
+
+OVER = {"chunks": 3, "every": 2}
+# what changes words, and words together with strengths
+SCRIPTS: dict[str, list[tuple[int, dict[str, Any]]]] = {
+    "over": [(1, {"prompt": "a storm", "over": OVER})],
+    "blend": [
+        (1, {"blend": {"a storm": 0.4, "a red boat": 0.6}}),
+        (3, {"blend": {"a storm": 1.0, "sea": 1.0}}),
+    ],
+    "blend, over": [(1, {"blend": {"a storm": 0.4, "sea": 0.6}, "over": OVER})],
+}
+
+
+def scripted(session: Session, script: list[tuple[int, dict[str, Any]]], chunks: int = 5) -> Iterator[Tensor]:
+    """Latents of chunks, each event submitted before the chunk it is for."""
+    for number in range(chunks):
+        for at, event in script:
+            if at == number:
+                session.submit(StreamEvent(**event))
+        yield next(session).latents
+
+
+@pytest.mark.parametrize(
+    "script",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("over", "blend")), "blend, over"],
+)
+def test_words_that_come_gradually_are_read_at_the_strength(
+    script: str, live: Pipeline, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixed prompts, and prompts on the way to others, give what a merge gives; two sessions in turns give
+    what each is alone.
+    """
+    merged = opened(merged={files[0]: 0.4, files[1]: 1.0})
+
+    def check() -> None:
+        ours, other = (live.open("a red boat", 1, settings={"lora": f"style:{s}"}) for s in (0.4, 0.9))
+        turns = list(zip(scripted(ours, SCRIPTS[script]), scripted(other, SCRIPTS[script]), strict=True))
+        expected = list(scripted(merged.open("a red boat", 1), SCRIPTS[script]))
+        for (found, _), told in zip(turns, expected, strict=True):
+            torch.testing.assert_close(found, told, atol=5e-4, rtol=5e-4)
+        alone = live.open("a red boat", 1, settings={"lora": "style:0.9"})
+        for (_, found), told in zip(turns, scripted(alone, SCRIPTS[script]), strict=True):
+            assert torch.equal(found, told)
+        again = live.replay(other.timeline)
+        assert all(torch.equal(found, next(again).latents) for _, found in turns)
+
+    read_at = Pipeline.read_at
+
+    def prompts_alone(self: Pipeline, text: Any, strengths: tuple[float, ...]) -> Any:
+        if not text.given:
+            return read_at(self, text, strengths)
+        context = replace(text.context, strengths=torch.tensor(strengths))
+        return replace(text, context=context, strengths=strengths)
+
+    assert_needs(check, monkeypatch, Pipeline, "read_at", prompts_alone)
+
+
+@pytest.mark.parametrize("words", [{}, {"prompt": "a storm", "over": {"chunks": 6, "every": 3}}])
+def test_a_change_on_the_way_to_other_words_recaches_at_once(
+    words: dict[str, Any], live: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the words make the cache anew with every third chunk alone; by itself, and in one event with the
+    words that begin.
+    """
+
+    def check() -> None:
+        first = live.open("a red boat", 1, settings={"lora": "0.2"})
+        list(scripted(first, [], 1))
+        if not words:
+            first.submit(StreamEvent("a storm", over={"chunks": 6, "every": 3}))
+        list(scripted(first, [], 1))
+        asked, kept = first.fork(), first.fork()
+        change: dict[str, Any] = words | {"settings": {"lora": "0.9"}}
+        for session, more in ((first, {}), (asked, {"cache": "recache"}), (kept, {"cache": "keep"})):
+            session.submit(StreamEvent(**change, **more))  # type: ignore[arg-type]
+        by_itself = next(first).latents
+        assert torch.equal(by_itself, next(asked).latents)
+        assert not torch.equal(by_itself, next(kept).latents)
+        list(scripted(first, [], 2))
+        replayed = live.replay(first.timeline)
+        assert torch.equal(next(first).latents, [next(replayed).latents for _ in range(6)][-1])
+
+    assert_needs(check, monkeypatch, step, "_reads_otherwise", lambda state, controls: False)
 
 
 def test_guided_streams_read_the_empty_prompt_at_their_strength(

@@ -1,0 +1,1 @@
+"""What jobs change in their streams."""
