@@ -16,12 +16,14 @@ import torch
 
 from streamgen import InputError, Pipeline, Session, Snapshot, StreamEvent, StreamgenError
 from streamgen.families import Description, find_model
+from streamgen.live.taken import InputReceipt
 from streamgen.machine import device_name
 from streamgen.stream.events import Receipt
 from streamgen.stream.snapshot import read_snapshot, write_snapshot
 from streamgen.stream.timeline import Applied, Timeline
 
 from .history import Saved
+from .webcam import Listening
 from .word_kinds import drawn_by, kinds_of
 
 CARD = "README.md"
@@ -86,7 +88,8 @@ class Loading:
 @dataclass(frozen=True)
 class Generated:
     """One chunk: uint8 frames `(T, H, W, 3)`, the first one's index, the chunk's, receipts of the events that
-    took effect with it or were found impossible, seconds by part, and whether the cache was made anew.
+    took effect with it or were found impossible, seconds by part, whether the cache was made anew, and what
+    it heard of a camera.
     """
 
     frames: np.ndarray
@@ -95,9 +98,10 @@ class Generated:
     receipts: tuple[Receipt, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
     recached: bool = False
+    heard: InputReceipt | None = None
 
 
-class Stream(Protocol):
+class Stream(Listening, Protocol):
     """One stream. `submit` may be called from any thread, all else from one at a time."""
 
     @property
@@ -274,7 +278,7 @@ def info_of(name: str, description: Description, device: torch.device) -> ModelI
         height=geometry.height,
         fps=float(geometry.fps),
         chunk_frames=geometry.temporal * config.plan.chunk_frames,
-        settings=config.sampling.to_json(),
+        settings={**config.sampling.to_json(), "strength": config.sampling.strength},
         words=description.words or (),
         card=text,
         tracks=description.tracks,
@@ -421,7 +425,21 @@ class SessionStream:
             self._told = True
             print(f"note: {note}", file=sys.stderr, flush=True)
         frames, told = chunk.frames.cpu().numpy(), (chunk.receipts, chunk.timings, chunk.recached)
-        return Generated(frames, chunk.start_frame, chunk.index, *told)
+        return Generated(frames, chunk.start_frame, chunk.index, *told, chunk.input)
+
+    @property
+    def input_waiting(self) -> int:
+        source = self.session.source
+        return 0 if source is None else len(source.waiting()[1])
+
+    def feed(self, picture: np.ndarray, seconds: float) -> None:
+        if self.session.source is None:
+            # who waits for a camera is the session in front of the engine
+            self.session.listen(patience=0.0)
+        self.session.feed(picture, at=[seconds])
+
+    def end_input(self, reason: str) -> None:
+        self.session.end_input(reason)
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         return self.session.submit(event, at_frame)

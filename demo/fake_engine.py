@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from streamgen import InputError, StreamEvent
+from streamgen.live.taken import InputReceipt
 from streamgen.motion.gestures import Gesture, changed, released
 from streamgen.stream.events import Receipt
 from streamgen.stream.prompts import blend_name
@@ -167,6 +168,9 @@ class FakeStream:
     applied: tuple[int, ...] = ()
     way: tuple[tuple[float, ...], int, int] | None = None
     steps: tuple[int, int, int] = (0, 0, 1)
+    input_frames: list[int] = field(default_factory=list)
+    input_count: int = 0
+    listens: bool = False
     _queue: EventQueue = field(default_factory=EventQueue)
 
     def __post_init__(self) -> None:
@@ -213,8 +217,29 @@ class FakeStream:
         self.engine.wait(self.engine.recache if recached else 0.0)
         frames = np.stack([self._picture(start + i) for i in range(count)])
         self.next_frame, self.index = start + count, self.index + 1
+        heard, self.input_frames = self._heard(count)
         timings = {"commit": self.engine.recache / 9, "event": self.engine.recache if recached else 0.0}
-        return Generated(frames, start, self.index - 1, tuple(p.receipt for p in due), timings, recached)
+        receipts = tuple(p.receipt for p in due)
+        return Generated(frames, start, self.index - 1, receipts, timings, recached, heard)
+
+    @property
+    def input_waiting(self) -> int:
+        return len(self.input_frames)
+
+    def feed(self, picture: np.ndarray, seconds: float) -> None:
+        self.input_count += 1
+        self.input_frames = [*self.input_frames, self.input_count - 1][-2 * self.engine.info.chunk_frames :]
+        self.listens = True
+
+    def end_input(self, reason: str) -> None:
+        self.listens = False
+
+    def _heard(self, count: int) -> tuple[InputReceipt | None, list[int]]:
+        """The receipt of a chunk of so many frames, and what waits behind it."""
+        if not self.listens:
+            return None, []
+        taken, rest = self.input_frames[:count], self.input_frames[count:]
+        return InputReceipt(tuple(taken), held=count - len(taken), delay=0.1), rest
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         receipt = self._queue.receipt(0)

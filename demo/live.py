@@ -13,8 +13,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
 
-from streamgen import StreamEvent, StreamgenError
+from streamgen import InputError, StreamEvent, StreamgenError
+from streamgen.live.picture import Picture
 from streamgen.motion.tracks import TrackSet
 
 from . import pictures, told
@@ -33,6 +35,7 @@ from .plan import Plan
 from .relay import Relay, for_watchers
 from .shelf import Keeper, Kept
 from .voice import Voice
+from .webcam import Webcam, WebcamFrame
 
 
 class LiveSession:
@@ -81,6 +84,7 @@ class LiveSession:
         self._announced = (0, 0.0)
         self._wanted = -1
         self._commands = Commands()
+        self.webcam = Webcam(clock, voice.say)
         self._lock = threading.RLock()
 
     # -- from the web loop ---------------------------------------------------------------------------------
@@ -106,6 +110,21 @@ class LiveSession:
                 raise BadMessage("no stream has been started")
             else:
                 self._steer(message)
+        self.wake_worker()
+
+    def see(self, frame: WebcamFrame) -> None:
+        """A picture of the viewer's camera.
+
+        Raises:
+            BadMessage: there is no stream, or it cannot hear.
+        """
+        with self._lock:
+            if self.stream is None or self.state == "ended":
+                raise BadMessage("camera frame: no stream has been started")
+            try:
+                self.webcam.hear(self.stream, frame)
+            except StreamgenError as error:
+                raise BadMessage(f"camera frame: {error}") from None
         self.wake_worker()
 
     def reopen(self, kept: Kept) -> None:
@@ -148,6 +167,7 @@ class LiveSession:
         """The viewer's connection is gone; the stream waits until they are back or the session ends."""
         with self._lock:
             self.hands.desk.end_strokes()
+            self.webcam.end(self.stream, "the page with the camera is gone")
             self.head.settle(self.clock(), self._made_end, 0.0)
 
     def close(self) -> None:
@@ -194,7 +214,8 @@ class LiveSession:
             passing = self._made_end <= self._passing
             recache = self.recaches.expected(self.stream.cache_fill[1]) if passing else 0.0
             work = self.times.expected + recache + others
-            return start_time(now, left, self._moving(), work, self.window.transit)
+            start = start_time(now, left, self._moving(), work, self.window.transit)
+            return max(start, self.webcam.due(self.stream))
 
     def work(self) -> None:
         """Do what is due: a command, or the next chunk. An error of the engine ends in state `failed`."""
@@ -225,6 +246,8 @@ class LiveSession:
         elif isinstance(message, Simple) and message.kind == "resume":
             if self.state in ("paused", "failed"):
                 self._turn("playing")
+        elif isinstance(message, Simple) and message.kind == "webcam_off":
+            self.webcam.end(self.stream, "the camera is off")
         elif isinstance(message, HandMessage):
             self.hands.take(message)
 
@@ -237,11 +260,20 @@ class LiveSession:
             return
         assert self.stream is not None
         try:
-            receipt = self.stream.submit(message.stream_event(self._recaches(self.stream, message.over)))
+            every = self._recaches(self.stream, message.over)
+            receipt = self.stream.submit(message.stream_event(every, self._picture_for(message)))
         except StreamgenError as error:
             self.answers.refuse(number, kind, str(error))
             return
         self.answers.submitted(number, kind, message.label, receipt)
+
+    def _picture_for(self, message: Event) -> Picture | None:
+        """What was uploaded, where a message asks for it."""
+        if message.picture is None:
+            return None
+        if self.pictures is None:
+            raise InputError("no picture has been uploaded")
+        return Picture(torch.from_numpy(self.pictures[0].copy()), message.picture)
 
     def _recaches(self, stream: Stream, over: float) -> int:
         """With every how many-th chunk of a passage the cache may be made anew."""
@@ -394,6 +426,7 @@ class LiveSession:
         self.relay.show(out)
         self._passing = max([self._passing, *(r.until or -1 for r in made.receipts)])
         self.answers.settle(made, self.epoch, stream.in_force)
+        self.webcam.made(made.heard)
         self.voice.wake()
 
     def _keep(self, stream: Stream, made: Generated) -> None:

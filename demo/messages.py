@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from streamgen import InputError, StreamEvent
 from streamgen.interpolate import Way
+from streamgen.live.picture import Picture, PictureUse
 from streamgen.motion.boxes import SPACING
 from streamgen.stream.events import CacheAction
 from streamgen.stream.prompts import MAX_PROMPT, Blend, Over, blend_name, checked_blend
@@ -24,6 +25,7 @@ SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "steps": (int, 1, 50),
     "text_guidance": (float, 0, 10),
     "motion_guidance": (float, 0, 10),
+    "strength": (float, 0.01, 1),
 }
 # Those that are words, with their most characters; "" is none.
 TEXT_SETTINGS = {"negative_prompt": MAX_PROMPT, "lora": 500}
@@ -40,6 +42,7 @@ FRAME_VERSION = 1
 JPEG, PNG = 1, 2
 
 CACHE, SINKS, WAYS = get_args(CacheAction), get_args(SinkPolicy), get_args(Way)
+USES = get_args(PictureUse)
 # A way from words to words: longer ones are asked for in parts.
 MAX_OVER_SECONDS = 60.0
 PHASES = ("begin", "move", "end")
@@ -75,11 +78,14 @@ class Event:
     blend: Blend | None = None
     over: float = 0.0
     way: Way = "linear"
+    picture: PictureUse | None = None
 
     @property
     def kind(self) -> str:
         """What of it is told first."""
         says = self.prompt is not None or self.blend is not None
+        if self.picture is not None and not says:
+            return "picture"
         return "prompt" if says else "settings" if self.settings else "cache"
 
     @property
@@ -90,21 +96,21 @@ class Event:
             for name, value in (self.settings or {}).items()
         )
         words = self.prompt or (blend_name(self.blend) if self.blend else "")
-        return words or values or str(self.cache)
+        return words or values or (f"a picture, {self.picture}" if self.picture else str(self.cache))
 
-    def stream_event(self, every: int = 1) -> StreamEvent:
+    def stream_event(self, every: int = 1, picture: Picture | None = None) -> StreamEvent:
         """As the stream takes it.
 
         Args:
             every: with every so many-th chunk of a passage the cache is made anew.
+            picture: what was uploaded, where one is asked for.
 
         Raises:
             InputError: values that cannot be.
         """
         over = Over(seconds=self.over, way=self.way, every=every) if self.over else None
-        return StreamEvent(
-            self.prompt, None, self.settings, self.cache, self.sink, blend=self.blend, over=over
-        )
+        more: dict[str, Any] = {"blend": self.blend, "over": over, "picture": picture}
+        return StreamEvent(self.prompt, None, self.settings, self.cache, self.sink, **more)
 
 
 @dataclass(frozen=True)
@@ -221,7 +227,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Simple:
-    """A message without fields but perhaps an `id`: pause, resume, clear, awake."""
+    """A message without fields but perhaps an `id`: pause, resume, clear, awake, webcam_off."""
 
     kind: str
     id: int = 0
@@ -229,7 +235,7 @@ class Simple:
 
 Message = Start | Event | Stroke | Path | Box | Pins | Remove | Camera | Ack | Step | Rewind | Take | Simple
 
-_SIMPLE = ("pause", "resume", "clear", "awake")
+_SIMPLE = ("pause", "resume", "clear", "awake", "webcam_off")
 
 
 def parse(text: str | bytes) -> Message:
@@ -431,13 +437,14 @@ def _event(fields: _Fields) -> Event:
         raise BadMessage("event: expected a prompt or a blend, found both")
     if over and prompt is None and blend is None:
         raise BadMessage("event: over: expected new words that it leads to, found none")
-    if prompt is None and blend is None and settings is None and cache is None:
+    picture = fields.option("picture", USES)
+    if prompt is None and blend is None and settings is None and cache is None and picture is None:
         raise BadMessage("event: expected a prompt, settings or a cache action, found none of them")
     if over and cache in ("clear", "rebuild"):
         # nothing is left that words could come from
         over = 0.0
     sink, way = fields.option("sink", SINKS), fields.choice("way", WAYS) if "way" in fields.row else WAYS[0]
-    return Event(number, epoch, prompt, settings, cache, sink, blend, over, way)
+    return Event(number, epoch, prompt, settings, cache, sink, blend, over, way, picture)
 
 
 def _stroke(fields: _Fields) -> Stroke:

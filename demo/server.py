@@ -35,6 +35,7 @@ from .metrics import DemoMetrics, Totals
 from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
+from .webcam import read_frame
 from .worker import Worker
 
 # Beyond these a connection is closed: messages per second, and messages that made no sense.
@@ -428,14 +429,25 @@ class Line:
             try:
                 text = event.get("text")
                 if text is None:
-                    raise BadMessage("message: expected JSON text, found a binary message")
-                self._handle(text)
+                    await self._see(event["bytes"])
+                else:
+                    self._handle(text)
             except BadMessage as error:
                 self._bad += 1
                 self.seat.voice.say({"type": "error", "code": "bad_message", "text": str(error)})
                 if self._bad > MAX_BAD or len(text or "") > MAX_MESSAGE_BYTES:
                     await self.websocket.close(1008, "messages that make no sense")
                     return
+
+    async def _see(self, data: bytes) -> None:
+        """A picture of the viewer's camera."""
+        info, session = self.demo.engine.info, self.seat.session
+        frame = await asyncio.to_thread(read_frame, data, info.height, info.width)
+        if session is None:
+            raise BadMessage("camera frame: wait for your turn")
+        self.demo.lobby.heard(self.seat)
+        session.see(frame)
+        self._awake.set()
 
     def _handle(self, text: str) -> None:
         message = parse(text)

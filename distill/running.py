@@ -94,6 +94,16 @@ class ScriptConfig:
             self.switch_from,
         )
 
+    def within(self, boundaries: Sequence[int]) -> list[int]:
+        """Those latent frames that a switch may be at."""
+        return [frame for frame in boundaries if self.switch_from <= frame <= self.switch_to]
+
+
+def _wanted(boundaries: Sequence[int], config: ScriptConfig, timing: torch.Generator) -> bool:
+    """Whether streams are to switch; those that end before they could keep to what they were told."""
+    drawn = bool(torch.rand((), generator=timing) < config.switch_share)
+    return drawn and bool(config.within(boundaries))
+
 
 def draw_script(
     clips: LatentClips,
@@ -114,7 +124,7 @@ def draw_script(
     total = clips.latents.shape[1]
     changing = clips.switch < total
     timing = generator if shared is None else shared
-    wanted = bool(torch.rand((), generator=timing) < config.switch_share) and bool(changing.any())
+    wanted = _wanted(boundaries, config, timing) and bool(changing.any())
     # where every clip changes, plain scripts keep to the first caption
     pool = changing if wanted else ~changing
     rows = pool.nonzero()[:, 0] if bool(pool.any()) else torch.arange(len(changing))
@@ -146,7 +156,7 @@ def prompt_script(
     rows = torch.randint(len(prompts), (size,), generator=generator).tolist()
     others = torch.randint(len(prompts), (size,), generator=generator).tolist()
     timing = generator if shared is None else shared
-    wanted = bool(torch.rand((), generator=timing) < config.switch_share)
+    wanted = _wanted(boundaries, config, timing)
     words = []
     for row, other in zip(rows, others, strict=True):
         before, after = prompts[row]
@@ -173,7 +183,7 @@ def draw_switch(boundaries: Sequence[int], config: ScriptConfig, generator: torc
     Raises:
         ConfigError: there is none in that range.
     """
-    within = [frame for frame in boundaries if config.switch_from <= frame <= config.switch_to]
+    within = config.within(boundaries)
     require(
         bool(within),
         "script.switch_from, script.switch_to",

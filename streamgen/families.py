@@ -113,6 +113,11 @@ def find_model(name: str | Path) -> Path:
     found = config_file(name)
     if found is not None:
         return found
+    if Path(name).is_file():
+        raise CheckpointError(
+            f"model {name}: expected a name or directory, found a file; streamgen adopt FILE -o DIR makes a "
+            "model of it, or give --weights FILE beside --model NAME"
+        )
     known = [*model_names(), *wan_model_names()]
     raise CheckpointError(f"{unknown_key(str(name), known, noun='model')}, and no such directory")
 

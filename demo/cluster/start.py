@@ -45,7 +45,7 @@ class MakeEngine:
     given: Mapping[str, Any]
 
     def __call__(self) -> "Engine":
-        from ..__main__ import late_engine
+        from ..loading import late_engine
 
         engine = late_engine(self.given)
         engine.start()

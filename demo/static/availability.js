@@ -32,6 +32,7 @@ export class Availability {
       online,
       stream,
       live: live.running,
+      shown: live.running && Boolean(live.picture?.url),
       paused: online && live.state === "paused",
       marks: stream && live.strip.marks.length > 0,
       saved: live.saving.possible,

@@ -83,6 +83,14 @@ export class Connection {
     return true;
   }
 
+  /** @param {Uint8Array<ArrayBuffer>} data */
+  sendBytes(data) {
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(data);
+  }
+
+  // bytes that wait to go out
+  unsent() { return this.socket?.bufferedAmount || 0; }
+
   /** @param {string} name */
   url(name) { return new URL(`live/${this.token || this.before}/${name}`, this.live.base); }
 

@@ -6,6 +6,7 @@ import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
 import { Compare } from "./compare.js";
 import { Cover } from "./cover.js";
+import { Drop } from "./drop.js";
 import { Held } from "./held.js";
 import { Keys } from "./keys.js";
 import { Lane } from "./lane.js";
@@ -25,6 +26,7 @@ import { Strip } from "./strip.js";
 import { Theme } from "./theme.js";
 import { Timelines } from "./timelines.js";
 import { Transport } from "./transport.js";
+import { Webcam } from "./webcam.js";
 import { WordList } from "./wordlist.js";
 import { Watching, watched } from "./watching.js";
 
@@ -82,6 +84,8 @@ export class Live {
     this.timelines = new Timelines(this);
     this.lane = new Lane(this);
     this.compare = new Compare(this);
+    this.webcam = new Webcam(this);
+    this.drop = new Drop(this);
   }
 
   /**

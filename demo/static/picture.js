@@ -6,13 +6,13 @@ export class Picture {
     this.live = live;
     /** @type {string | null} */
     this.url = null;
-    live.part.file.addEventListener("change", () => this.upload());
+    live.part.file.addEventListener("change", () => this.upload(live.part.file.files?.[0]));
     live.part.forget.addEventListener("click", () => this.forget());
   }
 
-  async upload() {
+  /** @param {File | undefined} file */
+  async upload(file) {
     const { part, hello, connection } = this.live;
-    const file = part.file.files?.[0];
     if (!file || !hello) return;
     part.fileHint.textContent = `Reading ${file.name} …`;
     try {
@@ -24,13 +24,14 @@ export class Picture {
       this.url = body.picture;
       part.picture.src = body.picture;
       const what = body.frames > 1 ? `${body.frames} frames` : "This picture";
-      part.fileHint.textContent = `${what} will begin the next stream. Restart to use it.`;
+      part.fileHint.textContent = `${what} will begin the next stream: Restart. Or show it now, as it is cropped here.`;
     } catch (error) {
       this.url = null;
       const why = error instanceof TypeError ? "the server does not answer" : error.message;
       part.fileHint.textContent = `Not taken: ${why}`;
     }
     part.picture.hidden = part.forget.hidden = !this.url;
+    this.live.availability.refresh();
   }
 
   forget() {

@@ -97,6 +97,14 @@
  *
  * @typedef {Frame & { bitmap: ImageBitmap }} Decoded
  *
+ * @typedef {object} Heard what a chunk shows of a camera
+ * @property {number[]} frames first and last
+ * @property {number} held
+ * @property {number} dropped
+ * @property {string | null} over
+ * @property {number | null} delay_ms
+ * @property {number | null} delay_p95_ms
+ *
  * @typedef {object} Told
  * @property {Hello} hello
  * @property {Place} place
@@ -107,6 +115,7 @@
  * @property {{ held: HeldRow[] }} held
  * @property {{ id: number, label: string }} relabelled
  * @property {Stats} stats
+ * @property {Heard} heard
  * @property {{ text: string, share: number | null }} loading
  * @property {{ position: number, waiting: number }} queue
  * @property {{ seconds: number | null }} idle
@@ -187,6 +196,11 @@
  * @property {HTMLImageElement} picture
  * @property {HTMLButtonElement} forget
  * @property {HTMLElement} fileHint
+ * @property {HTMLDetailsElement} pictureBox
+ * @property {HTMLButtonElement} webcam
+ * @property {HTMLElement} webcamText
+ * @property {HTMLInputElement} strength
+ * @property {HTMLElement} strengthValue
  * @property {HTMLElement} sliders
  * @property {HTMLSelectElement} cache
  * @property {HTMLSelectElement} sink

@@ -211,7 +211,7 @@ class SuiteBuilder:
     def edits(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
         """Clips of the world made anew: another colour, shape or background in turn, and the path kept."""
         generator, frames = self._generator(8, "after"), 1 + round(self.config.seconds * FPS)
-        clips = []
+        clips: list[tuple[int, str, Subject]] = []
         number = self._seed(8, 0)
         while len(clips) < self.config.edits:
             before = Subject(*world_clip(64, number, 1).subject)
@@ -230,8 +230,8 @@ class SuiteBuilder:
                 kind=kind,
                 edit=Edit(number, strength),
             )
-            for strength in strengths
             for number, kind, after in clips
+            for strength in strengths
         ]
 
     def drift(self, long: bool) -> list[StreamSpec]:

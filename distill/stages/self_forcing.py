@@ -182,15 +182,23 @@ class SelfForcingStage(DiffusionStage):
         exit_step = int(torch.randint(rollout.steps, (), generator=shared))
         first = float(torch.rand((), generator=shared)) < rollout.first_share
         size = rollout.first_batch if first else rollout.batch
-        script = self.script(size, generator, timing if sharded else None).to(self.device)
-        limit = rollout.window_frames if tick.progress < rollout.long_from else rollout.max_frames
+        limit = rollout.longest(tick.progress)
+        script = self.script(size, generator, timing if sharded else None, limit).to(self.device)
         told = self.told(tick) if self.target(tick.step) == "student" else None
         seeds = tick.generator_seed("streams"), tick.generator_seed("objective")
         return RolloutBatch(script, limit, exit_step, *seeds, first, told)
 
-    def script(self, size: int, generator: torch.Generator, shared: torch.Generator | None = None) -> Script:
-        """A script for `size` new streams; its switch is drawn from `shared` where that is given."""
-        config, begins = self.config, update_boundaries(self.config)
+    def script(
+        self,
+        size: int,
+        generator: torch.Generator,
+        shared: torch.Generator | None = None,
+        limit: int | None = None,
+    ) -> Script:
+        """A script for `size` new streams; its switch is drawn from `shared` where that is given, and comes
+        before they end, after `limit` latent frames.
+        """
+        config, begins = self.config, update_boundaries(self.config, limit)
         if self.prompts is not None:
             return prompt_script(
                 self.prompts, size, begins, config.script, config.guidance, generator, shared

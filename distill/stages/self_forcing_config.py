@@ -19,7 +19,8 @@ class RolloutConfig:
 
     `batch` streams per process; an update generates `fresh_frames` (a stream's first update `window_frames`)
     and scores the last `window_frames`. Streams end after `window_frames`, and past `long_from` of the budget
-    after `max_frames`. The student takes up to `steps` steps at `shift`, re-noising in between, of which one
+    after `max_frames`, or with `grow_until` at lengths that grow to these until that part of the budget. The
+    student takes up to `steps` steps at `shift`, re-noising in between, of which one
     drawn per update is the last; chunks are committed at noise level `context_noise`. A `first_share` of
     the updates see the first chunk alone, of `first_batch` new streams: it is made of words only, all else
     follows from it, and in windows it is one frame of many. With `context_gradient: self` the loss reaches
@@ -31,6 +32,7 @@ class RolloutConfig:
     fresh_frames: int = 6
     max_frames: int = 33
     long_from: float = 0.3
+    grow_until: float | None = None
     first_share: float = 0.0
     first_batch: int = 48
     steps: int = 4
@@ -46,10 +48,26 @@ class RolloutConfig:
             (self.fresh_frames, self.window_frames, self.max_frames),
         )
         require(0 <= self.long_from <= 1, "rollout.long_from", "within [0, 1]", self.long_from)
+        if self.grow_until is not None:
+            expected = f"from rollout.long_from ({self.long_from}) to 1, or null"
+            inside = self.long_from <= self.grow_until <= 1
+            require(inside, "rollout.grow_until", expected, self.grow_until)
         require(0 <= self.first_share <= 1, "rollout.first_share", "within [0, 1]", self.first_share)
         require(self.first_batch >= 1, "rollout.first_batch", ">= 1", self.first_batch)
         require(0 <= self.context_noise < 1, "rollout.context_noise", "within [0, 1)", self.context_noise)
         FlowMatchScheduler(self.steps, self.shift)
+
+    def longest(self, progress: float) -> int:
+        """Latent frames after which streams end at a part `progress` of the budget; what grows grows by whole
+        updates.
+        """
+        if progress < self.long_from:
+            return self.window_frames
+        if self.grow_until is None or progress >= self.grow_until:
+            return self.max_frames
+        part = (progress - self.long_from) / (self.grow_until - self.long_from)
+        updates = (self.max_frames - self.window_frames) // self.fresh_frames
+        return self.window_frames + int(part * (updates + 1)) * self.fresh_frames
 
 
 @dataclass(frozen=True)
@@ -100,10 +118,11 @@ class SelfForcingRun(DiffusionRun):
         return self.scoring if self.critic.scoring is None else self.critic.scoring
 
 
-def update_boundaries(config: SelfForcingRun) -> list[int]:
-    """The latent frames of a stream at which its updates begin, but for 0."""
+def update_boundaries(config: SelfForcingRun, limit: int | None = None) -> list[int]:
+    """The latent frames of a stream at which its updates begin, but for 0; of one that ends after `limit`."""
     rollout = config.rollout
-    return list(range(rollout.window_frames, rollout.max_frames, rollout.fresh_frames))
+    end = rollout.max_frames if limit is None else limit - rollout.fresh_frames + 1
+    return list(range(rollout.window_frames, end, rollout.fresh_frames))
 
 
 def objective_of(config: SelfForcingRun) -> Objective:

@@ -73,12 +73,14 @@ def read_payload(path: Path, names_only: bool = False) -> Any:
     if not path.is_file():
         raise CheckpointError(f"weights {path}: no such file")
     suffix = path.suffix.lower()
-    if suffix == ".gguf":
+    start = _start(path)
+    if suffix == ".gguf" or start.startswith(b"GGUF"):
         raise CheckpointError(f"weights {path}: GGUF is not read, use the safetensors file in bf16 or fp8")
     if suffix not in SUFFIXES:
         raise CheckpointError(f"weights {path}: expected a file that ends in {', '.join(SUFFIXES)}")
-    start = _start(path)
     _refuse_pages(path, start)
+    if suffix != ".json":
+        _refuse_texts(path, start)
     if suffix == ".json":
         return _read_shards(path, names_only)
     # a length below 2^40, and the brace that JSON begins with
@@ -132,6 +134,10 @@ def one_line(error: Exception, limit: int = 400) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+# bytes of the longest text that is taken for an answer of a server
+_ANSWER = 1000
+
+
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -151,6 +157,17 @@ def _refuse_pages(path: Path, start: bytes) -> None:
         )
     if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
         raise CheckpointError(f"weights {path}: an HTML page, not weights: the download was refused or moved")
+
+
+def _refuse_texts(path: Path, start: bytes) -> None:
+    """Raise CheckpointError for an answer that a server gave in place of weights, `Entry not found` for
+    instance: a short file of text alone.
+    """
+    text = start.decode("utf-8", "replace").strip()
+    short = 0 < len(start) < _ANSWER and path.stat().st_size == len(start)
+    if short and text and all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text:
+        said = " ".join(text.split())
+        raise CheckpointError(f"weights {path}: a text, not weights: {shorten(said)}; fetch the file again")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

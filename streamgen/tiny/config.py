@@ -77,7 +77,10 @@ def read_tiny_config(directory: Path) -> TinyConfig:
     """
     path = directory / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {directory}: expected a directory with {CONFIG}, found none")
+        raise CheckpointError(
+            f"checkpoint {directory}: expected a directory with {CONFIG}, found none; "
+            "streamgen adopt makes one of published Wan weights"
+        )
     try:
         content = read_yaml(path)
     except StructureError as error:

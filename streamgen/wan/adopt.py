@@ -193,7 +193,9 @@ def describe(place: str, kind: Kind | None = None) -> Adopted:
     try:
         report |= _sizes(read)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        report["problem"] = f"weights {place}: incomplete ({one_line(error)})"
+        report["problem"] = f"incomplete ({one_line(error)})"
+    if "problem" in report:
+        report["problem"] = f"weights {place}: {report['problem']}"
     return Adopted(place, report, read, release)
 
 

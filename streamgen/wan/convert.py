@@ -11,11 +11,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.state_dict import Kind, Tensors, to_diffusers
+from models.causal_dit import CausalDiT
+from models.state_dict import Kind, Tensors, to_diffusers, widen_patch_embedding
 from models.unwrap import GENERATOR_SECTIONS
+from models.wan_vae import WanVAE
 
 from ..checkpoints.digest import file_sha256
-from ..checkpoints.directory import MODEL, TOKENIZER
+from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors
 from ..checkpoints.foreign import KIND_NAMES, read_foreign
 from ..checkpoints.hub import HubSource, fetch, is_hub, list_files, parse_hub
 from ..engine.quantize import Quantization, stored
@@ -82,6 +84,8 @@ def convert_weights(
         if found.dit is None:
             raise InputError(f"--lora: {source} has no network that it could be merged into")
         found.dit, _ = with_loras(found.dit, loras)
+    if config is not None:
+        _check_fits(found, config, source)
     written = write_model(found, config, output, to, dtype, quantize)
     card = {
         "format": f"streamgen-converted-{to}",
@@ -99,6 +103,16 @@ def convert_weights(
         card["assumed"] = assumed(dit_config_of(found.dit))
     (output / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
+
+
+def _check_fits(found: WanTensors, config: WanConfig, source: str | Path) -> None:
+    """Raise CheckpointError for a network or VAE that the config, which will be beside it, does not fit."""
+    with torch.device("meta"):
+        modules = {"dit": CausalDiT(config.dit), "vae": WanVAE(config.vae)}
+    for part, module in modules.items():
+        tensors = vars(found)[part]
+        if tensors is not None:
+            check_tensors(module.state_dict(), tensors, f"weights {source} ({part})")
 
 
 def placed_source(source: str | Path) -> Path | HubSource:
@@ -206,6 +220,13 @@ def _read(source: Path | HubSource, config: WanConfig | None) -> WanTensors:
     size, notes = source.stat().st_size, tuple(read.notes())
     found = WanTensors(files=[SourceFile(places[kind], source.name, kind, read.section, size, sha256, notes)])
     setattr(found, places[kind], read.tensors)
+    if config is not None and found.dit is not None and "patch_embedding.weight" in found.dit:
+        try:
+            found.dit = widen_patch_embedding(
+                found.dit, config.dit.latent_channels + config.dit.motion_channels
+            )
+        except ValueError as error:
+            raise CheckpointError(f"weights {source}: {error}") from None
     return found
 
 

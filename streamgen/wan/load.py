@@ -10,7 +10,7 @@ from typing import cast
 import torch
 
 from models.causal_dit import CausalDiT
-from models.live_lora import factor_tensors
+from models.live_lora import LiveLoras, factor_tensors
 from models.motion_encoder import MotionEncoder
 from models.rope import RotaryEmbedding3D
 from models.tiny_decoder import TinyDecoder
@@ -103,11 +103,7 @@ def load_wan(
     if options.note is not None:
         for line in (*tensors.notes(), *merged, *live_notes(live)):
             options.note(line)
-    digest = _digest(config, tensors, options)
-    if live is not None:
-        # a stream that was saved goes on with the same LoRAs alone
-        apart = tensor_digest(factor_tensors(live))
-        digest = hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
+    digest = _with_live(_digest(config, tensors, options), live)
     tell = partial(options.tell, "placing weights")
     networks = _networks(config, tensors, str(directory or name), device, setup, tell)
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
@@ -120,6 +116,14 @@ def load_wan(
     # what the files are in is tried once more where it could not be had, and said
     quantize = config.quantize if setup.quantize == "none" and at_load.quantize is None else setup.quantize
     return ModelParts(name, config, networks, prompts, digest, stream_fits, told, quantize, live)
+
+
+def _with_live(digest: str, live: LiveLoras | None) -> str:
+    """The digest of a model with live LoRAs: a stream that was saved goes on with the same ones alone."""
+    if live is None:
+        return digest
+    apart = tensor_digest(factor_tensors(live))
+    return hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
 
 
 def _quantize_at_load(config: WanConfig, setup: Setup, device: torch.device, at_load: AtLoad) -> str:
@@ -210,11 +214,12 @@ def _networks(
         dit.rope = RotaryEmbedding3D(config.dit.head_dim)
     linears = "none" if setup.keep_full else of_linears(setup.quantize)
     kind = None if linears == "none" else cast(Quantization, linears)
-    assign(dit, tensors.dit, f"weights {where} (dit)", device, setup.dtype, tell, kind)
+    assign(dit, tensors.dit, f"weights {tensors.place('dit', where)} (dit)", device, setup.dtype, tell, kind)
     if codec is not None and config.decoder_part is not None:
         codec_tensors = vars(tensors)[config.decoder_part]
         _place_statistics(codec, config, device, setup.codec_dtype)
-        assign(codec, codec_tensors, f"weights {where} ({config.decoder} decoder)", device, setup.codec_dtype)
+        place = tensors.place(config.decoder_part, where)
+        assign(codec, codec_tensors, f"weights {place} ({config.decoder} decoder)", device, setup.codec_dtype)
     motion = None
     if config.motion_encoder is not None:
         with torch.random.fork_rng(devices=[]):

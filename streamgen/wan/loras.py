@@ -158,9 +158,25 @@ def load_lora(path: Path) -> Lora:
     expect_kind(path, found.kind, "lora")
     try:
         lora = read_lora(found.tensors)
+        _check_finite(lora)
         return _declared(lora, _training(path))
     except ValueError as error:
         raise CheckpointError(f"weights {path}: {one_line(error)}") from None
+
+
+def _check_finite(lora: Lora) -> None:
+    """Raise ValueError for a change that would leave a network without finite numbers; what alpha may be is
+    said where it is used.
+    """
+    factors = {
+        f"{layer}: {part}": x
+        for layer, pair in lora.pairs.items()
+        for part, x in vars(pair).items()
+        if x is not None and part != "alpha"
+    }
+    for name, x in (factors | lora.diffs).items():
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
 
 
 def _declared(lora: Lora, training: Mapping[str, Any]) -> Lora:

@@ -202,7 +202,8 @@ class UMT5Prompts:
             if self.options.int8:
                 in_eight_bits(model, torch.device(self.options.device))
             return model.to(self.options.device).eval().requires_grad_(False)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            # a folder that transformers saved in eight bits stays where its library puts it
             raise CheckpointError(
                 f"text encoder: device {self.options.device}: {str(error).splitlines()[0]}"
             ) from None

@@ -53,6 +53,11 @@ class WanTensors:
     motion_encoder: Tensors | None = None
     files: list[SourceFile] = field(default_factory=list)
 
+    def place(self, part: str, otherwise: str) -> str:
+        """Where a part came from, for messages: the file's name behind the folder's."""
+        name = next((file.path for file in self.files if file.part == part), None)
+        return otherwise if name is None else f"{otherwise}/{name}"
+
     def notes(self) -> list[str]:
         """What a user should know of how the files were read, one line for each."""
         return [f"{file.path}: {note}" for file in self.files for note in file.notes]
@@ -175,11 +180,11 @@ class _Reader:
             if sources.lora:
                 self.found.dit = self._with_lora(self.found.dit, sources)
         if "patch_embedding.weight" not in self.found.dit:
-            raise CheckpointError(f"weights {self.directory}: patch_embedding.weight: missing")
+            raise CheckpointError(f"weights {self._place}: patch_embedding.weight: missing")
         try:
             self.found.dit = widen_patch_embedding(self.found.dit, channels)
         except ValueError as error:
-            raise CheckpointError(f"weights {self.directory}: {error}") from None
+            raise CheckpointError(f"weights {self._place}: {error}") from None
 
     def _with_lora(self, tensors: Tensors, sources: Sources) -> Tensors:
         wanted = ("generator_lora", "model", "")
@@ -203,11 +208,19 @@ class _Reader:
         path = existing(self.directory, names)
         if path is None:
             expected = " or ".join(names) or f"{part} in this model's config"
-            raise CheckpointError(f"weights {self.directory}: {part}: expected {expected}, found none")
+            raise CheckpointError(
+                f"weights {self.directory}: {part}: expected {expected}, found none; streamgen adopt makes a "
+                "config for files of other names"
+            )
         found = read_foreign(path, wanted, kind)
         expect_kind(path, found.kind, kind)
         self._note(part, path, found.kind, found.section, tuple(found.notes()))
         return found.tensors
+
+    @property
+    def _place(self) -> str:
+        """The file of the network."""
+        return self.found.place("dit", str(self.directory))
 
     def _expect_model(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise CheckpointError where a DiT is another model as a whole; single tensors are compared
@@ -216,12 +229,12 @@ class _Reader:
         other, own = foreign_layers(tensors), self.config.dit
         weight = tensors.get("patch_embedding.weight")
         if other is not None:
-            raise CheckpointError(f"weights {self.directory}: {other}, which no text-to-video model here has")
+            raise CheckpointError(f"weights {self._place}: {other}, which no text-to-video model here has")
         if weight is None or weight.dim() != 5 or weight.shape[0] == own.dim:
             return
         found, expected = size_word(weight.shape[0]), size_word(own.dim)
         raise CheckpointError(
-            f"weights {self.directory}: patch_embedding.weight: a DiT of {found} (width {weight.shape[0]}), "
+            f"weights {self._place}: patch_embedding.weight: a DiT of {found} (width {weight.shape[0]}), "
             f"this model's config is of {expected} (width {own.dim})"
         )
 

@@ -270,6 +270,9 @@ BROKEN_FILES: dict[str, tuple[bytes, str]] = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5676070424\n",
         "a Git LFS pointer of 5.7 GB, not the file itself",
     ),
+    "answer": (b"Entry not found", "a text, not weights: 'Entry not found'; fetch the file again"),
+    "JSON": (b'{"error": "Repository not found"}', "a text, not weights: .*Repository not found"),
+    "GGUF": (b"GGUF" + bytes(60), "GGUF is not read, use the safetensors file"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page, not weights"),
     "empty": (b"", "a header of 0 bytes in a file of 0"),
     "header of 1 GB": (

@@ -274,9 +274,9 @@ def test_what_is_in_force_is_counted_as_the_stream_does(
 
 
 def loaded(model: Pipeline, job: RenderJob) -> list[Any]:
-    from streamgen.render.sources import _changes
+    from streamgen.render.changes.job_changes import changes_of
 
-    return _changes(model, job, 32)
+    return changes_of(model, job, 32)
 
 
 def test_a_written_clip_has_its_gestures(tmp_path: Path, pipeline: Pipeline) -> None:

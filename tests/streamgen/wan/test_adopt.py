@@ -228,6 +228,45 @@ def test_a_release_says_what_of_its_config_is_other(
     assert read_wan_config(tmp_path / "like" / "config.yaml").sampling.steps == 4
 
 
+def test_a_file_where_a_model_is_asked_for_is_told_what_to_type(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = published / "owner" / "repo"
+    out = ["-o", tmp_path / "a.mp4"]
+    file = call(capsys, "render", "a boat", *out, "--model", folder / "self_forcing_dmd.pt").error()
+    assert "found a file; streamgen adopt FILE -o DIR makes a model of it" in file
+    for door in (["render", "a boat", *out, "--model", folder], ["inspect", folder]):
+        assert "streamgen adopt makes one of published Wan weights" in call(capsys, *door).error()
+    tiny = [text for pair in SMALL for text in ("--model-set", pair)]
+    other = ["--model", "wan-1.3b-one-forcing", "--weights", folder, *tiny]
+    assert (
+        "streamgen adopt makes a config for files of other names"
+        in call(capsys, "render", "a boat", *out, *other).error()
+    )
+
+
+def test_refusals_name_the_file(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not only the folder in which it lies."""
+    state = torch.load(published / "owner" / "repo" / "self_forcing_dmd.pt", weights_only=True)["generator"]
+    bias, patch = "model.head.head.bias", "model.patch_embedding.weight"
+    cases: dict[str, dict[str, torch.Tensor]] = {
+        "missing": {name: x for name, x in state.items() if name != bias},
+        "shape": state | {bias: torch.zeros(3)},
+        "nan": state | {bias: state[bias] * float("nan")},
+        "another size": state | {patch: torch.zeros(40, 16, 1, 2, 2)},
+        "image to video": state | {"model.blocks.0.cross_attn.k_img.weight": torch.zeros(24, 24)},
+    }
+    vae = f"sources.vae=[{published / 'owner' / 'repo' / 'Wan2.1_VAE.pth'}]"
+    for name, weights in cases.items():
+        path = tmp_path / f"{name}.pt"
+        torch.save({"generator": weights}, path)
+        with pytest.raises(CheckpointError, match=f"{name}.pt") as caught:
+            load_pipeline("wan-1.3b-self-forcing", "cpu", wan=loading(path, "decoder=vae", vae))
+        assert "\n" not in str(caught.value)
+    report = call(capsys, "adopt", tmp_path / "missing.pt").error()
+    assert "missing.pt: 1 tensors are missing (head.head.bias" in report
+
+
 def test_releases_are_told_apart() -> None:
     for place, config in (
         ("gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt", "wan-1.3b-self-forcing"),

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from models.causal_dit import CausalDiT
 from streamgen import InputError, load_pipeline
 from streamgen.errors import CheckpointError
+from streamgen.wan import convert
 from streamgen.wan.convert import convert_weights
 from streamgen.wan.loras import LoraFile
 from streamgen.wan.options import WanOptions
 from tests.command_line import call
 from tests.streamgen.wan.test_adopt import REPO, published, server  # noqa: F401  fixtures
+from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL, lora_tensors, small_config
 
 NAME = "wan-1.3b-self-forcing"
@@ -61,6 +63,31 @@ def test_loras_are_merged_as_at_load(published: Path, lora: Path, tmp_path: Path
     options = WanOptions(weights=folder, overrides=SMALL, loras=merged, check_memory=False)
     at_load = load_pipeline(NAME, "cpu", wan=options).dit.state_dict()
     assert same({f"dit.{name}": x for name, x in at_load.items()}, tensors(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_what_does_not_fit_is_not_converted(
+    one_file: bool,
+    published: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The folder that is written loads: a network with layers missing is refused before."""
+    state = torch.load(published / "owner" / "repo" / "self_forcing_dmd.pt", weights_only=True)["generator"]
+    partial = {name: x for name, x in state.items() if "blocks.1.ffn" not in name}
+    (tmp_path / "in").mkdir()
+    torch.save({"generator_ema": partial}, tmp_path / "in" / "self_forcing_dmd.pt")
+    source = tmp_path / "in" / "self_forcing_dmd.pt" if one_file else tmp_path / "in"
+    changes = [text for pair in SMALL for text in ("--model-set", pair)]
+
+    def check() -> None:
+        done = call(capsys, "convert", source, "-o", tmp_path / "out", "--model", NAME, *changes)
+        assert done.code == 2
+        assert "4 missing tensors (blocks.1.ffn.0.bias" in done.error()
+        assert not (tmp_path / "out").exists()
+
+    assert_needs(check, monkeypatch, convert, "_check_fits", lambda *_: None)
 
 
 def test_from_the_command_line(

@@ -251,6 +251,8 @@ UNFIT: dict[str, tuple[State, str]] = {
         r"expected a difference of shape \(24, 24\), found \(3, 24\)",
     ),
     "parameter": ({"blocks.9.norm3.diff": torch.zeros(24)}, "not a parameter of this model"),
+    "nan": (PAIR | {f"{Q}.lora_B.weight": torch.full((24, 2), float("nan"))}, "up: expected finite numbers"),
+    "infinite": ({f"{Q}.diff": torch.full((24, 24), float("inf"))}, "expected finite numbers, found NaN or"),
     "network": (plain(), "expected a LoRA, found a Wan DiT"),
 }
 

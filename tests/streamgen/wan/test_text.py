@@ -3,6 +3,7 @@ published file of Wan2.1; what is missing or does not fit is one line.
 """
 
 import contextlib
+import json
 import re
 import sys
 import threading
@@ -19,6 +20,7 @@ from models.state_dict import umt5_to_transformers
 from streamgen.engine.quantize import QuantizedLinear
 from streamgen.errors import CheckpointError
 from streamgen.wan.config import TextConfig
+from streamgen.wan.memory import UMT5_XXL_PARAMETERS, text_encoder_bytes
 from streamgen.wan.options import TextOptions
 from streamgen.wan.text import HashedPrompts, UMT5Prompts, clean_prompt
 from tests.tiny_models import assert_needs, randomize
@@ -93,6 +95,43 @@ def test_eight_bits_are_close_and_half_the_size(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(streamgen.wan.text, "kernel_missing", lambda *place: "no kernel here")
     with pytest.raises(CheckpointError, match="text encoder: int8: no kernel here"):
         UMT5Prompts(str(tmp_path), config, TextOptions(int8=True)).embed("a red")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "quanto"])
+def test_a_folder_in_transformers_own_eight_bits_needs_their_library(method: str, tmp_path: Path) -> None:
+    """It is loaded as transformers loads it; without the library that is one line which names it."""
+    tiny_umt5().save_pretrained(tmp_path / "text_encoder")
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    config = tmp_path / "text_encoder" / "config.json"
+    kinds = {
+        "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        "torchao": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+        "quanto": {"quant_method": "quanto", "weights": "int8"},
+    }
+    values = json.loads(config.read_text(encoding="utf-8")) | {"quantization_config": kinds[method]}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"cannot be loaded .*{method}") as caught:
+        UMT5Prompts(str(tmp_path), CONFIG, FLOAT).embed("a red")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_memory_estimate_knows_the_published_encoder() -> None:
+    """Its linear layers in eight bits, its words as they are."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    sizes = UMT5Config(
+        vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+        relative_attention_num_buckets=32, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = UMT5EncoderModel(sizes)
+    numbers = {id(x): x.numel() for x in model.parameters()}
+    assert sum(numbers.values()) == UMT5_XXL_PARAMETERS
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    small = sum(module.weight.numel() + 4 * module.out_features for module in linears)
+    rest = 2 * (UMT5_XXL_PARAMETERS - sum(module.weight.numel() for module in linears))
+    assert text_encoder_bytes(torch.int8) == pytest.approx(small + rest, rel=0.005)
+    assert text_encoder_bytes(torch.bfloat16) == 2 * UMT5_XXL_PARAMETERS
 
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
