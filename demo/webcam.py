@@ -23,7 +23,7 @@ HEADER = struct.Struct("<BBHd")
 VERSION, JPEG = 1, 1
 # seconds that a chunk waits for a frame
 PATIENCE = 1.0
-_MOST_PIXELS = 4_000_000
+_MOST_PIXELS = 2_000_000
 # chunks that a delay is told from
 _DELAYS = 32
 

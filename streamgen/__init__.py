@@ -23,6 +23,7 @@ _guard_siblings()
 if TYPE_CHECKING:
     from .errors import CheckpointError, InputError, NonFiniteError, StreamgenError
     from .families import model_names
+    from .live.picture import Picture
     from .motion.tracks import TrackSet
     from .pipeline import Pipeline, load_pipeline
     from .stream.events import Receipt, StreamEvent
@@ -36,6 +37,7 @@ __all__ = [
     "FrameChunk",
     "InputError",
     "NonFiniteError",
+    "Picture",
     "Pipeline",
     "Receipt",
     "Session",
@@ -54,6 +56,7 @@ _MODULES = {
     "FrameChunk": "stream.state",
     "InputError": "errors",
     "NonFiniteError": "errors",
+    "Picture": "live.picture",
     "Pipeline": "pipeline",
     "Receipt": "stream.events",
     "Session": "stream.session",

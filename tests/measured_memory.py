@@ -176,7 +176,7 @@ def _one(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warm_up() -> None:
-    """Stream a model of a few thousand numbers: what the first pass of anything leaves behind is no model's."""
+    """Stream a model of a few thousand numbers: what the first pass of anything leaves is no model's."""
     from streamgen import StreamEvent, load_pipeline
     from streamgen.wan.options import WanOptions
     from tests.tiny_wan import SMALL

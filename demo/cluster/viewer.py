@@ -11,8 +11,8 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from ..line import CLOSE_UNKNOWN
 from ..messages import FRAME_HEADER
-from ..server import CLOSE_UNKNOWN
 
 # A display's turn.
 _TURN_SECONDS = 1 / 60

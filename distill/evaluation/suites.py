@@ -211,7 +211,7 @@ class SuiteBuilder:
     def edits(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
         """Clips of the world made anew: another colour, shape or background in turn, and the path kept."""
         generator, frames = self._generator(8, "after"), 1 + round(self.config.seconds * FPS)
-        clips = []
+        clips: list[tuple[int, str, Subject]] = []
         number = self._seed(8, 0)
         while len(clips) < self.config.edits:
             before = Subject(*world_clip(64, number, 1).subject)

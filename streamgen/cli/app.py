@@ -267,8 +267,16 @@ def render(
 
     A jobs file goes on where it stopped, in any number of processes at once.
     """
-    given = {name: value for name, value in locals().items() if name != "schema"}
-    if schema:
+    _rendered(dict(locals()))
+
+
+# of `render`, which may be given several times
+_LISTS = ("at", "gestures", "settings", "model_set", "loras", "live_loras", "pictures", "references")
+
+
+def _rendered(given: dict[str, Any]) -> None:
+    """`render` with the values of its options by name."""
+    if given.pop("schema"):
         from ..render.schema import job_schema
 
         print(json.dumps(job_schema(), indent=2, ensure_ascii=False))
@@ -276,12 +284,10 @@ def render(
     from .options import RenderOptions
     from .render import render_source
 
-    if output is None:
+    if given["output"] is None:
         raise InputError("missing option -o: expected the video to write, or a folder for a jobs file")
-    lists = {"at": at, "gestures": gestures, "settings": settings, "model_set": model_set}
-    lists |= {"loras": loras, "live_loras": live_loras, "pictures": pictures, "references": references}
     given["input"] = given.pop("live_input")
-    given |= {name: tuple(values or ()) for name, values in lists.items()}
+    given |= {name: tuple(given[name] or ()) for name in _LISTS}
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
 
@@ -343,9 +349,8 @@ def bench(
     mesh = joined(device)
     if mesh is not None and (vs or beside or roofline or deadline):
         raise InputError("--vs, --beside, --roofline, --deadline: not over several processes")
-    options = BenchOptions(
-        chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, protocol is not None
-    )
+    flash = protocol is not None
+    options = BenchOptions(chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, flash)
     pipeline = load_pipeline(
         model, device, runner=runner, quantize=quantize, mesh=mesh, keep_full=vs is not None
     )
@@ -354,9 +359,8 @@ def bench(
     note_runner(pipeline, lambda note: say(f"note: {note}"))
     leads = mesh is None or mesh.leads
     result = run_bench(pipeline, options, say if leads and not quiet else lambda text: None)
-    if not leads:
-        return
-    _show(result, f"streamgen bench: {model}", as_json)
+    if leads:
+        _show(result, f"streamgen bench: {model}", as_json)
 
 
 @app.command()

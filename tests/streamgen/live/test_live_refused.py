@@ -1,5 +1,6 @@
 """What a stream that listens refuses, in one line each, and nothing is lost."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,15 @@ def test_what_is_no_input_is_refused(pipeline: Pipeline) -> None:
         with pytest.raises(InputError, match="input: expected a path, - or frames, found"):
             session.listen(source)  # type: ignore[arg-type]
     assert session.source is None
+
+
+def test_a_stream_of_several_processes_hears_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = listening(pipeline, None)
+    monkeypatch.setattr(pipeline, "mesh", SimpleNamespace(size=2))
+    with pytest.raises(InputError, match="input: not over 2 processes"):
+        session.listen(clip(4))
 
 
 def test_a_model_without_pictures_hears_nothing() -> None:

@@ -307,6 +307,7 @@ def test_a_snapshot_in_mid_input_goes_on_exactly(
     def check() -> None:
         frames = clip(80)
         session = listening(pipeline, frames)
+        session.submit(StreamEvent(mask=torch.eye(4)), at_frame=5)
         latents_of(session, 3)
         snapshot, fork = session.snapshot(), session.fork()
         session.save(tmp_path / "stream")

@@ -219,6 +219,27 @@ def test_a_pipe_cannot_go_back(piped: Callable[[bytes], Path]) -> None:
     assert on.numbers == (9, 10, 11, 12)
 
 
+def test_a_pipe_without_end_is_read_as_far_as_it_is_wanted(tmp_path: Path) -> None:
+    """Its writer waits, and is let go of when nobody listens any more."""
+    path, gone = tmp_path / "pipe", threading.Event()
+    os.mkfifo(path)
+
+    def write() -> None:
+        frame = clip(1).numpy().tobytes()
+        with contextlib.suppress(BrokenPipeError), path.open("wb", buffering=0) as pipe:
+            while True:
+                pipe.write(frame)
+        gone.set()
+
+    threading.Thread(target=write, daemon=True).start()
+    source = opened(path, RawFrames((32, 32)))
+    chunks = taken(source, 1, *[4] * 40)
+    assert chunks[-1].numbers == (157, 158, 159, 160)
+    assert not gone.is_set()
+    del source, chunks
+    assert gone.wait(20)
+
+
 def test_a_silent_pipe_can_be_left(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
