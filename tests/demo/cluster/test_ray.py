@@ -85,7 +85,7 @@ def test_workers_without_the_model_say_so_and_are_dismissed(fleet: Fleet, tmp_pa
     none = Order(make, Rules(), Limits(), tmp_path, tmp_path, "{}")
     lost = Fleet("lost")
     lost.start(1, Share(0.5), none)
-    with pytest.raises(InputError, match=r"^worker 0: .*nowhere"):
+    with pytest.raises(InputError, match=r"^worker 0: unknown model "):
         first_of(lost, none, PATIENCE)
     assert Fleet("lost").names() == []
 
