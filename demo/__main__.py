@@ -121,7 +121,7 @@ def _serve_where(given: Mapping[str, Any], access: Access) -> None:
         order = order_of(given, rules, limits, shelf.absolute())
         serve_cluster(given, order, FrontOptions(access, given["root_path"]))
         return
-    from .loading import late_engine
+    from .engine_of import late_engine
     from .server import Options
 
     engine = late_engine(given)

@@ -1,6 +1,7 @@
 """A session whose stream can be opened from a timeline, and played again from where it was edited."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from streamgen import StreamgenError
@@ -10,7 +11,7 @@ from .engine import Stream
 from .live import LiveSession
 from .messages import BadMessage
 from .opening import Score
-from .score import Edit, Planned, edited, first_difference, rows, taken_apart
+from .score import Edit, Planned, edited, first_difference, first_words, rows, taken_apart
 
 
 class Conducted(LiveSession):
@@ -71,7 +72,8 @@ class Conducted(LiveSession):
             self.plan.put(score.later, stream)
 
     def _changes(self, stream: Stream) -> list[Planned]:
-        return [*taken_apart(stream.events[1:]), *self.plan.waiting]
+        opening, *later = stream.events
+        return [first_words(opening.event), *taken_apart(later), *self.plan.waiting]
 
     def _edit(self, edits: Sequence[Edit]) -> None:
         """Let changes wait for their frames, and go back where one of them is in the past already."""
@@ -82,18 +84,28 @@ class Conducted(LiveSession):
         first = first_difference(before, after)
         if first is None:
             return
-        start = self._made_end if first >= self._made_end else self._go_back(stream, first)
+        try:
+            start = self._made_end if first >= self._made_end else self._go_back(stream, first, after[0])
+        except StreamgenError as error:
+            # as where a stream began with a picture that is not chosen any more; it plays on as it was
+            self.voice.say({"type": "error", "code": "not_edited", "text": f"not edited: {error}"})
+            return
         with self._lock:
             assert self.stream is not None
-            self.plan.put([item for item in after if item.frame >= start], self.stream)
+            self.plan.put([item for item in after[1:] if item.frame >= start], self.stream)
 
-    def _go_back(self, stream: Stream, frame: int) -> int:
-        """Go to the last moment that is kept before a change at a frame, or to the beginning; what played
-        becomes a branch. Returns where the stream is then.
+    def _go_back(self, stream: Stream, frame: int, words: Planned) -> int:
+        """Go to the last moment that is kept before a change at a frame, or to the beginning, under its first
+        `words`; what played becomes a branch. Returns where the stream is then.
         """
         mark, fresh = self.marks.before(frame), None
         if mark is None:
-            opening = Timeline(self.engine.info.fps, stream.seed, stream.events[:1])
+            timeline = Timeline.from_json(stream.timeline())
+            begins, said = timeline.events[0], words.event
+            event = replace(
+                begins.event, prompt=said.prompt, blend=said.blend, prompt_embeds=said.prompt_embeds
+            )
+            opening = replace(timeline, events=[replace(begins, event=event)])
             fresh = self.engine.replay(opening, self.pictures)
         with self._lock:
             here = self._made_end, self._last_picture()

@@ -32,11 +32,14 @@ class Editing:
     """Opens and edits the streams of sessions.
 
     Args:
-        find: the session of an id, whose viewer has just done something.
+        find: the session of an id.
+        heard: its viewer has done something.
     """
 
-    def __init__(self, engine: Engine, find: Callable[[str], Conducted | None]) -> None:
-        self.engine, self.find = engine, find
+    def __init__(
+        self, engine: Engine, find: Callable[[str], Conducted | None], heard: Callable[[str], None]
+    ) -> None:
+        self.engine, self.find, self.heard = engine, find, heard
 
     def add_routes(self, app: FastAPI) -> None:
         """Serve what this has."""
@@ -49,6 +52,7 @@ class Editing:
         session = self.find(token)
         if session is None:
             return _no_session()
+        self.heard(token)
         try:
             data = await _body(request, opening.MAX_BYTES)
             score = await asyncio.to_thread(opening.read_score, data, self.engine.info)
@@ -67,6 +71,7 @@ class Editing:
         session = self.find(token)
         if session is None:
             return _no_session()
+        self.heard(token)
         try:
             row = json.loads(await _body(request, MAX_MESSAGE_BYTES))
             epoch, edits = parsed(row)

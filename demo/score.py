@@ -20,6 +20,8 @@ from streamgen.stream.timeline import Applied
 # Of one stream, against nonsense.
 MAX_PLANNED = 20_000
 MAX_SECONDS = 24 * 3600.0
+# The block of the words that a stream begins with, which have no other place.
+FIRST = "first"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,13 @@ class Planned:
     kind: str
     label: str
     told: bool = True
+
+
+def first_words(opening: StreamEvent) -> Planned:
+    """The words that a stream begins with, as a block."""
+    words = replace(opening, motion=None, gestures=None, settings=None)
+    label = opening.prompt or blend_name(opening.parts) or "words"
+    return Planned(0, words, FIRST, "prompt", label)
 
 
 def taken_apart(entries: Iterable[Applied]) -> list[Planned]:
@@ -156,6 +165,8 @@ def edited(items: Sequence[Planned], edits: Sequence[Edit], fps: float) -> list[
             raise InputError(f"edit: block: expected one of the timeline, found {name[:60]!r}")
         if edit.frame is not None and not 1 <= edit.frame <= MAX_SECONDS * fps:
             raise InputError(f"edit: frame: expected 1 to {MAX_SECONDS * fps:.0f}, found {edit.frame}")
+        if edit.block == FIRST and (edit.delete or edit.frame or edit.frames):
+            raise InputError("edit: the first words can be changed; they begin the stream, at once")
         if edit.block is not None:
             made = [item for item in made if item.block != edit.block]
         if not edit.delete:

@@ -6,14 +6,13 @@ import json
 import math
 import tempfile
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
@@ -27,24 +26,19 @@ from .drain import SENT_AWAY, Drain
 from .editing import Editing
 from .engine import Engine
 from .limits import Limits
+from .line import CLOSE_UNKNOWN, Line
 from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
-from .messages import MAX_MESSAGE_BYTES, BadMessage, Step, pack_frame, parse
-from .messages import Ack as AckMessage
+from .messages import MAX_MESSAGE_BYTES
 from .metrics import DemoMetrics, Totals
 from .recording import Lineage, Recording, session_record
 from .shelf import Keeper, Shelf
 from .watching import CLOSE_FULL, Gallery, WatchLine
-from .webcam import read_frame
 from .worker import Worker
 
-# Beyond these a connection is closed: messages per second, and messages that made no sense.
-MAX_RATE = 300
-MAX_BAD = 20
 _STATS_SECONDS = 0.5
 _TICK_SECONDS = 0.25
 _TIDY_SECONDS = 60.0
-_SEND_SECONDS = 10.0
 # Until pages have been told why the server goes.
 _FAREWELL_SECONDS = 1.0
 # Arguments for uvicorn: the protocol's limits, and how soon a silent connection counts as gone.
@@ -55,9 +49,6 @@ SERVER_OPTIONS: dict[str, Any] = {
     "ws_per_message_deflate": False,
     "timeout_graceful_shutdown": 2,
 }
-# What clients close with that mean to go: programs, and browsers as a page is closed, loaded again or left.
-CLOSE_LEFT = (1000, 1001)
-CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,7 @@ class Demo:
         self.drain = Drain(lambda: self.lobby.watched, clock)
         self.metrics = DemoMetrics(engine, self.lobby, self.totals, self.drain)
         self.gallery = Gallery(options.max_watchers, self.lobby.find)
-        self.editing = Editing(engine, self._touched)
+        self.editing = Editing(engine, self._conducted, self._heard)
         self._exports = asyncio.Semaphore(2)
         self._writing = ThreadPoolExecutor(1, "streamgen-shelf")
         self._own_shelf = None if options.shelf else tempfile.TemporaryDirectory(prefix="streamgen-demo-")
@@ -272,7 +263,7 @@ class Demo:
             await websocket.close(CLOSE_UNKNOWN, "no such session")
             return
         self._inherit(seat)
-        line = Line(self, websocket, seat)
+        line = Line(websocket, self.lobby, seat, self.hello())
         await line.run()
 
     def _inherit(self, seat: Seat) -> None:
@@ -361,159 +352,21 @@ class Demo:
             raise NoSuchSession("no such session, or nothing was started")
         return self.engine.timeline_of(kept.snapshot)
 
-    def _touched(self, token: str) -> Conducted | None:
-        """The session of an id, whose viewer has just done something."""
-        seat = self.lobby.find(token)
-        if seat is not None and seat.session is not None:
-            self.lobby.heard(seat)
+    def _conducted(self, token: str) -> Conducted | None:
         session = self._session(token)
         return session if isinstance(session, Conducted) else None
+
+    def _heard(self, token: str) -> None:
+        seat = self.lobby.find(token)
+        if seat is not None:
+            self.lobby.heard(seat)
 
     def _session(self, token: str) -> LiveSession | None:
         seat = self.lobby.find(token)
         return None if seat is None else seat.session
 
 
-class Line:
-    """One WebSocket connection: messages in by one task, messages and frames out by another."""
-
-    def __init__(self, demo: Demo, websocket: WebSocket, seat: Seat) -> None:
-        self.demo, self.websocket, self.seat = demo, websocket, seat
-        self._awake = asyncio.Event()
-        self._bad, self._closed = 0, False
-        self._allowance, self._counted = float(MAX_RATE), demo.clock()
-
-    async def run(self) -> None:
-        """Serve until either side goes."""
-        lobby, seat = self.demo.lobby, self.seat
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            # the loop may be gone while the engine's thread still ends a chunk
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._awake.set)
-
-        seat.voice.wake = wake
-        await self._send_json(self.demo.hello())
-        if lobby.connect(seat.token) is None:
-            await self.websocket.close(CLOSE_UNKNOWN, "no such session")
-            return
-        visit = seat.visit
-        self._tell_watchers(True)
-        tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send(visit))]
-        for task in tasks:
-            task.add_done_callback(_settled)
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            # nothing is awaited here: this may itself be a cancellation, which another one must not replace
-            for task in tasks:
-                task.cancel()
-            lobby.disconnect(seat, visit, self._closed)
-            if not seat.connected:
-                self._tell_watchers(False)
-
-    def _tell_watchers(self, here: bool) -> None:
-        if self.seat.session is not None:
-            self.seat.session.relay.say({"type": "host", "here": here})
-
-    async def _receive(self) -> None:
-        while True:
-            event = await self.websocket.receive()
-            if event["type"] == "websocket.disconnect":
-                self._closed = event.get("code") in CLOSE_LEFT
-                return
-            if not self._within_rate():
-                await self.websocket.close(1008, "too many messages")
-                return
-            try:
-                text = event.get("text")
-                if text is None:
-                    await self._see(event["bytes"])
-                else:
-                    self._handle(text)
-            except BadMessage as error:
-                self._bad += 1
-                self.seat.voice.say({"type": "error", "code": "bad_message", "text": str(error)})
-                if self._bad > MAX_BAD or len(text or "") > MAX_MESSAGE_BYTES:
-                    await self.websocket.close(1008, "messages that make no sense")
-                    return
-
-    async def _see(self, data: bytes) -> None:
-        """A picture of the viewer's camera."""
-        info, session = self.demo.engine.info, self.seat.session
-        frame = await asyncio.to_thread(read_frame, data, info.height, info.width)
-        if session is None:
-            raise BadMessage("camera frame: wait for your turn")
-        self.demo.lobby.heard(self.seat)
-        session.see(frame)
-        self._awake.set()
-
-    def _handle(self, text: str) -> None:
-        message = parse(text)
-        if not isinstance(message, AckMessage | Step):
-            self.demo.lobby.heard(self.seat)
-        if self.seat.session is None:
-            raise BadMessage("wait for your turn" if not self.seat.over else "the session has ended")
-        self.seat.session.handle(message)
-        self._awake.set()
-
-    async def _send(self, visit: int) -> None:
-        seat, websocket = self.seat, self.websocket
-        while True:
-            self._awake.clear()
-            if seat.visit != visit:
-                await websocket.close(CLOSE_REPLACED, "the page has connected again")
-                return
-            for message in seat.voice.take():
-                await self._send_json(message)
-                if message["type"] == "ended":
-                    await websocket.close(CLOSE_ENDED, message["text"])
-                    return
-                if message["type"] == "moved":
-                    await websocket.close(CLOSE_UNKNOWN, message["text"])
-                    return
-            if seat.voice.overflowed:
-                await websocket.close(1013, "messages are not taken fast enough")
-                return
-            session = seat.session
-            item = None if session is None else session.next_frame()
-            if item is None:
-                # not wait_for: in Python 3.11 it loses a cancellation that comes together with the event
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_TICK_SECONDS):
-                        await self._awake.wait()
-                continue
-            seq, frame = item
-            small = pictures.is_small(frame.pixels)
-            encoding, data = frame.encoded() if small else await asyncio.to_thread(frame.encoded)
-            packed = pack_frame(data, encoding, seq, frame.epoch, frame.frame, frame.chunk, frame.made)
-            async with asyncio.timeout(_SEND_SECONDS):
-                await websocket.send_bytes(packed)
-
-    async def _send_json(self, message: dict[str, Any]) -> None:
-        text = json.dumps(message, ensure_ascii=False)
-        async with asyncio.timeout(_SEND_SECONDS):
-            await self.websocket.send_text(text)
-
-    def _within_rate(self) -> bool:
-        """A bucket of 300 messages that fills by 300 a second."""
-        now = self.demo.clock()
-        self._allowance = min(MAX_RATE, self._allowance + (now - self._counted) * MAX_RATE) - 1
-        self._counted = now
-        return self._allowance >= 0
-
-
 def _not_saved(error: StreamgenError, path: str = "") -> Response:
     """Why nothing can be downloaded; a server's path means nothing to a viewer."""
     text = str(error).replace(path, "the clip") if path else str(error)
     return JSONResponse({"error": text}, 404 if isinstance(error, NoSuchSession) else 409)
-
-
-def _settled(task: asyncio.Task[None]) -> None:
-    """Take a task's end: a connection may break at any moment, all else is an error of ours."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(
-        error, WebSocketDisconnect | OSError | TimeoutError | RuntimeError
-    ):
-        traceback.print_exception(error)

@@ -73,7 +73,7 @@ def _renew(crew: Any, name: str, seconds: float, patience: float) -> None:
     end = time.monotonic() + patience
     while time.monotonic() < end:
         about = crew.about(name, _ANSWER_SECONDS)
-        if about is not None and (before is None or about.pid != before.pid):
+        if about is not None and (before is None or about.key != before.key):
             if about.failure:
                 raise InputError(f"worker {name}: {about.failure}")
             load = _ask(about, "GET", "/worker")

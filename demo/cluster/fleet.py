@@ -95,6 +95,10 @@ class Fleet:
     def about(self, name: str, timeout: float) -> About | None:
         try:
             found: About = self._ray.get(self._handles[name].about.remote(), timeout=timeout)
+        except self._ray.exceptions.ActorDiedError as error:
+            # not one that is being started again: it could not even begin
+            said = [line for line in str(error).splitlines() if line.strip()]
+            return About("", "", None, f"cannot be started: {said[-1].strip()}", "", 0)
         except self._ray.exceptions.RayError:
             return None
         return found

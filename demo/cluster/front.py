@@ -18,7 +18,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from starlette.background import BackgroundTask
 
 from ..access import Access, Gate
 from ..app import with_page
@@ -189,9 +188,7 @@ class Front(Collector):
         kept = {k: v for k, v in answer.headers.items() if k.lower() not in _OWN_HEADERS}
         if path.endswith("/watch") and answer.status_code == 200:
             return await _signed_watch(answer, worker)
-        return StreamingResponse(
-            answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose)
-        )
+        return StreamingResponse(_body(answer), answer.status_code, kept)
 
     async def socket(self, websocket: WebSocket, path: str) -> None:
         """One connection of a page, from beginning to end."""
@@ -214,6 +211,15 @@ class Front(Collector):
             return (await self.roster.request(post, "GET", "/metrics", timeout=1.0)).text
         except httpx.HTTPError:
             return ""
+
+
+async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """What a worker answers, as it comes; let go of when the viewer has gone, too."""
+    try:
+        async for part in answer.aiter_raw():
+            yield part
+    finally:
+        await answer.aclose()
 
 
 async def _signed_watch(answer: httpx.Response, worker: str) -> Response:

@@ -10,7 +10,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from ..server import CLOSE_LEFT, CLOSE_UNKNOWN
+from ..line import CLOSE_LEFT, CLOSE_UNKNOWN
 from .addresses import routed
 from .roster import Roster
 from .worker import KEY_HEADER

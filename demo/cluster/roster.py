@@ -54,6 +54,7 @@ class Roster:
         self.posts: dict[str, Post] = {}
         # they are on this network: no proxy of the environment is asked
         self.client = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=_ANSWER_SECONDS), trust_env=False)
+        self._placing = asyncio.Lock()
         self._asking: dict[str, asyncio.Task[None]] = {}
 
     def find(self, name: str) -> Post | None:
@@ -104,6 +105,11 @@ class Roster:
         """An id for a page, and the status to answer with. `after` is the worker's own id of a session whose
         stream it would go on with.
         """
+        # one after the other, or those who come together would all be sent to the same worker
+        async with self._placing:
+            return await self._place(after)
+
+    async def _place(self, after: str) -> tuple[dict[str, Any], int]:
         await self.look()
         said = self._why_nobody()
         for post in self.best():

@@ -45,7 +45,7 @@ class MakeEngine:
     given: Mapping[str, Any]
 
     def __call__(self) -> "Engine":
-        from ..loading import late_engine
+        from ..engine_of import late_engine
 
         engine = late_engine(self.given)
         engine.start()
@@ -93,7 +93,7 @@ def first_of(crew: Crew, order: Order, patience: float) -> About:
         names = crew.names()
         for name in names:
             about = crew.about(name, _LOOK_SECONDS)
-            if about is not None and about.about != order.about:
+            if about is not None and about.about not in ("", order.about):
                 raise InputError(_other(about.about, order.about))
             if about is not None and about.info is not None:
                 return about

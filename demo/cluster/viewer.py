@@ -11,8 +11,8 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from ..line import CLOSE_UNKNOWN
 from ..messages import FRAME_HEADER
-from ..server import CLOSE_UNKNOWN
 
 # A display's turn.
 _TURN_SECONDS = 1 / 60
@@ -73,6 +73,8 @@ class Viewer:
         try:
             if not self.token:
                 await self._ticket()
+            # frames are numbered anew for each session, and acknowledged once they have come
+            self._seq = 0
             async with connect(f"ws://{self.base}/live/ws/{self.token}", proxy=None, max_size=None) as socket:
                 turns = asyncio.create_task(self._turns(socket))
                 try:
@@ -137,6 +139,8 @@ class Viewer:
                 await self._acknowledge(socket)
 
     async def _acknowledge(self, socket: ClientConnection) -> None:
+        if not self._seq:
+            return
         shown = self.shown[-1][1] if self.shown else 0
         row = {"type": "ack", "seq": self._seq, "epoch": self._epoch, "shown": shown, "head": self._head}
         await socket.send(json.dumps(row))

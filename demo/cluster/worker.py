@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,6 +111,10 @@ class Worker:
             engine = order.make()
         except StreamgenError as error:
             self._failure = str(error)
+            return
+        except Exception as error:  # a package that this node lacks, for instance: fronts are told
+            traceback.print_exc()
+            self._failure = f"{type(error).__name__}: {error}"
             return
         self._info = engine.info
         self._address = self._serve(Room(engine, order))

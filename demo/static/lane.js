@@ -2,6 +2,8 @@
 // collected here and sent together; the server plays again from the first frame that they make different.
 
 const PER_SECOND = 26, ROW = 30, REST_MS = 400, AHEAD_SECONDS = 8;
+// the words that the stream begins with: they can be changed and stay where they are
+const FIRST = "first";
 const ROWS = ["prompt", "motion", "settings"];
 /** @type {Record<string, string>} */
 const ROW_OF = { prompt: "prompt", settings: "settings", cache: "settings", release: "motion" };
@@ -79,7 +81,15 @@ export class Lane {
       this.epoch = epoch;
       this.blocks = blocks;
       this.draw();
+      this.follow();
     } catch { /* the line in the head says that there is no connection */ }
+  }
+
+  // what plays is in sight, until somebody looks elsewhere
+  follow() {
+    const { part, player } = this.live, box = part.laneBlocks.parentElement;
+    if (!box || box.contains(document.activeElement) || box.matches(":hover")) return;
+    box.scrollLeft = (player.shown / this.fps) * PER_SECOND - 0.6 * box.clientWidth;
   }
 
   // the blocks as they would be
@@ -126,9 +136,9 @@ export class Lane {
   }
 
   copy() {
-    const block = this.find(this.chosen);
+    const block = this.chosen === FIRST ? undefined : this.find(this.chosen);
     const { player } = this.live;
-    if (!block) { this.say("Choose a block first."); return; }
+    if (!block) { this.say("Choose a block behind the first one."); return; }
     if (!this.blocks.some((one) => one.id === block.id)) { this.say("Play it first, then copy it."); return; }
     this.added += 1;
     const id = `new ${this.added}`;
@@ -138,6 +148,7 @@ export class Lane {
 
   remove() {
     if (!this.find(this.chosen)) { this.say("Choose a block first."); return; }
+    if (this.chosen === FIRST) { this.say("A stream begins with some words; change them instead."); return; }
     if (this.blocks.some((block) => block.id === this.chosen)) this.edit(this.chosen, { delete: true });
     else this.changes.delete(this.chosen);
     this.chosen = "";
@@ -183,6 +194,7 @@ export class Lane {
     const block = this.find(this.chosen);
     const { laneAt, laneLong } = this.live.part;
     if (!block) return;
+    if (block.id === FIRST) { this.draw(); return; }
     const frame = Math.max(1, Math.round(Number(laneAt.value) * this.fps)), frames = Math.max(0, Math.round(Number(laneLong.value) * this.fps));
     if (frame !== block.frame) this.edit(block.id, { frame });
     if (stretches(block) && frames !== length(block)) this.edit(block.id, { frames });
@@ -194,6 +206,7 @@ export class Lane {
     const id = /** @type {HTMLElement} */ (node)?.dataset.block;
     const block = id && this.find(id);
     if (!block || event.button) return;
+    if (block.id === FIRST) { this.choose(FIRST); return; }
     const stretch = /** @type {HTMLElement} */ (event.target).matches("i") && stretches(block);
     const from = event.clientX, { laneBlocks } = this.live.part;
     this.choose(block.id);
@@ -215,7 +228,7 @@ export class Lane {
     if (!block) return;
     const step = this.live.hello?.chunk_frames || 4, by = { ArrowLeft: -step, ArrowRight: step }[event.key];
     if (by && event.shiftKey && stretches(block)) this.edit(block.id, { frames: Math.max(0, length(block) + by) });
-    else if (by) this.edit(block.id, { frame: Math.max(1, block.frame + by) });
+    else if (by && block.id !== FIRST) this.edit(block.id, { frame: Math.max(1, block.frame + by) });
     else if (event.key === "Delete" || event.key === "Backspace") this.remove();
     else if (event.key === "Enter") this.live.part.laneWords.focus();
     else return;
@@ -309,7 +322,7 @@ function changed(block, change) {
 }
 
 /** @param {Block} block */
-function stretches(block) { return block.kind === "prompt" || !["settings", "cache", "release"].includes(block.kind); }
+function stretches(block) { return block.id !== FIRST && (block.kind === "prompt" || !["settings", "cache", "release"].includes(block.kind)); }
 
 /** @param {Block} block */
 function length(block) { return block.kind === "prompt" ? block.over : (block.end || block.frame) - block.frame; }

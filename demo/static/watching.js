@@ -9,7 +9,7 @@ const ACK_MS = 400;
 // the id of a link to watch, of the address that the page was opened with
 export function watched() {
   const id = new URLSearchParams(location.hash.slice(1)).get("watch");
-  return id && /^[\w-]{20,64}$/.test(id) ? id : null;
+  return id && /^[\w.-]{20,90}$/.test(id) ? id : null;
 }
 
 export class Watching extends Connection {

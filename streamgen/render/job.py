@@ -17,7 +17,6 @@ import yaml
 from ..errors import InputError
 from ..motion.sources import with_folder
 from ..suggest import shorten
-from ..video.read import clip_length
 from .shots import (
     CHANGES,
     MAX_SECONDS,
@@ -99,7 +98,7 @@ class RenderJob:
         """
         frames = round((self.seconds or 0.0) * fps) if self.frames is None else self.frames
         if self.seconds is None and self.frames is None and self.input is not None:
-            frames = MAX_FRAMES if self.is_piped else clip_length(self.input, fps)
+            frames = MAX_FRAMES if self.is_piped else _clip_length(self.input, fps)
         if frames < 1:
             found = f"found {self.seconds:g}" if self.seconds else "found 0"
             raise InputError(f"seconds: expected at least one frame (1/{fps:g} s), {found}")
@@ -317,6 +316,14 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """
     pairs = _pairs(settings, "--set", "key=value")
     return {key: setting_value(value, f"--set {key}") for key, value in pairs.items()}
+
+
+def _clip_length(path: str, fps: float) -> int:
+    """Frames of a clip at a rate."""
+    # its readers take a while to import, and jobs are checked without
+    from ..video.read import clip_length
+
+    return clip_length(path, fps)
 
 
 def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:

@@ -87,8 +87,8 @@ def load_wan(
     setup = replace(setup, keep_full=at_load.keep_full, factors=live_factor_count(options.live_loras))
     setup = replace(setup, quantize=_quantize_at_load(config, setup, device, at_load))
     if options.fit is not None:
-        tiny_there = options.random_weights or has_tiny_decoder(config, directory)
-        choices = _choices(config, setup, device, at_load, tiny_there)
+        choices = _choices(config, setup, device, at_load)
+        choices = replace(choices, tiny=options.random_weights or has_tiny_decoder(config, directory))
         config, setup, fitting = fitted(config, setup, int(options.fit * GIB), choices)
     if options.check_memory:
         check_memory(config, setup, device)
@@ -103,7 +103,7 @@ def load_wan(
     if options.note is not None:
         for line in (*tensors.notes(), *merged, *live_notes(live)):
             options.note(line)
-    digest = _with_live(_digest(config, tensors, options), live)
+    digest = _digest(config, tensors, options, live)
     tell = partial(options.tell, "placing weights")
     networks = _networks(config, tensors, str(directory or name), device, setup, tell)
     prompts = prompt_encoder(config, directory, options.text_encoder, options.text)
@@ -116,14 +116,6 @@ def load_wan(
     # what the files are in is tried once more where it could not be had, and said
     quantize = config.quantize if setup.quantize == "none" and at_load.quantize is None else setup.quantize
     return ModelParts(name, config, networks, prompts, digest, stream_fits, told, quantize, live)
-
-
-def _with_live(digest: str, live: LiveLoras | None) -> str:
-    """The digest of a model with live LoRAs: a stream that was saved goes on with the same ones alone."""
-    if live is None:
-        return digest
-    apart = tensor_digest(factor_tensors(live))
-    return hashlib.sha256(f"{digest}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
 
 
 def _quantize_at_load(config: WanConfig, setup: Setup, device: torch.device, at_load: AtLoad) -> str:
@@ -143,17 +135,15 @@ def _quantize_at_load(config: WanConfig, setup: Setup, device: torch.device, at_
     return name if reason is None else "none"
 
 
-def _choices(
-    config: WanConfig, setup: Setup, device: torch.device, at_load: AtLoad, tiny_there: bool
-) -> Choices:
-    """What `--fit` may change."""
+def _choices(config: WanConfig, setup: Setup, device: torch.device, at_load: AtLoad) -> Choices:
+    """Which eight bits `--fit` may take."""
     told = at_load.quantize or default_quantization()
     runner = at_load.runner or default_runner()
     if told is not None or at_load.keep_full or runner == "onnx":
-        return Choices(tiny_there)
+        return Choices()
     linears = cannot_be(config.dit, device, setup.dtype, "int8") is None
     cache = runner in ("auto", "plain") and not at_load.several and not setup.factors
-    return Choices(tiny_there, linears, cache)
+    return Choices(linears=linears, cache=cache)
 
 
 def setup_of(config: WanConfig, device: torch.device, dtype: torch.dtype, text: TextOptions) -> Setup:
@@ -260,8 +250,17 @@ def prompt_encoder(
     return UMT5Prompts(source or config.text.source, config.text, options)
 
 
-def _digest(config: WanConfig, tensors: WanTensors, options: WanOptions) -> str:
-    """Fingerprint of the weights: of their bytes, or for random ones of what they are drawn from."""
+def _digest(config: WanConfig, tensors: WanTensors, options: WanOptions, live: LiveLoras | None) -> str:
+    """Fingerprint of the weights, and of live LoRAs: a saved stream goes on with the same ones alone."""
+    own = _weights_digest(config, tensors, options)
+    if live is None:
+        return own
+    apart = tensor_digest(factor_tensors(live))
+    return hashlib.sha256(f"{own}|live|{live.names}|{live.defaults}|{apart}".encode()).hexdigest()
+
+
+def _weights_digest(config: WanConfig, tensors: WanTensors, options: WanOptions) -> str:
+    """Of their bytes, or for random ones of what they are drawn from."""
     if options.random_weights and not options.loras:
         sizes = f"random|{_SEED}|{config.dit}|{config.vae}|{config.decoder}|{config.tiny_decoder}"
         return hashlib.sha256(sizes.encode()).hexdigest()

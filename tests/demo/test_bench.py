@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import demo.bench
-from demo.bench import FAR, LOCAL, THIN, Case, share_of
+from demo.bench import FAR, LOCAL, THIN, Case, served, share_of
+from demo.bench_watchers import judged, measure_crowd
 from demo.delay_proxy import DelayProxy, Link
 from demo.fake_engine import FakeEngine
 from tests.tiny_models import assert_needs
@@ -87,3 +88,22 @@ def test_cases_are_those_that_were_promised() -> None:
     assert named[30.0, THIN.name].most_latency_ms == 400
     assert share_of([], 0.95) == 0
     assert share_of([3.0, 1.0, 2.0], 0.5) == 2.0
+
+
+@pytest.mark.parametrize(("watched", "ok"), [([100.0, 102.0, 103.0], True), ([100.0, 104.0, 120.0], False)])
+def test_watchers_may_cost_three_percent(watched: list[float], ok: bool) -> None:
+    row = judged([99.0, 100.0, 101.0], watched, 200)
+    assert (row["ok"], row["case"], row["chunks"]) == (ok, "200 watchers", [3, 3])
+
+
+@pytest.mark.slow
+def test_a_crowd_is_measured() -> None:
+    """Some chunks of the fake engine, with a real server and a crowd of three."""
+
+    async def run() -> dict[str, Any]:
+        async with served(FakeEngine(16.0, (64, 64), 4, 0.02)) as port:
+            return await measure_crowd(port, "a red ball", 3, 1.0)
+
+    row = asyncio.run(run())
+    assert min(row["chunks"]) >= 4
+    assert row["chunk_ms"]["alone"] >= 20

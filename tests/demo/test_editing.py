@@ -144,6 +144,13 @@ def test_an_edit_before_all_marks_begins_the_stream_again(
     check(fake)
 
 
+def test_other_first_words_begin_the_stream_again(fake: Desk) -> None:
+    fake.edit(Edit("first", prompt="a green ball"), Edit(fake.blocks["a green ball"]["id"], delete=True))
+    assert (fake.live.stream.next_frame, fake.live.stream.seed) == (0, 3)
+    fake.play(61)
+    assert runs(fake, 61) == [("g", 0), ("b", 41)]
+
+
 def test_what_waits_is_edited_without_going_back(fake: Desk) -> None:
     epoch = fake.live.epoch
     fake.edit(Edit(frame=10_000, prompt="a red ball"), Edit(frame=141, settings={"steps": 7}))
@@ -251,6 +258,8 @@ def test_edits_of_another_form_are_told(row: Any, told: str) -> None:
         (Edit("w81", frame=0), "frame: expected 1 to 1382400, found 0"),
         (Edit("w81", frame=10**9), "frame: expected 1 to 1382400"),
         (Edit(prompt="a ball"), "frame: expected where the new block begins"),
+        (Edit("first", frame=9), "the first words can be changed"),
+        (Edit("first", delete=True), "the first words can be changed"),
         (Edit(frame=9), "expected a prompt, settings or a block to copy"),
         (Edit("w81", prompt=" "), "prompt: expected some words"),
     ],
@@ -344,7 +353,8 @@ def test_over_the_wire_a_timeline_is_opened_looked_at_and_edited(tmp_path: FileP
             assert made.json() == {"notes": [], "frames": 33, "changes": 1}
             place = until(socket, kind("place"))
             assert (place["prompt"], place["seed"]) == ("a red ball", 5)
-            [block] = client.get(f"/live/{token}/lane").json()["blocks"]
+            first, block = client.get(f"/live/{token}/lane").json()["blocks"]
+            assert (first["frame"], first["end"], first["label"]) == (0, 33, "a red ball")
             assert (block["frame"], block["planned"], block["label"]) == (33, True, "a blue ball")
             edits = {"epoch": place["epoch"], "edits": [{"block": block["id"], "frame": 17}]}
             assert client.post(f"/live/{token}/lane", json=edits).status_code == 200
@@ -367,3 +377,30 @@ def test_a_paused_stream_is_edited_and_stays_paused(fake: Desk) -> None:
     fake.live.handle(Simple("pause"))
     fake.edit(Edit(fake.blocks["a blue ball"]["id"], frame=21))
     assert fake.live.state == "paused"
+
+
+def test_a_stream_of_a_picture_that_is_gone_plays_on_as_it_was(engine: PipelineEngine) -> None:
+    """Its first words' picture is needed to begin it again."""
+    desk = Desk(engine)
+    info = engine.info
+    desk.live.pictures = np.zeros((1, info.height, info.width, 3), np.uint8)
+    desk.live.handle(Start("a red ball", 3, picture=True))
+    desk.live.work()
+    desk.play(20).say(prompt="a blue ball").play(30)
+    block = desk.blocks["a blue ball"]
+    desk.live.marks.cut(-1)
+    other = np.full((1, info.height, info.width, 3), 9, np.uint8)
+    for pictures, told in (
+        (None, "choose the same to start from"),
+        (other, "image or video: expected 1 frame"),
+    ):
+        desk.live.pictures = pictures
+        desk.voice.take()
+        desk.edit(Edit(block["id"], frame=9))
+        assert any(told in m.get("text", "") for m in desk.voice.take())
+        assert (desk.live.epoch, desk.live.state) == (1, "playing")
+    desk.live.pictures = np.zeros((1, info.height, info.width, 3), np.uint8)
+    before = desk.frames(8)
+    desk.edit(Edit(block["id"], frame=9)).play(20)
+    assert desk.live.epoch == 2
+    assert np.array_equal(desk.frames(8), before)

@@ -9,11 +9,8 @@ from demo.messages import (
     MAX_MESSAGE_BYTES,
     PNG,
     BadMessage,
-    Box,
     Event,
-    Grid,
     Pins,
-    Remove,
     Simple,
     Start,
     Stroke,
@@ -59,20 +56,6 @@ BAD = [
     ('{"type": "path", "id": 1, "epoch": 1, "frame": 0, "points": [[5,0,0],[1,0,0]]}', "times"),
     ('{"type": "path", "id": 1, "epoch": 1, "frame": 0, "points": [[0,0,0],[99999,0,0]]}', "ms"),
     ('{"type": "pins", "points": [[0.5]]}', "numbers each"),
-    ('{"type": "pins", "points": [[0.5, 0.5, 0.1, 0.1, 0]]}', "pins: grid: expected a number in 0.04..1"),
-    ('{"type": "box", "id": 1, "epoch": 1, "frame": 0, "points": [[0, 0, 0, 1, 1]]}', "a list of 2 to 512"),
-    ('{"type": "box", "id": 1, "epoch": 1, "frame": 0, "points": [[0, 0], [1, 1]]}', "5 numbers each"),
-    (
-        '{"type": "box", "id": 1, "epoch": 1, "frame": 0, "points": [[0, 0, 0, 1, 1], [90000, 0, 0, 1, 1]]}',
-        "at most 30000 ms",
-    ),
-    (
-        '{"type": "box", "id": 1, "epoch": 1, "frame": 0, "name": 3,'
-        ' "points": [[0, 0, 0, 1, 1], [9, 0, 0, 1, 1]]}',
-        "box: name: expected text",
-    ),
-    ('{"type": "remove"}', "remove: number: expected a whole number"),
-    ('{"type": "camera", "pan": [0, 0], "zoom": 1, "rotate": 0, "seconds": 99}', "camera: seconds"),
     ('{"type": "pins", "points": ' + json.dumps([[0.5, 0.5]] * 65) + "}", "points"),
     ('{"type": "camera", "pan": [9, 0], "zoom": 1, "rotate": 0}', "pan"),
     ('{"type": "camera", "pan": [0, 0], "zoom": 0, "rotate": 0}', "zoom"),
@@ -101,14 +84,6 @@ def test_good_messages_pass() -> None:
     text = '{"type": "event", "id": 1, "epoch": 2, "blend": [{"prompt": "a"}, ["b", 3]], "over": 2}'
     assert parse(text) == Event(1, 2, blend=(("a", 1.0), ("b", 3.0)), over=2.0)
     assert parse('{"type": "pins", "points": [], "id": 4}') == Pins((), 4)
-    pins = parse('{"type": "pins", "points": [[0.5, 0.5], [0.2, 0.2, 0.3, 0.2, 0.1]]}')
-    assert pins == Pins(((0.5, 0.5), (0.2, 0.2)), 0, (None, Grid((0.3, 0.2), 0.1)))
-    knots = "[[0, 0.1, 0.1, 0.2, 0.2], [900, 0.5, 0.5, 0.9, 0.9]]"
-    box = parse(
-        '{"type": "box", "id": 1, "epoch": 2, "frame": 3, "name": " a  ball", "points": ' + knots + "}"
-    )
-    assert box == Box(1, 2, 3, ((0.0, 0.1, 0.1, 0.2, 0.2), (900.0, 0.5, 0.5, 0.9, 0.9)), "a ball")
-    assert parse('{"type": "remove", "number": 3}') == Remove(3)
     assert parse('{"type": "clear", "id": 4}') == Simple("clear", 4)
     stroke = parse('{"type": "stroke", "id": 1, "epoch": 1, "frame": 9, "phase": "end", "points": []}')
     assert stroke == Stroke(1, 1, 9, "end", ())

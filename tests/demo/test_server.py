@@ -22,10 +22,11 @@ import demo.uploads
 from demo.access import Access, Gate
 from demo.app import build_app
 from demo.fake_engine import FakeEngine
+from demo.line import CLOSE_REPLACED, MAX_BAD
 from demo.live import LiveSession
 from demo.lobby import Full, Lobby, Rules, Seat
 from demo.messages import FRAME_HEADER, MAX_MESSAGE_BYTES, Simple, Start
-from demo.server import CLOSE_REPLACED, MAX_BAD, Options
+from demo.server import Options
 from streamgen.video.write import VideoFileSink
 from tests.demo_viewers import Clock
 from tests.tiny_models import assert_needs
@@ -278,7 +279,7 @@ def test_bad_messages_are_answered_and_many_of_them_end_the_connection() -> None
         socket.send_text("{")
         assert until(socket, kind("error"))["code"] == "bad_message"
         socket.send_bytes(b"\0" * 10)
-        assert "binary" in until(socket, kind("error"))["text"]
+        assert "camera frame" in until(socket, kind("error"))["text"]
         socket.send_json(START)
         until(socket, kind("frame"))
         for _ in range(MAX_BAD):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import wan_vae
 from models.state_dict import to_wan
 from models.video_codec import FeatureState, Memory
 from models.wan_vae import WanVAE, WanVAEConfig
@@ -160,3 +161,37 @@ def test_config_refuses(change: dict, message: str) -> None:
     values = {"latent_channels": 4, "latent_mean": (0.0,) * 4, "latent_std": (1.0,) * 4} | change
     with pytest.raises(ValueError, match=message):
         WanVAEConfig(**values)
+
+
+@torch.no_grad()
+def test_states_between_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a chunk of several latent frames is decoded, memory holds the caller's state and one more; the
+    caller's stays whole.
+    """
+    vae = small_vae()
+    z = torch.randn(1, 4, 4, 2, 2)
+    _, start = vae.decode_chunk(z[:, :1], vae.initial_state(1, "cpu", torch.float32))
+    opened: list[Memory] = []
+
+    class Watched(Memory):
+        def __init__(self, state: FeatureState, read_once: bool = False) -> None:
+            super().__init__(state, read_once)
+            opened.append(self)
+
+    monkeypatch.setattr(wan_vae, "Memory", Watched)
+
+    def check() -> None:
+        opened.clear()
+        before = {name: x.clone() for name, x in start.memory.items()}
+        frames, end = vae.decode_chunk(z[:, 1:], start)
+        assert [len(memory._old) for memory in opened] == [len(before), 0, 0]
+        assert all(torch.equal(start.memory[name], x) for name, x in before.items())
+        again, same = vae.decode_chunk(z[:, 1:], start)
+        assert torch.equal(frames, again)
+        assert end.memory.keys() == same.memory.keys() == before.keys()
+
+    def kept(self: Watched, state: FeatureState, read_once: bool = False) -> None:
+        Memory.__init__(self, state, False)
+        opened.append(self)
+
+    assert_needs(check, monkeypatch, Watched, "__init__", kept)

@@ -2,6 +2,7 @@
 workers go. Ray itself, and a worker that is killed: test_ray.py.
 """
 
+import asyncio
 import contextlib
 import json
 import time
@@ -95,6 +96,25 @@ def test_viewers_are_spread_and_found_from_any_front(hall: Hall) -> None:
             clip = other.get(f"/live/{tokens[0]}/clip.mp4", params={"frames": 9})
             assert (clip.status_code, clip.headers["content-type"]) == (200, "video/mp4")
             assert one.get("/live/nothing/timeline.json").status_code == 404
+
+
+def test_viewers_who_come_together_are_spread(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def together() -> list[str]:
+        roster = Roster(hall)
+        await roster.look()
+        # where each is has to be heard of first
+        while not all(post.load for post in roster.posts.values()):
+            await asyncio.sleep(0.02)
+            await roster.look()
+        rows = await asyncio.gather(*(roster.place("") for _ in range(4)))
+        return sorted(row["session"][-1] for row, _ in rows)
+
+    def check() -> None:
+        hall.restart("0")
+        hall.restart("1")
+        assert asyncio.run(together()) == ["0", "0", "1", "1"]
+
+    assert_needs(check, monkeypatch, Roster, "place", Roster._place)
 
 
 def test_no_frames_pass_without_the_key(hall: Hall) -> None:

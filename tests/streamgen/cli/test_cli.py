@@ -242,7 +242,7 @@ def test_inspect_files(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert report["kind"] == "saved stream"
     assert report["stream"]["prompt"] == "a red star"
     (tmp_path / "text.safetensors").write_text("no weights")
-    assert "not safetensors" in call(capsys, "inspect", tmp_path / "text.safetensors").error()
+    assert "a text, not weights" in call(capsys, "inspect", tmp_path / "text.safetensors").error()
     assert "no such directory" in call(capsys, "inspect", tmp_path / "nothing").error()
 
 
