@@ -242,7 +242,7 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
         tally.receipts |= {receipt.number: receipt for receipt in chunk.receipts}
         tally.steps[chunk.steps] += 1
         note = session.deadline_note
-        if note is not None and note not in tally.told:
+        if note is not None and not any(told.startswith("deadline: ") for told in tally.told):
             tally.told.append(note)
             hooks.tell(note)
         if clip.endless and chunk.input is not None and chunk.input.over is not None:
