@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.command_line import ROOT, environment
 
@@ -141,7 +142,7 @@ def _one(order: dict[str, Any]) -> dict[str, Any]:
     from streamgen import StreamEvent, load_pipeline
     from streamgen.wan import load
     from streamgen.wan.config import CONFIGS, read_wan_config
-    from streamgen.wan.memory import GIB, memory_parts
+    from streamgen.wan.memory import GIB, check_memory, memory_parts
     from streamgen.wan.options import TextOptions, WanOptions
 
     overrides = (*order["sizes"], *order["overrides"], "text.kind=hashed")
@@ -155,17 +156,14 @@ def _one(order: dict[str, Any]) -> dict[str, Any]:
         folder, overrides=(*overrides, "sources.lora=[]", *files), live_loras=tuple(loras), fit=fit
     )
     computed: list[int] = []
-    check = load.check_memory
 
     def noted(*about: Any) -> dict[str, int]:
-        parts = check(*about)
+        parts = check_memory(*about)
         computed.append(sum(parts.values()))
         return parts
 
-    load.check_memory = noted
     _warm_up()
-    computed.clear()
-    with _peak() as taken:
+    with mock.patch("streamgen.wan.load.check_memory", noted), _peak() as taken:
         pipeline = load_pipeline(order["model"], "cpu", torch.float32, options, "plain", order["quantize"])
         session = pipeline.open("a red boat", 1)
         for number in range(CHUNKS):
@@ -176,7 +174,7 @@ def _one(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warm_up() -> None:
-    """Stream a model of a few thousand numbers: what the first pass of anything leaves is no model's."""
+    """Stream a small model: what the first pass of anything leaves behind is no model's."""
     from streamgen import StreamEvent, load_pipeline
     from streamgen.wan.options import WanOptions
     from tests.tiny_wan import SMALL

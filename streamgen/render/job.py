@@ -252,7 +252,11 @@ def job_from_command_line(  # noqa: PLR0913  an option each, by name
     named_changes = [(timed_prompt(text, "--at"), f"--at {shorten(text)}") for text in at]
     for change, _ in [(opening, ""), *named_changes] if continues else named_changes:
         change["cache"] = cache
-    named_changes = sorted([*named_changes, *live.pictures()], key=lambda change: change[0]["at"])
+    times = [change["at"] for change, _ in named_changes]
+    named_changes += live.pictures()
+    if times == sorted(times):
+        # pictures go where they belong; prompts that are out of order are told
+        named_changes.sort(key=lambda change: change[0]["at"])
     changes = [opening, *(change for change, _ in named_changes)]
     row: dict[str, Any] = {"seconds": seconds, "seed": seed, "image": image, "video": video}
     row |= {"input": live.input, "shots": changes, "set": parse_settings(settings)}

@@ -65,6 +65,10 @@ def test_axe_finds_nothing(browser: Browser, stage: Stage, scheme: str) -> None:
         page.focus("[data-part=scrub]")
         page.keyboard.press("ArrowLeft")
         assert offences(page) == []
+        for dialog in ("share", "compare"):
+            page.evaluate("name => window.streamgen.part[name].showModal()", dialog)
+            assert offences(page) == [], dialog
+            page.evaluate("name => window.streamgen.part[name].close()", dialog)
         page.set_viewport_size({"width": 375, "height": 740})
         assert offences(page) == []
         page.evaluate("window.streamgen.part.seed.parentElement.replaceWith(window.streamgen.part.seed)")

@@ -9,19 +9,7 @@ import demo.held
 from demo.engine import Engine
 from demo.fake_engine import FakeEngine, FakeStream
 from demo.live import LiveSession
-from demo.messages import (
-    BadMessage,
-    Box,
-    Camera,
-    Grid,
-    Path,
-    Pins,
-    Remove,
-    Simple,
-    Start,
-    Stroke,
-    parse,
-)
+from demo.messages import Box, Camera, Grid, Path, Pins, Remove, Simple, Start, Stroke
 from demo.motion_desk import MAX_STEP, MotionDesk
 from demo.motion_words import box_name, camera_name, colour_name, pins_name, place_name, way_name
 from demo.voice import Voice
@@ -42,49 +30,6 @@ def made(desk: MotionDesk, start: int, frames: int = 4) -> dict[str, Any]:
     changes = desk.plan(start, frames)
     assert changes is not None
     return dict(changes)
-
-
-# -- messages
-
-
-def test_boxes_grids_and_removals_are_read() -> None:
-    pins = parse('{"type": "pins", "points": [[0.5, 0.5], [0.2, 0.2, 0.3, 0.2, 0.1]]}')
-    assert pins == Pins(((0.5, 0.5), (0.2, 0.2)), 0, (None, Grid((0.3, 0.2), 0.1)))
-    knots = "[[0, 0.1, 0.1, 0.2, 0.2], [900, 0.5, 0.5, 0.9, 0.9]]"
-    box = parse(
-        '{"type": "box", "id": 1, "epoch": 2, "frame": 3, "name": " a  ball", "points": ' + knots + "}"
-    )
-    assert box == Box(1, 2, 3, ((0.0, 0.1, 0.1, 0.2, 0.2), (900.0, 0.5, 0.5, 0.9, 0.9)), "a ball")
-    assert parse('{"type": "remove", "number": 3}') == Remove(3)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"type": "pins", "points": [[0.5, 0.5, 0.1, 0.1, 0]]}', "pins: grid: expected a number in 0.04..1"),
-        (
-            '{"type": "box", "id": 1, "epoch": 1, "frame": 0, "points": [[0, 0, 0, 1, 1]]}',
-            "a list of 2 to 512",
-        ),
-        ('{"type": "box", "id": 1, "epoch": 1, "frame": 0, "points": [[0, 0], [1, 1]]}', "5 numbers each"),
-        (
-            '{"type": "box", "id": 1, "epoch": 1, "frame": 0,'
-            ' "points": [[0, 0, 0, 1, 1], [90000, 0, 0, 1, 1]]}',
-            "at most 30000 ms",
-        ),
-        (
-            '{"type": "box", "id": 1, "epoch": 1, "frame": 0, "name": 3,'
-            ' "points": [[0, 0, 0, 1, 1], [9, 0, 0, 1, 1]]}',
-            "box: name: expected text",
-        ),
-        ('{"type": "remove"}', "remove: number: expected a whole number"),
-        ('{"type": "camera", "pan": [0, 0], "zoom": 1, "rotate": 0, "seconds": 99}', "camera: seconds"),
-    ],
-)
-def test_what_hands_cannot_say_is_refused_by_field(text: str, message: str) -> None:
-    with pytest.raises(BadMessage) as caught:
-        parse(text)
-    assert message in str(caught.value)
 
 
 # -- the desk

@@ -21,7 +21,8 @@ SIZES = {
 # Everything of ours that reaches beyond the window, but for what scrolls inside something that does not.
 BEYOND = """() => [...document.querySelectorAll(".sg, .sg *, #card")].filter((node) => {
   const box = node.getBoundingClientRect();
-  if (!box.width || node.closest("[data-part=spoken]")) return false;
+  // what is folded away keeps the size that it had when it was shown
+  if (!box.width || !node.checkVisibility() || node.closest("[data-part=spoken]")) return false;
   for (let up = node.parentElement; up; up = up.parentElement) {
     if (up.matches(".sg, #card")) break;
     const cut = ["auto", "scroll", "hidden"].includes(getComputedStyle(up).overflowX);

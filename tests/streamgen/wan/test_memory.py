@@ -96,8 +96,7 @@ def test_live_loras_are_counted_and_held_once(tmp_path: Path, monkeypatch: pytes
     given = (LoraFile(str(tmp_path / "style.safetensors")),)
     options = WanOptions(random_weights=True, overrides=SMALL, live_loras=given)
     seen: list[dict[str, int]] = []
-    counted = streamgen.wan.load.check_memory
-    noted = lambda *about: seen.append(counted(*about)) or seen[0]  # type: ignore[func-returns-value]  # noqa: E731
+    noted = lambda *about: seen.append(check_memory(*about)) or seen[0]  # type: ignore[func-returns-value]  # noqa: E731
     monkeypatch.setattr(streamgen.wan.load, "check_memory", noted)
 
     def check() -> None:
@@ -105,12 +104,10 @@ def test_live_loras_are_counted_and_held_once(tmp_path: Path, monkeypatch: pytes
         session = pipeline.open("a boat")
         assert isinstance(session.runner, LiveLoraRunner)
         assert pipeline._live is not None
-        held = {}
-        for network in (
-            session.runner._plain.dit,
-            pipeline._live[0],
-            pipeline.open("a boat").runner._plain.dit,
-        ):  # type: ignore[attr-defined]
+        held: dict[int, int] = {}
+        other = pipeline.open("a boat").runner
+        assert isinstance(other, LiveLoraRunner)
+        for network in (session.runner._plain.dit, pipeline._live[0], other._plain.dit):
             for module in network.modules():
                 if isinstance(module, AdaptedLinear):
                     held |= {x.data_ptr(): x.nbytes for x in (module.down, module.up)}
