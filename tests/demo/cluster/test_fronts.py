@@ -175,6 +175,9 @@ def test_a_worker_that_drains_loses_nothing_and_takes_nobody(
 
 
 def test_a_row_is_left_for_a_place_at_another_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # fronts look once a second; where nothing is to come, some looks are enough
+    patience = iter((PATIENCE, 3.0))
+
     def check() -> None:
         hall = Hall(tmp_path, Rules(max_sessions=1, max_waiting=4, closed_seconds=0.1))
         hall.add("0")
@@ -184,7 +187,7 @@ def test_a_row_is_left_for_a_place_at_another_worker(tmp_path: Path, monkeypatch
             with connect(client, waiting) as second:
                 until(second, kind("queue"))
                 hall.add("1")
-                lines, end = state(client).lines, time.monotonic() + 15
+                lines, end = state(client).lines, time.monotonic() + next(patience)
                 while len(lines) > 1 and time.monotonic() < end:
                     time.sleep(0.05)
                 assert len(lines) == 1
