@@ -68,6 +68,7 @@ def painted(page: Page, x: float, y: float) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_what_is_placed_while_paused_is_drawn_numbered_and_let_go_of_one_by_one(
     page: Page, stage: Stage
 ) -> None:

@@ -49,6 +49,7 @@ def begin_again(begun: Page, link: str, stage: Stage) -> None:
     begun.close()
 
 
+@pytest.mark.slow
 def test_a_stream_is_watched_exported_and_begun_again_by_links(browser: Browser, stage: Stage) -> None:
     with context_of(browser) as context, context_of(browser) as others:
         page = open_page(context, stage)
@@ -148,6 +149,7 @@ def test_the_picture_fills_the_screen_and_keeps_its_shape(browser: Browser, stag
         page.wait_for_function("document.fullscreenElement === null")
 
 
+@pytest.mark.slow
 def test_a_watcher_is_told_when_the_one_who_steers_is_gone(browser: Browser, tmp_path: Path) -> None:
     with served(tmp_path) as stage, context_of(browser) as context:
         page = open_page(context, stage)

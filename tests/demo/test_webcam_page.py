@@ -45,6 +45,7 @@ def page(browser: Browser, stage: Stage) -> Iterator[Page]:
         assert not errors
 
 
+@pytest.mark.slow
 def test_a_made_camera_is_heard_and_turned_off(page: Page, stage: Stage) -> None:
     page.click("[data-part=webcam]")
     page.wait_for_function("window.heardRows.filter((row) => row.frames.length).length > 2")

@@ -169,6 +169,7 @@ def test_a_cell_that_fails_leaves_the_others_alone(place: Path, capsys: pytest.C
     assert not (place / "other" / "plain").exists()
 
 
+@pytest.mark.slow
 def test_stopping_lets_what_runs_save(place: Path) -> None:
     """SIGTERM to the command reaches the trainings, which are waited for."""
     saving = "import signal, sys, time, pathlib\nplace = pathlib.Path(sys.argv[1]).parent\n"
@@ -232,7 +233,9 @@ def test_a_claim_that_was_not_measured_is_not_decided(place: Path) -> None:
 
 
 def shipped() -> list[Any]:
-    return sorted(GRIDS.glob("*.yaml"))
+    """One of them everyday."""
+    first, *others = sorted(GRIDS.glob("*.yaml"))
+    return [first, *(pytest.param(path, marks=pytest.mark.slow) for path in others)]
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)

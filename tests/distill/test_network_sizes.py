@@ -258,6 +258,7 @@ def test_published_files_of_another_size(tmp_path: Path) -> None:
         build_stage(replace(run, wan=other), CPU)
 
 
+@pytest.mark.slow
 def test_the_plan_for_a_teacher_of_14_billion() -> None:
     """Counted and shared out without a file: the teacher in bf16, student and critic of 1.3B."""
     config = load_run(CONFIGS / "self_forcing_14b.yaml")

@@ -295,6 +295,7 @@ def test_students_keep_the_encoder_telling_objects_apart(
         assert made.critic.heads is None
 
 
+@pytest.mark.slow
 def test_later_stages_end_with_binding_probes_and_their_gate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"streamgen", "models", "distill", "configs"}
 DATA_SUFFIXES = {".yaml", ".safetensors", ".txt", ".json", ".md", ".typed"}
 # Import names that differ from the name of the distribution which brings them.
-DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "omegaconf", "cv2": "opencv-python-headless"}
+DISTRIBUTION_OF = {
+    "PIL": "pillow",
+    "yaml": "omegaconf",
+    "cv2": "opencv-python-headless",
+    "prometheus_client": "prometheus-client",
+}
 
 
 def source_files() -> list[Path]:
@@ -111,7 +116,7 @@ def declared_distributions(*extras: str) -> set[str]:
 @pytest.mark.parametrize("package", [*sorted(PACKAGES), "demo"])
 def test_every_import_is_declared(package: str) -> None:
     """Nothing is used that only happens to be installed; some packages may also use an extra."""
-    extras = {"distill": ["train"], "streamgen": ["ray", "track", "wan"], "demo": ["test"]}
+    extras = {"distill": ["train"], "streamgen": ["ray", "track", "wan"], "demo": ["test", "ray"]}
     declared = declared_distributions(*extras.get(package, []))
     offences = {
         str(path.relative_to(ROOT)): sorted(missing)

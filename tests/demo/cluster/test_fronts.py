@@ -123,6 +123,7 @@ def test_no_frames_pass_without_the_key(hall: Hall) -> None:
     assert hall.ask("0", "GET", "/worker").json()["status"] == "ready"
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_at_another_worker_when_its_own_is_gone(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_worker_that_drains_loses_nothing_and_takes_nobody(
         assert client.get("/health").json() == {"status": "ready"}
 
 
+@pytest.mark.slow
 def test_a_row_is_left_for_a_place_at_another_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # fronts look once a second; where nothing is to come, some looks are enough
     patience = iter((PATIENCE, 3.0))

@@ -104,6 +104,7 @@ def test_a_capture_is_bit_for_bit_the_function_over_the_same_buffers(pipelines: 
     assert all(torch.equal(*pair) for pair in zip(captured, run(pipeline, program(pipeline)), strict=True))
 
 
+@pytest.mark.slow
 def test_stale_buffers_and_wrong_fill_levels_are_found(
     pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +288,9 @@ def test_a_chunk_is_one_graph(pipelines: list[Pipeline]) -> None:
     assert counter.frame_count == len({key for _, _, key in seen}) <= 3
 
 
-@pytest.mark.parametrize("plan", range(len(PLANS)))
+@pytest.mark.parametrize(
+    "plan", [pytest.param(i, marks=[] if i == 1 else [pytest.mark.slow]) for i in range(len(PLANS))]
+)
 def test_every_path_is_warmed_at_load(
     plan: int, pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:

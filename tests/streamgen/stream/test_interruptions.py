@@ -121,7 +121,7 @@ def every_line_once(pipeline: Pipeline, mode: str, name: str, stride: int) -> in
     return len(seen.seen)
 
 
-@pytest.mark.parametrize("mode", ["chunks", "joint"])
+@pytest.mark.parametrize("mode", [pytest.param("chunks", marks=pytest.mark.slow), "joint"])
 def test_a_chunk_interrupted_at_every_eleventh_line(pipeline: Pipeline, mode: str) -> None:
     assert every_line_once(pipeline, mode, "recache", 11) > 200
 
