@@ -36,6 +36,8 @@ class Hall:
         for seat in self.demo(name).lobby.running:
             assert seat.session is not None
             seat.session.keeper = None
+        # it may answer for a moment yet over connections that are open
+        self.demo(name).lobby._seats.clear()
         server = self.workers.pop(name)._server
         server.force_exit = server.should_exit = True
         end = time.monotonic() + PATIENCE

@@ -144,6 +144,7 @@ def test_a_stream_goes_on_at_another_worker_when_its_own_is_gone(
                 assert until(socket, kind("moved"))["text"] == DIED
                 assert closed_with(socket) == 4404
             row = after(other, token)
+            assert row["kept"]
             hall.add(next(names))
             assert row["session"][-1] != token[-1]
             with connect(other, row["session"]) as socket:
