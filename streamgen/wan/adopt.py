@@ -271,6 +271,9 @@ def _problems(adoption: Adoption) -> list[str]:
     if dit is None:
         if any(file.part == "lora" for file in adoption.files):
             return [*out, "a LoRA alone: it is given as --lora FILE[:strength] beside a model"]
+        own = [f.place for f in adoption.files if f.read is not None and f.read.kind == "streamgen"]
+        if own:
+            return [*out, f"a checkpoint of streamgen itself: --model {Path(own[0]).parent} takes its folder"]
         return out or ["no network among the files: nothing to stream"]
     if dit.release is not None and dit.release.config is None:
         out.append(f"{dit.release.name} {dit.release.note}")

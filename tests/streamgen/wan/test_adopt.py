@@ -24,6 +24,7 @@ from streamgen.wan.releases import RELEASES, find_release
 from tests.command_line import call
 from tests.foreign_layouts import Layout, write, write_shards
 from tests.hub_server import COMMIT, Hub, serving
+from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL, write_published
 
@@ -243,6 +244,14 @@ def test_a_file_where_a_model_is_asked_for_is_told_what_to_type(
         "streamgen adopt makes a config for files of other names"
         in call(capsys, "render", "a boat", *out, *other).error()
     )
+
+
+def test_a_checkpoint_of_our_own_is_told_to_be_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_checkpoint(tmp_path / "mine")
+    line = call(capsys, "adopt", folder / "model.safetensors").error()
+    assert f"a checkpoint of streamgen itself: --model {folder} takes its folder" in line
 
 
 def test_refusals_name_the_file(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
