@@ -11,7 +11,7 @@ from .answers import Answers
 from .engine import ModelInfo, Stream
 from .follow import follow
 from .messages import BadMessage, Box, Camera, Path, Pins, Remove, Simple, Stroke
-from .motion_desk import MotionDesk
+from .motion_desk import MotionDesk, clamped
 from .motion_words import box_name, camera_name, colour_name, pins_name, way_name
 
 HandMessage = Stroke | Path | Box | Pins | Remove | Camera | Simple
@@ -133,7 +133,7 @@ class Hands:
         if not self.fresh(message.epoch, message.id, "box"):
             return
         _, left, top, right, bottom = message.knots[0]
-        at = self.now_at(message.frame, (_unit((left + right) / 2), _unit((top + bottom) / 2)))
+        at = self.now_at(message.frame, (clamped((left + right) / 2), clamped((top + bottom) / 2)))
         thing = message.name or self._thing(at)
         label = ""
         if all(right > left and bottom > top for _, left, top, right, bottom in message.knots):
@@ -174,7 +174,3 @@ class Hands:
             raise BadMessage(str(error)) from None
         if not message.at_rest:
             self.answers.gesture("camera", message.id, label)
-
-
-def _unit(value: float) -> float:
-    return min(max(value, 0.0), 1.0)

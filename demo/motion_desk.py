@@ -124,7 +124,7 @@ class MotionDesk:
         if self._full:
             return None
         knots = _unhurried(_knots_from(points, at), self.fps)
-        knots = [(seconds, _unit(x), _unit(y)) for seconds, x, y in knots]
+        knots = [(seconds, clamped(x), clamped(y)) for seconds, x, y in knots]
         if own is None:
             tracks = path(knots, self.fps)
         else:
@@ -364,5 +364,6 @@ def _rest(line: list[XY], lengths: list[float], distance: float) -> list[XY]:
     return []
 
 
-def _unit(value: float) -> float:
+def clamped(value: float) -> float:
+    """The nearest number in 0..1."""
     return min(max(value, 0.0), 1.0)

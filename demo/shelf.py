@@ -97,10 +97,6 @@ class Shelf:
         (folder / _USED).unlink(missing_ok=True)
         return Kept(folder, folder / kept.snapshot.name, kept.frame, kept.lineage, kept.strip, kept.picture)
 
-    def drop(self, token: str) -> None:
-        """Forget a session."""
-        shutil.rmtree(self._path(token), ignore_errors=True)
-
     def tidy(self, used: Iterable[str]) -> None:
         """Forget what is too old, and what is beyond the budget; not the folders of sessions in `used`, nor
         those that another server has called used within the last minutes.

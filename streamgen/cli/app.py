@@ -56,7 +56,7 @@ _AT = (
     'Change the prompt: "4:PROMPT" at second 4, "4-6:PROMPT" from 4 to 6, "4:.7*PROMPT + .3*PROMPT" a blend. '
     "Repeatable."
 )
-_MOTION = "Motion file from frame 0: drags, paths, pins, camera, tracks of a clip."
+_MOTION = "Motion file from frame 0: drags, paths, boxes, grids, pins, camera, tracks."
 _GESTURE = (
     "A named motion as NAME=FILE, besides --motion; NAME= lets go of one of a saved stream. Repeatable."
 )

@@ -38,7 +38,7 @@ TextEncoder = Annotated[
 ]
 TextDevice = Annotated[str | None, typer.Option(help="Device of the text encoder.", rich_help_panel=_WAN)]
 TextCache = Annotated[Path | None, typer.Option(help="Folder for encoded prompts.", rich_help_panel=_WAN)]
-_TEXT_INT8 = "Linear layers of the text encoder in eight bits: 5.7 GB of memory for 11.4."
+_TEXT_INT8 = "Linear layers of the text encoder in eight bits: 6.7 GB of memory for 11.4."
 TextInt8 = Annotated[bool, typer.Option("--text-int8", help=_TEXT_INT8, rich_help_panel=_WAN)]
 FreeText = Annotated[
     bool, typer.Option("--free-text", help="Free the text encoder after use.", rich_help_panel=_WAN)

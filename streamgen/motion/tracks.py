@@ -126,16 +126,6 @@ class TrackSet:
         """The tracks that `chosen` (N,) bool says, all frames and ids kept."""
         return TrackSet(self.points[chosen], self.state[chosen], self.pinned[chosen], self.ids[chosen])
 
-    def expect_frames(self, frames: int) -> TrackSet:
-        """This set, if it covers exactly `frames` frames.
-
-        Raises:
-            ValueError: it does not.
-        """
-        if self.num_frames != frames:
-            raise ValueError(f"tracks: expected {frames} frames, found {self.num_frames}")
-        return self
-
 
 def drag(start_xy: Point, end_xy: Point, frames: int, hold: int = 0, ease: Ease = "linear") -> TrackSet:
     """One free track from `start_xy` (frame 0) to `end_xy`, where it stays for the last `hold` frames.

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from streamgen.video.read import read_clip
+from tests.demo_pages import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds; a machine that has nothing else to do needs a small part of it.
@@ -44,12 +44,6 @@ COLOURS = """() => {
   }
   return { red, blue, x: x / Math.max(red, 1) / canvas.width, y: y / Math.max(red, 1) / canvas.height };
 }"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

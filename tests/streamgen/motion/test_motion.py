@@ -94,12 +94,6 @@ def test_slice_keeps_the_tracks_and_leaves_frames_outside_unspecified() -> None:
         tracks.slice(3, 2)
 
 
-def test_a_wrong_frame_count_is_refused() -> None:
-    assert TrackSet.empty(4).expect_frames(4).num_frames == 4
-    with pytest.raises(ValueError, match="expected 5 frames, found 4"):
-        TrackSet.empty(4).expect_frames(5)
-
-
 def test_drag_goes_straight_and_holds() -> None:
     tracks = drag((0.0, 1.0), (1.0, 0.0), frames=7, hold=2)
     assert tracks.points[0, :, 0].tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1])
