@@ -81,6 +81,7 @@ class LiveSession:
         self.stream: Stream | None = None
         self.shown = 0
         self._made_end = 0
+        self._kept: Kept | None = None
         self._announced = (0, 0.0)
         self._wanted = -1
         self._commands = Commands()
@@ -128,11 +129,9 @@ class LiveSession:
         self.wake_worker()
 
     def reopen(self, kept: Kept) -> None:
-        """Go on with a stream from the shelf, as soon as the engine has time."""
+        """Go on with a stream from the shelf, once the viewer is there: what is said before would be lost."""
         with self._lock:
-            self._command(lambda: self._reopen(kept))
-            self._turn("opening")
-        self.wake_worker()
+            self._kept = kept
 
     def next_frame(self) -> tuple[int, OutFrame] | None:
         """The next frame to send and its sequence number; None while the window is closed."""
@@ -161,6 +160,10 @@ class LiveSession:
                 self._wanted = -1
                 self._say_place(self._made_end, self._last_picture())
                 self.head = Playhead(float(self._made_end), self.clock(), self._moving())
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                self._command(lambda: self._reopen(kept))
+                self._turn("opening")
         self.wake_worker()
 
     def disconnected(self) -> None:

@@ -127,6 +127,7 @@ def test_a_stream_goes_on_in_another_process(tmp_path: Path) -> None:
     assert len(other.timeline_of(kept.snapshot)["events"]) == 2
     again = session_on(shelf, "two", clock, other)
     again.reopen(shelf.hand_over(kept, "two"))
+    again.connected()
     work(again, clock, 3)
     assert again.state == "playing"
     assert again.stream is not None

@@ -201,7 +201,7 @@ def test_slices_on_a_gpu_machine_go_on_where_they_ended(tmp_path: Path) -> None:
             "network.ffn_dim=32",
             "optim.warmup_steps=1",
         ),
-        *("network.text_dim=16", "network.text_layers=1", "text.dim=16", "text.layers=1", "scenes.size=32"),
+        *("network.text_dim=32", "network.text_layers=1", "text.dim=16", "text.layers=1", "scenes.size=32"),
         *("cache.clips=16", "cache.images=32", "cache.frames=57", "max_steps=2", "preview.at_end=false"),
         *("model.dim=48", "model.heads=2", "model.encoder_spatial=1", "model.encoder_temporal=1"),
         *(
