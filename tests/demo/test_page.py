@@ -260,9 +260,7 @@ def test_a_lost_connection_is_told_and_the_stream_waits(page: Page, stage: Stage
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="the word that a stream is gone on with is lost in some runs; the stream goes on", strict=False
-)
+@pytest.mark.xfail(reason="the word about it is lost in some runs", strict=False)
 def test_a_stream_goes_on_when_the_server_has_begun_anew(browser: Browser, tmp_path: Path) -> None:
     with served(tmp_path) as stage, context_of(browser) as context:
         page = open_page(context, stage)
