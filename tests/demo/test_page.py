@@ -260,7 +260,6 @@ def test_a_lost_connection_is_told_and_the_stream_waits(page: Page, stage: Stage
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the word about it is lost in some runs", strict=False)
 def test_a_stream_goes_on_when_the_server_has_begun_anew(browser: Browser, tmp_path: Path) -> None:
     with served(tmp_path) as stage, context_of(browser) as context:
         page = open_page(context, stage)
@@ -273,7 +272,7 @@ def test_a_stream_goes_on_when_the_server_has_begun_anew(browser: Browser, tmp_p
         at = frame_now(page)
         stage.start()
         page.wait_for_selector(".sg[data-state=playing]")
-        said(page, "noticeText", "your stream goes on from")
+        said(page, "noticeText", "Your stream goes on from")
         said(page, "now", "a blue ball")
         shown(page, at)
         assert page.evaluate("window.streamgen.strip.rows.length") == 2

@@ -124,7 +124,6 @@ def test_no_frames_pass_without_the_key(hall: Hall) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the word about it is lost in some runs", strict=False)
 def test_a_stream_goes_on_at_another_worker_when_its_own_is_gone(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
