@@ -240,9 +240,11 @@ def connect(client: TestClient, token: str, **headers: str) -> Any:
     return client.websocket_connect(f"/live/ws/{token}", headers=HOST | headers)
 
 
-def until(socket: Any, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def until(
+    socket: Any, wanted: Callable[[dict[str, Any]], bool], patience: float = PATIENCE
+) -> dict[str, Any]:
     """The next message that is wanted; frames are acknowledged on the way."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         event = socket.receive()
         if event.get("bytes") is not None:
