@@ -47,6 +47,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="a report's folder: make the report again from its rows, without the model",
     )
+    parser.add_argument(
+        "--ways",
+        metavar="WAY,WAY",
+        help="the evaluation's switches, their words changed over --over seconds: the same ones once under "
+        "each way (linear, spherical, at once), compared in pairs; how many: switches=32",
+    )
+    parser.add_argument("--over", type=float, default=2.0, metavar="SECONDS", help="with --ways (default: 2)")
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
         "overrides",
@@ -86,8 +93,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--tokenizer": options.tokenizer,
         "--report": options.report,
         "--rows": options.rows,
+        "--ways": options.ways,
     }
-    if len(found := [name for name, value in given.items() if value]) > 1:
+    found = [name for name, value in given.items() if value]
+    if len(found) > 1 and set(found) != {"--model", "--ways"}:
         raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
     out_dir = Path(options.out)
     try:
@@ -100,6 +109,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         page = _tokenizers(options, out_dir)
     elif options.report:
         page = _reports(options, out_dir)
+    elif options.ways:
+        page = _ways(options, out_dir)
     elif options.rows:
         page = _again(options, out_dir)
     else:
@@ -142,6 +153,22 @@ def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Path:
     rows = compare_tokenizers([Path(path) for path in options.tokenizer], config, out_dir)
     if options.json:
         sys.stdout.write(json.dumps(rows) + "\n")
+    return out_dir / "index.html"
+
+
+def _ways(options: argparse.Namespace, out_dir: Path) -> Path:
+    from streamgen.render.job import parse_settings
+
+    from .config import read_overrides
+    from .evaluation.suites import evaluation_config
+    from .evaluation.transitions import compare_ways
+
+    config = evaluation_config(read_overrides(options.overrides))
+    ways, settings = options.ways.split(","), parse_settings(options.settings)
+    model, seconds = options.model or "tiny", options.over
+    report = compare_ways(model, config, ways, seconds, out_dir, settings, options.processes)
+    if options.json:
+        sys.stdout.write(json.dumps(report) + "\n")
     return out_dir / "index.html"
 
 
