@@ -277,6 +277,7 @@ class _WaitingRunner:
 
     def __init__(self, runner: PlainRunner, tokenizer: VideoCodec, copies: list[float]) -> None:
         self.name, self.quantize, self.batch = runner.name, runner.quantize, runner.batch
+        self.commits_ahead = runner.commits_ahead
         inner = copy.copy(runner)
         inner.decoder = _TimedDecoder(tokenizer, copies)
         # both end with a value on the host: the flags of what is finite, the pictures

@@ -92,6 +92,11 @@ class LatentState:
         return self.ring.plan.length(self.chunk - self.scene[0])
 
     @property
+    def coming(self) -> CacheCursor:
+        """The cursor once what is due is committed."""
+        return self.cursor.moved(self.recent[-1].frames) if self.due else self.cursor
+
+    @property
     def intact(self) -> bool:
         """Whether the cache holds what the record says; a step that failed may have cost it."""
         return self.ring.intact(self.cursor)

@@ -268,12 +268,13 @@ def _reads_otherwise(state: StreamState, controls: Controls) -> bool:
 
 
 def settled(runner: Runner, state: StreamState, decision: Decision, measure: Measure) -> StreamState:
-    """The state with its last chunk committed, where the next step reads it. The same stream: nothing that
-    was promised changes.
+    """The state with its last chunk committed, where the next step reads it, unless that step does it itself.
+    The same stream: nothing that was promised changes.
     """
     latents, recache = state.latents, recache_of(state.controls.settings.recache_mode)
     redone = decision.rebuilds and not recache.keeps_due(latents, decision.sink)
-    if decision.action == "clear" or redone or not latents.intact:
+    ahead = runner.commits_ahead and not decision.rebuilds
+    if decision.action == "clear" or redone or ahead or not latents.intact:
         return state
     return replace(state, latents=settle(runner, latents, state.noise, measure))
 
@@ -282,7 +283,8 @@ def settled(runner: Runner, state: StreamState, decision: Decision, measure: Mea
 def step(
     model: StreamModel, runner: Runner, state: StreamState, decision: Decision, timings: dict[str, float]
 ) -> tuple[StreamState, FrameChunk]:
-    """Make the next chunk of a settled state: the state behind it, and the chunk. `timings` gets the parts.
+    """Make the next chunk of a state that `settled` gave: the state behind it, and the chunk. `timings` gets
+    the parts.
 
     Raises:
         InputError: absolute positions have come to their end.
@@ -291,7 +293,7 @@ def step(
     began, frame = time.perf_counter(), state.next_frame(model.geometry)
     controls, measure = decision.controls, timings.__setitem__
     latents = _prepared(model, runner, state, decision)
-    if not latents.ring.fits(latents.cursor, latents.length):
+    if not latents.ring.fits(latents.coming, latents.length):
         raise InputError(
             f"rope: absolute positions end after {latents.ring.max_positions} latent frames; open the stream "
             "with rope relative for longer ones"
