@@ -106,6 +106,10 @@ class LatentState:
         """Whether attention still spans the scene from its first chunk on."""
         return not self.recent or self.recent[0].index == self.scene[0]
 
+    def later(self, chunks: int) -> "LatentState":
+        """Where the stream is so many chunks later, with the record that it has now."""
+        return replace(self, chunk=self.chunk + chunks)
+
     def cleared(self) -> "LatentState":
         """Without a past: the next chunk begins a scene of its own."""
         return LatentState(self.ring, self.ring.emptied(), chunk=self.chunk, scene=(self.chunk, self.start))

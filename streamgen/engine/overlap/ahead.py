@@ -1,14 +1,11 @@
 """Commit-ahead: the commit of a chunk and the first step of the next one in one forward."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from models.frontier import FrontierContext
 
-from ..guidance import Conditioning
-from ..runner import CommitTask, DenoiseTask, PlainRunner
+from ..runner import DenoiseTask, PlainRunner
 from ..sampler import Velocity
 from .members import Member, one_pass, velocities
 
@@ -39,18 +36,16 @@ class AheadRunner(PlainRunner):
         if not one_pass(self.dit, task.conditioning):
             self.commit(due)
             return super().velocity_of(task)
-        steps = self._steps(task, due, task.conditioning)
-        return lambda x, sigma: next(steps)(x, sigma)
+        conditioning, later = task.conditioning, list[Velocity]()
 
-    def _steps(self, task: DenoiseTask, due: CommitTask, conditioning: Conditioning) -> Iterator[Velocity]:
-        """The velocity of each step; the first one commits what is due."""
-
-        def first(x: Tensor, sigma: float) -> Tensor:
+        def velocity(x: Tensor, sigma: float) -> Tensor:
+            if later:
+                return later[0](x, sigma)
             context = FrontierContext(task.ring, due.cursor, (due.frames, task.frames), True)
             members = (Member.committed(due), Member.denoised(x, sigma, conditioning))
-            return velocities(self.dit, members, context)[1]
+            found = velocities(self.dit, members, context)[1]
+            # from here on the cache has it
+            later.append(self.velocity(task.ring.view(task.cursor, task.frames), conditioning))
+            return found
 
-        yield first
-        later = self.velocity(task.ring.view(task.cursor, task.frames), conditioning)
-        while True:
-            yield later
+        return velocity
