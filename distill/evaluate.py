@@ -35,6 +35,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "several times to compare them",
     )
     parser.add_argument(
+        "--clip",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="with --tokenizer: a video file that is judged beside the world's clips; give it several times",
+    )
+    parser.add_argument(
         "--report",
         action="append",
         default=[],
@@ -89,6 +97,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     }
     if len(found := [name for name, value in given.items() if value]) > 1:
         raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
+    if options.clip and not options.tokenizer:
+        raise InputError("--clip: is measured with --tokenizer, found none")
     out_dir = Path(options.out)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -139,7 +149,7 @@ def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Path:
     from .evaluation.suites import evaluation_config
 
     config = evaluation_config(read_overrides(options.overrides))
-    rows = compare_tokenizers([Path(path) for path in options.tokenizer], config, out_dir)
+    rows = compare_tokenizers([Path(path) for path in options.tokenizer], config, out_dir, options.clip)
     if options.json:
         sys.stdout.write(json.dumps(rows) + "\n")
     return out_dir / "index.html"
