@@ -239,7 +239,8 @@ class Pipeline(StreamModel):
         """The runner that is wanted, for the network in full precision or in eight bits."""
         live, cache = self.parts.live, keeps_cache(str(wanted.quantize))
         if cache:
-            check_cache(str(wanted.runner), asked is not None, self.mesh and self.mesh.size)
+            processes = None if self.mesh is None else self.mesh.size
+            check_cache(str(wanted.runner), asked is not None, processes)
         if live is not None:
             check_can_change(asked)
             if cache or self.mesh is not None:
