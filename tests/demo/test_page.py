@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+from demo.bench_page import MESSAGES, WATCH_SHIFT
 from streamgen.stream.prompts import MAX_PROMPT
 from tests.demo_pages import Stage, context_of, frame_now, open_page, said, served, shown, words
 
@@ -77,29 +78,8 @@ def test_what_plays_and_saves_is_in_sight(page: Page) -> None:
 @pytest.mark.slow
 def test_messages_move_nothing(page: Page) -> None:
     """The browser's own measure of layout shift over everything that comes and goes by itself."""
-    page.evaluate(
-        """() => {
-          window.shift = 0;
-          const add = (list) => { for (const entry of list.getEntries()) window.shift += entry.value; };
-          new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
-        }"""
-    )
-    page.evaluate(
-        """() => {
-          const { notices, prompts, cover, strip, queue } = window.streamgen;
-          const later = (after, what) => new Promise((done) => setTimeout(() => { what(); done(); }, after));
-          return [
-            () => notices.tell("A line at the top. ".repeat(9)), () => notices.tell(""),
-            () => notices.chip("a", "on the picture"), () => notices.chip("a", ""),
-            () => prompts.note({ unknown: ["one", "two", "three"], dropped: 3 }), () => prompts.say("Said."),
-            () => prompts.say(""), () => cover.show("retry", "The connection is lost. Trying again …", ""),
-            () => { cover.show("ready", "x", "Start"); window.streamgen.part.cover.hidden = true; },
-            () => strip.choose(1), () => strip.cancel(),
-            () => { strip.takes = [{ id: 1, frame: 1, picture: "", prompt: "x", seed: 0 }]; },
-            () => strip.drawTakes(),
-          ].reduce((sofar, what) => sofar.then(() => later(60, what)), Promise.resolve());
-        }"""
-    )
+    page.evaluate(WATCH_SHIFT)
+    page.evaluate(MESSAGES)
     page.wait_for_timeout(200)
     assert page.evaluate("window.shift") <= 0.05
 
