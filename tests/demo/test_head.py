@@ -80,9 +80,10 @@ def test_what_is_sent_says_what_was_written() -> None:
         for text in re.findall(r'"([^"\n`$\\]*)"', source):
             assert text in sent, (name, text)
         # what people read, inside templates as well
-        for text in re.findall(r"\b[A-Za-z]+(?:,? [a-z]+){3,}", source):
+        for text in re.findall(r"\b[A-Z][a-z]+(?: [a-z]+){3,}", source):
             assert text in sent, (name, text)
         assert sent.count("export") == source.count("export"), name
+    assert " on, without going back." in assets.sent()["lane.js"].decode(), "a template within another"
 
 
 def test_all_scripts_are_fetched_while_gradio_starts() -> None:

@@ -171,6 +171,25 @@ def test_the_twenty_first_prompt_is_told_and_kept(page: Page) -> None:
 
 
 @pytest.mark.slow
+def test_times_that_count_do_count(page: Page) -> None:
+    """Until the next prompt of the queue, and since the moment that one may go back to."""
+    part = "window.streamgen.part"
+    page.fill("[data-part=hold]", "600")
+    page.fill("[data-part=prompt]", "a green ball")
+    page.click("[data-do=queue]")
+    left = f"Number(({part}.queue.querySelector('small').textContent.match(/in ([0-9]+) s/) || [0, 0])[1])"
+    page.wait_for_function(f"{left} > 0")
+    before = page.evaluate(left)
+    page.wait_for_function(f"before => {left} < before", arg=before)
+    page.wait_for_function("window.streamgen.strip.marks.length > 0")
+    page.evaluate("window.streamgen.strip.choose(window.streamgen.strip.marks[0].frame)")
+    ago = f"Number(({part}.rewind.textContent.match(/[(]([0-9]+) s ago/) || [0, -1])[1])"
+    first = page.evaluate(ago)
+    assert first >= 0
+    page.wait_for_function(f"first => {ago} > first", arg=first)
+
+
+@pytest.mark.slow
 def test_a_start_before_the_page_is_ready_counts(browser: Browser, stage: Stage) -> None:
     with context_of(browser) as context:
         page = context.new_page()
