@@ -70,6 +70,7 @@ def test_there_is_one_main_and_axe_finds_nothing_at_first(browser: Browser, stag
         assert all(arrow.startswith("url(") for arrow in page.eval_on_selector_all(".sg select", arrows))
 
 
+@pytest.mark.slow
 def test_receipts_are_announced(browser: Browser, stage: Stage) -> None:
     with context_of(browser) as context:
         page = open_page(context, stage)

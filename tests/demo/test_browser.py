@@ -246,6 +246,7 @@ def test_two_tabs_are_two_streams_and_a_closed_one_makes_room(context: BrowserCo
     wait_for_running(address, 0)
 
 
+@pytest.mark.slow
 def test_the_page_tells_what_became_of_words_and_of_the_past(context: BrowserContext, address: str) -> None:
     page = open_page(context, address)
     start(page, "a large red circle stays over the snow")
@@ -290,6 +291,7 @@ def test_the_page_tells_what_became_of_words_and_of_the_past(context: BrowserCon
     page.wait_for_selector("[data-part=words]:has-text('xylophone')")
 
 
+@pytest.mark.slow
 def test_bad_messages_are_refused_and_the_stream_goes_on(context: BrowserContext, address: str) -> None:
     page = open_page(context, address)
     start(page, "a large red circle stays over the snow")

@@ -112,6 +112,7 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     stage.stop()
 
 
+@pytest.mark.slow
 def test_the_first_seconds(page: Page) -> None:
     """Before a start, then words, presets and the figure; in one page, since each costs seconds."""
     assert page.evaluate("window.busy") <= 1.0, "seconds of its thread until it can be used"

@@ -118,6 +118,7 @@ def test_why_a_model_could_not_be_loaded_stands_on_the_page(browser: Browser) ->
         page.close()
 
 
+@pytest.mark.slow
 def test_words_that_take_long_and_streams_that_do_not_fit(browser: Browser) -> None:
     engine = FakeEngine(size=(240, 416), seconds=0.01)
     engine._info = replace(engine.info, loras={"style": 0.5})

@@ -204,6 +204,7 @@ def test_a_row_is_left_for_a_place_at_another_worker(tmp_path: Path, monkeypatch
     assert_needs(check, monkeypatch, Connection, "change", lambda self: None)
 
 
+@pytest.mark.slow
 def test_a_front_whose_workers_are_all_gone_says_so_and_comes_back(hall: Hall) -> None:
     with front(hall) as client:
         token = ticket(client)
@@ -240,6 +241,7 @@ def test_a_session_that_runs_is_not_given_to_a_second_page(hall: Hall) -> None:
             assert not after(client, token)["kept"]
 
 
+@pytest.mark.slow
 def test_a_lost_viewer_keeps_their_place_and_one_who_left_does_not(hall: Hall) -> None:
     with front(hall) as client:
         for code, kept in ((1011, True), (1001, False)):
