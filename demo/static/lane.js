@@ -243,6 +243,7 @@ export class Lane {
     if (focused && chosen) /** @type {HTMLElement | null} */ (part.laneBlocks.querySelector(`[data-block="${CSS.escape(chosen.id)}"]`))?.focus();
     this.playhead();
     if (document.activeElement !== part.laneWords) part.laneWords.value = chosen?.kind === "prompt" ? chosen.label : "";
+    part.laneWords.readOnly = Boolean(chosen) && chosen?.kind !== "prompt";
     part.laneWords.placeholder = !chosen || chosen.kind === "prompt" ? "Words of the chosen block" : this.live.strip.name(chosen);
     this.additions.show(chosen?.settings);
     part.laneAt.value = chosen ? (chosen.frame / fps).toFixed(2) : "";
@@ -271,7 +272,7 @@ export class Lane {
     );
     if (block.id === this.chosen) node.setAttribute("aria-current", "true");
     if (block.planned) node.dataset.planned = "";
-    node.style.cssText = `left:${(block.frame / fps) * PER_SECOND}px;top:${row * ROW}px;width:${Math.max(20, ((end - block.frame) / fps) * PER_SECOND - 2)}px`;
+    node.style.cssText = `left:${(block.frame / fps) * PER_SECOND}px;top:${row * ROW}px;width:${Math.max(stretches(block) ? 20 : 72, ((end - block.frame) / fps) * PER_SECOND - 2)}px`;
     if (stretches(block)) {
       const handle = make("i");
       if (block.kind === "prompt") handle.style.left = `${(block.over / fps) * PER_SECOND}px`;

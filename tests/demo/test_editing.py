@@ -286,7 +286,13 @@ def test_let_go_of_all_lets_go_of_what_a_timeline_brought(
         assert last.lets_go_of_all
         assert [row["kind"] for row in desk.live.lane()["blocks"]][-1] == "release"
 
-    assert_needs(check, monkeypatch, demo.hands.TrackSet, "empty", staticmethod(lambda frames: None))
+    begin = demo.hands.Hands.begin
+
+    def of_its_own_alone(hands: demo.hands.Hands, stream: Any) -> None:
+        hands._lets_go = False
+        begin(hands, stream)
+
+    assert_needs(check, monkeypatch, demo.hands.Hands, "begin", of_its_own_alone)
 
 
 # -- what cannot be
