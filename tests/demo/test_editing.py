@@ -309,7 +309,7 @@ EDITS = [
     ({"epoch": 1, "edits": [{"frame": 9, "settings": {"steps": 51}}]}, "steps: expected 1 to 50, found '51'"),
     ({"epoch": 1, "edits": [{"frame": 9, "settings": {"window_frames": 900}}]}, "settings: expected steps"),
     ({"epoch": 1, "edits": [{"frame": 9, "motion": {"type": "stroke"}}]}, "motion: expected a path, box or"),
-    ({"epoch": 1, "edits": [{"frame": 9, "motion": {**WAY, "points": [[0, 2, 0]]}}]}, "in 0..1"),
+    ({"epoch": 1, "edits": [{"frame": 9, "motion": {**WAY, "points": [[0, 2, 0], [9, 0, 0]]}}]}, "in 0..1"),
     ({"epoch": 1, "edits": [{"frame": 9, "motion": {**PAN, "zoom": float("nan")}}]}, "a JSON object"),
     ({"epoch": 1, "edits": [{"frame": 9, "motion": {**PAN, "evil": 1}}]}, "unknown field"),
     ([], "expected an epoch"),
