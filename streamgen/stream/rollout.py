@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..engine.guidance import Conditioning
-from ..engine.noise import NoiseSource
+from ..engine.noise import NoiseSource, OtherDraws
 from ..engine.runner import DenoiseTask, Runner
 from ..engine.sampler import Sampling
 from ..engine.source import Source
@@ -63,11 +63,24 @@ def advance(
         latents = given
     else:
         place = (state.ring, state.cursor, state.chunk, state.length)
-        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling, given))
+        latents = _denoised(runner, DenoiseTask(*place, conditioning, noise, sampling, given))
     measure("denoise", time.perf_counter() - began)
     level, drawn = sampling.context_sigma, sampling.commit_noise
     chunk = LatentChunk(state.chunk, state.start, latents, conditioning.motion, text, level, drawn)
     return state.followed_by(chunk.detached()), chunk
+
+
+def _denoised(runner: Runner, task: DenoiseTask) -> Tensor:
+    """The chunk; of several tries at one that is made from pictures the one that is most like them."""
+    first = runner.denoise(task)
+    if task.source is None or task.sampling.tries == 1:
+        return first
+    pictures = task.source.latents
+    others = (
+        runner.denoise(replace(task, noise=OtherDraws(task.noise, number)))
+        for number in range(1, task.sampling.tries)
+    )
+    return min(first, *others, key=lambda made: float((made - pictures).square().mean()))
 
 
 def rollout(

@@ -26,7 +26,7 @@ CommitNoise = Literal["drawn", "none"]
 # Steps of some chunks; 0 where they are as all others.
 STEP_SETTINGS = ("first_steps", "change_steps", "budget_steps")
 # Told where they are not what they are in most streams.
-_SELDOM = ("lora", "negative_prompt", "negative_scale", "strength")
+_SELDOM = ("lora", "negative_prompt", "negative_scale", "strength", "input_prompt", "input_tries")
 # These shape the cache, so they are fixed when a stream opens.
 OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
@@ -63,6 +63,10 @@ class StreamSettings:
         negative_scale: how far cross-attention turns away, 1 to 50; 1 is not at all.
         strength: of a stream with live input, how much of it is made anew, above 0 and at most 1: denoising
             begins at the nearest noise level at or under it.
+        input_prompt: what the live input shows. Chunks then keep of it what their own words do not change
+            (`engine.source.Source.likened`), at the price of a second prediction a step.
+        input_tries: how often a chunk that is made of the live input and has no past is tried, 1 to 16; the
+            try that is most like the input is kept, and the stream goes on from there.
 
     Raises:
         ValueError: a value out of range.
@@ -87,6 +91,8 @@ class StreamSettings:
     negative_prompt: str = ""
     negative_scale: float = 9.0
     strength: float = 0.75
+    input_prompt: str = ""
+    input_tries: int = 1
 
     def __post_init__(self) -> None:
         for name in STEP_SETTINGS:
@@ -109,12 +115,12 @@ class StreamSettings:
             ("steps", 1 <= self.steps <= 1000, "in 1..1000"),
             ("negative_scale", 1 <= self.negative_scale <= 50, "in 1..50"),
             ("strength", 0 < self.strength <= 1, "above 0 and at most 1"),
+            ("input_tries", 1 <= self.input_tries <= 16, "in 1..16"),
         ):
             if not fits:
                 raise ValueError(f"{name} must be {most}, found {vars(self)[name]}")
-        if len(self.negative_prompt) > MAX_PROMPT:
-            found = len(self.negative_prompt)
-            raise ValueError(f"negative_prompt: expected at most {MAX_PROMPT} characters, found {found}")
+        for name in ("negative_prompt", "input_prompt"):
+            _check_length(name, vars(self)[name])
         if self.sink_frames > 1024 or self.window_frames > 1024:
             raise ValueError(
                 f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and "
@@ -187,15 +193,17 @@ class StreamSettings:
         drawn = self.commit_noise == "drawn"
         return Sampling(sigmas, self.sampler == "renoise", self.context_noise, drawn)
 
-    def edited(self, steps: int, trained: "StreamSettings") -> Sampling:
+    def edited(self, steps: int, trained: "StreamSettings", first: bool) -> Sampling:
         """What the rollout needs for a chunk that is made from pictures: from `strength` on, of the trained
         noise levels where these settings know them.
 
         Args:
             steps: as many of them at most.
+            first: whether it has no past.
         """
         path = levels_from(self.levels(steps, trained), self.strength)
-        return replace(self.sampling(steps, trained), sigmas=subset(path, min(steps, len(path) - 1)))
+        sigmas = subset(path, min(steps, len(path) - 1))
+        return replace(self.sampling(steps, trained), sigmas=sigmas, tries=self.input_tries if first else 1)
 
     def levels(self, steps: int, trained: "StreamSettings") -> tuple[float, ...]:
         """Falling noise levels, from 1 to 0, at which a chunk of so many steps can begin."""
@@ -228,3 +236,8 @@ class StreamSettings:
         """Plain values by name; those that few streams have, where they are not as in all others."""
         values, plain = asdict(self), StreamSettings()
         return {n: value for n, value in values.items() if n not in _SELDOM or value != vars(plain)[n]}
+
+
+def _check_length(name: str, words: str) -> None:
+    if len(words) > MAX_PROMPT:
+        raise ValueError(f"{name}: expected at most {MAX_PROMPT} characters, found {len(words)}")
