@@ -23,8 +23,10 @@ class RolloutConfig:
     student takes up to `steps` steps at `shift`, re-noising in between, of which one
     drawn per update is the last; chunks are committed at noise level `context_noise`. A `first_share` of
     the updates see the first chunk alone, of `first_batch` new streams: it is made of words only, all else
-    follows from it, and in windows it is one frame of many. With `context_gradient: self` the loss reaches
-    the student through what its streams have committed, too (`distill.context_gradient`).
+    follows from it, and in windows it is one frame of many. Of these an `input_share` begins at clips of
+    other words instead of at noise, as live input does: at one of the noise levels below 1, the same for all
+    streams of the update. With `context_gradient: self` the loss reaches the student through what its streams
+    have committed, too (`distill.context_gradient`).
     """
 
     batch: int = 12
@@ -35,6 +37,7 @@ class RolloutConfig:
     grow_until: float | None = None
     first_share: float = 0.0
     first_batch: int = 48
+    input_share: float = 0.0
     steps: int = 4
     shift: float = 3.0
     context_noise: float = 0.05
@@ -53,6 +56,9 @@ class RolloutConfig:
             inside = self.long_from <= self.grow_until <= 1
             require(inside, "rollout.grow_until", expected, self.grow_until)
         require(0 <= self.first_share <= 1, "rollout.first_share", "within [0, 1]", self.first_share)
+        expected = "within [0, 1], and 0 without rollout.first_share or with one step"
+        fits = self.input_share == 0 or (self.first_share > 0 and self.steps > 1)
+        require(0 <= self.input_share <= 1 and fits, "rollout.input_share", expected, self.input_share)
         require(self.first_batch >= 1, "rollout.first_batch", ">= 1", self.first_batch)
         require(0 <= self.context_noise < 1, "rollout.context_noise", "within [0, 1)", self.context_noise)
         FlowMatchScheduler(self.steps, self.shift)
@@ -158,6 +164,9 @@ def _check_objective(config: SelfForcingRun) -> None:
         "none without a sink of whole chunks and a first chunk as long as the others",
         config.rollout.context_gradient,
     )
+    shared = config.rollout.input_share
+    plain = config.needs_clips and config.rollout.context_gradient == "none"
+    require(not shared or plain, "rollout.input_share", "0 without clips or with context_gradient", shared)
     objective = objective_of(config)
     if objective.needs_clips or not objective.needs_scores:
         require(

@@ -4,16 +4,12 @@ import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-
-# more than a chunk has steps
-_STEPS = 2048
 
 
 class NoiseSource(Protocol):
@@ -93,36 +89,6 @@ class SeededNoise:
         made = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
         made = made.to(self.dtype)
         return made.pin_memory() if self.device.type == "cuda" else made
-
-
-@dataclass(frozen=True)
-class OtherDraws:
-    """Draws for another try at the same chunks, from the same source.
-
-    Attributes:
-        noise: the source.
-        number: of the try, from 1.
-    """
-
-    noise: NoiseSource
-    number: int
-
-    @property
-    def identity(self) -> str:
-        """See `NoiseSource`."""
-        return f"{self.noise.identity}, try {self.number}"
-
-    def initial(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
-        """See `NoiseSource`."""
-        return self.noise.renoise(chunk, _STEPS * self.number, shape)
-
-    def renoise(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """See `NoiseSource`."""
-        return self.noise.renoise(chunk, _STEPS * self.number + 1 + step, shape)
-
-    def commit(self, chunk: int, shape: tuple[int, ...]) -> Tensor:
-        """See `NoiseSource`."""
-        return self.noise.commit(chunk, shape)
 
 
 class _Ahead:

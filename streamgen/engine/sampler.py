@@ -21,8 +21,7 @@ class Sampling:
     `sigmas` falling from 1 to 0; `renoise` consistency-style steps instead of Euler; `context_sigma` noise
     level at which finished chunks are committed, `commit_noise` whether they get noise of that level or (as
     in the published inference code of Self Forcing) only its timestep; `exit_step` and `with_gradient` are
-    for Self Forcing (see `denoise_chunk`); `tries` at a chunk that is made from pictures, of which the one
-    nearest to them is kept.
+    for Self Forcing (see `denoise_chunk`).
     """
 
     sigmas: tuple[float, ...]
@@ -31,7 +30,6 @@ class Sampling:
     commit_noise: bool = True
     exit_step: int | None = None
     with_gradient: bool = False
-    tries: int = 1
 
 
 def denoise_chunk(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..engine.guidance import Conditioning
-from ..engine.noise import NoiseSource, OtherDraws
+from ..engine.noise import NoiseSource
 from ..engine.runner import DenoiseTask, Runner
 from ..engine.sampler import Sampling
 from ..engine.source import Source
@@ -63,24 +63,11 @@ def advance(
         latents = given
     else:
         place = (state.ring, state.cursor, state.chunk, state.length)
-        latents = _denoised(runner, DenoiseTask(*place, conditioning, noise, sampling, given))
+        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling, given))
     measure("denoise", time.perf_counter() - began)
     level, drawn = sampling.context_sigma, sampling.commit_noise
     chunk = LatentChunk(state.chunk, state.start, latents, conditioning.motion, text, level, drawn)
     return state.followed_by(chunk.detached()), chunk
-
-
-def _denoised(runner: Runner, task: DenoiseTask) -> Tensor:
-    """The chunk; of several tries at one that is made from pictures the one that is most like them."""
-    first = runner.denoise(task)
-    if task.source is None or task.sampling.tries == 1:
-        return first
-    pictures = task.source.latents
-    others = (
-        runner.denoise(replace(task, noise=OtherDraws(task.noise, number)))
-        for number in range(1, task.sampling.tries)
-    )
-    return min(first, *others, key=lambda made: float((made - pictures).square().mean()))
 
 
 def rollout(
@@ -89,6 +76,7 @@ def rollout(
     direct: Callable[[LatentState], tuple[LatentState, Conditioning, Text]],
     noise: NoiseSource,
     sampling: Sampling,
+    given: Source | None = None,
 ) -> Iterator[tuple[LatentState, LatentChunk]]:
     """Generate chunk after chunk, for ever.
 
@@ -96,6 +84,7 @@ def rollout(
         state: where the stream is.
         direct: what steers the next chunk of a state whose last chunk is settled; it may rebuild the cache,
             and returns the state it left.
+        given: pictures that the first of these chunks is made from.
 
     Yields:
         the state behind each chunk, the chunk's commit done without gradient, and the chunk.
@@ -103,6 +92,7 @@ def rollout(
     state = settle(runner, state, noise)
     while True:
         state, conditioning, text = direct(state)
-        state, chunk = advance(runner, state, conditioning, text, noise, sampling)
+        state, chunk = advance(runner, state, conditioning, text, noise, sampling, given)
+        given = None
         state = settle(runner, state, noise)
         yield state, chunk

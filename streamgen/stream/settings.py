@@ -26,7 +26,7 @@ CommitNoise = Literal["drawn", "none"]
 # Steps of some chunks; 0 where they are as all others.
 STEP_SETTINGS = ("first_steps", "change_steps", "budget_steps")
 # Told where they are not what they are in most streams.
-_SELDOM = ("lora", "negative_prompt", "negative_scale", "strength", "input_prompt", "input_tries")
+_SELDOM = ("lora", "negative_prompt", "negative_scale", "strength", "input_prompt")
 # These shape the cache, so they are fixed when a stream opens.
 OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
@@ -65,8 +65,6 @@ class StreamSettings:
             begins at the nearest noise level at or under it.
         input_prompt: what the live input shows. Chunks then keep of it what their own words do not change
             (`engine.source.Source.likened`), at the price of a second prediction a step.
-        input_tries: how often a chunk that is made of the live input and has no past is tried, 1 to 16; the
-            try that is most like the input is kept, and the stream goes on from there.
 
     Raises:
         ValueError: a value out of range.
@@ -92,7 +90,6 @@ class StreamSettings:
     negative_scale: float = 9.0
     strength: float = 0.75
     input_prompt: str = ""
-    input_tries: int = 1
 
     def __post_init__(self) -> None:
         for name in STEP_SETTINGS:
@@ -115,7 +112,6 @@ class StreamSettings:
             ("steps", 1 <= self.steps <= 1000, "in 1..1000"),
             ("negative_scale", 1 <= self.negative_scale <= 50, "in 1..50"),
             ("strength", 0 < self.strength <= 1, "above 0 and at most 1"),
-            ("input_tries", 1 <= self.input_tries <= 16, "in 1..16"),
         ):
             if not fits:
                 raise ValueError(f"{name} must be {most}, found {vars(self)[name]}")
@@ -193,17 +189,15 @@ class StreamSettings:
         drawn = self.commit_noise == "drawn"
         return Sampling(sigmas, self.sampler == "renoise", self.context_noise, drawn)
 
-    def edited(self, steps: int, trained: "StreamSettings", first: bool) -> Sampling:
+    def edited(self, steps: int, trained: "StreamSettings") -> Sampling:
         """What the rollout needs for a chunk that is made from pictures: from `strength` on, of the trained
         noise levels where these settings know them.
 
         Args:
             steps: as many of them at most.
-            first: whether it has no past.
         """
         path = levels_from(self.levels(steps, trained), self.strength)
-        sigmas = subset(path, min(steps, len(path) - 1))
-        return replace(self.sampling(steps, trained), sigmas=sigmas, tries=self.input_tries if first else 1)
+        return replace(self.sampling(steps, trained), sigmas=subset(path, min(steps, len(path) - 1)))
 
     def levels(self, steps: int, trained: "StreamSettings") -> tuple[float, ...]:
         """Falling noise levels, from 1 to 0, at which a chunk of so many steps can begin."""

@@ -302,7 +302,7 @@ def step(
     heard, source = _heard(model, state, decision, measure)
     sampling = controls.settings.sampling(steps, model.settings)
     if source is not None:
-        sampling = controls.settings.edited(steps, model.settings, not latents.recent)
+        sampling = controls.settings.edited(steps, model.settings)
     given = _given(model, state, decision, latents)
     begins = (state.noise, sampling, source if given is None else given)
     after, made = advance(runner, latents, conditioning, controls.text, *begins, measure)

@@ -1,4 +1,4 @@
-"""A stream that stays near its input: by words of what that shows, and by tries at the first chunk."""
+"""A stream that is told what its input shows: what its own words do not change stays."""
 
 import pytest
 import torch
@@ -6,10 +6,7 @@ from torch import Tensor
 
 from models.context import ChunkPlan
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
-from streamgen.engine.noise import OtherDraws, SeededNoise
-from streamgen.engine.runner import DenoiseTask
 from streamgen.engine.source import Source
-from streamgen.stream import rollout
 from tests.live_input import clip, latents_of, listening
 from tests.streams import BLUE, RED
 from tests.tiny_checkpoints import write_checkpoint
@@ -77,44 +74,3 @@ def test_words_that_cannot_be_are_refused_in_one_line(pipeline: Pipeline) -> Non
         with pytest.raises(InputError, match=f"input_prompt: .*{message}") as caught:
             pipeline.open(RED, settings={"input_prompt": value})
         assert "\n" not in str(caught.value)
-
-
-def test_of_several_tries_at_the_first_chunk_the_nearest_is_kept(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    frames = clip(40)
-    shown = listening(pipeline, frames, settings={"input_prompt": RED})
-    picture = latents_of(shown, 1)
-
-    def check() -> None:
-        for seed in range(3):
-            own = SeededNoise(seed, torch.device("cpu"))
-            draws = [own, *(OtherDraws(own, number) for number in (1, 2, 3))]
-            tries = [latents_of(listening(pipeline, frames, noise=noise), 1) for noise in draws]
-            session = listening(pipeline, frames, seed=seed, settings={"input_tries": 4})
-            nearest = min(tries, key=lambda made: float((made - picture).square().mean()))
-            assert torch.equal(latents_of(session, 1), nearest)
-
-    assert_needs(check, monkeypatch, rollout, "OtherDraws", lambda noise, number: noise)
-
-
-def test_later_chunks_are_tried_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = listening(pipeline, clip(60), settings={"input_tries": 3})
-    count, denoise = [0], session.runner.denoise
-
-    def counted(task: DenoiseTask) -> Tensor:
-        count[0] += 1
-        return denoise(task)
-
-    monkeypatch.setattr(session.runner, "denoise", counted)
-    next(session)
-    assert count == [3]
-    next(session)
-    assert count == [4]
-    # a scene that begins anew has no past either
-    session.submit(StreamEvent(cache="clear"))
-    next(session)
-    assert count == [7]
-    for value in (0, 17):
-        with pytest.raises(InputError, match=r"input_tries must be in 1\.\.16"):
-            pipeline.open(RED, settings={"input_tries": value})

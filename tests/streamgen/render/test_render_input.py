@@ -325,7 +325,7 @@ def test_what_the_model_of_a_job_cannot_do_costs_its_item_alone(
     reference = {"at": 0.5, "picture": {"file": "photo.png", "use": "reference"}}
     rows: list[tuple[dict[str, Any], str]] = [
         ({"input": "in.mp4", "strength": 0.5}, "strength: expected 0.75 to 1"),
-        ({"input": "in.mp4", "set": {"input_tries": 0}}, "input_tries must be in 1..16"),
+        ({"input": "in.mp4", "set": {"input_prompt": 3}}, "input_prompt: expected str, found 3"),
         ({"shots": [reference], "set": {"sink_frames": 0}}, "has no sink whose place a reference"),
         ({"seconds": 0.3}, ""),
     ]
