@@ -11,12 +11,15 @@ from torch import Tensor
 from models.video_tokenizer import VideoTokenizer
 from streamgen.errors import CheckpointError
 
+from ..command import say
 from ..families.tiny import load_tokenizer
 from ..scenes import MOTIONS, SceneConfig, contact_sheet
 from .figures import nested
+from .intervals import Figure
 from .measures import Instruments
-from .page import Part, Picture, Section, Table, write_page
-from .runner import TRUTH_SEED, coded_clips, say
+from .natural import natural_figures, natural_sheet, read_natural
+from .page import Part, Picture, Section, Table, figure_at, layout, write_page
+from .runner import TRUTH_SEED, coded_clips
 from .streams import Video
 from .suites import EvaluationConfig
 from .tokenizer import decibels, reconstruct, to_pixels, tokenizer_figures, tokenizer_reads
@@ -25,39 +28,32 @@ from .truth import Truth, TruthSuite
 #: Frames of the clips of other sizes.
 _SHORT = 17
 _SHEET_CLIPS = 3
-#: Heading, and where the figure is in a row.
-_COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("PSNR, dB", ("psnr_tokenizer",)),
-    ("moving cells", ("psnr_moving",)),
-    ("over PCA", ("over_pca", "psnr")),
-    ("over PCA, moving", ("over_pca", "psnr_moving")),
-    ("shapes right", ("shape_through_tokenizer",)),
-    ("step at a border, of 255", ("tokenizer", "step_error", "border")),
-    ("inside", ("tokenizer", "step_error", "inside")),
-    ("5 round trips, dB", ("tokenizer", "psnr_round_trips", "5")),
-)
 
 
 @torch.no_grad()
 def compare_tokenizers(
-    directories: Sequence[Path], config: EvaluationConfig, out_dir: Path
+    directories: Sequence[Path], config: EvaluationConfig, out_dir: Path, clips: Sequence[Path] = ()
 ) -> list[dict[str, Any]]:
     """Figures of each tokenizer, best PSNR first, also as `tokenizers.json`, a page and a contact sheet.
 
     Args:
         directories: exports of the tokenizer stage, or checkpoint directories.
         config: `clips` clips of `seconds` are measured; nothing is streamed.
+        clips: video files that are measured beside the world's.
 
     Returns:
-        Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), and `psnr_by_size`: dB of
-        clips and of single images, of half the world's size, of its own, and of three halves.
+        Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), `psnr_by_size`: dB of
+        clips and of single images, of half the world's size, of its own, and of three halves; and of `clips`
+        those of `natural_figures` as `natural`, each a value, its interval and n.
 
     Raises:
+        InputError: see `read_natural`.
         CheckpointError: a directory without a tokenizer of this world's frames, or with a damaged one.
     """
     world = SceneConfig()
     loaded = [(path, *_load(path, _sizes(world.size))) for path in directories]
     motions = range(len(MOTIONS))
+    natural = read_natural(clips, world.size)
     videos, others = coded_clips(world.size, config, motions)
     short = TruthSuite("prompts", "plain", config.clips, _SHORT)
     sizes = {size: Truth(size, motions, TRUTH_SEED).videos(short) for size in _sizes(world.size)}
@@ -82,10 +78,15 @@ def compare_tokenizers(
             },
             "intervals": {name: [figure.low, figure.high] for name, figure in figures.items()},
         }
+        if natural:
+            row["natural"] = {name: vars(one) for name, one in natural_figures(tokenizer, natural).items()}
         rows.append(row | found)
     rows.sort(key=lambda row: -row["psnr_tokenizer"])
     (out_dir / "tokenizers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    _sheet([(str(path), tokenizer) for path, tokenizer, _ in loaded], videos, out_dir / "tokenizers.png")
+    named = [(str(path), tokenizer) for path, tokenizer, _ in loaded]
+    _sheet(named, videos, out_dir / "tokenizers.png")
+    if natural:
+        natural_sheet(named, natural, out_dir / "natural.png")
     _write_page(rows, out_dir / "index.html")
     return rows
 
@@ -138,8 +139,8 @@ def _twice(frames: Tensor) -> Tensor:
 
 
 def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    sizes = list(rows[0]["psnr_by_size"])
-    found = [[row["path"], *(_at(row, keys) for _, keys in _COLUMNS)] for row in rows]
+    sizes, columns = list(rows[0]["psnr_by_size"]), layout()["tokenizers"]
+    found = [[row["path"], *(figure_at(row, name) for _, name in columns)] for row in rows]
     by_size = [
         [row["path"], *(row["psnr_by_size"][size][kind] for size in sizes for kind in ("clips", "images"))]
         for row in rows
@@ -147,16 +148,19 @@ def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
     heads = ["PSNR, dB", *(f"{kind} {size}x{size}" for size in sizes for kind in ("clips", "images"))]
     parts: list[Part] = [
         f"On {rows[0]['clips']} clips of the world that no training has seen.",
-        Table(["tokenizer", *(name for name, _ in _COLUMNS)], found),
+        Table(["tokenizer", *(heading for heading, _ in columns)], found),
         Table(heads, by_size),
         Picture("tokenizers.png"),
         "; ".join(f"{row['path']} is {row['digest']}" for row in rows),
     ]
-    write_page(path, "tokenizers", [Section("", parts)])
+    sections = [Section("", parts)]
+    if "natural" in rows[0]:
+        sections.append(Section("Other clips", _natural(rows)))
+    write_page(path, "tokenizers", sections)
 
 
-def _at(row: dict[str, Any], keys: Sequence[str]) -> float:
-    value: Any = row
-    for key in keys:
-        value = value[key]
-    return float(value)
+def _natural(rows: Sequence[dict[str, Any]]) -> list[Part]:
+    names = list(rows[0]["natural"])
+    found = [[row["path"], *(Figure(**row["natural"][name]) for name in names)] for row in rows]
+    said = "PSNR in dB of each, with a 95 % interval over pieces of half a second and their number."
+    return [said, Table(["tokenizer", *names], found), Picture("natural.png")]

@@ -70,6 +70,8 @@ class DenoiseTask:
         noise: where its draws come from.
         sampling: how it is solved.
         source: pictures that it is made from, at the first level of `sampling`; None: from noise alone.
+        due: the chunk before it, where that is still to be committed: the cursor lies behind it already.
+            Only for runners that `commits_ahead`.
     """
 
     ring: CacheRing
@@ -80,6 +82,7 @@ class DenoiseTask:
     noise: NoiseSource
     sampling: Sampling
     source: Source | None = None
+    due: "CommitTask | None" = None
 
     @property
     def compares(self) -> bool:
@@ -149,6 +152,11 @@ class Runner(Protocol):
         """Its stream's place in a batch; None for a stream by itself. Snapshots and records have it, too."""
         ...
 
+    @property
+    def commits_ahead(self) -> bool:
+        """Whether it commits a chunk together with the first step of the next one (`DenoiseTask.due`)."""
+        ...
+
     def denoise(self, task: DenoiseTask) -> Tensor:
         """Clean latents `(B, T, C, h, w)` of the next chunk.
 
@@ -179,6 +187,7 @@ class PlainRunner:
     """
 
     name = "plain"
+    commits_ahead = False
 
     def __init__(self, dit: CausalDiT, codec: VideoCodec | None = None) -> None:
         self.dit = dit
@@ -190,13 +199,13 @@ class PlainRunner:
 
     def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
-        view, watch, sampling = task.ring.view(task.cursor, task.frames), _FiniteWatch(), task.sampling
+        watch, sampling, source = _FiniteWatch(), task.sampling, task.source
         first, fresh = self.draws(task)
-        start, source = task.begun(first), task.source
-        velocity = self.velocity(view, task.conditioning)
+        start, velocity = task.begun(first), self.velocity_of(task)
         if source is not None and source.words is not None:
             draws = [first, *fresh] if sampling.renoise else repeat(first)
             noise = dict(zip(sampling.sigmas[:-1], draws, strict=False))
+            view = task.ring.view(task.cursor, task.frames)
             seen = self.velocity(view, replace(task.conditioning, text=source.words))
             velocity = source.likened(velocity, seen, noise)
         watch(0, "noise", start)
@@ -226,6 +235,10 @@ class PlainRunner:
         steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
         draws = range(steps - 1) if sampling.renoise else ()
         return first, [noise.renoise(task.index, step, shape) for step in draws]
+
+    def velocity_of(self, task: DenoiseTask) -> Velocity:
+        """What the steps of a chunk ask for, one after the other."""
+        return self.velocity(task.ring.view(task.cursor, task.frames), task.conditioning)
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
         """The guided velocity of one chunk, at any noise level."""

@@ -14,7 +14,7 @@ from demo.engine import PipelineEngine
 from demo.limits import Limits
 from demo.live import LiveSession
 from demo.messages import MAX_MESSAGE_BYTES, BadMessage, Event, Simple, Start, parse
-from demo.voice import Voice
+from demo.outgoing import Outgoing
 from demo.webcam import HEADER, PATIENCE, Webcam, WebcamFrame, read_frame
 from streamgen import load_pipeline
 from tests.demo_viewers import Room
@@ -172,15 +172,15 @@ def test_a_real_model_makes_the_camera_anew_and_shows_a_picture(tmp_path_factory
     folder = tmp_path_factory.mktemp("model")
     engine = PipelineEngine(load_pipeline(write_checkpoint(folder, steps=2)))
     assert engine.info.settings["strength"] == 0.75
-    voice = Voice()
-    session = LiveSession(engine, voice, limits=Limits(recording_bytes=2**20))
+    outgoing = Outgoing()
+    session = LiveSession(engine, outgoing, limits=Limits(recording_bytes=2**20))
     session.handle(Start("a red circle", 0, {"strength": 0.75}))
     session.work()
     session.work()
     for i in range(6):
         session.see(WebcamFrame(10 + i / 16, grey(32, 32)))
     session.work()
-    told = [message for message in voice.take() if message["type"] == "heard"]
+    told = [message for message in outgoing.take() if message["type"] == "heard"]
     assert [row["frames"] for row in told] == [[0, 3]]
     assert told[0]["delay_ms"] is not None
     assert told[0]["taken"] == 10.0
@@ -192,7 +192,7 @@ def test_a_real_model_makes_the_camera_anew_and_shows_a_picture(tmp_path_factory
     session.handle(Event(2, session.epoch, picture="scene"))
     session.work()
     rows = {
-        row["id"]: row for row in voice.take() if row["type"] == "receipt" and row["status"] != "accepted"
+        row["id"]: row for row in outgoing.take() if row["type"] == "receipt" and row["status"] != "accepted"
     }
     assert rows[1]["reason"] == "no picture has been uploaded"
     assert rows[2]["status"] == "applied"

@@ -499,5 +499,5 @@ def test_a_share_of_first_chunks_begins_at_clips_of_other_words(
             assert len(found) >= 1
             assert not (found == words).all(1).all()
     assert {task.source is None for task in tasks} == {True, False}
-    with pytest.raises(ConfigError, match=r"rollout\.input_share: expected within \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"rollout\.input_share: expected 0 without rollout\.first_share"):
         replace(rollout, first_share=0.0)
