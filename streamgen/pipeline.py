@@ -171,6 +171,7 @@ class Pipeline(StreamModel):
         if self.needs_null(settings):
             _ = self.null_text
         self.negative_text(settings)
+        self.input_text(settings)
 
     def runner(
         self,

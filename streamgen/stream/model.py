@@ -218,16 +218,27 @@ class StreamModel:
         Raises:
             InputError: it cannot be encoded.
         """
-        words = settings.negative_prompt
+        return self._beside(settings, settings.negative_prompt)
+
+    def input_text(self, settings: StreamSettings) -> Text | None:
+        """What the live input of streams with these settings shows, encoded; None where they do not say.
+
+        Raises:
+            InputError: it cannot be encoded.
+        """
+        return self._beside(settings, settings.input_prompt)
+
+    def _beside(self, settings: StreamSettings, words: str) -> Text | None:
         return self.read_at(self.text(words), self.strengths(settings)) if words.strip() else None
 
     def coming_null(self, settings: StreamSettings) -> "Future[object] | None":
-        """The null text or the negative one on its way, where settings need it and it is not there and takes
-        its time.
+        """The null text, or the words of settings, on their way, where they are needed and not there and take
+        their time.
         """
-        negative = settings.negative_prompt
-        if negative.strip() and not self.prompts.quick and self._kept(negative) is None:
-            return self._workers().submit(lambda: self.text(negative))
+        told = (settings.negative_prompt, settings.input_prompt)
+        missing = [words for words in told if words.strip() and self._kept(words) is None]
+        if missing and not self.prompts.quick:
+            return self._workers().submit(lambda: [self.text(words) for words in missing])
         if self._null_text is not None or self.prompts.quick or not self.needs_null(settings):
             return None
         return self._workers().submit(lambda: self.null_text)

@@ -345,8 +345,12 @@ def _heard(
         return None if before is None else before.silent(), None
     began = time.perf_counter()
     heard, latents = hear(model.tokenizer, before, taken, state.latents.start == 0)
-    mask = decision.controls.mask
-    source = Source(latents.to(model.dtype), None if mask is None else mask.to(model.device))
+    mask, words = decision.controls.mask, model.input_text(decision.controls.settings)
+    source = Source(
+        latents.to(model.dtype),
+        None if mask is None else mask.to(model.device),
+        None if words is None else words.context,
+    )
     measure("input", time.perf_counter() - began)
     return heard, source
 
