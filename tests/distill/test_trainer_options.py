@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ def test_the_bar_says_what_is_left(
     monkeypatch.setenv("COLUMNS", "120")
     config = toy_config(tmp_path, max_steps=1000, max_minutes=40.0, log_every=100)
     with Tracker(config, tmp_path, True, step=10, minutes=1.0) as tracker:
-        tracker.record(30, {"loss": 1.0}, 5.0, 5.0 / 40.0)
+        tracker.record(30, {"loss": torch.tensor(1.0)}, 5.0, 5.0 / 40.0)
     # 20 steps in 4 minutes; the time, not the steps, is what ends this run
     assert "30/240" in (shown := capsys.readouterr().err)
     assert "left 35 min" in shown
@@ -341,6 +342,20 @@ def test_a_dry_run_of_wans_shape_allocates_nothing(
     assert cost.modules[0].parameters == 4 * 1_418_996_800 // 8
     assert cost.modules[0].optimizer == 8 * 1_418_996_800 // 8
     assert in_bytes(cost.modules[0].parameters) == "677 MiB"
+
+    # copies of eight shares on 64 processes: what each holds is the same, and copies agree beside
+    hybrid = replace(config, parallel="hsdp", shards=8, sequence=2)
+    wide = estimate(hybrid, WanStage, processes=64)
+    assert wide.modules[0].parameters == cost.modules[0].parameters
+    assert wide.plan[:2] == (
+        "plan 64 processes: 8 copies of all networks, each in 8 shares",
+        "plan 32 batches an update, each in 2 slabs",
+    )
+    own = 4 * 1_418_996_800
+    sent = 3 * own * 7 // 8 + 2 * (own // 8)
+    assert f"sent for an update of student {in_bytes(sent)} per process" in wide.plan
+    with pytest.raises(ConfigError, match="shards: expected a divisor of the 12 processes, found 8"):
+        estimate(hybrid, WanStage, processes=12)
 
     monkeypatch.setattr("distill.stages.load_run", lambda *_: config)
     monkeypatch.setattr("distill.stages.stage_class", lambda _: WanStage)
