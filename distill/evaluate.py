@@ -52,6 +52,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="a report's folder: make the report again from its rows, without the model",
     )
+    parser.add_argument(
+        "--ways",
+        metavar="WAY,WAY",
+        help="the evaluation's switches, their words changed over --over seconds: the same ones once under "
+        "each way (linear, spherical, at once), compared in pairs; how many: switches=32",
+    )
+    parser.add_argument("--over", type=float, default=2.0, metavar="SECONDS", help="with --ways (default: 2)")
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
         "overrides",
@@ -80,7 +87,16 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError('evaluation: needs matplotlib for its curves: pip install "streamgen[train]"')
     check_processes(options.processes)
     given = {f"--{name}": vars(options)[name] for name in ("model", "run", "tokenizer", "report", "rows")}
-    do = {"--run": _curves, "--tokenizer": _tokenizers, "--report": _reports, "--rows": _again}
+    # ways are those of a model
+    if options.ways:
+        given = {"--ways": options.ways} | {name: value for name, value in given.items() if name != "--model"}
+    do = {
+        "--run": _curves,
+        "--tokenizer": _tokenizers,
+        "--report": _reports,
+        "--rows": _again,
+        "--ways": _ways,
+    }
     mode = the_one(given, "--model")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
@@ -114,6 +130,19 @@ def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from .evaluation.comparison import compare_tokenizers
 
     yield compare_tokenizers([Path(path) for path in options.tokenizer], _config(options), out_dir)
+
+
+def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
+    from streamgen.render.job import parse_settings
+
+    from .config import read_overrides
+    from .evaluation.suites import evaluation_config
+    from .evaluation.transitions import compare_ways
+
+    config = evaluation_config(read_overrides(options.overrides))
+    ways, settings = options.ways.split(","), parse_settings(options.settings)
+    model, seconds = options.model or "tiny", options.over
+    yield compare_ways(model, config, ways, seconds, out_dir, settings, options.processes)
 
 
 def _reports(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:

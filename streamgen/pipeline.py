@@ -29,8 +29,10 @@ from .engine.choice import (
 )
 from .engine.decoder import DecoderState, encode_frames
 from .engine.noise import NoiseSource, SeededNoise, checked_source, seed_identity
+from .engine.overlap.wave import WaveRunner
 from .engine.parallel.mesh import Mesh
-from .engine.parallel.ulysses import UlyssesRunner, slab_axis
+from .engine.parallel.shared import shared_runner
+from .engine.parallel.ulysses import UlyssesRunner
 from .engine.program.warm import Progress
 from .engine.quantize import (
     CACHE,
@@ -85,9 +87,7 @@ class Pipeline(StreamModel):
         super().__init__(parts)
         self.mesh = mesh
         if mesh is not None:
-            if runner not in (None, "auto", "plain"):
-                raise InputError(f"runner {runner}: not over {mesh.size} processes, expected plain")
-            slab_axis(self.dit.config, self.geometry.token_grid, mesh.size)
+            self.shards_caches = isinstance(self._shared(self.dit, mesh, runner), UlyssesRunner)
         self.asked_runner = None if runner is None else check_runner(runner)
         self.asked_quantize = None if quantize is None else check_quantization(quantize)
         self._runners: dict[tuple[Recorded, bool, bool, int], Chosen] = {}
@@ -246,7 +246,7 @@ class Pipeline(StreamModel):
                 raise InputError(f"{other}: cannot have LoRAs whose strength may change, merge them (--lora)")
             return Chosen(LiveLoraRunner(dit, live, self.codec))
         if self.mesh is not None:
-            return Chosen(UlyssesRunner(dit, self.codec, self.mesh, self.geometry.token_grid))
+            return Chosen(self._shared(dit, self.mesh, self.asked_runner))
         if wanted.batch is not None:
             return Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
         if cache:
@@ -256,6 +256,10 @@ class Pipeline(StreamModel):
         return choose_runner(
             str(wanted.runner), dit, self.codec, self._sizes(), asked is None, ring, progress
         )
+
+    def _shared(self, dit: CausalDiT, mesh: Mesh, name: str | None) -> UlyssesRunner | WaveRunner:
+        about = (mesh, self.geometry.token_grid, self.settings.steps)
+        return shared_runner(name or default_runner(), dit, self.codec, *about)
 
     def _check_cache(self, runner: str, asked: bool) -> None:
         """Raise InputError where a cache in eight bits cannot be had."""
