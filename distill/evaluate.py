@@ -135,14 +135,11 @@ def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from streamgen.render.job import parse_settings
 
-    from .config import read_overrides
-    from .evaluation.suites import evaluation_config
     from .evaluation.transitions import compare_ways
 
-    config = evaluation_config(read_overrides(options.overrides))
     ways, settings = options.ways.split(","), parse_settings(options.settings)
     model, seconds = options.model or "tiny", options.over
-    yield compare_ways(model, config, ways, seconds, out_dir, settings, options.processes)
+    yield compare_ways(model, _config(options), ways, seconds, out_dir, settings, options.processes)
 
 
 def _reports(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from streamgen.errors import CheckpointError
 
@@ -26,7 +29,8 @@ def parted(tree: Any, place: str = "") -> tuple[Any, dict[str, Tensor]]:
         return {_MARK: place}, {place: tree}
     if not isinstance(tree, Mapping):
         return tree, {}
-    rest, tensors = {}, {}
+    rest: dict[Any, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in tree.items():
         rest[key], found = parted(value, f"{place}/{key}" if place else str(key))
         tensors |= found
@@ -49,8 +53,8 @@ def write_shards(directory: Path, tensors: Mapping[str, Tensor]) -> None:
         RuntimeError: any process could not.
     """
     try:
-        dcp.save(dict(tensors), checkpoint_id=directory)
-    except dcp.api.CheckpointException as error:
+        save(dict(tensors), checkpoint_id=directory)
+    except CheckpointException as error:
         reasons = [str(failure) for failure, _ in error.failures.values()]
         raise RuntimeError(reasons[0] if reasons else str(error)) from error
 
@@ -63,7 +67,7 @@ def read_shards(directory: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor
         CheckpointError: they cannot be read.
     """
     try:
-        reader = dcp.FileSystemReader(directory)
+        reader = FileSystemReader(directory)
         found: dict[str, Tensor] = {}
         for place, stored in reader.read_metadata().state_dict_metadata.items():
             assert isinstance(stored, TensorStorageMetadata), "tensors alone are written"
@@ -73,7 +77,7 @@ def read_shards(directory: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor
                 found[place] = torch.empty_like(same, dtype=dtype)
             else:
                 found[place] = torch.empty(stored.size, dtype=dtype)
-        dcp.load(found, storage_reader=reader)
+        load(found, storage_reader=reader)
     except Exception as error:
         raise CheckpointError(f"checkpoint {directory.parent}: {SHARDS} cannot be read ({error})") from error
     return found

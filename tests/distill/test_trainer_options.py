@@ -16,6 +16,7 @@ from torch import nn
 from distill import activation, lora, tracking
 from distill.__main__ import main
 from distill.activation import checkpoint_blocks
+from distill.batches import moved
 from distill.checkpoint import latest_checkpoint, load_checkpoint
 from distill.config import ConfigError, LoraConfig, OptimConfig, PreviewConfig, RunConfig
 from distill.dry_run import dry_run, estimate, in_bytes
@@ -23,6 +24,7 @@ from distill.plots import read_curves, write_plots
 from distill.progress import TimeLeft, describe
 from distill.tracking import Tracker
 from distill.trainer import Trainer, make_accelerator
+from distill.words.told import ToldBatch
 from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import ChunkPlan
 from streamgen.errors import CheckpointError
@@ -375,3 +377,35 @@ def test_the_latest_checkpoint_is_named(tmp_path: Path) -> None:
     path = latest_checkpoint(tmp_path / "checkpoints")
     assert path is not None
     assert set(load_checkpoint(path)[1]) == {"minutes", "config", "bases", "step", "files"}
+
+
+def test_an_update_asks_the_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whether it is finite; all other numbers stay where they are until the log's line is due."""
+    config = distillation_config(tmp_path)
+    trainer = Trainer(config, DistillationStage(), make_accelerator(config))
+    trainer.update(trainer.tick(), trainer.stage.batch)
+    asked: list[str] = []
+    with monkeypatch.context() as patched:
+        for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+            plain = vars(torch.Tensor).get(name) or vars(torch._C.TensorBase)[name]
+
+            def noted(self: torch.Tensor, *rest: Any, name: str = name, plain: Any = plain) -> Any:
+                asked.append(name)
+                return plain(self, *rest)
+
+            patched.setattr(torch.Tensor, name, noted)
+        metrics = trainer.update(trainer.tick(), trainer.stage.batch)
+    assert asked == ["__bool__"]
+    assert {"critic/loss", "critic/grad_norm", "critic/lr"} <= metrics.keys()
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    """Tensors of dataclasses, mappings and lists in it; all else stays what it is."""
+    config = LoraConfig(rank=3)
+    batch = {"a": [torch.ones(2), (torch.ones(1), None)], "b": config, "c": 3}
+    found = moved(batch, torch.device("meta"))
+    assert found["a"][0].is_meta
+    assert found["a"][1][0].is_meta
+    assert (found["a"][1][1], found["b"], found["c"]) == (None, config, 3)
+    told = ToldBatch(torch.zeros(1, 2), torch.zeros(1, 1), {"colour": torch.zeros(1, 1)})
+    assert moved(told, torch.device("meta")).labels["colour"].is_meta

@@ -132,8 +132,14 @@ def test_what_a_writer_cannot_be_had_with_is_one_line(writing: Path) -> None:
     pipeline = load_pipeline(writing)
     with pytest.raises(InputError, match=r"has a writer of commits.* streams at once"):
         pipeline.gathering(2)
-    with pytest.raises(InputError, match=r"has a writer of commits.* a cache in eight bits"):
-        pipeline.open("a red circle", quantize="cache")
+    for options, what in (
+        ({"quantize": "cache"}, "a cache in eight bits"),
+        ({"runner": "ahead"}, "runner ahead"),
+    ):
+        with pytest.raises(InputError, match=rf"has a writer of commits.* {what}"):
+            pipeline.open("a red circle", **options)
+    with pytest.raises(InputError, match=r"has a writer of commits.* runner wave-2"):
+        pipeline.open("a red circle", runner="wave-2", settings={"steps": 2})
     with pytest.raises(InputError, match=r"context_noise: .* made for commits at 0, found 0\.1"):
         pipeline.open("a red circle", settings={"context_noise": 0.1})
 
