@@ -40,6 +40,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "several times to compare them",
     )
     parser.add_argument(
+        "--clip",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="with --tokenizer: a video file that is judged beside the world's clips; give it several times",
+    )
+    parser.add_argument(
         "--report",
         action="append",
         default=[],
@@ -98,6 +106,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--ways": _ways,
     }
     mode = the_one(given, "--model")
+    if options.clip and not options.tokenizer:
+        raise InputError("--clip: is measured with --tokenizer, found none")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
         if options.json:
@@ -129,7 +139,8 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from .evaluation.comparison import compare_tokenizers
 
-    yield compare_tokenizers([Path(path) for path in options.tokenizer], _config(options), out_dir)
+    tokenizers = [Path(path) for path in options.tokenizer]
+    yield compare_tokenizers(tokenizers, _config(options), out_dir, options.clip)
 
 
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:

@@ -104,8 +104,9 @@ class _Hosted:
 
 
 def _wandb(run: RunIdentity) -> Sink:
-    options = {"name": run.name, "config": dict(run.config), "id": run.key, "dir": str(run.run_dir)}
-    return _Hosted("wandb", resume="allow", **options)
+    return _Hosted(
+        "wandb", name=run.name, config=dict(run.config), id=run.key, dir=str(run.run_dir), resume="allow"
+    )
 
 
 def _trackio(run: RunIdentity) -> Sink:
