@@ -142,7 +142,7 @@ def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
             assert config.lora is not None
             if name in trained:
                 lora.adapt(name, trained[name], config.lora, config.seed)
-    shares = {"ddp": 1, "fsdp2": processes, "hsdp": config.shards or 1}[config.parallel]
+    shares = {"ddp": 1, "fsdp2": processes, "hsdp": min(config.shards or 1, processes)}[config.parallel]
     modules = []
     for name, module in trained.items():
         parameters = [p for p in module.parameters() if p.requires_grad]
