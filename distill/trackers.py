@@ -89,7 +89,7 @@ class _TensorBoard:
 class _Hosted:
     """Weights & Biases, or trackio, which has the same calls."""
 
-    def __init__(self, package: str, **options: Any) -> None:
+    def __init__(self, package: str, /, **options: Any) -> None:
         self._package = importlib.import_module(package)
         self._package.init(project=PROJECT, **options)
 

@@ -110,8 +110,7 @@ def run_bench(
     session = pipeline.open(_PROMPTS[0], 0, settings=options.settings, deadline_ms=options.deadline_ms)
     # in full precision, so that eight bits can be compared with it
     other = None if options.vs is None else pipeline.choose(options.vs, quantize="none").runner
-    progress("time to first frame")
-    openings = [_first_frame_ms(pipeline, i, options) for i in range(effort.openings + 1)][1:]
+    openings = _openings(pipeline, options, progress)
     warm = _warm_chunks(session, effort)
     on_host = device.type == "cpu"
     progress(f"{chunks} chunks")
@@ -160,6 +159,12 @@ def run_bench(
         progress("work of a chunk, and the device's ceilings")
         result["roofline"] = _roofline(session, result["chunk_ms"])
     return result | _asked_for(session, other, options, progress)
+
+
+def _openings(pipeline: Pipeline, options: BenchOptions, progress: Callable[[str], None]) -> list[float]:
+    """Milliseconds to the first frame of some streams, without the first one, which warms things up."""
+    progress("time to first frame")
+    return [_first_frame_ms(pipeline, i, options) for i in range(options.effort.openings + 1)][1:]
 
 
 def _roofline(session: Session, parts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
