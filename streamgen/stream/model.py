@@ -19,6 +19,7 @@ from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.adapters.live_lora import LiveLoraRunner
+from ..engine.adapters.writer import check_same_commit
 from ..engine.geometry import LatentGeometry
 from ..engine.networks import Networks
 from ..engine.parallel.mesh import Mesh
@@ -362,6 +363,7 @@ class StreamModel:
         Raises:
             InputError: settings that no cache can have; CheckpointError: it does not fit into the memory.
         """
+        check_same_commit(self.dit, self.settings.context_noise, settings.context_noise)
         plan = settings.plan(self.plan)
         config = self.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)
