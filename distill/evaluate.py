@@ -57,6 +57,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
     )
+    parser.add_argument("--runner", help="what computes chunks, as `streamgen render` has it")
+    parser.add_argument(
+        "--quantize",
+        help="what of them is in eight bits, as `streamgen render` has it; the report tells the error of the "
+        "velocity, too",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
     parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
     return parser.parse_intermixed_args(list(arguments))
@@ -113,6 +119,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str, Any]:
     # Imported late, so that usage errors answer at once.
+    from streamgen.engine.choice import RUNNER_VARIABLE, check_runner
+    from streamgen.engine.quantize import QUANTIZE_VARIABLE, check_quantization
     from streamgen.render.job import parse_settings
 
     from .config import read_overrides
@@ -120,6 +128,11 @@ def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str,
     from .evaluation.suites import evaluation_config
 
     config = evaluation_config(read_overrides(options.overrides))
+    # streams are made by processes of their own, which have no other way to know
+    if options.runner is not None:
+        os.environ[RUNNER_VARIABLE] = check_runner(options.runner)
+    if options.quantize is not None:
+        os.environ[QUANTIZE_VARIABLE] = check_quantization(options.quantize)
     evaluator = Evaluator(model, config, out_dir, parse_settings(options.settings), options.processes)
     return evaluator.run()
 

@@ -182,6 +182,10 @@ def _setup(pipeline: Pipeline, session: Session) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": 1 if pipeline.mesh is None else pipeline.mesh.size,
         "runner": session.runner.name,
+        "decoder": {
+            "device": device_name(pipeline.decoder_device),
+            "beside": pipeline.decoder_thread is not None,
+        },
         "quantize": session.runner.quantize,
         "torch": torch.__version__,
         "attention": attention_text(device, pipeline.dtype, pipeline.dit.config.head_dim),
@@ -252,21 +256,26 @@ class _Stream:
 
 
 def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _Stream:
-    stream, device = _Stream(), session.model.device
+    stream, device, shown = _Stream(), session.model.device, list[FrameChunk]()
+    # decoded beside the next chunk, pictures are taken behind it
+    behind = 0 if session.model.decoder_thread is None else 1
     synchronize(device)
     for index in range(chunks):
         started = time.perf_counter()
         chunk = next(session)
+        shown.append(chunk)
+        if len(shown) > behind:
+            stream.frames.append(len(shown.pop(0).frames))
         # chunks end in a copy to the host, which waits for their decoding but not for their commit
         synchronize(device)
         stream.seconds.append(time.perf_counter() - started)
-        stream.frames.append(len(chunk.frames))
         stream.parts.append(chunk.timings)
         stream.steps.append(chunk.steps)
         if index in (150, chunks - 1):
             stream.memory[index] = memory_mb(device)
         if index % 100 == 99:
             progress(f"{index + 1}/{chunks} chunks")
+    stream.frames += [len(chunk.frames) for chunk in shown]
     return stream
 
 
