@@ -81,7 +81,7 @@ _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
 _RUNNER = (
-    "What computes chunks: auto (the fastest here), plain, onnx, compile or graph (CUDA); by default a "
+    "What computes chunks: auto (the fastest here), plain, onnx, compile, graph (CUDA), ahead or wave; by default a "
     "record's or saved stream's own."
 )
 _QUANTIZE = (
