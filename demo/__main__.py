@@ -48,7 +48,7 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     runner: Annotated[
         str | None,
         typer.Option(
-            help="What computes chunks: auto (the fastest here), plain, onnx, compile, graph or ahead."
+            help="What computes chunks: auto (the fastest here), plain, onnx, compile, graph, ahead."
         ),
     ] = None,
     quantize: Quantize = None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.causal_dit import CausalDiT
 
 from .engine.adapters.live_lora import LiveLoraRunner, check_can_change
+from .engine.adapters.writer import WriterRunner, check_can_write, check_same_commit, committing_in
 from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
@@ -147,6 +148,7 @@ class Pipeline(StreamModel):
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
+        check_same_commit(self.dit, self.settings.context_noise, merged.context_noise)
         strengths = self.strengths(merged)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
@@ -219,8 +221,13 @@ class Pipeline(StreamModel):
         with self._choosing:
             if key not in self._runners:
                 name_of_bits = str(wanted.quantize)
+                check_can_write(self.dit, self.parts.live, self.mesh, wanted.batch, name_of_bits)
                 dit, note = self._in_bits(of_linears(name_of_bits), bits_told is not None)
                 chosen = self._chosen(dit, asked, wanted, progress)
+                if self.dit.config.writer:
+                    same = replace(wanted, runner=chosen.runner.name)
+                    other = self._chosen(committing_in(self.dit, chosen.runner), asked, same, progress)
+                    chosen = replace(chosen, runner=WriterRunner.of(chosen.runner, other.runner))
                 if keeps_cache(name_of_bits) and isinstance(chosen.runner, PlainRunner):
                     bits = chosen.runner.quantize
                     chosen.runner.quantize = CACHE if bits is None else f"{bits}+{CACHE}"
@@ -275,6 +282,7 @@ class Pipeline(StreamModel):
             raise InputError(
                 "batch: streams at once cannot have LoRAs of other strengths, merge them (--lora)"
             )
+        check_can_write(self.dit, batch=True)
         with self._choosing:
             asked = self.asked_quantize is not None or default_quantization() is not None
             if keeps_cache(self.quantize_by_default):

@@ -11,12 +11,13 @@ from torch import Tensor
 from models.video_tokenizer import VideoTokenizer
 from streamgen.errors import CheckpointError
 
+from ..command import say
 from ..families.tiny import load_tokenizer
 from ..scenes import MOTIONS, SceneConfig, contact_sheet
 from .figures import nested
 from .measures import Instruments
-from .page import Part, Picture, Section, Table, write_page
-from .runner import TRUTH_SEED, coded_clips, say
+from .page import Part, Picture, Section, Table, figure_at, layout, write_page
+from .runner import TRUTH_SEED, coded_clips
 from .streams import Video
 from .suites import EvaluationConfig
 from .tokenizer import decibels, reconstruct, to_pixels, tokenizer_figures, tokenizer_reads
@@ -25,17 +26,6 @@ from .truth import Truth, TruthSuite
 #: Frames of the clips of other sizes.
 _SHORT = 17
 _SHEET_CLIPS = 3
-#: Heading, and where the figure is in a row.
-_COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("PSNR, dB", ("psnr_tokenizer",)),
-    ("moving cells", ("psnr_moving",)),
-    ("over PCA", ("over_pca", "psnr")),
-    ("over PCA, moving", ("over_pca", "psnr_moving")),
-    ("shapes right", ("shape_through_tokenizer",)),
-    ("step at a border, of 255", ("tokenizer", "step_error", "border")),
-    ("inside", ("tokenizer", "step_error", "inside")),
-    ("5 round trips, dB", ("tokenizer", "psnr_round_trips", "5")),
-)
 
 
 @torch.no_grad()
@@ -138,8 +128,8 @@ def _twice(frames: Tensor) -> Tensor:
 
 
 def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    sizes = list(rows[0]["psnr_by_size"])
-    found = [[row["path"], *(_at(row, keys) for _, keys in _COLUMNS)] for row in rows]
+    sizes, columns = list(rows[0]["psnr_by_size"]), layout()["tokenizers"]
+    found = [[row["path"], *(figure_at(row, name) for _, name in columns)] for row in rows]
     by_size = [
         [row["path"], *(row["psnr_by_size"][size][kind] for size in sizes for kind in ("clips", "images"))]
         for row in rows
@@ -147,16 +137,9 @@ def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
     heads = ["PSNR, dB", *(f"{kind} {size}x{size}" for size in sizes for kind in ("clips", "images"))]
     parts: list[Part] = [
         f"On {rows[0]['clips']} clips of the world that no training has seen.",
-        Table(["tokenizer", *(name for name, _ in _COLUMNS)], found),
+        Table(["tokenizer", *(heading for heading, _ in columns)], found),
         Table(heads, by_size),
         Picture("tokenizers.png"),
         "; ".join(f"{row['path']} is {row['digest']}" for row in rows),
     ]
     write_page(path, "tokenizers", [Section("", parts)])
-
-
-def _at(row: dict[str, Any], keys: Sequence[str]) -> float:
-    value: Any = row
-    for key in keys:
-        value = value[key]
-    return float(value)

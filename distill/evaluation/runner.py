@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from streamgen.engine.choice import RUNNER_VARIABLE
 from streamgen.engine.quantize import QUANTIZE_VARIABLE, Quantization, of_linears
 from streamgen.engine.source import strength_problem
 
+from ..command import say
 from ..scenes import SceneConfig
 from .edits import STRENGTHS
 from .measures import Instruments, plain
@@ -162,9 +162,3 @@ def coded_clips(
         for seed, count in ((TRUTH_SEED, config.clips), (FITTING_SEED, _FITTING))
     )
     return judged, fitting
-
-
-def say(text: str) -> None:
-    """A line about how far things are."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

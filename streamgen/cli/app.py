@@ -81,8 +81,8 @@ _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
 _RUNNER = (
-    "What computes chunks: auto (the fastest here), plain, onnx, compile, graph (CUDA), ahead or wave; by default a "
-    "record's or saved stream's own."
+    "What computes chunks: auto (the fastest here), plain, onnx, compile, graph (CUDA), ahead or wave; by "
+    "default a record's or saved stream's own."
 )
 _QUANTIZE = (
     "In eight bits: linear layers (int8, fp8), the cache (cache) or both (int8+cache); none by default, or a "
