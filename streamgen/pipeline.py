@@ -22,6 +22,7 @@ from .engine.choice import (
     AtLoad,
     Chosen,
     Recorded,
+    check_cache,
     check_runner,
     choose_runner,
     default_runner,
@@ -238,7 +239,8 @@ class Pipeline(StreamModel):
         """The runner that is wanted, for the network in full precision or in eight bits."""
         live, cache = self.parts.live, keeps_cache(str(wanted.quantize))
         if cache:
-            self._check_cache(str(wanted.runner), asked is not None)
+            processes = 1 if self.mesh is None else self.mesh.size
+            check_cache(str(wanted.runner), asked is not None, processes)
         if live is not None:
             check_can_change(asked)
             if cache or self.mesh is not None:
@@ -260,13 +262,6 @@ class Pipeline(StreamModel):
     def _shared(self, dit: CausalDiT, mesh: Mesh, name: str | None) -> UlyssesRunner | WaveRunner:
         about = (mesh, self.geometry.token_grid, self.settings.steps)
         return shared_runner(name or default_runner(), dit, self.codec, *about)
-
-    def _check_cache(self, runner: str, asked: bool) -> None:
-        """Raise InputError where a cache in eight bits cannot be had."""
-        if self.mesh is not None:
-            raise InputError(f"quantize cache: not over {self.mesh.size} processes")
-        if asked and runner not in ("auto", "plain"):
-            raise InputError(f"quantize cache: with runner plain, found {runner}")
 
     def gathering(self, size: int) -> Gathering:
         """Where streams of `size` threads meet, each with a runner of `Gathering.member`; they run on the

@@ -172,6 +172,7 @@ def test_a_report_in_eight_bits_is_of_its_own_and_tells_the_velocitys_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = EvaluationConfig(prompts=1)
+    (tmp_path / "full").mkdir()
     full = runner.Evaluator("tiny", config, tmp_path / "full", {}, 1)
     assert full._velocity_error() == {}
     monkeypatch.setenv("STREAMGEN_QUANTIZE", "int8+cache")
