@@ -40,6 +40,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "several times to compare them",
     )
     parser.add_argument(
+        "--clip",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="with --tokenizer: a video file that is judged beside the world's clips; give it several times",
+    )
+    parser.add_argument(
         "--report",
         action="append",
         default=[],
@@ -104,6 +112,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--ways": _ways,
     }
     mode = the_one(given, "--model")
+    if options.clip and not options.tokenizer:
+        raise InputError("--clip: is measured with --tokenizer, found none")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
         if options.json:
@@ -142,20 +152,18 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from .evaluation.comparison import compare_tokenizers
 
-    yield compare_tokenizers([Path(path) for path in options.tokenizer], _config(options), out_dir)
+    tokenizers = [Path(path) for path in options.tokenizer]
+    yield compare_tokenizers(tokenizers, _config(options), out_dir, options.clip)
 
 
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from streamgen.render.job import parse_settings
 
-    from .config import read_overrides
-    from .evaluation.suites import evaluation_config
     from .evaluation.transitions import compare_ways
 
-    config = evaluation_config(read_overrides(options.overrides))
     ways, settings = options.ways.split(","), parse_settings(options.settings)
     model, seconds = options.model or "tiny", options.over
-    yield compare_ways(model, config, ways, seconds, out_dir, settings, options.processes)
+    yield compare_ways(model, _config(options), ways, seconds, out_dir, settings, options.processes)
 
 
 def _reports(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:

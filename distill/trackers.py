@@ -89,8 +89,8 @@ class _TensorBoard:
 class _Hosted:
     """Weights & Biases, or trackio, which has the same calls."""
 
-    def __init__(self, name: str, **options: Any) -> None:
-        self._package = importlib.import_module(name)
+    def __init__(self, package: str, /, **options: Any) -> None:
+        self._package = importlib.import_module(package)
         self._package.init(project=PROJECT, **options)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -104,8 +104,9 @@ class _Hosted:
 
 
 def _wandb(run: RunIdentity) -> Sink:
-    options = {"name": run.name, "config": dict(run.config), "id": run.key, "dir": str(run.run_dir)}
-    return _Hosted("wandb", resume="allow", **options)
+    return _Hosted(
+        "wandb", name=run.name, config=dict(run.config), id=run.key, dir=str(run.run_dir), resume="allow"
+    )
 
 
 def _trackio(run: RunIdentity) -> Sink:

@@ -5,12 +5,13 @@ transformer on top of it have learned is kept: the added channels carry somethin
 nothing reads or writes them until training makes it so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.causal_dit import CausalDiT
+from models.tokenizer_pca import MIN_RELATIVE_VARIANCE, LinearCodec
 from models.video_tokenizer import VideoTokenizer
 
 _PATCHES = "patch_embedding.weight"
@@ -47,6 +48,72 @@ def widen_tokenizer(tensors: Mapping[str, Tensor], fresh: VideoTokenizer) -> dic
             grown[:, :narrow] = given.to(grown)
         out[name] = grown
     return out
+
+
+@torch.no_grad()
+def fit_added_channels(tokenizer: VideoTokenizer, narrow: int, videos: Iterable[Tensor]) -> None:
+    """Let the channels of a widened tokenizer from `narrow` on carry what is still missing in `videos` (B, T,
+    C, H, W): of all linear maps of that rank from patches to the error, the best one.
+
+    Reduced-rank regression: least squares, then the principal components of what these predict. As in the
+    PCA that a tokenizer starts from, a component of deviation s has latents of deviation sqrt(s), and those
+    of images are turned towards those of still clips.
+    """
+    added = tokenizer.config.latent_channels - narrow
+    images, groups = _Regression(), _Regression()
+    for video in videos:
+        error = video - tokenizer.decode(tokenizer.encode(video).mean, video.shape[1]).float()
+        inputs, errors = tokenizer.patchify(video), tokenizer.patchify(error)
+        assert inputs[0] is not None
+        assert errors[0] is not None
+        images.add(inputs[0], errors[0])
+        groups.add(inputs[1], errors[1])
+    image, group = images.solved(added), groups.solved(added)
+    repeats = len(group.mean) // len(image.mean)
+    # latents of an image beside those of a clip in which it stands still
+    still = group.encode.unflatten(0, (repeats, -1)).sum(0)
+    left, _, right = torch.linalg.svd(image.encode.T @ images.covariance() @ still)
+    turn = left @ right
+    image = LinearCodec(image.mean, image.encode @ turn, turn.T @ image.decode)
+    for part, codec in (("first", image), ("group", group)):
+        encode = tokenizer.encoder.skip.get_submodule(part)
+        decode = tokenizer.decoder.skip.get_submodule(part)
+        assert isinstance(encode, nn.Linear)
+        assert isinstance(decode, nn.Linear)
+        encode.weight[narrow:] = codec.encode.T.to(encode.weight)
+        encode.bias[narrow:] = -(codec.mean @ codec.encode).to(encode.bias)
+        decode.weight[:, narrow:] = codec.decode.T.to(decode.weight)
+
+
+class _Regression:
+    """Sums over rows, from which errors are predicted by patches."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: tuple[Tensor, ...] = ()
+
+    def add(self, patches: Tensor, errors: Tensor) -> None:
+        """Rows of patches and of errors (..., P)."""
+        x, y = patches.flatten(0, -2).double(), errors.flatten(0, -2).double()
+        sums = (x.sum(0), x.T @ x, y.sum(0), x.T @ y)
+        self._sums = tuple(a + b for a, b in zip(self._sums, sums, strict=True)) if self._sums else sums
+        self._count += len(x)
+
+    def covariance(self) -> Tensor:
+        """Of patches (P, P)."""
+        mean = self._sums[0] / self._count
+        return self._sums[1] / self._count - torch.outer(mean, mean)
+
+    def solved(self, rank: int) -> LinearCodec:
+        """The map of this rank from patches to errors, through latents; errors have mean 0 beside it."""
+        inner, mean = self.covariance(), self._sums[0] / self._count
+        cross = self._sums[3] / self._count - torch.outer(mean, self._sums[2] / self._count)
+        ridge = 1e-5 * inner.diagonal().mean() * torch.eye(len(inner), dtype=inner.dtype)
+        weights = torch.linalg.solve(inner + ridge, cross)
+        values, vectors = torch.linalg.eigh(weights.T @ inner @ weights)
+        values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
+        scale = values.clamp_min(values[0] * MIN_RELATIVE_VARIANCE).clamp_min(1e-12) ** 0.25
+        return LinearCodec(mean, weights @ vectors / scale, scale[:, None] * vectors.T)
 
 
 def widen_dit(tensors: Mapping[str, Tensor], fresh: CausalDiT) -> dict[str, Tensor]:

@@ -113,8 +113,7 @@ def run_bench(
         raise InputError(f"--roofline: chunks of runner {session.runner.name} overlap, expected another one")
     # in full precision, so that eight bits can be compared with it
     other = None if options.vs is None else pipeline.choose(options.vs, quantize="none").runner
-    progress("time to first frame")
-    openings = [_first_frame_ms(pipeline, i, options) for i in range(effort.openings + 1)][1:]
+    openings = _openings(pipeline, options, progress)
     warm = _warm_chunks(session, effort)
     on_host = device.type == "cpu"
     progress(f"{chunks} chunks")
@@ -168,6 +167,12 @@ def _by_part(parts: Sequence[Mapping[str, float]], copied: Sequence[float]) -> d
         "copy": copied,
     }
     return {name: _spread(each or [0.0]) for name, each in seconds.items()}
+
+
+def _openings(pipeline: Pipeline, options: BenchOptions, progress: Callable[[str], None]) -> list[float]:
+    """Milliseconds to the first frame of some streams, without the first one, which warms things up."""
+    progress("time to first frame")
+    return [_first_frame_ms(pipeline, i, options) for i in range(options.effort.openings + 1)][1:]
 
 
 def _roofline(session: Session, parts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from .engine.choice import (
     AtLoad,
     Chosen,
     Recorded,
-    check_cache,
     check_runner,
     choose_runner,
     default_runner,
@@ -39,6 +38,7 @@ from .engine.quantize import (
     CACHE,
     QUANTIZATIONS,
     Quantization,
+    check_cache,
     check_quantization,
     default_quantization,
     keeps_cache,
@@ -239,7 +239,7 @@ class Pipeline(StreamModel):
         """The runner that is wanted, for the network in full precision or in eight bits."""
         live, cache = self.parts.live, keeps_cache(str(wanted.quantize))
         if cache:
-            processes = 1 if self.mesh is None else self.mesh.size
+            processes = None if self.mesh is None else self.mesh.size
             check_cache(str(wanted.runner), asked is not None, processes)
         if live is not None:
             check_can_change(asked)

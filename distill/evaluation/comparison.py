@@ -15,7 +15,9 @@ from ..command import say
 from ..families.tiny import load_tokenizer
 from ..scenes import MOTIONS, SceneConfig, contact_sheet
 from .figures import nested
+from .intervals import Figure
 from .measures import Instruments
+from .natural import natural_figures, natural_sheet, read_natural
 from .page import Part, Picture, Section, Table, figure_at, layout, write_page
 from .runner import TRUTH_SEED, coded_clips
 from .streams import Video
@@ -30,24 +32,28 @@ _SHEET_CLIPS = 3
 
 @torch.no_grad()
 def compare_tokenizers(
-    directories: Sequence[Path], config: EvaluationConfig, out_dir: Path
+    directories: Sequence[Path], config: EvaluationConfig, out_dir: Path, clips: Sequence[Path] = ()
 ) -> list[dict[str, Any]]:
     """Figures of each tokenizer, best PSNR first, also as `tokenizers.json`, a page and a contact sheet.
 
     Args:
         directories: exports of the tokenizer stage, or checkpoint directories.
         config: `clips` clips of `seconds` are measured; nothing is streamed.
+        clips: video files that are measured beside the world's.
 
     Returns:
-        Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), and `psnr_by_size`: dB of
-        clips and of single images, of half the world's size, of its own, and of three halves.
+        Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), `psnr_by_size`: dB of
+        clips and of single images, of half the world's size, of its own, and of three halves; and of `clips`
+        those of `natural_figures` as `natural`, each a value, its interval and n.
 
     Raises:
+        InputError: see `read_natural`.
         CheckpointError: a directory without a tokenizer of this world's frames, or with a damaged one.
     """
     world = SceneConfig()
     loaded = [(path, *_load(path, _sizes(world.size))) for path in directories]
     motions = range(len(MOTIONS))
+    natural = read_natural(clips, world.size)
     videos, others = coded_clips(world.size, config, motions)
     short = TruthSuite("prompts", "plain", config.clips, _SHORT)
     sizes = {size: Truth(size, motions, TRUTH_SEED).videos(short) for size in _sizes(world.size)}
@@ -72,10 +78,15 @@ def compare_tokenizers(
             },
             "intervals": {name: [figure.low, figure.high] for name, figure in figures.items()},
         }
+        if natural:
+            row["natural"] = {name: vars(one) for name, one in natural_figures(tokenizer, natural).items()}
         rows.append(row | found)
     rows.sort(key=lambda row: -row["psnr_tokenizer"])
     (out_dir / "tokenizers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    _sheet([(str(path), tokenizer) for path, tokenizer, _ in loaded], videos, out_dir / "tokenizers.png")
+    named = [(str(path), tokenizer) for path, tokenizer, _ in loaded]
+    _sheet(named, videos, out_dir / "tokenizers.png")
+    if natural:
+        natural_sheet(named, natural, out_dir / "natural.png")
     _write_page(rows, out_dir / "index.html")
     return rows
 
@@ -142,4 +153,14 @@ def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
         Picture("tokenizers.png"),
         "; ".join(f"{row['path']} is {row['digest']}" for row in rows),
     ]
-    write_page(path, "tokenizers", [Section("", parts)])
+    sections = [Section("", parts)]
+    if "natural" in rows[0]:
+        sections.append(Section("Other clips", _natural(rows)))
+    write_page(path, "tokenizers", sections)
+
+
+def _natural(rows: Sequence[dict[str, Any]]) -> list[Part]:
+    names = list(rows[0]["natural"])
+    found = [[row["path"], *(Figure(**row["natural"][name]) for name in names)] for row in rows]
+    said = "PSNR in dB of each, with a 95 % interval over pieces of half a second and their number."
+    return [said, Table(["tokenizer", *names], found), Picture("natural.png")]

@@ -18,6 +18,7 @@ from streamgen import Session, StreamEvent, load_pipeline
 from streamgen.errors import InputError
 from streamgen.interpolate import Way
 
+from ..command import say
 from ..scenes import MOTIONS, SceneConfig
 from . import intervals
 from .classifiers import MOTION_FRAMES
@@ -25,7 +26,6 @@ from .intervals import Figure, Paired, paired
 from .measures import Instruments, View, background_psnr, count_objects, first_lasting, plain, seam
 from .page import Part, Section, Table, differences, write_page
 from .pool import each, once, one_thread
-from .runner import say
 from .streams import StreamSpec, Video
 from .suites import FPS, SWITCH_FRAMES, EvaluationConfig, SuiteBuilder
 

@@ -63,8 +63,13 @@ class SceneConfig(Checked, section="scenes"):
 
     def alone(self) -> "SceneConfig":
         """This world with one object, to which nothing happens: no change, no drag, no camera move."""
-        never = dict.fromkeys(("change_probability", "drag_probability", "camera_probability"), 0.0)
-        return replace(self, object_weights=(1.0,), **never)
+        return replace(
+            self,
+            object_weights=(1.0,),
+            change_probability=0.0,
+            drag_probability=0.0,
+            camera_probability=0.0,
+        )
 
     @property
     def max_objects(self) -> int:

@@ -17,17 +17,18 @@ from streamgen.checkpoints.directory import TOKENIZER, load_into, read_tensors
 
 from ..clips import ClipFolderConfig
 from ..clips.pixels import open_pixels
-from ..clips.training import draws_own, open_folder, without_objects
+from ..clips.training import open_folder, without_objects
 from ..config import RunConfig, require, write_yaml
 from ..evaluation.features import ReaderFeatures
-from ..mixture import GOLDEN, SILVER, Turns
+from ..mixture import GOLDEN, PLASTIC, SILVER, Turns
 from ..optim import ParameterGroups, split_parameters
+from ..photographs import PhotographClips, PhotographConfig, photograph_paths, read_photographs
 from ..preview import save_sheet
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
 from ..scoring import without_gradients
 from ..tokenizer_loss import Clips, LossConfig, PatchCritic, TokenizerLoss
 from ..trainer import Tick
-from ..widen import widen_tokenizer
+from ..widen import fit_added_channels, widen_tokenizer
 
 # Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
 EDGES = ("embed", "skip", "head", "refine", "moments", "change", "codebook", "_bias", "position")
@@ -75,13 +76,15 @@ class TokenizerRun(RunConfig):
     """Config of the tokenizer stage.
 
     `init` is an export of this stage or a checkpoint directory whose tokenizer training goes on from, one
-    with fewer latent channels, too; null starts from a PCA of the world's patches.
+    with fewer latent channels, too; null starts from a PCA of patches. `photographs` makes part of the
+    updates draw clips of moving photographs (`pip install "streamgen[photographs]"`), null none.
     """
 
     init: str | None = None
     model: VideoTokenizerConfig = field(default_factory=VideoTokenizerConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)
     clips: ClipFolderConfig | None = None
+    photographs: PhotographConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
@@ -95,11 +98,15 @@ class TokenizerStage:
         folder = open_folder(config.clips, config.scenes.size)
         self.own = None if folder is None else open_pixels(folder, config.data.frames)
         self.size = config.scenes.size if config.clips is None else config.clips.height
-        self.share = 0.0 if config.clips is None else config.clips.share
+        shares = _shares(config)
+        self.sources = Turns(shares, PLASTIC)
+        self.photographs = None
+        if config.photographs is not None:
+            self.photographs = PhotographClips(read_photographs(photograph_paths()), config.photographs)
         self.sizes = config.data.sizes or (self.size,)
         self.generators = {
             size: SceneGenerator(replace(config.scenes, size=size), device)
-            for size in dict.fromkeys((config.scenes.size, *self.sizes) if self.share < 1 else ())
+            for size in dict.fromkeys((config.scenes.size, *self.sizes) if shares["world"] > 0 else ())
         }
         perceptual = ReaderFeatures(config.scenes, device) if config.loss.perceptual else None
         self.module = TokenizerLoss(self._initial(), config.loss, perceptual).to(device)
@@ -126,16 +133,17 @@ class TokenizerStage:
     def batch(self, tick: Tick) -> Clips:
         """Images first, later images and clips of all sizes by turns; the same kind on every process."""
         data = self.config.data
-        seed, own = tick.generator_seed("scenes"), draws_own(self.share, tick.step)
+        # not the stride by which kinds take turns: all sources are to get all kinds
+        seed, source = tick.generator_seed("scenes"), self.sources.at(tick.step)
         if tick.progress < data.image_phase:
-            return self._clips(data.image_batch, 1, seed, own=own)
+            return self._clips(data.image_batch, 1, seed, source)
         # by other strides: sizes and kinds change independently of each other
         size = self.sizes[int(tick.step * GOLDEN % 1 * len(self.sizes))]
         scale = (self.size / size) ** 2
         kinds = Turns({"images": data.image_share, "clips": 1 - data.image_share}, SILVER)
         if kinds.at(tick.step) == "images":
-            return self._clips(max(1, round(data.image_batch * scale)), 1, seed, size, own)
-        return self._clips(max(1, round(data.video_batch * scale)), data.frames, seed, size, own)
+            return self._clips(max(1, round(data.image_batch * scale)), 1, seed, source, size)
+        return self._clips(max(1, round(data.video_batch * scale)), data.frames, seed, source, size)
 
     def loss(self, module: nn.Module, batch: Clips) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of a batch: the tokenizer's, or through its critic in its prepared form the critic's."""
@@ -187,25 +195,30 @@ class TokenizerStage:
         batch: int,
         frames: int,
         seed: int,
+        source: str,
         size: int | None = None,
-        own: bool = False,
         held: bool = False,
     ) -> Clips:
+        """Clips of one `source`, a name of `sources`."""
         patch = self.config.model.patch
-        if own and self.own is not None:
+        if source == "world":
+            scene = self.generators[size or self.config.scenes.size].sample(batch, frames, seed)
+            video = to_float(scene.video)
+            return Clips(video, object_cells(scene, patch), moving_cells(video, patch))
+        if source == "own":
+            assert self.own is not None
             video = self.own.sample(batch, frames, seed, size, held).to(self.device)
-            # nobody has marked objects in own clips: what moves has to do
-            return Clips(video, torch.zeros_like(video[:, :, :1]), moving_cells(video, patch))
-        scene = self.generators[size or self.config.scenes.size].sample(batch, frames, seed)
-        video = to_float(scene.video)
-        return Clips(video, object_cells(scene, patch), moving_cells(video, patch))
+        else:
+            assert self.photographs is not None
+            video = self.photographs.sample(batch, frames, size or self.size, seed).to(self.device)
+        # nobody has marked objects in these: what moves has to do
+        return Clips(video, torch.zeros_like(video[:, :, :1]), moving_cells(video, patch))
 
     def _fixed(self, seed: int, count: int, size: int = 16) -> Iterator[Clips]:
         """`count` clips in batches, the same ones for the same seed."""
         for index, start in enumerate(range(0, count, size)):
-            own, held = draws_own(self.share, index), seed == HELD_OUT_SEED
-            part, frames = min(size, count - start), self.config.data.frames
-            yield self._clips(part, frames, seed + 1000 * index, own=own, held=held)
+            part, frames, held = min(size, count - start), self.config.data.frames, seed == HELD_OUT_SEED
+            yield self._clips(part, frames, seed + 1000 * index, self.sources.at(index), held=held)
 
     def _psnr(self, tokenizer: VideoTokenizer, sheet: Path | None = None) -> Tensor:
         """PSNR in dB of the held-out clips over all pixels, moving cells and cells with objects."""
@@ -235,6 +248,10 @@ class TokenizerStage:
         path = Path(self.config.init) / TOKENIZER
         tensors, tokenizer = read_tensors(path), self._from_pca()
         load_into(tokenizer, widen_tokenizer(tensors, tokenizer), str(path))
+        narrow = tensors["latent_mean"].shape[1]
+        if narrow < self.config.model.latent_channels:
+            clips = self._fixed(PCA_SEED, self.config.data.pca_clips)
+            fit_added_channels(tokenizer, narrow, (item.video for item in clips))
         return tokenizer
 
     def _from_pca(self) -> VideoTokenizer:
@@ -247,6 +264,17 @@ class TokenizerStage:
             groups.append(group.flatten(0, -2))
         tokenizer.initialize_from_pca(torch.cat(first), torch.cat(groups))
         return tokenizer
+
+
+def _shares(config: TokenizerRun) -> dict[str, float]:
+    """Of all updates, by source; they add up to 1."""
+    own = 0.0 if config.clips is None else config.clips.share
+    photographs = 0.0 if config.photographs is None else config.photographs.share
+    return {
+        "own": own,
+        "photographs": (1 - own) * photographs,
+        "world": (1 - own) * (1 - photographs),
+    }
 
 
 @torch.no_grad()

@@ -112,19 +112,6 @@ def check_runner(name: str) -> str:
     return name
 
 
-def check_cache(runner: str, asked: bool, processes: int) -> None:
-    """Raise InputError where a cache in eight bits cannot be had.
-
-    Args:
-        asked: whether the runner was asked for, and not only recorded.
-        processes: that compute a stream together.
-    """
-    if processes > 1:
-        raise InputError(f"quantize cache: not over {processes} processes")
-    if asked and runner not in ("auto", "plain"):
-        raise InputError(f"quantize cache: with runner plain, found {runner}")
-
-
 def choose_runner(
     name: str,
     dit: CausalDiT,

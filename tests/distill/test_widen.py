@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.widen import widen_dit, widen_tokenizer
+import distill.widen
+from distill.widen import fit_added_channels, widen_dit, widen_tokenizer
 from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import BidirectionalContext
+from models.tokenizer_pca import LinearCodec
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+from tests.tiny_models import assert_needs
 
 TOKENIZER = VideoTokenizerConfig(
     dim=24, heads=1, encoder_spatial=1, decoder_spatial=1, refine_channels=4, latent_channels=6
@@ -71,3 +75,49 @@ def test_what_is_not_narrower_is_left_as_it_is() -> None:
         assert all(value is state[name] for name, value in widen(state).items())
         del state[next(iter(state))]
         assert set(widen(state)) == set(state)
+
+
+def test_added_channels_carry_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No linear map of that rank does better: the error falls by the variance of its largest components."""
+    narrow = VideoTokenizer(TOKENIZER).eval()
+    patches = torch.randn(600, 192, generator=torch.Generator().manual_seed(1))
+    narrow.initialize_from_pca(patches, torch.randn(900, 768, generator=torch.Generator().manual_seed(2)))
+    video = torch.rand(6, 5, 3, 48, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+    def error(tokenizer: VideoTokenizer) -> Tensor:
+        with torch.no_grad():
+            return (tokenizer.decode(tokenizer.encode(video).mean) - video).double()
+
+    def grown(channels: int) -> VideoTokenizer:
+        wide = VideoTokenizer(replace(TOKENIZER, latent_channels=channels)).eval()
+        wide.initialize_from_pca(patches, torch.randn(900, 768))
+        wide.load_state_dict(widen_tokenizer(narrow.state_dict(), wide))
+        fit_added_channels(wide, 6, [video[:2], video[2:]])
+        return wide
+
+    def check() -> None:
+        before = error(narrow)
+        wide = grown(30)
+        after = error(wide)
+        # least squares of full rank on these clips, a frame 0 at a time, and its best part of rank 24
+        x, y = (narrow.patchify(one)[0].flatten(0, -2).double() for one in (video, before))  # type: ignore[union-attr]
+        x, target = x - x.mean(0), -(y - y.mean(0))
+        told = x @ torch.linalg.lstsq(x, target).solution
+        left, strength, right = torch.linalg.svd(told, full_matrices=False)
+        best = (left[:, :24] * strength[:24]) @ right[:24]
+        expected = (target - best).square().sum() + (y.mean(0).square() * len(y)).sum()
+        torch.testing.assert_close(after[:, 0].square().sum(), expected, rtol=2e-3, atol=1e-6)
+        assert after[:, 1:].square().mean() < 0.95 * before[:, 1:].square().mean()
+        # the first channels are what they were
+        with torch.no_grad():
+            few, many = narrow.encode(video).mean, wide.encode(video).mean
+        torch.testing.assert_close(many[:, :, :6], few)
+
+    solved = distill.widen._Regression.solved
+
+    def first_components(self: "distill.widen._Regression", rank: int) -> LinearCodec:
+        """Of half the rank."""
+        codec = solved(self, rank)
+        return replace(codec, decode=codec.decode * (torch.arange(rank) < rank // 2)[:, None])
+
+    assert_needs(check, monkeypatch, distill.widen._Regression, "solved", first_components)

@@ -1,0 +1,75 @@
+"""What tokenizers make of clips of a camera: the first seconds of video files that no training has seen."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.video_tokenizer import VideoTokenizer
+from streamgen.errors import InputError
+from streamgen.video.read import read_clip
+
+from ..scenes import contact_sheet
+from .intervals import Figure, resampled
+from .tokenizer import decibels, reconstruct, to_pixels
+
+#: As own clips are read: frames per second, and the frames of each clip that are judged, 1 + 8 k.
+NATURAL_FPS, NATURAL_FRAMES = 16, 65
+#: Frames of a piece, from which intervals are resampled: half a second, since neighbours are much alike.
+_PIECE = 8
+
+
+def read_natural(paths: Sequence[Path], size: int) -> dict[str, Tensor]:
+    """By file name without its ending, uint8 (65, size, size, 3): scaled to cover, cropped at the centre.
+
+    Raises:
+        InputError: no video, one that is shorter than four seconds, or two of one name.
+    """
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        if path.stem in found:
+            raise InputError(f"--clip {path}: expected clips of different names, found {path.stem!r} twice")
+        frames = read_clip(path, NATURAL_FPS, size, size, NATURAL_FRAMES)
+        if len(frames) < NATURAL_FRAMES:
+            expected = f"at least {NATURAL_FRAMES} frames at {NATURAL_FPS} fps"
+            raise InputError(f"--clip {path}: expected {expected}, found {len(frames)}")
+        found[path.stem] = torch.from_numpy(frames)
+    return found
+
+
+@torch.no_grad()
+def natural_figures(tokenizer: VideoTokenizer, clips: Mapping[str, Tensor]) -> dict[str, Figure]:
+    """PSNR in dB of each clip, by name, and under `mean` the mean of these.
+
+    Intervals resample the pieces of half a second: they tell how much these few clips vary, not what other
+    clips would have.
+    """
+    errors = torch.stack([_pieces(tokenizer, frames) for frames in clips.values()], 1)
+    figures = {
+        name: resampled(errors[:, [place]].tolist(), lambda some: decibels(some.mean(1))[:, 0])
+        for place, name in enumerate(clips)
+    }
+    return figures | {"mean": resampled(errors.tolist(), lambda some: decibels(some.mean(1)).mean(1))}
+
+
+def natural_sheet(
+    tokenizers: Sequence[tuple[str, VideoTokenizer]], clips: Mapping[str, Tensor], path: Path
+) -> None:
+    """Every clip, and below it what each tokenizer makes of it."""
+    videos, captions = [], []
+    for name, frames in clips.items():
+        coded = [(label, to_pixels(reconstruct(tokenizer, frames)[1])) for label, tokenizer in tokenizers]
+        for caption, video in ((name, frames), *coded):
+            captions.append(caption)
+            videos.append(video.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    contact_sheet(videos, captions, path, frames=10)
+
+
+def _pieces(tokenizer: VideoTokenizer, frames: Tensor) -> Tensor:
+    """Mean squared error of each piece (8,); frame 0 belongs to the first."""
+    before, after = reconstruct(tokenizer, frames)
+    square = (after - before).square().mean((1, 2, 3)).double()
+    parts = square[1:].unflatten(0, (-1, _PIECE)).mean(1)
+    parts[0] = square[: 1 + _PIECE].mean()
+    return parts
