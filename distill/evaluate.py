@@ -77,6 +77,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
     )
+    parser.add_argument("--runner", help="what computes chunks, as `streamgen render` has it")
+    parser.add_argument(
+        "--quantize",
+        help="what of them is in eight bits, as `streamgen render` has it; the report tells the error of the "
+        "velocity, too",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
     parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
     return parser.parse_intermixed_args(list(arguments))
@@ -122,10 +128,17 @@ def _streams(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 
 def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str, Any]:
     # Imported late, so that usage errors answer at once.
+    from streamgen.engine.choice import RUNNER_VARIABLE, check_runner
+    from streamgen.engine.quantize import QUANTIZE_VARIABLE, check_quantization
     from streamgen.render.job import parse_settings
 
     from .evaluation.runner import Evaluator
 
+    # streams are made by processes of their own, which have no other way to know
+    if options.runner is not None:
+        os.environ[RUNNER_VARIABLE] = check_runner(options.runner)
+    if options.quantize is not None:
+        os.environ[QUANTIZE_VARIABLE] = check_quantization(options.quantize)
     settings = parse_settings(options.settings)
     return Evaluator(model, _config(options), out_dir, settings, options.processes).run()
 

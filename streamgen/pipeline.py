@@ -468,7 +468,7 @@ class Pipeline(StreamModel):
         frames = self.start_pictures(image, video)
         if frames is None:
             return None, None
-        latents = encode_frames(self.tokenizer, frames).to(self.dtype)
+        latents = encode_frames(self.tokenizer, frames).to(self.device, self.dtype)
         if latents.shape[1] < self.plan.length(0):
             raise InputError(
                 f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "
