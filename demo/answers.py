@@ -9,8 +9,8 @@ from typing import Any
 from streamgen.stream.events import Receipt
 
 from .engine import Generated
+from .outgoing import Outgoing
 from .strip import Strip
-from .voice import Voice
 
 MAX_PENDING = 64
 # Number of the receipt of gestures that change nothing in the stream: letting go where nothing is held.
@@ -39,12 +39,12 @@ class Answers:
     """Changes that wait, and the strip of those that took effect.
 
     Args:
-        voice: carries answers to the viewer.
+        outgoing: carries answers to the viewer.
         fps: of the stream.
     """
 
-    def __init__(self, voice: Voice, fps: float) -> None:
-        self.voice, self.fps = voice, fps
+    def __init__(self, outgoing: Outgoing, fps: float) -> None:
+        self.outgoing, self.fps = outgoing, fps
         self.strip = Strip()
         self._asked: list[_Asked] = []
 
@@ -72,7 +72,7 @@ class Answers:
             if asked.id == number:
                 asked.label = label
         self.strip.relabel(number, label)
-        self.voice.say({"type": "relabelled", "id": number, "label": label})
+        self.outgoing.say({"type": "relabelled", "id": number, "label": label})
 
     def refuse(self, number: int, kind: str, reason: str) -> None:
         """A change cannot be."""
@@ -123,7 +123,7 @@ class Answers:
     def _tell(self, asked: _Asked, receipt: Receipt, epoch: int) -> None:
         if receipt.status == "applied" and receipt.frame is not None:
             self.strip.add(receipt.frame, asked.kind, asked.label, receipt.superseded, asked.id)
-        self.voice.say(
+        self.outgoing.say(
             {
                 **receipt.to_json(),
                 "type": "receipt",
@@ -135,4 +135,4 @@ class Answers:
         )
 
     def _say(self, number: int, kind: str, status: str, **more: Any) -> None:
-        self.voice.say({"type": "receipt", "id": number, "kind": kind, "status": status, **more})
+        self.outgoing.say({"type": "receipt", "id": number, "kind": kind, "status": status, **more})

@@ -63,7 +63,7 @@ class Conducted(LiveSession):
         try:
             stream = self.engine.replay(score.opening, self.pictures)
         except StreamgenError as error:
-            self.voice.say({"type": "error", "code": "not_opened", "text": str(error)})
+            self.outgoing.say({"type": "error", "code": "not_opened", "text": str(error)})
             with self._lock:
                 self._turn(before)
             return
@@ -88,7 +88,7 @@ class Conducted(LiveSession):
             start = self._made_end if first >= self._made_end else self._go_back(stream, first, after[0])
         except StreamgenError as error:
             # as where a stream began with a picture that is not chosen any more; it plays on as it was
-            self.voice.say({"type": "error", "code": "not_edited", "text": f"not edited: {error}"})
+            self.outgoing.say({"type": "error", "code": "not_edited", "text": f"not edited: {error}"})
             return
         with self._lock:
             assert self.stream is not None

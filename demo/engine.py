@@ -16,6 +16,7 @@ import torch
 
 from streamgen import InputError, Pipeline, Session, Snapshot, StreamEvent, StreamgenError
 from streamgen.families import Description, find_model
+from streamgen.live.pushed import PushedInput
 from streamgen.live.taken import InputReceipt
 from streamgen.machine import device_name
 from streamgen.stream.events import Receipt
@@ -23,7 +24,7 @@ from streamgen.stream.snapshot import read_snapshot, write_snapshot
 from streamgen.stream.timeline import Applied, Timeline
 
 from .history import Saved
-from .webcam import Listening
+from .webcam import Listening, room
 from .word_kinds import drawn_by, kinds_of
 
 CARD = "README.md"
@@ -430,13 +431,14 @@ class SessionStream:
     @property
     def input_waiting(self) -> int:
         source = self.session.source
-        return 0 if source is None else len(source.waiting()[1])
+        return source.waits if isinstance(source, PushedInput) else 0
 
-    def feed(self, picture: np.ndarray, seconds: float) -> None:
+    def feed(self, picture: np.ndarray, seconds: float) -> int:
         if self.session.source is None:
             # who waits for a camera is the session in front of the engine
-            self.session.listen(patience=0.0)
-        self.session.feed(picture, at=[seconds])
+            frames = self.session.geometry.temporal * self.session.model.plan.chunk_frames
+            self.session.listen(patience=0.0, capacity=room(frames))
+        return self.session.feed(picture, at=[seconds]).first
 
     def end_input(self, reason: str) -> None:
         self.session.end_input(reason)

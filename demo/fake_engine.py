@@ -26,6 +26,7 @@ from streamgen.stream.settings import StreamSettings
 from streamgen.stream.timeline import Applied, Timeline
 
 from .engine import Generated, Loading, ModelInfo
+from .webcam import room
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 220)}
 _GREY = (128, 128, 128)
@@ -226,10 +227,12 @@ class FakeStream:
     def input_waiting(self) -> int:
         return len(self.input_frames)
 
-    def feed(self, picture: np.ndarray, seconds: float) -> None:
+    def feed(self, picture: np.ndarray, seconds: float) -> int:
+        number = self.input_count
         self.input_count += 1
-        self.input_frames = [*self.input_frames, self.input_count - 1][-2 * self.engine.info.chunk_frames :]
+        self.input_frames = [*self.input_frames, number][-room(self.engine.info.chunk_frames) :]
         self.listens = True
+        return number
 
     def end_input(self, reason: str) -> None:
         self.listens = False

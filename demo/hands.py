@@ -84,7 +84,7 @@ class Hands:
         rows = self.desk.held.rows()
         if rows != self._told:
             self._told = rows
-            self.answers.voice.say({"type": "held", "held": rows})
+            self.answers.outgoing.say({"type": "held", "held": rows})
 
     def now_at(self, frame: int, point: tuple[float, ...]) -> tuple[float, float]:
         """Where the thing at `point` of picture `frame` is in the newest picture."""

@@ -19,7 +19,7 @@ from streamgen import InputError, StreamEvent, StreamgenError
 from streamgen.live.picture import Picture
 from streamgen.motion.tracks import TrackSet
 
-from . import pictures, told
+from . import pictures, session_rows
 from .answers import Answers
 from .branches import Branches
 from .commands import Commands
@@ -29,12 +29,12 @@ from .history import Saved
 from .limits import Counters, Limits
 from .messages import Ack, BadMessage, Event, Message, Rewind, Simple, Start, Step
 from .messages import Take as TakeUp
+from .outgoing import Outgoing
 from .pacing import LATE, AckWindow, GenerationTimes, Outbox, Playhead, RecacheTimes, start_time
 from .pictures import OutFrame
 from .plan import Plan
 from .relay import Relay, for_watchers
 from .shelf import Keeper, Kept
-from .voice import Voice
 from .webcam import Webcam, WebcamFrame
 
 
@@ -43,7 +43,7 @@ class LiveSession:
 
     Args:
         engine: makes the stream.
-        voice: carries messages to the viewer.
+        outgoing: carries messages to the viewer.
         clock: seconds, monotonic.
         wake_worker: called when there may be work.
         keeper: writes the stream to the shelf, where it is to outlive this process.
@@ -52,17 +52,17 @@ class LiveSession:
     def __init__(
         self,
         engine: Engine,
-        voice: Voice,
+        outgoing: Outgoing,
         clock: Callable[[], float] = time.monotonic,
         wake_worker: Callable[[], None] = lambda: None,
         limits: Limits | None = None,
         keeper: Keeper | None = None,
     ) -> None:
         info, limits = engine.info, limits or Limits()
-        self.engine, self.voice, self.clock, self.wake_worker = engine, voice, clock, wake_worker
+        self.engine, self.outgoing, self.clock, self.wake_worker = engine, outgoing, clock, wake_worker
         self.state, self.epoch = "ready", 0
         self.relay = Relay(clock)
-        voice.also = self.relay.hear
+        outgoing.also = self.relay.hear
         self.rate = info.fps
         self.pictures: np.ndarray | None = None
         self.window = AckWindow(info.fps)
@@ -70,7 +70,7 @@ class LiveSession:
         self.times, self.recaches = GenerationTimes(), RecacheTimes()
         self._others, self._passing = 0.0, -1
         self.outbox: Outbox[OutFrame] = Outbox(room=2 * info.chunk_frames + 1)
-        self.answers, self.keeper = Answers(voice, info.fps), keeper
+        self.answers, self.keeper = Answers(outgoing, info.fps), keeper
         self.hands, self.plan = Hands(info, self.answers, self._fresh), Plan(self.answers, info.fps)
         self.strip = self.answers.strip
         folder = None if keeper is None else keeper.folder
@@ -85,7 +85,7 @@ class LiveSession:
         self._announced = (0, 0.0)
         self._wanted = -1
         self._commands = Commands()
-        self.webcam = Webcam(clock, voice.say)
+        self.webcam = Webcam(clock, outgoing.say)
         self._lock = threading.RLock()
 
     # -- from the web loop ---------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ class LiveSession:
         with self._lock:
             self.window.forget()
             self.outbox.clear()
-            self.voice.clear()
+            self.outgoing.clear()
             self._say_state()
             if self.stream is not None:
                 self._wanted = -1
@@ -343,7 +343,7 @@ class LiveSession:
         try:
             stream = self.engine.resume(kept.snapshot)
         except StreamgenError as error:
-            self.voice.say({"type": "error", "code": "gone", "text": f"your stream cannot go on: {error}"})
+            self.outgoing.say({"type": "error", "code": "gone", "text": f"your stream cannot go on: {error}"})
             with self._lock:
                 self._turn("ready")
             return
@@ -353,14 +353,14 @@ class LiveSession:
             self.branches.reopen(kept)
             self.stream = stream
             self._go_to(stream.next_frame, kept.picture)
-            self.voice.say({"type": "reopened", "frame": stream.next_frame})
+            self.outgoing.say({"type": "reopened", "frame": stream.next_frame})
             self._turn("playing")
 
     def _rewind(self, number: int) -> None:
         mark = self.marks.find(number)
         stream = self.stream
         if mark is None or stream is None:
-            self.voice.say({"type": "error", "code": "gone", "text": "this moment is not kept any more"})
+            self.outgoing.say({"type": "error", "code": "gone", "text": "this moment is not kept any more"})
             return
         with self._lock:
             waiting = self.plan.waiting
@@ -372,7 +372,7 @@ class LiveSession:
         stream = self.stream
         take = self.takes.remove(number)
         if take is None or stream is None:
-            self.voice.say({"type": "error", "code": "gone", "text": "this branch is not kept any more"})
+            self.outgoing.say({"type": "error", "code": "gone", "text": "this branch is not kept any more"})
             return
         with self._lock:
             self.branches.take_up(stream, take, self._made_end, self._last_picture())
@@ -421,8 +421,8 @@ class LiveSession:
         self.head.settle(now, self._made_end, self._moving())
         self._made_end, self._announced = made.start + count, (made.start, now)
         self.counters.generated += count
-        self.voice.say(told.chunk_row(made, self.epoch, self.rate, seconds))
-        out = told.out_frames(made, self.epoch)
+        self.outgoing.say(session_rows.chunk_row(made, self.epoch, self.rate, seconds))
+        out = session_rows.out_frames(made, self.epoch)
         for frame in out:
             self.outbox.put(frame.frame, frame)
             self.hands.seen.append((frame.frame, frame.pixels))
@@ -430,7 +430,7 @@ class LiveSession:
         self._passing = max([self._passing, *(r.until or -1 for r in made.receipts)])
         self.answers.settle(made, self.epoch, stream.in_force)
         self.webcam.made(made.heard)
-        self.voice.wake()
+        self.outgoing.wake()
 
     def _keep(self, stream: Stream, made: Generated) -> None:
         self.recording.add(made.start, made.frames)
@@ -441,7 +441,7 @@ class LiveSession:
             mark = self.marks.add(self._made_end, snapshot, self._last_picture())
             self.takes.fit(self.marks)
             gone = before - {mark.id for mark in self.marks}
-            self.voice.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
+            self.outgoing.say({"type": "mark", **mark.row(), "gone": sorted(gone)})
         if self.keeper is not None and self.keeper.due(self.clock()):
             about, snapshot = self.branches.about(self._last_picture()), self.keeper.fitting(stream, snapshot)
             self.keeper.keep(self.clock(), stream, snapshot, self._made_end, about)
@@ -460,24 +460,26 @@ class LiveSession:
         self.state = state
         self.head.settle(self.clock(), self._made_end, self._moving())
         self._say_state(text)
-        self.voice.wake()
+        self.outgoing.wake()
 
     def _say_state(self, text: str = "") -> None:
-        self.voice.say(told.state_row(self.state, self.epoch, text))
+        self.outgoing.say(session_rows.state_row(self.state, self.epoch, text))
 
     def _say_place(self, frame: int, picture: str) -> None:
         """Everything a page needs to draw the session as it is; the lock is held."""
         assert self.stream is not None
         held = self.hands.rows()
-        self.voice.say(told.place_row(self.stream, self.epoch, frame, picture, held, self.branches))
+        self.outgoing.say(
+            session_rows.place_row(self.stream, self.epoch, frame, picture, held, self.branches)
+        )
 
     def standing(self) -> tuple[list[dict[str, Any]], int]:
         """Where the stream is, as rows for one who begins to watch, and the relay's next number."""
         with self._lock:
-            rows = [told.state_row(self.state, self.epoch)]
+            rows = [session_rows.state_row(self.state, self.epoch)]
             if self.stream is not None:
                 place = (self._made_end, self._last_picture(), self.hands.rows(), self.branches)
-                rows.append(told.place_row(self.stream, self.epoch, *place))
+                rows.append(session_rows.place_row(self.stream, self.epoch, *place))
             return [row for row in map(for_watchers, rows) if row is not None], self.relay.end
 
     def stats(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .live import LiveSession
+from .outgoing import Outgoing
 from .shelf import Kept
-from .voice import Voice
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Full(Exception):
 
 @dataclass(eq=False)
 class Seat:
-    """One page: its id, its voice, and its session once it has one.
+    """One page: its id, what it is told, and its session once it has one.
 
     `visit` counts its connections, `closed` says that the last one was ended by the page, `heritage` is
     a stream from the shelf to go on with.
     """
 
     token: str
-    voice: Voice
+    outgoing: Outgoing
     arrived: float
     heard: float
     left: float | None
@@ -121,7 +121,7 @@ class Lobby:
         if len(self._seats) >= self.rules.max_sessions + self.rules.max_waiting:
             raise Full("too many viewers are here already; come back later")
         now = self.clock()
-        seat = Seat(secrets.token_urlsafe(32), Voice(), now, now, now, heritage=heritage)
+        seat = Seat(secrets.token_urlsafe(32), Outgoing(), now, now, now, heritage=heritage)
         self._seats[seat.token] = seat
         return seat.token
 
@@ -139,7 +139,7 @@ class Lobby:
             self._seats[token] = self._seats.pop(token)
         seat.visit += 1
         seat.left, seat.heard, seat.warned, seat.closed = None, self.clock(), False, False
-        seat.voice.clear()
+        seat.outgoing.clear()
         if seat.session is not None:
             seat.session.connected()
         self._promote()
@@ -168,12 +168,12 @@ class Lobby:
         seat.heard = self.clock()
         if seat.warned:
             seat.warned = False
-            seat.voice.say({"type": "idle", "seconds": None})
+            seat.outgoing.say({"type": "idle", "seconds": None})
 
     def end(self, seat: Seat, reason: str) -> None:
         """End a seat; its viewer is told why."""
         self.release(seat)
-        seat.voice.say({"type": "ended", "text": reason})
+        seat.outgoing.say({"type": "ended", "text": reason})
 
     def release(self, seat: Seat) -> None:
         """End a seat without a word."""
@@ -198,7 +198,7 @@ class Lobby:
                     self.end(seat, "the session was idle and has been ended to make room for others")
                 elif left <= rules.notice_seconds and not seat.warned:
                     seat.warned = True
-                    seat.voice.say({"type": "idle", "seconds": round(left)})
+                    seat.outgoing.say({"type": "idle", "seconds": round(left)})
         self._promote()
 
     def _patience(self, seat: Seat) -> float:
@@ -228,7 +228,7 @@ class Lobby:
         if loading is not None:
             self._was_loading = True
             for seat in waiting:
-                seat.voice.say(loading)
+                seat.outgoing.say(loading)
             return
         for position, seat in enumerate(waiting, 1):
-            seat.voice.say({"type": "queue", "position": position, "waiting": len(waiting)})
+            seat.outgoing.say({"type": "queue", "position": position, "waiting": len(waiting)})

@@ -22,11 +22,11 @@ from streamgen.errors import InputError, StreamgenError
 from . import exports, pictures, uploads
 from .access import Access
 from .conducted import Conducted
+from .connection import CLOSE_UNKNOWN, Connection
 from .drain import SENT_AWAY, Drain
 from .editing import Editing
 from .engine import Engine
 from .limits import Limits
-from .line import CLOSE_UNKNOWN, Line
 from .live import LiveSession
 from .lobby import Full, Lobby, Rules, Seat
 from .messages import MAX_MESSAGE_BYTES
@@ -96,7 +96,7 @@ class Demo:
     def _open(self, seat: Seat) -> LiveSession:
         kept, limits = seat.heritage, self.options.limits
         keeper = Keeper(self.shelf.folder(seat.token), self._writing)
-        session = Conducted(self.engine, seat.voice, self.clock, self.worker.poke, limits, keeper)
+        session = Conducted(self.engine, seat.outgoing, self.clock, self.worker.poke, limits, keeper)
         self.worker.add(session)
         if kept is not None:
             session.reopen(kept)
@@ -114,7 +114,7 @@ class Demo:
             self.lobby.release(seat)
         await asyncio.wrap_future(self._writing.submit(lambda: None))
         for seat in seats:
-            seat.voice.say({"type": "moved", "text": why})
+            seat.outgoing.say({"type": "moved", "text": why})
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -150,7 +150,7 @@ class Demo:
                 said = self.clock()
                 for seat in self.lobby.running:
                     if seat.session is not None and seat.connected:
-                        seat.voice.say(seat.session.stats())
+                        seat.outgoing.say(seat.session.stats())
 
     async def _give_up(self, failure: Exception) -> None:
         seats = [*self.lobby.running, *self.lobby.waiting]
@@ -263,8 +263,8 @@ class Demo:
             await websocket.close(CLOSE_UNKNOWN, "no such session")
             return
         self._inherit(seat)
-        line = Line(websocket, self.lobby, seat, self.hello())
-        await line.run()
+        connection = Connection(websocket, self.lobby, seat, self.hello())
+        await connection.run()
 
     def _inherit(self, seat: Seat) -> None:
         """What a page goes on with is kept under its new id, also while it waits in the row."""

@@ -24,8 +24,8 @@ VERSION, JPEG = 1, 1
 # seconds that a chunk waits for a frame
 PATIENCE = 1.0
 _MOST_PIXELS = 2_000_000
-# chunks that a delay is told from
-_DELAYS = 32
+# frames whose time is known, until a chunk shows them
+_TIMES = 256
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class WebcamFrame:
 
     seconds: float
     picture: np.ndarray
+
+
+def room(chunk_frames: int) -> int:
+    """Frames of a camera that wait at most: those of a chunk, and half of one more so that a chunk which
+    comes a little late leaves none out. Whatever waits longer makes the stream late for good: camera and
+    stream are equally fast.
+    """
+    return chunk_frames + -(-chunk_frames // 2)
 
 
 class Listening(Protocol):
@@ -49,8 +57,8 @@ class Listening(Protocol):
         """Frames that came and were not taken."""
         ...
 
-    def feed(self, picture: np.ndarray, seconds: float) -> None:
-        """A frame, uint8 `(H, W, 3)`, and when it was taken.
+    def feed(self, picture: np.ndarray, seconds: float) -> int:
+        """A frame, uint8 `(H, W, 3)`, and when it was taken; its number in the input.
 
         Raises:
             StreamgenError: the model hears nothing, or times that fall.
@@ -98,11 +106,13 @@ class Webcam:
     def __init__(self, clock: Callable[[], float], say: Callable[[dict[str, Any]], None]) -> None:
         self.clock, self.say = clock, say
         self.on, self._came = False, -math.inf
-        self._delays: list[float] = []
+        self._times: dict[int, float] = {}
 
     def hear(self, stream: Listening, frame: WebcamFrame) -> None:
         """A frame has come; raises as `Listening.feed` does."""
-        stream.feed(frame.picture, frame.seconds)
+        number = stream.feed(frame.picture, frame.seconds)
+        self._times[number] = frame.seconds
+        self._times.pop(number - _TIMES, None)
         self.on, self._came = True, self.clock()
 
     def end(self, stream: Listening | None, reason: str) -> None:
@@ -118,14 +128,13 @@ class Webcam:
         return self._came + PATIENCE
 
     def made(self, receipt: Any) -> None:
-        """Tell the page which frames a chunk shows, and how late; `receipt` is None for one without."""
+        """Tell the page which frames the chunk just told of shows, when it took the first of them, and how
+        long that one was here; `receipt` is None for a chunk without.
+        """
         if receipt is None:
             return
-        if receipt.delay is not None:
-            self._delays = [*self._delays, receipt.delay][-_DELAYS:]
-        late = sorted(self._delays)
-        p95 = round(1000 * late[min(len(late) - 1, int(0.95 * len(late)))], 1) if late else None
-        row = {"held": receipt.held, "dropped": receipt.dropped, "over": receipt.over, "delay_p95_ms": p95}
         span = [receipt.numbers[0], receipt.numbers[-1]] if receipt.numbers else []
-        delay = None if receipt.delay is None else round(1000 * receipt.delay, 1)
-        self.say({"type": "heard", "frames": span, "delay_ms": delay} | row)
+        row = {"held": receipt.held, "dropped": receipt.dropped, "over": receipt.over}
+        row["taken"] = self._times.get(span[0]) if span else None
+        row["delay_ms"] = None if receipt.delay is None else round(1000 * receipt.delay, 1)
+        self.say({"type": "heard", "frames": span} | row)

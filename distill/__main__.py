@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamgen.errors import StreamgenError
-
+from .command import ended
 from .errors import GateError, TrainingError
 
 if TYPE_CHECKING:
@@ -54,23 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 on a signal."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
-    try:
-        if Path(options.config).is_dir():
-            return _recipe(options)
-        if options.meta:
-            return _estimate(options)
-        if options.processes > 1 and "LOCAL_RANK" not in os.environ:
-            return _launch(options.processes, given)
-        return _train(options)
-    except StreamgenError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        # a full disk, above all: checkpoints tell of it themselves, everything else ends here
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return ended(lambda: _run_as(options, given))
+
+
+def _run_as(options: argparse.Namespace, given: Sequence[str]) -> int:
+    if Path(options.config).is_dir():
+        return _recipe(options)
+    if options.meta:
+        return _estimate(options)
+    if options.processes > 1 and "LOCAL_RANK" not in os.environ:
+        return _launch(options.processes, given)
+    return _train(options)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -3,7 +3,9 @@
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.kv_cache import CacheView
+from models.writer import written, written_frames
 
 
 def checkpoint_blocks(module: nn.Module) -> int:
@@ -27,8 +30,9 @@ def checkpoint_blocks(module: nn.Module) -> int:
         if type(block).forward is not nn.Module.forward
     ]
     for block in blocks:
-        # on the instance: under FSDP2 gathering happens around `forward`, as recomputing needs it
-        block.forward = _recomputed(block.forward)
+        # on the instance: under FSDP2 gathering happens around `forward`, as recomputing needs it; a copy of
+        # the block computes with its own parameters, since this is a method
+        block.forward = MethodType(_recomputed(type(block).forward), block)
     return len(blocks)
 
 
@@ -43,7 +47,9 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         context = bound.arguments.get("context")
         if isinstance(context, CacheView):
             bound.arguments["context"] = held_view(context, bound.arguments["layer"])
-        return checkpoint(forward, *bound.args, use_reentrant=False, **bound.kwargs)
+        frames = written_frames()
+        again = lambda: (nullcontext(), written(frames))  # noqa: E731
+        return checkpoint(forward, *bound.args, use_reentrant=False, context_fn=again, **bound.kwargs)
 
     return call
 

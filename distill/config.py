@@ -1,9 +1,9 @@
 """Training configs: YAML plus dotted overrides, checked against frozen dataclasses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from omegaconf import OmegaConf
@@ -15,14 +15,64 @@ from streamgen.errors import InputError
 from streamgen.structured import StructureError, read_yaml, to_plain
 
 T = TypeVar("T")
+#: Shipped configs.
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class ConfigError(InputError):
     """A config that cannot be used: names the key, what was expected and what was found."""
 
 
+def require(condition: bool, name: str, expected: str, found: object) -> None:
+    """Raise ConfigError naming `name`, what was expected and what was found, unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name}: expected {expected}, found {found}")
+
+
 @dataclass(frozen=True)
-class OptimConfig:
+class Bound:
+    """Which numbers of a config fit, in words and as a test; said in a type: `lr: NonNegative = 1e-3`."""
+
+    expected: str
+    fits: Callable[[float], bool]
+
+
+Natural = Annotated[int, Bound(">= 0", lambda number: number >= 0)]
+Count = Annotated[int, Bound(">= 1", lambda number: number >= 1)]
+NonNegative = Annotated[float, Bound(">= 0", lambda number: number >= 0)]
+Positive = Annotated[float, Bound("> 0", lambda number: number > 0)]
+Share = Annotated[float, Bound("within [0, 1]", lambda number: 0 <= number <= 1)]
+Decay = Annotated[float, Bound("within [0, 1)", lambda number: 0 <= number < 1)]
+
+
+class Checked:
+    """A dataclass whose numbers are held to the bounds in their types; null fits where it is allowed.
+
+    `section` is put before the names of keys in messages (`optim.`).
+    """
+
+    section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        if section is not None:
+            cls.section = f"{section}."
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            allowed = get_args(hint)
+            for bound in _bounds(hint, *allowed):
+                value = vars(self)[name]
+                expected = bound.expected + (" or null" if type(None) in allowed else "")
+                require(value is None or bound.fits(value), f"{self.section}{name}", expected, value)
+
+
+def _bounds(*hints: Any) -> list[Bound]:
+    marked = [hint for hint in hints if get_origin(hint) is Annotated]
+    return [bound for hint in marked for bound in hint.__metadata__ if isinstance(bound, Bound)]
+
+
+@dataclass(frozen=True)
+class OptimConfig(Checked, section="optim"):
     """Optimizers and learning-rate shape.
 
     `lr` drives AdamW; `muon_lr` drives Muon, used for hidden matrices when `matrices` is "muon". The rate
@@ -31,60 +81,43 @@ class OptimConfig:
     """
 
     matrices: Literal["muon", "adamw"] = "muon"
-    lr: float = 1.5e-3
-    muon_lr: float = 0.02
+    lr: NonNegative = 1.5e-3
+    muon_lr: NonNegative = 0.02
     muon_momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    warmup_steps: int = 50
+    warmup_steps: Natural = 50
     decay: Literal["none", "linear", "cosine"] = "linear"
-    decay_fraction: float = 0.3
-    final_fraction: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(
-            self.lr >= 0 and self.muon_lr >= 0, "optim.lr, optim.muon_lr", ">= 0", (self.lr, self.muon_lr)
-        )
-        require(self.warmup_steps >= 0, "optim.warmup_steps", ">= 0", self.warmup_steps)
-        require(0 <= self.decay_fraction <= 1, "optim.decay_fraction", "within [0, 1]", self.decay_fraction)
-        require(0 <= self.final_fraction <= 1, "optim.final_fraction", "within [0, 1]", self.final_fraction)
+    decay_fraction: Share = 0.3
+    final_fraction: Share = 0.0
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked, section="checkpoint"):
     """When to save (null switches a trigger off) and how many checkpoints stay on disk."""
 
-    every_steps: int | None = 1000
-    every_minutes: float | None = 5.0
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        require(self.keep >= 1, "checkpoint.keep", ">= 1", self.keep)
-        require_positive(self.every_steps, "checkpoint.every_steps")
-        require_positive(self.every_minutes, "checkpoint.every_minutes")
+    every_steps: Count | None = 1000
+    every_minutes: Positive | None = 5.0
+    keep: Count = 2
 
 
 @dataclass(frozen=True)
-class PreviewConfig:
+class PreviewConfig(Checked, section="preview"):
     """When to evaluate with the EMA weights (null switches a trigger off).
 
     `weights` also exports them beside the pictures, so that figures over training time can be measured later.
     """
 
-    every_steps: int | None = None
-    every_minutes: float | None = 5.0
+    every_steps: Count | None = None
+    every_minutes: Positive | None = 5.0
     at_start: bool = True
     at_end: bool = True
     weights: bool = False
 
-    def __post_init__(self) -> None:
-        require_positive(self.every_steps, "preview.every_steps")
-        require_positive(self.every_minutes, "preview.every_minutes")
-
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Checked, section="lora"):
     """Low-rank adapters of rank `rank` on the linear layers whose names end in one of `targets`.
 
     `alpha` / `rank` scales what they add. `modules` are the stage's modules that get them; the others are
@@ -92,15 +125,14 @@ class LoraConfig:
     the start has not learned, above all, for which a low rank or no linear layer is there.
     """
 
-    rank: int = 32
-    alpha: float = 32.0
+    rank: Count = 32
+    alpha: Positive = 32.0
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
     modules: tuple[str, ...] = ("student", "critic")
     whole: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "lora.rank", ">= 1", self.rank)
-        require_positive(self.alpha, "lora.alpha")
+        super().__post_init__()
         require(bool(self.targets), "lora.targets", "at least one name", "none")
         require(bool(self.modules), "lora.modules", "at least one name", "none")
 
@@ -131,7 +163,7 @@ class FrozenConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """What every stage's config has; a stage adds its own fields by inheritance.
 
     `schedule: steps` measures progress as step / max_steps; `schedule: time` as elapsed minutes /
@@ -146,17 +178,17 @@ class RunConfig:
 
     stage: str
     run_dir: str
-    max_steps: int
-    seed: int
-    max_minutes: float | None = None
+    max_steps: Count
+    seed: Natural
+    max_minutes: Positive | None = None
     schedule: Literal["steps", "time"] = "steps"
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    threads: int | None = None
-    gradient_accumulation: int = 1
-    gradient_clip: float | None = 1.0
+    threads: Count | None = None
+    gradient_accumulation: Count = 1
+    gradient_clip: Positive | None = 1.0
     find_unused_parameters: bool = False
-    ema_decay: float = 0.998
-    log_every: int = 50
+    ema_decay: Decay = 0.998
+    log_every: Count = 50
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     prefetch: bool = False
     parallel: Literal["ddp", "fsdp2"] = "ddp"
@@ -168,14 +200,7 @@ class RunConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
     def __post_init__(self) -> None:
-        require(self.max_steps >= 1, "max_steps", ">= 1", self.max_steps)
-        require(self.seed >= 0, "seed", ">= 0", self.seed)
-        require(self.log_every >= 1, "log_every", ">= 1", self.log_every)
-        require(self.gradient_accumulation >= 1, "gradient_accumulation", ">= 1", self.gradient_accumulation)
-        require(0 <= self.ema_decay < 1, "ema_decay", "within [0, 1)", self.ema_decay)
-        require_positive(self.max_minutes, "max_minutes")
-        require_positive(self.gradient_clip, "gradient_clip")
-        require_positive(self.threads, "threads")
+        super().__post_init__()
         if self.schedule == "time" and self.max_minutes is None:
             raise ConfigError("schedule: time needs max_minutes, found null")
         if self.optim.matrices == "muon" and (self.parallel == "fsdp2" or self.lora is not None):
@@ -196,17 +221,6 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in mapping.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def require(condition: bool, name: str, expected: str, found: object) -> None:
-    """Raise ConfigError naming `name`, what was expected and what was found, unless `condition` holds."""
-    if not condition:
-        raise ConfigError(f"{name}: expected {expected}, found {found}")
-
-
-def require_positive(value: float | None, name: str) -> None:
-    """Raise ConfigError unless `value` is None or above zero."""
-    require(value is None or value > 0, name, "> 0 or null", value)
 
 
 def read_mapping(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -273,6 +287,18 @@ def build(cls: type[T], mapping: Mapping[str, Any]) -> T:
         return structured.build(cls, mapping, label="config ")
     except StructureError as error:
         raise ConfigError(str(error)) from error
+
+
+def build_sized(cls: type[T], sizes: str, given: Mapping[str, Any]) -> T:
+    """The config of given values over those that its `size` has in `configs/<sizes>`.
+
+    Raises:
+        ConfigError: an unknown key or size, or a value that does not fit.
+    """
+    known = read_mapping(CONFIGS / sizes)
+    size = given.get("size", "medium")
+    require(size in list(known), "size", f"one of {', '.join(known)}", size)
+    return build(cls, known[size] | dict(given))
 
 
 def write_yaml(mapping: Mapping[str, Any], path: Path) -> None:

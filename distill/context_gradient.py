@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from models.causal_dit import CausalDiT
-from models.kv_cache import CacheView
+from models.kv_cache import CacheCursor, CacheView
 from models.motion_encoder import Tracks
+from models.writer import written
 from streamgen.engine.guidance import Conditioning
 from streamgen.engine.noise import NoiseSource
-from streamgen.engine.runner import DenoiseTask, PlainRunner
+from streamgen.engine.runner import CommitTask, DenoiseTask, PlainRunner
 from streamgen.engine.sampler import Velocity
 from streamgen.engine.scheduler import x0_from_velocity
 from streamgen.stream.latents import LatentChunk
@@ -68,8 +69,18 @@ class _Asked:
     exits: list[Exit] = field(default_factory=list)
 
 
-class ExitRecorder(PlainRunner):
-    """The plain runner, which keeps what each chunk's last step was given."""
+class StudentRunner(PlainRunner):
+    """The plain runner of a student in training, which commits as its writer does now, where it has one."""
+
+    def commit(self, task: CommitTask) -> CacheCursor:
+        """See `PlainRunner`."""
+        frames = torch.ones(task.frames, device=task.latents.device)
+        with written(frames if self.dit.config.writer else None):
+            return super().commit(task)
+
+
+class ExitRecorder(StudentRunner):
+    """One which keeps what each chunk's last step was given."""
 
     def __init__(self, dit: CausalDiT) -> None:
         super().__init__(dit)
@@ -81,14 +92,12 @@ class ExitRecorder(PlainRunner):
         return self._asked.exits
 
     def denoise(self, task: DenoiseTask) -> Tensor:
-        """See `PlainRunner`."""
         latents = super().denoise(task)
         assert self._asked.last is not None
         self._asked.exits.append(self._asked.last)
         return latents
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
-        """See `PlainRunner`."""
         solve, asked = super().velocity(view, conditioning), self._asked
 
         def noting(x: Tensor, sigma: float) -> Tensor:

@@ -7,11 +7,16 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from streamgen.errors import InputError, StreamgenError
+from streamgen.errors import InputError
+
+from .command import check_processes, ended, out_folder, say, the_one
+
+if TYPE_CHECKING:
+    from .evaluation.suites import EvaluationConfig
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -55,6 +60,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="a report's folder: make the report again from its rows, without the model",
     )
+    parser.add_argument(
+        "--ways",
+        metavar="WAY,WAY",
+        help="the evaluation's switches, their words changed over --over seconds: the same ones once under "
+        "each way (linear, spherical, at once), compared in pairs; how many: switches=32",
+    )
+    parser.add_argument("--over", type=float, default=2.0, metavar="SECONDS", help="with --ways (default: 2)")
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
         "overrides",
@@ -71,113 +83,105 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 done, 1 a full disk, 2 bad input, 130 interrupted."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _evaluate(options)
-    except StreamgenError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on from the streams that are done\n")
-        return 130
+    return ended(
+        lambda: _evaluate(options), "interrupted: the same command goes on from the streams that are done"
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError('evaluation: needs matplotlib for its curves: pip install "streamgen[train]"')
-    if options.processes < 1:
-        raise InputError(f"--processes: expected at least 1, found {options.processes}")
-    given = {
-        "--model": options.model,
-        "--run": options.run,
-        "--tokenizer": options.tokenizer,
-        "--report": options.report,
-        "--rows": options.rows,
+    check_processes(options.processes)
+    given = {f"--{name}": vars(options)[name] for name in ("model", "run", "tokenizer", "report", "rows")}
+    # ways are those of a model
+    if options.ways:
+        given = {"--ways": options.ways} | {name: value for name, value in given.items() if name != "--model"}
+    do = {
+        "--run": _curves,
+        "--tokenizer": _tokenizers,
+        "--report": _reports,
+        "--rows": _again,
+        "--ways": _ways,
     }
-    if len(found := [name for name, value in given.items() if value]) > 1:
-        raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
-    if options.clip and not options.tokenizer:
+    mode = the_one(given, "--model")
+    if options.clip and mode != "--tokenizer":
         raise InputError("--clip: is measured with --tokenizer, found none")
-    out_dir = Path(options.out)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out_dir}: cannot be made ({error.strerror})") from None
-    if options.run is not None:
-        page = _curves(options, Path(options.run), out_dir)
-    elif options.tokenizer:
-        page = _tokenizers(options, out_dir)
-    elif options.report:
-        page = _reports(options, out_dir)
-    elif options.rows:
-        page = _again(options, out_dir)
-    else:
-        report = _report(options, options.model or "tiny", out_dir)
-        page = out_dir / "index.html"
+    out_dir = out_folder(options.out)
+    for found in do.get(mode, _streams)(options, out_dir):
         if options.json:
-            sys.stdout.write(json.dumps(report) + "\n")
-    sys.stderr.write(f"report: {page}\n")
+            sys.stdout.write(json.dumps(found) + "\n")
+    say(f"report: {out_dir / 'index.html'}")
     return 0
+
+
+def _streams(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
+    yield _report(options, options.model or "tiny", out_dir)
 
 
 def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str, Any]:
     # Imported late, so that usage errors answer at once.
     from streamgen.render.job import parse_settings
 
-    from .config import read_overrides
     from .evaluation.runner import Evaluator
-    from .evaluation.suites import evaluation_config
 
-    config = evaluation_config(read_overrides(options.overrides))
-    evaluator = Evaluator(model, config, out_dir, parse_settings(options.settings), options.processes)
-    return evaluator.run()
+    settings = parse_settings(options.settings)
+    return Evaluator(model, _config(options), out_dir, settings, options.processes).run()
 
 
-def _again(options: argparse.Namespace, out_dir: Path) -> Path:
+def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from .evaluation.report import make_report
 
-    report = make_report(Path(options.rows), out_dir)
-    if options.json:
-        sys.stdout.write(json.dumps(report) + "\n")
-    return out_dir / "index.html"
+    yield make_report(Path(options.rows), out_dir)
 
 
-def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Path:
-    from .config import read_overrides
+def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from .evaluation.comparison import compare_tokenizers
+
+    yield compare_tokenizers(
+        [Path(path) for path in options.tokenizer], _config(options), out_dir, options.clip
+    )
+
+
+def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
+    from streamgen.render.job import parse_settings
+
+    from .config import read_overrides
     from .evaluation.suites import evaluation_config
+    from .evaluation.transitions import compare_ways
 
     config = evaluation_config(read_overrides(options.overrides))
-    rows = compare_tokenizers([Path(path) for path in options.tokenizer], config, out_dir, options.clip)
-    if options.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
-    return out_dir / "index.html"
+    ways, settings = options.ways.split(","), parse_settings(options.settings)
+    model, seconds = options.model or "tiny", options.over
+    yield compare_ways(model, config, ways, seconds, out_dir, settings, options.processes)
 
 
-def _reports(options: argparse.Namespace, out_dir: Path) -> Path:
+def _reports(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from .evaluation.beside import compare_reports
 
-    rows = compare_reports(options.report, out_dir)
-    if options.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
-    return out_dir / "index.html"
+    yield compare_reports(options.report, out_dir)
 
 
-def _curves(options: argparse.Namespace, run_dir: Path, out_dir: Path) -> Path:
+def _curves(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     """A report for each weights that a run kept, in folders of their own; finished streams are kept."""
     from .evaluation.curves import kept_weights, write_curves
 
     points = []
-    for weights in kept_weights(run_dir):
+    for weights in kept_weights(Path(options.run)):
         folder = out_dir / weights.name
         folder.mkdir(exist_ok=True)
-        sys.stderr.write(f"{weights.directory}: {weights.minutes:.0f} minutes of training\n")
+        say(f"{weights.directory}: {weights.minutes:.0f} minutes of training")
         points.append((weights, _report(options, str(weights.directory), folder)))
-        page = write_curves(points, out_dir)
-        if options.json:
-            sys.stdout.write(json.dumps({"minutes": weights.minutes, **points[-1][1]}) + "\n")
-    return page
+        write_curves(points, out_dir)
+        yield {"minutes": weights.minutes, **points[-1][1]}
+
+
+def _config(options: argparse.Namespace) -> "EvaluationConfig":
+    from .config import read_overrides
+    from .evaluation.suites import evaluation_config
+
+    return evaluation_config(read_overrides(options.overrides))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn.functional import pad
 from models.causal_dit import CausalDiT, TextContext
 from models.context import AttentionContext, BidirectionalContext, ChunkPlan, MaskedContext, SequenceFrame
 from models.motion_encoder import MotionEncoder, Tracks
+from models.writer import written
 from streamgen.engine.guidance import joint_guidance
 from streamgen.engine.scheduler import add_noise, velocity_target
 
@@ -57,17 +57,6 @@ class FlowBatch:
     told: ToldBatch | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     copies: int = 1
-
-    def to(self, device: torch.device) -> "FlowBatch":
-        """The same on a device."""
-        changed: dict[str, Any] = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)}
-        changed["tracks"] = Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
-        if self.committed is not None:
-            on_device = {name: value.to(device) for name, value in vars(self.committed).items()}
-            changed["committed"] = Committed(**on_device)
-        if self.told is not None:
-            changed["told"] = self.told.to(device)
-        return replace(self, **changed)
 
     @property
     def targets(self) -> Tensor:
@@ -176,14 +165,16 @@ class FlowNetwork(nn.Module):
         assert text.segment is not None
         segments = [text.segment if past.segment is None else past.segment, text.segment]
         motions = [motion if past.motion is None else past.motion, motion]
-        out = self.dit(
-            torch.cat([past.x.to(x), x], 1),
-            torch.cat([past.sigma, sigma], 1) * 1000,
-            TextContext(text.keys, text.values, torch.cat(segments, 1)),
-            self._context(x, seen, past.copies),
-            torch.cat(motions, 1),
-            None if guidance is None else pad(guidance, (0, 0, seen, 0)),
-        )
+        committed = (torch.arange(seen + x.shape[1], device=x.device) < seen).float()
+        with written(committed if self.dit.config.writer else None):
+            out = self.dit(
+                torch.cat([past.x.to(x), x], 1),
+                torch.cat([past.sigma, sigma], 1) * 1000,
+                TextContext(text.keys, text.values, torch.cat(segments, 1)),
+                self._context(x, seen, past.copies),
+                torch.cat(motions, 1),
+                None if guidance is None else pad(guidance, (0, 0, seen, 0)),
+            )
         return out[:, seen:].float()
 
     def _context(self, latents: Tensor, seen: int = 0, copies: int = 1) -> AttentionContext:

@@ -21,7 +21,7 @@ from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 from streamgen.engine.geometry import LatentGeometry
 
-from .config import differing_keys, require
+from .config import Checked, Count, Natural, differing_keys, require
 from .precision import multiplies_bfloat16
 from .scenes import SceneBatch, SceneConfig, SceneGenerator
 from .scenes.turnings import turning_latents
@@ -34,23 +34,18 @@ _MADE_OF = "world.json"
 
 
 @dataclass(frozen=True)
-class CacheConfig:
+class CacheConfig(Checked, section="cache"):
     """What to encode: `clips` clips of `frames` frames (1 + 4k), and `images` single frames, from `seed`."""
 
     directory: str = "runs/cache"
-    clips: int = 12288
+    clips: Count = 12288
     frames: int = 81
-    images: int = 24576
-    seed: int = 1000
+    images: Count = 24576
+    seed: Natural = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.frames % 4 == 1 and self.frames > 1, "cache.frames", "1 + 4k, above 1", self.frames)
-        require(
-            self.clips >= 1 and self.images >= 1,
-            "cache.clips, cache.images",
-            ">= 1",
-            (self.clips, self.images),
-        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .config import require
+from .config import Checked, Count, NonNegative, Share, require
 
 #: Multiples of these, taken modulo 1, spread evenly, and independently of each other.
 GOLDEN, PLASTIC, SILVER = 0.6180339887, 0.7548776662, 0.4142135624
@@ -32,19 +32,15 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Kind(Checked, section="mixture"):
     """One kind of update: its `share` of them, relative to the others', and the samples in a `batch`."""
 
-    share: float = 0.0
-    batch: int = 1
-
-    def __post_init__(self) -> None:
-        require(self.share >= 0, "mixture share", ">= 0", self.share)
-        require(self.batch >= 1, "mixture batch", ">= 1", self.batch)
+    share: NonNegative = 0.0
+    batch: Count = 1
 
 
 @dataclass(frozen=True)
-class MixtureConfig:
+class MixtureConfig(Checked, section="mixture"):
     """What the updates of a causal stage are made of (see `distill.windows`).
 
     In the first `image_phase` of the budget there are `images` alone: first frames. Later these, `beginnings`
@@ -53,14 +49,14 @@ class MixtureConfig:
     have no changes; whole clips take their turns.
     """
 
-    image_phase: float = 0.1
+    image_phase: Share = 0.1
     images: Kind = Kind(0.12, 128)
     beginnings: Kind = Kind(0.15, 40)
     clips: Kind = Kind(0.48, 6)
     changes: Kind = Kind(0.25, 12)
 
     def __post_init__(self) -> None:
-        require(0 <= self.image_phase <= 1, "mixture.image_phase", "within [0, 1]", self.image_phase)
+        super().__post_init__()
         require(sum(self.shares.values()) > 0, "mixture", "a share above 0", self.shares)
 
     @property

@@ -60,7 +60,6 @@ class PackedContext:
             self.groups.append((slice(start, start + targets), slice(seen - targets, seen)))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `AttentionContext`."""
         # (B, H, F, tokens, D): every product below is one of contiguous matrices
         queries = self._by_frame(rotate(q, self.tables) * (1.0 / math.sqrt(q.shape[-1])))
         keys, values = self._by_frame(rotate(k, self.tables)), self._by_frame(v)

@@ -23,8 +23,8 @@ from streamgen.stream.prompts import Text
 from streamgen.stream.recache import ByChunk
 from streamgen.stream.rollout import rollout
 
-from .config import require
-from .context_gradient import ExitRecorder, through_context, with_gradient_of
+from .config import Checked, Count, Share, require
+from .context_gradient import ExitRecorder, StudentRunner, through_context, with_gradient_of
 from .flow import FlowNetwork
 from .guidance import GuidanceRange, strengths_over
 from .latent_cache import LatentClips
@@ -50,11 +50,6 @@ class Script:
     tracks: Tracks
     strengths: Tensor
 
-    def to(self, device: torch.device) -> "Script":
-        """The same on a device."""
-        tracks = Tracks(**{name: value.to(device) for name, value in vars(self.tracks).items()})
-        return Script(self.words.to(device), self.switch, tracks, self.strengths.to(device))
-
     def segment(self, places: Tensor) -> Tensor:
         """Which caption each of the latent frames `places (T,)` reads, `(B, T)`."""
         at = places.to(self.words.device)
@@ -75,24 +70,20 @@ class Script:
 
 
 @dataclass(frozen=True)
-class ScriptConfig:
+class ScriptConfig(Checked, section="script"):
     """`switch_share` of the scripts change the prompt of all streams once, between latent frames
     `switch_from` and `switch_to`, where an update begins: what is scored together is told the same (LongLive
     switches there, too). The others may have tracks.
     """
 
-    switch_share: float = 0.4
-    switch_from: int = 3
+    switch_share: Share = 0.4
+    switch_from: Count = 3
     switch_to: int = 24
 
     def __post_init__(self) -> None:
-        require(0 <= self.switch_share <= 1, "script.switch_share", "within [0, 1]", self.switch_share)
-        require(
-            1 <= self.switch_from <= self.switch_to,
-            "script.switch_from",
-            f"1 to switch_to ({self.switch_to})",
-            self.switch_from,
-        )
+        super().__post_init__()
+        most = f"<= switch_to ({self.switch_to})"
+        require(self.switch_from <= self.switch_to, "script.switch_from", most, self.switch_from)
 
     def within(self, boundaries: Sequence[int]) -> list[int]:
         """Those latent frames that a switch may be at."""
@@ -279,7 +270,7 @@ class RolloutStudent(FlowNetwork):
         """
         if context_gradient and sampling.with_gradient:
             return self._with_context(streams, frames, sampling, told)
-        made = self._carried_on(streams, frames, sampling, PlainRunner(self.dit))
+        made = self._carried_on(streams, frames, sampling, StudentRunner(self.dit))
         return torch.cat([chunk.latents for chunk in made], 1), *self.told_loss(told)
 
     def _with_context(

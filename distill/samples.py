@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from einops import rearrange
@@ -12,38 +14,97 @@ from streamgen import Pipeline, StreamEvent
 from streamgen.motion.tracks import TrackSet, drag
 from streamgen.video.write import VideoFileSink
 
+from .config import CONFIGS, Bound, Checked, build, read_mapping, require
 from .scenes import contact_sheet
 
-PROMPTS = (
-    "a small red circle moves right over the sea",
-    "a large blue star stays over sand",
-    "a medium green square moves left over the snow",
-    "a large yellow diamond bounces over the bricks",
-    "a small white triangle moves up over the night sky",
-    "a medium purple star circles over the grass",
-    "a large pink ring moves down over the sea",
-    "a medium orange circle zigzags over the sand",
-    "a small blue diamond moves left over the bricks",
-    "a large white circle stays over the grass",
-    "crimson ball drifting left at night",
-    "a medium green triangle moves right over the snow",
-    "a large purple square bounces over the sea",
-    "a small yellow star moves down over the night sky",
-    "over the grass, a big pink diamond goes up",
-    "a large red ring circles over the sand",
-)
-SWITCHES = (
-    ("a small red circle moves right over the sea", "a large blue star stays over sand"),
-    ("a large green square stays over the snow", "a large red square stays over the snow"),
-    ("a medium yellow circle moves left over the grass", "a medium yellow star moves left over the grass"),
-    ("a large white ring stays over the bricks", "a large white ring stays over the night sky"),
-)
-DRAGS = (
-    ("a large red circle stays over the sand", (0.8, 0.25)),
-    ("a medium blue square stays over the snow", (0.2, 0.8)),
-    ("a large yellow star stays over the sea", (0.75, 0.75)),
-    ("a medium white diamond moves right over the grass", (0.2, 0.2)),
-)
+#: Sheets, in the order in which they are drawn.
+SHEETS = ("prompts", "switches", "drags")
+_Few = Annotated[int, Bound("1 to 100", lambda count: 1 <= count <= 100)]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A stream of a prompt."""
+
+    seed: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A stream of a prompt and, in its middle, another one."""
+
+    seed: int
+    prompt: str
+    then: str
+
+
+@dataclass(frozen=True)
+class Dragged:
+    """A stream whose object is taken where it is and drawn to a place, normalised (x, y)."""
+
+    seed: int
+    prompt: str
+    to: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        require(all(0 <= place <= 1 for place in self.to), "drags.to", "x and y in [0, 1]", self.to)
+
+
+@dataclass(frozen=True)
+class Columns(Checked, section="columns"):
+    """Pictures of each stream on a sheet."""
+
+    prompts: _Few
+    switches: _Few
+    drags: _Few
+
+
+@dataclass(frozen=True)
+class SampleConfig(Checked):
+    """Streams that are shown.
+
+    Attributes:
+        zoom: how many times larger pictures are than frames.
+        seconds: of a stream, and of each part of one that is switched.
+        columns: pictures of each stream.
+        prompts, switches, drags: the streams, each with its seed; a sheet without any is not drawn.
+    """
+
+    zoom: Annotated[int, Bound("1 to 16", lambda zoom: 1 <= zoom <= 16)]
+    seconds: Annotated[float, Bound("0.1 to 60", lambda seconds: 0.1 <= seconds <= 60)]
+    columns: Columns
+    prompts: tuple[Shown, ...]
+    switches: tuple[Switched, ...]
+    drags: tuple[Dragged, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for seed in self.seeds:
+            require(0 <= seed < 2**62, "seed", ">= 0", seed)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of all streams, in their order."""
+        return [row.seed for rows in (self.prompts, self.switches, self.drags) for row in rows]
+
+    def streams(self, pipeline: Pipeline, name: str) -> tuple[list[Tensor], list[str]]:
+        """The enlarged streams of the sheet `name`, uint8 `(T, H, W, 3)`, and what is said of each."""
+        frames = max(2, round(self.seconds * pipeline.geometry.fps))
+        if name == "prompts":
+            videos = [stream(pipeline, row.prompt, row.seed, frames) for row in self.prompts]
+            captions = [row.prompt for row in self.prompts]
+        elif name == "switches":
+            videos = [
+                stream(pipeline, row.prompt, row.seed, 2 * frames, (frames, StreamEvent(prompt=row.then)))
+                for row in self.switches
+            ]
+            captions = [f"{row.prompt}  ->  {row.then}" for row in self.switches]
+        else:
+            drawn = [dragged(pipeline, row.prompt, row.seed, row.to, frames) for row in self.drags]
+            videos = [marked(video, track) for video, track in drawn]
+            captions = [f"{row.prompt}; dragged to {row.to}" for row in self.drags]
+        return [v.repeat_interleave(self.zoom, 1).repeat_interleave(self.zoom, 2) for v in videos], captions
 
 
 def stream(
@@ -83,26 +144,17 @@ def show(videos: Sequence[Tensor], captions: Sequence[str], path: Path, fps: int
         sink.write(picture.numpy())
 
 
-def prompt_sheet(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
+def prompt_sheet(pipeline: Pipeline, out_dir: Path) -> None:
     """Show streams of fixed prompts as `prompts.png` and `prompts.mp4`."""
-    frames = round(seconds * pipeline.geometry.fps)
-    plain = [stream(pipeline, prompt, i, frames) for i, prompt in enumerate(PROMPTS)]
-    show(larger(plain), PROMPTS, out_dir / "prompts.png", pipeline.geometry.fps)
+    sample_sheets(pipeline, out_dir, ("prompts",))
 
 
-def sample_sheets(pipeline: Pipeline, out_dir: Path, seconds: float = 2.0) -> None:
-    """Show `prompts`, `switches` and `drags`."""
-    prompt_sheet(pipeline, out_dir, seconds)
-    frames = round(seconds * pipeline.geometry.fps)
-    switched = [
-        stream(pipeline, before, i, 2 * frames, (frames, StreamEvent(prompt=after)))
-        for i, (before, after) in enumerate(SWITCHES)
-    ]
-    fps = pipeline.geometry.fps
-    show(larger(switched), [f"{a}  ->  {b}" for a, b in SWITCHES], out_dir / "switches.png", fps, frames=12)
-    drawn = [dragged(pipeline, prompt, i, target, frames) for i, (prompt, target) in enumerate(DRAGS)]
-    names = [f"{prompt}; dragged to {target}" for prompt, target in DRAGS]
-    show(larger([marked(v, t) for v, t in drawn]), names, out_dir / "drags.png", fps, frames=12)
+def sample_sheets(pipeline: Pipeline, out_dir: Path, names: Sequence[str] = SHEETS) -> None:
+    """Show the sheets `names` of `configs/samples.yaml`."""
+    config = build(SampleConfig, read_mapping(CONFIGS / "samples.yaml"))
+    for name in names:
+        videos, captions = config.streams(pipeline, name)
+        show(videos, captions, out_dir / f"{name}.png", pipeline.geometry.fps, vars(config.columns)[name])
 
 
 def dragged(
@@ -152,8 +204,3 @@ def marked(video: Tensor, path: Tensor) -> Tensor:
             frame[row, max(0, column - 2) : column + 3] = 0
             frame[max(0, row - 2) : row + 3, column] = 0
     return video
-
-
-def larger(videos: Sequence[Tensor], zoom: int = 2) -> list[Tensor]:
-    """Several times the size, for people."""
-    return [v.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for v in videos]

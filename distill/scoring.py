@@ -14,6 +14,7 @@ from models.motion_encoder import MotionEncoder, Tracks
 from models.text_encoder import PAD
 from streamgen.engine.scheduler import add_noise, x0_from_velocity
 
+from .batches import moved
 from .config import require
 from .flow import Condition, FlowMatching, FlowNetwork, Past, guided
 from .guidance import strengths_over
@@ -186,21 +187,14 @@ def clip_windows(
     segment = (at >= clips.switch[rows, None].long()).long()
     words = clips.words[rows].long()
     tracks = window_tracks(clips, rows, at, silence, generator, whole=True)
-    device, committed = script.words.device, None
+    committed = None
     if context_noise is not None:
         level = torch.full(x.shape[:2], context_noise)
-        noisy = add_noise(x, torch.randn(x.shape, generator=generator), level)
-        committed = noisy.to(device), level.to(device)
-    tracks = Tracks(**{name: value.to(device) for name, value in vars(tracks).items()})
-    strengths = strengths_over(script.strengths, tracks.state, plan, places)
-    told = Told(
-        torch.cat([words, torch.full_like(words[:, :1], PAD)], 1).to(device),
-        segment.to(device),
-        tracks,
-        strengths,
-        committed,
-    )
-    return ClipWindows(x[:, -new:].to(device), told)
+        committed = add_noise(x, torch.randn(x.shape, generator=generator), level), level
+    strengths = strengths_over(script.strengths.cpu(), tracks.state, plan, places)
+    words = torch.cat([words, torch.full_like(words[:, :1], PAD)], 1)
+    told = Told(words, segment, tracks, strengths, committed)
+    return moved(ClipWindows(x[:, -new:], told), script.words.device)
 
 
 def _condition(teacher: FlowMatching, told: Told, shape: torch.Size) -> tuple[Condition, Past | None]:

@@ -5,6 +5,7 @@ when its forward begins and given up when it ends: each block of a `ModuleList`,
 on its own.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -58,7 +59,9 @@ class ShardedModule:
         self.module = module
         # memory can only be pinned where there is a GPU to copy it to
         policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
-        before = {part: _traces(part) for part in module.modules()}
+        # the plain module, with parameters that take no memory
+        empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
+        self._plain = copy.deepcopy(module, {**empty, **{id(buffer): buffer for buffer in module.buffers()}})
         for part in (*units(module), module):
             methods, probe = entry_points(part), _whole_parameter(part)
             fully_shard(part, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
@@ -70,7 +73,6 @@ class ShardedModule:
         check_sharded(module)
         # Otherwise whichever part is used first would be taken for the root.
         fully_shard.state(module)._lazy_init()  # type: ignore[attr-defined]
-        self._added = {part: _traces(part) - traces for part, traces in before.items()}
 
     @contextmanager
     def whole(self, values: Mapping[str, Tensor], main: bool) -> Iterator[None]:
@@ -81,19 +83,27 @@ class ShardedModule:
         """
         for unit in self._units():
             unit.reshard()
-        tensors: dict[int, nn.Parameter] = {}
+        tensors: dict[int, Any] = {}
         for name, parameter in self.module.named_parameters():
             tensor = whole(values.get(name, parameter.detach()))
             if main:
                 tensors[id(parameter)] = nn.Parameter(tensor.to(parameter.dtype), requires_grad=False)
-        kept = {part: (part.__dict__, type(part)) for part in self.module.modules()} if main else {}
+        kept, kind = self.module.__dict__, type(self.module)
         try:
-            for part, (attributes, kind) in kept.items():
-                _become(part, _without(attributes, self._added[part], tensors), _original(kind))
+            if main:
+                _become(self.module, self._filled(tensors).__dict__, type(self._plain))
             yield
         finally:
-            for part, (attributes, kind) in kept.items():
-                _become(part, attributes, kind)
+            _become(self.module, kept, kind)
+
+    def _filled(self, tensors: Mapping[int, Any]) -> nn.Module:
+        """The plain module with `tensors` by the sharded parameters they are of, and the present buffers."""
+        own = dict(self.module.named_parameters(remove_duplicate=False))
+        places = self._plain.named_parameters(remove_duplicate=False)
+        plain = copy.deepcopy(self._plain, {id(empty): tensors[id(own[name])] for name, empty in places})
+        for part, sharded in zip(plain.modules(), self.module.modules(), strict=True):
+            part._buffers = sharded._buffers
+        return plain
 
     def _units(self) -> list[FSDPModule]:
         return [part for part in self.module.modules() if isinstance(part, FSDPModule)]
@@ -201,37 +211,7 @@ def _open(part: nn.Module, method: str, probe: tuple[nn.Module, str] | None) -> 
     setattr(part, method, enter)
 
 
-def _traces(part: nn.Module) -> frozenset[tuple[str, int | None]]:
-    """The attributes of a module and, for those that hold hooks, the identity of each."""
-    names = {(name, None) for name in part.__dict__}
-    hooks = {(name, hook) for name, held in part.__dict__.items() if _holds_hooks(name) for hook in held}
-    return frozenset(names | hooks)
-
-
-def _holds_hooks(name: str) -> bool:
-    return name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
-
-
-def _without(
-    attributes: dict[str, Any], added: frozenset[tuple[str, int | None]], tensors: Mapping[int, nn.Parameter]
-) -> dict[str, Any]:
-    """A module's attributes without what sharding has added, and with `tensors` by parameter."""
-    plain = {name: value for name, value in attributes.items() if (name, None) not in added}
-    for name, held in plain.items():
-        if _holds_hooks(name):
-            plain[name] = type(held)((hook, call) for hook, call in held.items() if (name, hook) not in added)
-    plain["_parameters"] = {
-        name: None if parameter is None else tensors[id(parameter)]
-        for name, parameter in attributes["_parameters"].items()
-    }
-    return plain
-
-
-def _original(kind: type) -> type:
-    return kind.__mro__[2] if issubclass(kind, FSDPModule) else kind
-
-
-def _become(part: nn.Module, attributes: dict[str, Any], kind: type) -> None:
+def _become(module: nn.Module, attributes: dict[str, Any], kind: type) -> None:
     # around nn.Module.__setattr__, which is for attributes
-    object.__setattr__(part, "__class__", kind)
-    object.__setattr__(part, "__dict__", attributes)
+    object.__setattr__(module, "__class__", kind)
+    object.__setattr__(module, "__dict__", attributes)

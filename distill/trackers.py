@@ -86,46 +86,35 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _WandB:
-    def __init__(self, run: RunIdentity) -> None:
-        self._wandb = importlib.import_module("wandb")
-        self._run = self._wandb.init(
-            project=PROJECT,
-            name=run.name,
-            id=run.key,
-            dir=str(run.run_dir),
-            config=dict(run.config),
-            resume="allow",
-        )
+class _Hosted:
+    """Weights & Biases, or trackio, which has the same calls."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        self._package = importlib.import_module(name)
+        self._package.init(project=PROJECT, **options)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+        self._package.log(dict(values), step=step)
 
     def pictures(self, paths: list[Path], step: int) -> None:
-        self._run.log({path.stem: self._wandb.Image(str(path)) for path in paths}, step=step)
+        self._package.log({path.stem: self._package.Image(str(path)) for path in paths}, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        self._package.finish()
 
 
-class _Trackio:
-    def __init__(self, run: RunIdentity) -> None:
-        self._trackio = importlib.import_module("trackio")
-        resume = "allow" if run.resumed else "never"
-        self._trackio.init(project=PROJECT, name=run.name, config=dict(run.config), resume=resume)
+def _wandb(run: RunIdentity) -> Sink:
+    options = {"name": run.name, "config": dict(run.config), "id": run.key, "dir": str(run.run_dir)}
+    return _Hosted("wandb", resume="allow", **options)
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        self._trackio.log(dict(values), step=step)
 
-    def pictures(self, paths: list[Path], step: int) -> None:
-        self._trackio.log({path.stem: self._trackio.Image(str(path)) for path in paths}, step=step)
-
-    def close(self) -> None:
-        self._trackio.finish()
+def _trackio(run: RunIdentity) -> Sink:
+    resume = "allow" if run.resumed else "never"
+    return _Hosted("trackio", name=run.name, config=dict(run.config), resume=resume)
 
 
 _SINKS: Mapping[str, Callable[[RunIdentity], Sink]] = {
     "tensorboard": _TensorBoard,
-    "wandb": _WandB,
-    "trackio": _Trackio,
+    "wandb": _wandb,
+    "trackio": _trackio,
 }

@@ -23,7 +23,7 @@ from streamgen.structured import to_plain
 
 from . import lora
 from .activation import checkpoint_blocks
-from .batches import Batches
+from .batches import Batches, moved
 from .checkpoint import (
     STATE_FILE,
     CheckpointWriter,
@@ -155,7 +155,7 @@ class Trainer:
         batches: list[Any] = []
         for micro in range(config.gradient_accumulation):
             place = replace(tick, micro=micro)
-            batches.append(batch(place))
+            batches.append(moved(batch(place), self.parallel.device))
             torch.manual_seed(place.generator_seed("loss"))
             last = micro == config.gradient_accumulation - 1
             with self.parallel.accumulate(part.prepared, last):
@@ -207,7 +207,8 @@ class Trainer:
         if self.step == 0 and config.preview.at_start and not stop:
             self._preview(tracker)
         saved = previewed = self.minutes()
-        with Batches(self.stage, config.prefetch) as batches:
+        pinned = self.parallel.device.type == "cuda"
+        with Batches(self.stage, config.prefetch, pinned) as batches:
             while not stop:
                 metrics = self.update(self.tick(progress), batches.get)
                 self.step += 1

@@ -15,7 +15,8 @@ from torch import Tensor
 from models.text_encoder import Vocabulary
 from models.video_tokenizer import VideoTokenizer
 
-from .config import require
+from .batches import moved
+from .config import Checked, Count, Positive
 from .errors import GateError
 from .evaluation.intervals import Figure, average
 from .flow import FlowMatching
@@ -33,17 +34,13 @@ TURNING = ("circles", "bounces", "zigzag")
 
 
 @dataclass(frozen=True)
-class TurningGate:
+class TurningGate(Checked, section="turning"):
     """`clips` that are measured; `most`: the largest mean error at turning latent frames that each motion
     with turns may have, and at all others each motion without; null for no gate.
     """
 
-    clips: int = 192
-    most: float | None = None
-
-    def __post_init__(self) -> None:
-        require(self.clips >= 1, "turning.clips", ">= 1", self.clips)
-        require(self.most is None or self.most > 0, "turning.most", "> 0 or null", self.most)
+    clips: Count = 192
+    most: Positive | None = None
 
 
 def probe_clips(
@@ -99,7 +96,7 @@ def turning_errors(network: FlowMatching, clips: LatentClips, config: WindowConf
         layout = whole_clips(part, len(part.latents), plain, generator, network.plan)
         layout = replace(layout, rows=torch.arange(len(part.latents)))
         batch = flow_batch(part, layout, plain, (1.0, 0.0), generator, network.plan)
-        batch = replace(batch, sigma=torch.full_like(batch.sigma, _SIGMA)).to(device)
+        batch = moved(replace(batch, sigma=torch.full_like(batch.sigma, _SIGMA)), device)
         error = network.errors(batch).float().cpu()
         _sort(error, part, found)
     return {name: average(values) for name, values in sorted(found.items())}

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.context import ChunkPlan
 from models.text_encoder import PAD, UNKNOWN
 
-from .config import require, require_positive
+from .config import Checked, Count, NonNegative, Positive, Share, require
 from .flow import Committed, FlowBatch, sample_sigmas
 from .latent_cache import LatentClips
 from .scenes import MOTIONS
@@ -23,16 +23,12 @@ from .window_tracks import window_tracks
 
 #: Segments of `FlowBatch.words` behind the first: after the change, and no text.
 _AFTER, _NO_TEXT = 1, 2
-_SHARES = (
-    *("gap_share", "pairs_share", "keep_share", "clean_share", "text_drop", "target_text_drop"),
-    *("target_motion_drop", "unknown_words", "no_motion", "motion_mask"),
-)
 # Chunks of one latent frame behind a sink of one.
 _SINGLE = ChunkPlan()
 
 
 @dataclass(frozen=True)
-class WindowConfig:
+class WindowConfig(Checked, section="windows"):
     """Shares and probabilities of the training windows.
 
     Attributes:
@@ -58,39 +54,32 @@ class WindowConfig:
             computed once for all of them.
     """
 
-    frames: int | None = None
-    gap_share: float = 0.3
+    frames: Count | None = None
+    gap_share: Share = 0.3
     min_gap_prefix: int = 4
     beginning_frames: int = 3
-    pairs_share: float = 0.5
-    change_frames: int = 6
-    keep_share: float = 0.15
-    context_noise: float = 0.15
-    clean_share: float = 0.5
-    text_drop: float = 0.03
-    target_text_drop: float = 0.12
-    target_motion_drop: float = 0.1
-    unknown_words: float = 0.02
-    no_motion: float = 0.5
-    motion_mask: float = 0.2
-    shift: float = 3.0
-    object_weight: float = 4.0
-    object_reach: float = 0.2
-    turning_weight: float = 2.0
-    copies: int = 1
+    pairs_share: Share = 0.5
+    change_frames: Count = 6
+    keep_share: Share = 0.15
+    context_noise: Share = 0.15
+    clean_share: Share = 0.5
+    text_drop: Share = 0.03
+    target_text_drop: Share = 0.12
+    target_motion_drop: Share = 0.1
+    unknown_words: Share = 0.02
+    no_motion: Share = 0.5
+    motion_mask: Share = 0.2
+    shift: Positive = 3.0
+    object_weight: Positive = 4.0
+    object_reach: NonNegative = 0.2
+    turning_weight: Positive = 2.0
+    copies: Count = 1
 
     def __post_init__(self) -> None:
-        require_positive(self.frames, "windows.frames")
+        super().__post_init__()
         least = self.min_gap_prefix
         require(self.frames is None or self.frames > least, "windows.frames", f"> {least}", self.frames)
         require(self.beginning_frames >= 2, "windows.beginning_frames", ">= 2", self.beginning_frames)
-        require(self.change_frames >= 1, "windows.change_frames", ">= 1", self.change_frames)
-        for name in _SHARES:
-            value = vars(self)[name]
-            require(0 <= value <= 1, f"windows.{name}", "within [0, 1]", value)
-        require_positive(self.object_weight, "windows.object_weight")
-        require_positive(self.turning_weight, "windows.turning_weight")
-        require_positive(self.copies, "windows.copies")
 
     @property
     def silence(self) -> tuple[float, float]:

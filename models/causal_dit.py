@@ -10,7 +10,7 @@ segments, L words.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -22,6 +22,7 @@ from .attention import RMSNorm, attend
 from .context import AttentionContext
 from .precision import exactly
 from .rope import RotaryEmbedding3D
+from .writer import add_writer, merge_writer
 
 # Strengths, 0 to 10 or so, become waves of angles up to 100: neighbours differ, but not wildly.
 _GUIDANCE_SCALE = 10.0
@@ -31,9 +32,11 @@ _GUIDANCE_SCALE = 10.0
 class CausalDiTConfig:
     """Sizes of the network. The Wan2.1-T2V-1.3B shape is dim 1536, layers 30, heads 12, ffn_dim 8960,
     text_dim 4096. With `guidance` the network takes guidance strengths as an input (arXiv 2210.03142).
+    `writer` is the rank of what its linear layers do differently for frames that are being committed
+    (`models.writer`); 0: none.
 
     Raises:
-        ValueError: sizes that do not divide.
+        ValueError: sizes that do not divide, or a rank below 0.
     """
 
     dim: int
@@ -47,8 +50,11 @@ class CausalDiTConfig:
     freq_dim: int = 256
     eps: float = 1e-6
     guidance: bool = False
+    writer: int = 0
 
     def __post_init__(self) -> None:
+        if self.writer < 0:
+            raise ValueError(f"writer must be a rank >= 0, found {self.writer}")
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads ({self.heads}), found {self.dim}")
         if self.freq_dim % 2:
@@ -247,6 +253,8 @@ class CausalDiT(nn.Module):
         if self.config.guidance:
             # no influence at first: a student starts as the network it was made from
             nn.init.zeros_(self.guidance_embedding[2].weight)  # type: ignore[arg-type]
+        for block in self.blocks if self.config.writer else ():
+            add_writer(block, self.config.writer)
 
 
 class DiTBlock(nn.Module):
@@ -348,6 +356,17 @@ def twin(dit: CausalDiT) -> CausalDiT:
     """Another module over the same tensors."""
     shared = {id(x): x for x in (*dit.parameters(), *dit.buffers())}
     return copy.deepcopy(dit, shared)
+
+
+def committing(dit: CausalDiT) -> CausalDiT:
+    """The network that does with all frames what one with a writer does with committed ones; tensors that
+    the writer does not change are shared.
+    """
+    plain = twin(dit)
+    plain.config = replace(dit.config, writer=0)
+    for block in plain.blocks:
+        merge_writer(block)
+    return plain
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:

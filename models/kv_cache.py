@@ -337,7 +337,7 @@ class CacheView:
         # tokens in reach, the chunk's own included, and where in there its frames lie
         self.end = min(cursor.frames + frames, plan.attention_frames) * n
         slots = [ring.slot(frame) for frame in range(cursor.frames, cursor.frames + frames)]
-        self.places = _runs(slots, n)
+        self.places = runs(slots, n)
         # of the chunk's frames, those that belong to the sink: theirs are kept unrotated, too
         self.sink_new = max(0, min(cursor.frames + frames, plan.sink_frames) - cursor.frames)
 
@@ -360,14 +360,26 @@ class CacheView:
                 for x in (ring.keys, ring.values)
             )
             return attend(q, torch.cat([*past_k, rotated], 1), torch.cat([*past_v, v], 1))
-        n = ring.shape.tokens
+        self._write(layer, k, rotated, v)
+        return attend(q, ring.keys[layer, :, : self.end], ring.values[layer, :, : self.end])
+
+    def write(self, layer: int, k: Tensor, rotated: Tensor, v: Tensor) -> None:
+        """Put the chunk's keys, unrotated and rotated, and values `(B, L, H, D)` into its slots, where no
+        cursor points to yet; what lies behind the chunk's tokens in them is left out.
+        """
+        if self.sink_new:
+            # keys of a sink that is being filled lie beside others, all of one rotation
+            self.rotate_sink(layer)
+        self._write(layer, k, rotated, v)
+
+    def _write(self, layer: int, k: Tensor, rotated: Tensor, v: Tensor) -> None:
+        ring, n = self.ring, self.ring.shape.tokens
         for tokens, place in self.places:
             ring.keys[layer, :, place] = rotated[:, tokens]
             ring.values[layer, :, place] = v[:, tokens]
         if self.sink_new:
             first = self.cursor.frames * n
             ring.sink_keys[layer, :, first : first + self.sink_new * n] = k[:, : self.sink_new * n]
-        return attend(q, ring.keys[layer, :, : self.end], ring.values[layer, :, : self.end])
 
     def past(self) -> list[slice]:
         """Where the context lies: all that is in reach but the chunk itself."""
@@ -382,9 +394,9 @@ class CacheView:
         self.ring.rotate_sink(layer, self.shift, self.sink_held, self.sink_tables)
 
 
-def _runs(slots: list[int], n: int) -> list[tuple[slice, slice]]:
-    """Pairs of a chunk's token range and the range of the cache it goes to, `n` tokens a frame: one, or two
-    where the ring turns within the chunk.
+def runs(slots: list[int], n: int) -> list[tuple[slice, slice]]:
+    """Where frames in order lie. Pairs of their token range and the range of the cache it goes to, `n` tokens
+    a frame: one, or two where the ring turns within them.
     """
     out, first = [], 0
     for i in range(1, len(slots) + 1):

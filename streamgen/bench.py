@@ -1,6 +1,5 @@
 """Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small."""
 
-import copy
 import itertools
 import random
 import statistics
@@ -8,30 +7,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from models.video_codec import VideoCodec
+from torch import nn
 
 from .engine.attention import attention_text
-from .engine.decoder import StreamingDecoder
-from .engine.runner import PlainRunner, Runner
+from .engine.runner import Runner
 from .errors import InputError
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
 from .pipeline import Pipeline
+from .roofline.parts import timed_parts
 from .roofline.peaks import measure_peaks
 from .roofline.shares import chunk_work, shares
 from .stream.events import StreamEvent
 from .stream.session import Session
 from .stream.state import FrameChunk
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Words of the shipped model; to another one they are as good as any.
 _PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
@@ -122,17 +115,17 @@ def run_bench(
     warm = _warm_chunks(session, effort)
     on_host = device.type == "cpu"
     progress(f"{chunks} chunks")
-    with _parts(session, on_host) as copies:
+    with timed_parts(session, on_host) as copies:
         stream = _timed(session, warm + chunks, progress)
     steady = stream.seconds[warm:]
     rate = stream.frames_since(warm) / sum(steady)
     parts, copied = stream.parts[warm:], copies[warm:]
     if not on_host:
-        with _parts(session, True) as copies:
+        with timed_parts(session, True) as copies:
             parts, copied = _timed(session, min(chunks, 50), progress).parts, copies
     progress("prompt switches")
     latencies = _switch_latencies(session, statistics.median(steady), effort.switches)
-    with _parts(session, not on_host):
+    with timed_parts(session, not on_host):
         recaches = _recaches(session, effort.recaches)
     result = _setup(pipeline, session) | {
         "chunks": chunks,
@@ -145,9 +138,12 @@ def run_bench(
         "recache_ms": round(statistics.median(recaches) * 1000, 3),
         "chunk_ms": {
             "denoise": _spread([row["denoise"] for row in parts]),
-            "commit": _spread([row["commit"] for row in parts if "commit" in row]),
-            "decode": _spread([row["decode"] - copy for row, copy in zip(parts, copied, strict=True)]),
-            "copy": _spread(copied),
+            # none apart where the commit lies in a step's forward
+            "commit": _spread([row["commit"] for row in parts if "commit" in row] or [0.0]),
+            "decode": _spread(
+                [row["decode"] - copy for row, copy in zip(parts, copied, strict=False)] or [0.0]
+            ),
+            "copy": _spread(copied or [0.0]),
             "total": _spread(steady),
         },
         "peak_memory_mb": round(peak_memory_mb(device), 1),
@@ -253,61 +249,6 @@ class _Stream:
             "ratio": round(late / early, 4),
             "memory_growth_mb": round(self.memory[last] - self.memory[first], 2),
         }
-
-
-class _TimedDecoder(StreamingDecoder):
-    """Decodes, and tells the seconds from the decoded picture to uint8 on the host apart."""
-
-    def __init__(self, codec: VideoCodec, copies: list[float]) -> None:
-        super().__init__(codec)
-        self.copies = copies
-
-    def to_host(self, video: Tensor) -> Tensor:
-        synchronize(video.device)
-        started = time.perf_counter()
-        frames = super().to_host(video)
-        self.copies.append(time.perf_counter() - started)
-        return frames
-
-
-class _WaitingRunner:
-    """A runner that waits for the device behind each part, so that host clocks tell parts apart. Around its
-    methods, not inside of the network: a compiled network must stay the one that was compiled.
-    """
-
-    def __init__(self, runner: PlainRunner, tokenizer: VideoCodec, copies: list[float]) -> None:
-        self.name, self.quantize, self.batch = runner.name, runner.quantize, runner.batch
-        inner = copy.copy(runner)
-        inner.decoder = _TimedDecoder(tokenizer, copies)
-        # both end with a value on the host: the flags of what is finite, the pictures
-        self.denoise, self.decode = inner.denoise, inner.decode
-        device = inner.dit.head.head.weight.device
-        self.commit, self.rejoin = _waiting(inner.commit, device), _waiting(inner.rejoin, device)
-
-
-def _waiting(work: Callable[P, R], device: torch.device) -> Callable[P, R]:
-    def waited(*args: P.args, **kwargs: P.kwargs) -> R:
-        result = work(*args, **kwargs)
-        synchronize(device)
-        return result
-
-    return waited
-
-
-@contextmanager
-def _parts(session: Session, wanted: bool) -> Iterator[list[float]]:
-    """While this lasts the parts of a chunk wait for the device; gives the copy times, one per chunk."""
-    copies: list[float] = []
-    if not wanted:
-        yield copies
-        return
-    runner = session.runner
-    assert isinstance(runner, PlainRunner), "all of ours decode through a decoder that can be taken out"
-    session.runner = _WaitingRunner(runner, session.model.tokenizer, copies)
-    try:
-        yield copies
-    finally:
-        session.runner = runner
 
 
 def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _Stream:
@@ -469,10 +410,10 @@ def sixth_chunks(pipeline: Pipeline, runner: Runner, options: BenchOptions) -> d
     rows: list[dict[str, float]] = []
     for number in range(1 + options.effort.openings):
         session = pipeline.open(_PROMPTS[0], number, settings=options.settings, runner=runner)
-        with _parts(session, True):
+        with timed_parts(session, True):
             *_, sixth, seventh = (next(session) for _ in range(7))
         parts = {name: sixth.timings[name] for name in ("denoise", "decode")}
-        rows.append(parts | {"commit": seventh.timings["commit"], "frames": len(sixth.frames)})
+        rows.append(parts | {"commit": seventh.timings.get("commit", 0.0), "frames": len(sixth.frames)})
     counted, names = rows[1:], ("denoise", "decode", "commit")
     out: dict[str, Any] = {f"{name}_ms": _spread([row[name] for row in counted]) for name in names}
     for what, counts in (("fps", names), ("fps_without_commit", names[:2])):

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.causal_dit import CausalDiT
 
 from .engine.adapters.live_lora import LiveLoraRunner, check_can_change
+from .engine.adapters.writer import WriterRunner, check_can_write, check_same_commit, committing_in
 from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
@@ -28,8 +29,10 @@ from .engine.choice import (
 )
 from .engine.decoder import DecoderState, encode_frames
 from .engine.noise import NoiseSource, SeededNoise, checked_source, seed_identity
+from .engine.overlap.wave import WaveRunner
 from .engine.parallel.mesh import Mesh
-from .engine.parallel.ulysses import UlyssesRunner, slab_axis
+from .engine.parallel.shared import shared_runner
+from .engine.parallel.ulysses import UlyssesRunner
 from .engine.program.warm import Progress
 from .engine.quantize import (
     CACHE,
@@ -84,9 +87,7 @@ class Pipeline(StreamModel):
         super().__init__(parts)
         self.mesh = mesh
         if mesh is not None:
-            if runner not in (None, "auto", "plain"):
-                raise InputError(f"runner {runner}: not over {mesh.size} processes, expected plain")
-            slab_axis(self.dit.config, self.geometry.token_grid, mesh.size)
+            self.shards_caches = isinstance(self._shared(self.dit, mesh, runner), UlyssesRunner)
         self.asked_runner = None if runner is None else check_runner(runner)
         self.asked_quantize = None if quantize is None else check_quantization(quantize)
         self._runners: dict[tuple[Recorded, bool, bool, int], Chosen] = {}
@@ -147,6 +148,7 @@ class Pipeline(StreamModel):
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
+        check_same_commit(self.dit, self.settings.context_noise, merged.context_noise)
         strengths = self.strengths(merged)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
@@ -219,8 +221,13 @@ class Pipeline(StreamModel):
         with self._choosing:
             if key not in self._runners:
                 name_of_bits = str(wanted.quantize)
+                check_can_write(self.dit, self.parts.live, self.mesh, wanted.batch, name_of_bits)
                 dit, note = self._in_bits(of_linears(name_of_bits), bits_told is not None)
                 chosen = self._chosen(dit, asked, wanted, progress)
+                if self.dit.config.writer:
+                    same = replace(wanted, runner=chosen.runner.name)
+                    other = self._chosen(committing_in(self.dit, chosen.runner), asked, same, progress)
+                    chosen = replace(chosen, runner=WriterRunner.of(chosen.runner, other.runner))
                 if keeps_cache(name_of_bits) and isinstance(chosen.runner, PlainRunner):
                     bits = chosen.runner.quantize
                     chosen.runner.quantize = CACHE if bits is None else f"{bits}+{CACHE}"
@@ -239,7 +246,7 @@ class Pipeline(StreamModel):
                 raise InputError(f"{other}: cannot have LoRAs whose strength may change, merge them (--lora)")
             return Chosen(LiveLoraRunner(dit, live, self.codec))
         if self.mesh is not None:
-            return Chosen(UlyssesRunner(dit, self.codec, self.mesh, self.geometry.token_grid))
+            return Chosen(self._shared(dit, self.mesh, self.asked_runner))
         if wanted.batch is not None:
             return Chosen(BatchedRunner.lone(dit, self.codec, wanted.batch))
         if cache:
@@ -249,6 +256,10 @@ class Pipeline(StreamModel):
         return choose_runner(
             str(wanted.runner), dit, self.codec, self._sizes(), asked is None, ring, progress
         )
+
+    def _shared(self, dit: CausalDiT, mesh: Mesh, name: str | None) -> UlyssesRunner | WaveRunner:
+        about = (mesh, self.geometry.token_grid, self.settings.steps)
+        return shared_runner(name or default_runner(), dit, self.codec, *about)
 
     def _check_cache(self, runner: str, asked: bool) -> None:
         """Raise InputError where a cache in eight bits cannot be had."""
@@ -271,6 +282,7 @@ class Pipeline(StreamModel):
             raise InputError(
                 "batch: streams at once cannot have LoRAs of other strengths, merge them (--lora)"
             )
+        check_can_write(self.dit, batch=True)
         with self._choosing:
             asked = self.asked_quantize is not None or default_quantization() is not None
             if keeps_cache(self.quantize_by_default):

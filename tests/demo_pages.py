@@ -89,8 +89,17 @@ def context_of(browser: Browser, **options: Any) -> Iterator[BrowserContext]:
         made.close()
 
 
+@contextlib.contextmanager
+def no_errors(page: Page) -> Iterator[None]:
+    """Fails at its end for an error of the page's scripts meanwhile."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield
+    assert not errors
+
+
 def open_page(context: BrowserContext, stage: Stage, begin: bool = True) -> Page:
-    """The page, its stream begun or not; errors of its scripts fail the test that looks at `page.errors`."""
+    """The page, its stream begun or not."""
     page = context.new_page()
     page.goto(stage.address)
     page.wait_for_selector(".sg[data-state=ready]")

@@ -8,8 +8,8 @@ from demo.fake_engine import FakeEngine
 from demo.limits import Limits
 from demo.live import LiveSession
 from demo.messages import Ack, Start
+from demo.outgoing import Outgoing
 from demo.pictures import OutFrame
-from demo.voice import Voice
 from demo.worker import Worker
 
 STEP = 0.005
@@ -78,8 +78,8 @@ class Viewer:
         self, room: Room, limits: Limits, delay: float = 0.0, seconds_per_frame: float = 0.0
     ) -> None:
         self.room, self.delay, self.seconds_per_frame = room, delay, seconds_per_frame
-        self.voice = Voice()
-        self.session = LiveSession(room.engine, self.voice, room.clock, room.worker.poke, limits)
+        self.outgoing = Outgoing()
+        self.session = LiveSession(room.engine, self.outgoing, room.clock, room.worker.poke, limits)
         self.heard: list[dict[str, Any]] = []
         self.shown: list[tuple[float, OutFrame]] = []
         self.latencies: list[float] = []
@@ -119,7 +119,7 @@ class Viewer:
         return [m for m in self.heard if m["type"] == "receipt" and m["status"] == status]
 
     def _send(self, now: float) -> None:
-        for message in self.voice.take():
+        for message in self.outgoing.take():
             if message["type"] == "chunk":
                 self._made |= dict.fromkeys(range(message["start"], message["end"]), now)
             self._way.append((max(now, self._link_free) + self.delay, None, message))

@@ -25,8 +25,8 @@ from ..drain import SENT_AWAY, Drain
 from ..engine import ModelInfo
 from ..page import static_files
 from .addresses import parted, routed, signed
+from .connection import Connection
 from .fleet import Crew
-from .line import Line
 from .roster import NOBODY, Post, Roster
 from .worker import KEY_HEADER
 
@@ -69,9 +69,9 @@ class Front(Collector):
         self, crew: Crew, options: FrontOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.options, self.roster = options, Roster(crew, clock)
-        self.lines: set[Line] = set()
+        self.connections: set[Connection] = set()
         self.moved, self.failure = 0, ""
-        self.drain = Drain(lambda: bool(self.lines), clock)
+        self.drain = Drain(lambda: bool(self.connections), clock)
         self._told: set[str] = set()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -104,16 +104,16 @@ class Front(Collector):
     def _use_free_places(self) -> None:
         """Viewers in the row of one worker take what is free at another, whoever waits longest first."""
         waiting = sorted(
-            (line for line in self.lines if line.waits_since is not None),
-            key=lambda line: line.waits_since or 0,
+            (one for one in self.connections if one.waits_since is not None),
+            key=lambda one: one.waits_since or 0,
         )
         free = {post.name: post.load.room for post in self.roster.best() if post.load is not None}
-        for line in waiting:
-            elsewhere = next((name for name, room in free.items() if room and name != line.worker), None)
-            if elsewhere is not None and not free.get(line.worker):
+        for one in waiting:
+            elsewhere = next((name for name, room in free.items() if room and name != one.worker), None)
+            if elsewhere is not None and not free.get(one.worker):
                 free[elsewhere] -= 1
-                line.waits_since = None
-                line.change()
+                one.waits_since = None
+                one.change()
 
     @property
     def status(self) -> str:
@@ -147,7 +147,9 @@ class Front(Collector):
         for status in _STATUSES:
             family.add_metric([status], statuses[status])
         yield family
-        yield GaugeMetricFamily("streamgen_front_viewers", "Viewers of this front.", value=len(self.lines))
+        yield GaugeMetricFamily(
+            "streamgen_front_viewers", "Viewers of this front.", value=len(self.connections)
+        )
         about = "Viewers whose worker died under them."
         yield CounterMetricFamily("streamgen_front_moved", about, value=self.moved)
 
@@ -193,7 +195,7 @@ class Front(Collector):
     async def socket(self, websocket: WebSocket, path: str) -> None:
         """One connection of a page, from beginning to end."""
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await Line(self, websocket, f"live/ws/{path}").run()
+            await Connection(self, websocket, f"live/ws/{path}").run()
 
     async def _still_runs(self, token: str, worker: str) -> bool:
         """Whether a worker has this session still; then it is not for another page."""

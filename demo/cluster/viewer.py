@@ -11,7 +11,7 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from ..line import CLOSE_UNKNOWN
+from ..connection import CLOSE_UNKNOWN
 from ..messages import FRAME_HEADER
 
 # A display's turn.

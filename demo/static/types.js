@@ -102,8 +102,8 @@
  * @property {number} held
  * @property {number} dropped
  * @property {string | null} over
+ * @property {number | null} taken when the page took the first of them, in seconds of its clock
  * @property {number | null} delay_ms
- * @property {number | null} delay_p95_ms
  *
  * @typedef {object} Told
  * @property {Hello} hello

@@ -6,6 +6,8 @@ const QUALITY = 0.85;
 // what lies unsent beyond this is not added to: an old picture is worth nothing
 const MOST_UNSENT = 64 * 1024;
 const REST_MS = 150;
+// chunks that the delay is told from, and that are remembered
+const DELAYS = 32, REMEMBERED = 1000;
 /** @type {Record<string, string>} */
 const WHY = {
   NotAllowedError: "The browser or you said no to the camera.",
@@ -28,12 +30,22 @@ export class Webcam {
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.resting = undefined;
     this.busy = false;
+    // chunks of the camera that are not shown yet: their first frame, and when the picture in it was taken (s)
+    /** @type {{ frame: number, taken: number }[]} */
+    this.coming = [];
+    this.start = 0;
+    // seconds from a picture of the camera to what was made of it on screen, of the last chunks
+    /** @type {number[]} */
+    this.delays = [];
     const { part } = live;
     part.webcam.addEventListener("click", () => (this.camera ? this.off("The camera is off.") : this.on()));
     part.strength.addEventListener("input", () => this.slide());
     part.strengthValue.textContent = part.strength.value;
     live.on("heard", (heard) => this.heard(heard));
     live.on("place", (place) => this.place(place));
+    // a chunk is told of before what is heard in it
+    live.on("chunk", (chunk) => { this.start = chunk.start; });
+    live.on("shown", (frame) => this.shown(frame.frame));
   }
 
   async on() {
@@ -52,6 +64,7 @@ export class Webcam {
       await this.video.play();
       Object.assign(this.canvas, { width: hello.width, height: hello.height });
       this.timer = setInterval(() => this.look(), 1000 / hello.fps);
+      this.delays = [];
       this.say("The camera is on.");
     } catch (error) {
       this.off(WHY[error.name] || `No camera: ${error.message}`);
@@ -108,15 +121,26 @@ export class Webcam {
   /** @param {import("./types.js").Heard} heard */
   heard(heard) {
     if (!this.camera) return;
-    if (heard.held) this.say("The camera does not keep up: its last picture is held.");
-    else if (heard.delay_p95_ms !== null) {
-      const lost = heard.dropped ? ", the stream does not keep up and leaves some out" : "";
-      this.say(`The camera is on, ${Math.round(heard.delay_p95_ms)} ms from camera to picture${lost}.`);
+    if (heard.taken !== null) this.coming.push({ frame: this.start, taken: heard.taken });
+    if (heard.held) { this.say("The camera does not keep up: its last picture is held."); return; }
+    const delays = this.delays.slice(-DELAYS).sort((a, b) => a - b);
+    if (!delays.length) return;
+    const late = delays[Math.min(delays.length - 1, Math.floor(0.95 * delays.length))];
+    const lost = heard.dropped ? ", the stream does not keep up and leaves some out" : "";
+    this.say(`The camera is on, ${Math.round(1000 * late)} ms from camera to picture${lost}.`);
+  }
+
+  /** @param {number} frame that is on screen now */
+  shown(frame) {
+    while (this.coming.length && this.coming[0].frame <= frame) {
+      const { taken } = /** @type {{ frame: number, taken: number }} */ (this.coming.shift());
+      this.delays = [...this.delays, performance.now() / 1000 - taken].slice(-REMEMBERED);
     }
   }
 
   /** @param {import("./types.js").Place} place */
   place(place) {
+    this.coming = [];
     if (!("strength" in place.settings)) return;
     this.live.part.strength.value = String(place.settings.strength);
     this.live.part.strengthValue.textContent = Number(place.settings.strength).toFixed(2);

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from streamgen.errors import InputError, StreamgenError
-
+from ..command import check_processes, ended, out_folder, say
 from ..signals import SIGNAL_EXIT
 
 
@@ -31,14 +30,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 some cells failed, 2 bad input, 130 or 143."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _ablate(options)
-    except StreamgenError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on\n")
-        return 130
+    return ended(lambda: _ablate(options), "interrupted: the same command goes on")
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -47,25 +39,21 @@ def _ablate(options: argparse.Namespace) -> int:
     from .grid import read_grid
     from .table import write_table
 
-    if options.jobs < 1:
-        raise InputError(f"--jobs: expected at least 1, found {options.jobs}")
-    path, out = Path(options.grid), Path(options.out)
+    check_processes(options.jobs, "--jobs")
+    path = Path(options.grid)
     grid = read_grid(path)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be made ({error.strerror})") from None
+    out = out_folder(options.out)
     signal.signal(signal.SIGTERM, _stop)
     results = []
     for result in () if options.table else Runner(grid, path.parent, out.resolve(), options.jobs).run():
         results.append(result)
         how = f"failed: {result.error}" if result.error else "done"
         spent = "" if result.seconds is None else f" in {result.seconds / 60:.1f} min"
-        sys.stderr.write(f"{result.cell.title}: {how}{spent}\n")
+        say(f"{result.cell.title}: {how}{spent}")
         write_table(grid, out.resolve(), results)
     cells = write_table(grid, out.resolve(), results)
     sys.stdout.write((out / "table.md").read_text(encoding="utf-8"))
-    sys.stderr.write(f"table: {out / 'index.html'}\n")
+    say(f"table: {out / 'index.html'}")
     failed = any(result.error for result in results) or (
         not options.table and any(cell.error for cell in cells)
     )

@@ -13,32 +13,13 @@ from streamgen.errors import InputError
 from ..scenes import contact_sheet
 from .figures import figures_of, models_compared
 from .intervals import Figure
-from .page import Picture, Section, Table, differences, markdown, write_page
+from .page import Picture, Section, Table, differences, layout, markdown, write_page
 from .report import kept_video
 from .rows import About, Row, checked_rows
 
 #: Suites of which streams are shown, and how many of each.
 _SHOWN = {"prompts": 4, "switches": 3, "drags": 2, "drift": 2}
 _FRAMES = 12
-#: Heading, and name of the figure.
-_COLUMNS: tuple[tuple[str, str], ...] = (
-    ("colour", "color_accuracy"),
-    ("background", "background_accuracy"),
-    ("shape", "shape_accuracy"),
-    ("motion", "motion_accuracy"),
-    ("unseen pairs", "unseen_accuracy"),
-    ("both of two", "pairs.both"),
-    ("drag error", "track_error"),
-    ("motion after a drag", "release_accuracy"),
-    ("switch within 1 s", "switch_soon"),
-    ("the rest kept", "switch_kept"),
-    ("60 s: first 4 s", "drift.start"),
-    ("last 4 s", "drift.end"),
-    ("speed kept", "drift.speed_kept"),
-    ("240 s: last 4 s", "drift_long.end"),
-)
-#: Figures that are shares, drawn as bars.
-_BARS = (0, 1, 2, 3, 4, 5, 8, 9)
 
 
 @dataclass(frozen=True)
@@ -100,7 +81,7 @@ def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, A
             "digest": one.about.weights,
             "steps": one.about.sampling["steps"],
         }
-        for heading, name in _COLUMNS:
+        for heading, name in layout()["beside"]:
             found = one.figure(name)
             row[heading] = None if found is None else vars(found)
         if one is not reports[0]:
@@ -128,7 +109,9 @@ def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, A
 
 def _table(reports: Sequence[Finished]) -> Table:
     """Figures without columns that no report has."""
-    known = [(h, name) for h, name in _COLUMNS if any(one.figure(name) is not None for one in reports)]
+    known = [
+        (h, name) for h, name in layout()["beside"] if any(one.figure(name) is not None for one in reports)
+    ]
     rows = [
         [one.name, one.about.sampling["steps"], *(one.figure(name) for _, name in known)] for one in reports
     ]
@@ -139,7 +122,7 @@ def _plot(reports: Sequence[Finished], path: Path) -> None:
     """Shares as bars with their intervals, a group for each figure that all reports have."""
     from matplotlib.figure import Figure as Canvas
 
-    columns = [_COLUMNS[index] for index in _BARS]
+    columns = [column for column in layout()["beside"] if column[0] in layout()["bars"]]
     columns = [c for c in columns if all(one.figure(c[1]) is not None for one in reports)] or columns
     canvas = Canvas(figsize=(11, 3.2), layout="constrained")
     axis = canvas.subplots()

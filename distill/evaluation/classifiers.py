@@ -6,6 +6,7 @@ part of every report (its control on the truth).
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -79,15 +80,8 @@ def _shape_examples(
     reader: FrameReader, config: SceneConfig, samples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Masks (N, 1, 24, 24) of single objects, half of them from blurred frames, and shapes (N,)."""
-    world = SceneConfig(
-        size=config.size,
-        object_weights=(1.0,),
-        change_probability=0.0,
-        drag_probability=0.0,
-        camera_probability=0.0,
-        include_held_out=True,
-        texture_contrast=config.texture_contrast,
-    )
+    plain = SceneConfig(size=config.size, texture_contrast=config.texture_contrast).alone()
+    world = replace(plain, include_held_out=True)
     scenes = SceneGenerator(world).sample(samples, 1, 7_000_003 + seed)
     frames = scenes.video[:, 0]
     soft = avg_pool2d(frames.float().movedim(-1, 1), 3, 1, 1, count_include_pad=False).movedim(1, -1)

@@ -11,14 +11,15 @@ from torch import Tensor
 from models.video_tokenizer import VideoTokenizer
 from streamgen.errors import CheckpointError
 
+from ..command import say
 from ..families.tiny import load_tokenizer
 from ..scenes import MOTIONS, SceneConfig, contact_sheet
 from .figures import nested
 from .intervals import Figure
 from .measures import Instruments
 from .natural import natural_figures, natural_sheet, read_natural
-from .page import Part, Picture, Section, Table, write_page
-from .runner import TRUTH_SEED, coded_clips, say
+from .page import Part, Picture, Section, Table, figure_at, layout, write_page
+from .runner import TRUTH_SEED, coded_clips
 from .streams import Video
 from .suites import EvaluationConfig
 from .tokenizer import decibels, reconstruct, to_pixels, tokenizer_figures, tokenizer_reads
@@ -27,17 +28,6 @@ from .truth import Truth, TruthSuite
 #: Frames of the clips of other sizes.
 _SHORT = 17
 _SHEET_CLIPS = 3
-#: Heading, and where the figure is in a row.
-_COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("PSNR, dB", ("psnr_tokenizer",)),
-    ("moving cells", ("psnr_moving",)),
-    ("over PCA", ("over_pca", "psnr")),
-    ("over PCA, moving", ("over_pca", "psnr_moving")),
-    ("shapes right", ("shape_through_tokenizer",)),
-    ("step at a border, of 255", ("tokenizer", "step_error", "border")),
-    ("inside", ("tokenizer", "step_error", "inside")),
-    ("5 round trips, dB", ("tokenizer", "psnr_round_trips", "5")),
-)
 
 
 @torch.no_grad()
@@ -149,8 +139,8 @@ def _twice(frames: Tensor) -> Tensor:
 
 
 def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    sizes = list(rows[0]["psnr_by_size"])
-    found = [[row["path"], *(_at(row, keys) for _, keys in _COLUMNS)] for row in rows]
+    sizes, columns = list(rows[0]["psnr_by_size"]), layout()["tokenizers"]
+    found = [[row["path"], *(figure_at(row, name) for _, name in columns)] for row in rows]
     by_size = [
         [row["path"], *(row["psnr_by_size"][size][kind] for size in sizes for kind in ("clips", "images"))]
         for row in rows
@@ -158,7 +148,7 @@ def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
     heads = ["PSNR, dB", *(f"{kind} {size}x{size}" for size in sizes for kind in ("clips", "images"))]
     parts: list[Part] = [
         f"On {rows[0]['clips']} clips of the world that no training has seen.",
-        Table(["tokenizer", *(name for name, _ in _COLUMNS)], found),
+        Table(["tokenizer", *(heading for heading, _ in columns)], found),
         Table(heads, by_size),
         Picture("tokenizers.png"),
         "; ".join(f"{row['path']} is {row['digest']}" for row in rows),
@@ -174,10 +164,3 @@ def _natural(rows: Sequence[dict[str, Any]]) -> list[Part]:
     found = [[row["path"], *(Figure(**row["natural"][name]) for name in names)] for row in rows]
     said = "PSNR in dB of each, with a 95 % interval over pieces of half a second and their number."
     return [said, Table(["tokenizer", *names], found), Picture("natural.png")]
-
-
-def _at(row: dict[str, Any], keys: Sequence[str]) -> float:
-    value: Any = row
-    for key in keys:
-        value = value[key]
-    return float(value)

@@ -8,40 +8,7 @@ from typing import Any
 
 from streamgen.errors import InputError
 
-from .page import Link, Part, Picture, Section, Table, write_page
-
-#: Panels of the picture: title, figures (label, where it is in the report), lowest and highest value.
-_PANELS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], float | None], ...] = (
-    (
-        "prompts",
-        (
-            ("colour", ("color_accuracy",)),
-            ("shape", ("shape_accuracy",)),
-            ("motion", ("motion_accuracy",)),
-            ("background", ("background_accuracy",)),
-            ("unseen pairs", ("unseen_accuracy",)),
-            ("both of two", ("pairs", "both")),
-        ),
-        1.0,
-    ),
-    (
-        "drags, of the width",
-        (("error", ("track_error",)), ("without the track", ("track_error_untold",))),
-        None,
-    ),
-    (
-        "switches",
-        (
-            ("success", ("switch_success",)),
-            ("the rest kept", ("switch_kept",)),
-            ("kept under keep", ("switch_keep", "switch_kept")),
-            ("kept under clear", ("switch_clear", "switch_kept")),
-        ),
-        1.0,
-    ),
-    ("after drags", (("own motion again", ("release_accuracy",)),), 1.0),
-    ("60 s", (("first 4 s", ("drift", "start")), ("last 4 s", ("drift", "end"))), 1.0),
-)
+from .page import Link, Part, Picture, Section, Table, figure_at, layout, write_page
 
 
 @dataclass(frozen=True)
@@ -79,46 +46,38 @@ def kept_weights(run_dir: Path) -> list[KeptWeights]:
     return [found[step] for step in sorted(found)]
 
 
-def write_curves(points: Sequence[tuple[KeptWeights, Mapping[str, Any]]], out_dir: Path) -> Path:
-    """Draw reports over minutes into `curves.png`, with `curves.json` and an index page; returns the page."""
+def write_curves(points: Sequence[tuple[KeptWeights, Mapping[str, Any]]], out_dir: Path) -> None:
+    """Draw reports over minutes into `curves.png`, with `curves.json` and an index page."""
     from matplotlib.figure import Figure
 
+    panels: list[dict[str, Any]] = layout()["curves"]
     minutes = [weights.minutes for weights, _ in points]
     rows: list[dict[str, Any]] = [{"minutes": w.minutes, "step": w.step} for w, _ in points]
     measured = [
         panel
-        for panel in _PANELS
-        if any(_at(report, keys) is not None for _, keys in panel[1] for _, report in points)
+        for panel in panels
+        if any(figure_at(report, name) is not None for _, name in panel["figures"] for _, report in points)
     ]
     figure = Figure(figsize=(3 * max(1, len(measured)), 3), layout="constrained")
     axes = figure.subplots(1, max(1, len(measured)), squeeze=False)[0]
     for row in rows:
-        row |= {"/".join(keys): None for _, figures, _ in _PANELS for _, keys in figures}
-    for axis, (title, figures, top) in zip(axes, measured, strict=False):
-        for label, keys in figures:
-            values = [_at(report, keys) for _, report in points]
+        row |= {name.replace(".", "/"): None for panel in panels for _, name in panel["figures"]}
+    for axis, panel in zip(axes, measured, strict=False):
+        for label, name in panel["figures"]:
+            values = [figure_at(report, name) for _, report in points]
             for row, value in zip(rows, values, strict=True):
-                row["/".join(keys)] = value
+                row[name.replace(".", "/")] = value
             known = [(m, v) for m, v in zip(minutes, values, strict=True) if v is not None]
             if known:
                 axis.plot(*zip(*known, strict=True), marker="o", markersize=3, label=label)
                 axis.legend(fontsize=7)
-        axis.set_title(title)
+        axis.set_title(panel["title"])
         axis.set_xlabel("minutes")
-        axis.set_ylim(0, top)
+        axis.set_ylim(0, panel["top"])
     figure.savefig(out_dir / "curves.png", dpi=110)
     (out_dir / "curves.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     links = [Link(f"{w.name}/index.html", f"{w.minutes:.0f} minutes, step {w.step}") for w, _ in points]
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     table = Table(names, [[row[name] for name in names] for row in rows])
-    page = out_dir / "index.html"
     parts: list[Part] = [Picture("curves.png"), table, *links]
-    write_page(page, "figures over training time", [Section("", parts)])
-    return page
-
-
-def _at(report: Mapping[str, Any], keys: Sequence[str]) -> float | None:
-    value: Any = report
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) else None
+    write_page(out_dir / "index.html", "figures over training time", [Section("", parts)])

@@ -43,15 +43,7 @@ def world_clip(size: int, number: int, frames: int) -> WorldClip:
 
 @functools.cache
 def _generator(size: int) -> SceneGenerator:
-    return SceneGenerator(
-        SceneConfig(
-            size=size,
-            object_weights=(1.0,),
-            change_probability=0.0,
-            drag_probability=0.0,
-            camera_probability=0.0,
-        )
-    )
+    return SceneGenerator(SceneConfig(size=size).alone())
 
 
 def variant_of(strength: float) -> str:

@@ -108,6 +108,11 @@ class Instruments:
         frames = torch.arange(len(view.video.frames))
         return self._shapes(view.reading, torch.full_like(frames, colour), frames) == shape
 
+    def shapes_shown(self, view: View) -> Tensor:
+        """(T,) the shape of the object that covers most, -1 where there is none."""
+        frames = torch.arange(len(view.video.frames))
+        return self._shapes(view.reading, view.reading.colour(), frames)
+
     def _shapes(self, reading: Reading, colours: Tensor, frames: Tensor) -> Tensor:
         """Shape (N,) of the object of each colour (N,) in each of these frames (N,), -1 for none."""
         shapes = torch.full_like(colours, -1)

@@ -3,9 +3,11 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..config import CONFIGS, read_mapping
 from .intervals import Figure
 
 _STYLE = """
@@ -14,6 +16,20 @@ table { border-collapse: collapse; margin: 1rem 0 }
 td, th { border-bottom: 1px solid #ddd; padding: .2rem .9rem .2rem 0; text-align: left }
 td + td, th + th { text-align: right } img { max-width: 100% } pre, code { background: #f3f3f3 }
 """
+
+
+@cache
+def layout() -> dict[str, Any]:
+    """What the pages show: `configs/report.yaml`."""
+    return read_mapping(CONFIGS / "report.yaml")
+
+
+def figure_at(report: Mapping[str, Any], name: str) -> float | None:
+    """The figure of a dotted name in nested ones; None where it was not measured."""
+    value: Any = report
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)

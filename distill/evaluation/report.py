@@ -14,41 +14,11 @@ from .edits import STRENGTHS, variant_of
 from .figures import ATTRIBUTES, conditions, figures_of, hops, nested, quantiles
 from .intervals import Figure, average
 from .measures import plain
-from .page import Picture, Section, Table, differences, write_page
+from .page import Picture, Section, Table, differences, layout, write_page
 from .rows import About, Row, checked_rows
 from .streams import StreamSpec, Video, load_video
 from .suites import EDIT_KINDS
 
-#: Heading, name of the figure, and aim.
-HEADLINES: tuple[tuple[str, str, str], ...] = (
-    ("colour", "color_accuracy", ">= 0.97"),
-    ("background", "background_accuracy", ">= 0.97"),
-    ("shape", "shape_accuracy", ">= 0.93"),
-    ("motion", "motion_accuracy", ">= 0.90"),
-    ("pairs held out of training: colour and shape", "unseen_accuracy", ">= 0.88"),
-    ("both objects right of two", "pairs.both", ">= 0.80"),
-    ("motion of the second object", "pairs.second.motion", ""),
-    ("the same beside a drag of the first", "pairs.beside_drag.second.motion", "as without"),
-    ("drag error, of the width", "track_error", "<= 0.04"),
-    ("the same without the track", "track_error_untold", "> 0.20"),
-    ("own motion after a drag", "release_accuracy", ""),
-    ("switch shown within 1.5 s", "switch_success", ""),
-    ("switch shown within 1 s", "switch_soon", ">= 0.93"),
-    ("seconds to a switch, median", "switch_seconds", ""),
-    ("background across a switch, dB", "switch_kept_psnr", ">= 25"),
-    ("what should stay stayed", "switch_kept", ">= 0.88"),
-    ("hop at a switch, pixels of 64", "switch_hop", ""),
-    ("first frame holds one object, as told", "first_frame_whole", ">= 0.98"),
-    ("step at a chunk's begin over others, of 255", "seam", "as truth"),
-    ("60 s: first 4 s", "drift.start", ""),
-    ("60 s: last 4 s", "drift.end", "within 0.03"),
-    ("speed in the last 12 s, of that in the first", "drift.speed_kept", ">= 0.70"),
-    ("240 s: first 4 s", "drift_long.start", ""),
-    ("240 s: last 4 s", "drift_long.end", "within 0.05"),
-    ("tokenizer, dB", "psnr_tokenizer", ">= 31"),
-    ("tokenizer, moving cells, dB", "psnr_moving", ">= 27"),
-    ("shapes through the tokenizer", "shape_through_tokenizer", ">= 0.97"),
-)
 _POLICIES = (("recache", ""), ("keep", "switch_keep."), ("clear", "switch_clear."))
 #: Figures in tables of their own: heading of the table, prefix of the names.
 _GROUPS = (
@@ -125,7 +95,10 @@ def _sections(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[
     truth = "control.truth."
     headlines = Table(
         ["figure", "found", "aim", "the world's own clips"],
-        [[title, figures.get(name), aim, figures.get(truth + name)] for title, name, aim in HEADLINES],
+        [
+            [title, figures.get(name), aim, figures.get(truth + name)]
+            for title, name, aim in layout()["headlines"]
+        ],
     )
     shuffled = [[n.split(".")[2], figures[n]] for n in figures if n.startswith("control.shuffled.")]
     switches = [

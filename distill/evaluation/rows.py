@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from streamgen.errors import InputError
 
@@ -13,6 +13,7 @@ from .measures import REVISION, Read
 from .streams import StreamSpec
 from .suites import in_words
 
+T = TypeVar("T")
 ROWS, ABOUT = "rows.jsonl", "evaluation.json"
 #: The weights and settings of rows that were read from clips of the world itself.
 TRUTH = "truth"
@@ -131,33 +132,35 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         InputError: no rows, or a line that is none.
     """
-    path = folder / ROWS
+    return read_lines(folder / ROWS, Row, "a row of a report")
+
+
+def read_lines(path: Path, kind: type[T], what: str) -> list[T]:
+    """The dataclasses in a file of JSON, a line each; a last line that was cut off is taken away.
+
+    Raises:
+        InputError: no such file, or a line that is not `what` it should be.
+    """
+    rows: list[T] = []
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the rows of a report ({error})") from None
-    if not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text, encoding="utf-8")
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            rows.append(Row(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} line {number}: expected a row of a report ({error})") from None
+        if not text.endswith("\n"):
+            text = text[: text.rfind("\n") + 1]
+            path.write_text(text, encoding="utf-8")
+        for line in text.splitlines():
+            rows.append(kind(**json.loads(line)))
+    except (OSError, ValueError, TypeError) as error:
+        where = "" if isinstance(error, OSError) else f" line {len(rows) + 1}"
+        raise InputError(f"{path}{where}: expected {what} ({error})") from None
     return rows
 
 
-def read_about(folder: Path) -> About:
-    """What a folder's rows are rows of.
-
-    Raises:
-        InputError: it does not say, or a row is of other weights or settings.
-    """
+def read_about(path: Path, kind: type[T], what: str) -> T:
+    """The dataclass in a file of JSON; raises InputError where `what` should have it does not."""
     try:
-        return About(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: expected a report's folder with {ABOUT} ({error})") from None
+        raise InputError(f"{path.parent}: expected {what} with {path.name} ({error})") from None
 
 
 def checked_rows(folder: Path) -> tuple[About, list[Row]]:
@@ -166,7 +169,7 @@ def checked_rows(folder: Path) -> tuple[About, list[Row]]:
     Raises:
         InputError: no report, or rows of other weights or settings than the folder says.
     """
-    about, rows = read_about(folder), read_rows(folder)
+    about, rows = read_about(folder / ABOUT, About, "a report's folder"), read_rows(folder)
     for row in rows:
         _check(folder / ROWS, row, about)
     return about, sorted(rows, key=lambda row: (row.source, row.suite, row.variant, row.seed))

@@ -1,6 +1,5 @@
 """From a model to the rows of its evaluation, and to the report that is made of them."""
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ from models.video_tokenizer import VideoTokenizer
 from streamgen import Pipeline, load_pipeline
 from streamgen.engine.source import strength_problem
 
+from ..command import say
 from ..scenes import SceneConfig
 from .edits import STRENGTHS
 from .measures import Instruments, plain
@@ -133,9 +133,3 @@ def coded_clips(
         for seed, count in ((TRUTH_SEED, config.clips), (FITTING_SEED, _FITTING))
     )
     return judged, fitting
-
-
-def say(text: str) -> None:
-    """A line about how far things are."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -3,14 +3,14 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
 from models.text_encoder import Vocabulary
 from streamgen.errors import InputError
 
-from ..config import build, require
+from ..config import Bound, Checked, Natural, build_sized, require
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, build_caption, canonical_caption
 from ..scenes.vocabulary import held_out_indices
@@ -33,30 +33,18 @@ DRAG_FRAMES = 33
 RELEASE_FRAMES = 8
 #: Seeds of streams of different suites lie this far apart.
 _SUITE_SEEDS = 10_000
-Size = Literal["small", "medium", "full"]
-#: Counts of each size: about 3, 20 and 150 minutes of two cores where each streams in real time. The full one
-#: has at least 32 streams for every motion word, held-out pair, kind of pair and kind of switch.
-_COUNTS: Mapping[str, tuple[int, int, int]] = {
-    "prompts": (24, 96, 384),
-    "unseen": (12, 48, 192),
-    "drags": (4, 16, 96),
-    "pairs": (3, 18, 96),
-    "switches": (4, 24, 256),
-    "drift": (0, 8, 64),
-    "long_drift": (0, 1, 16),
-    "clips": (16, 48, 256),
-    "edits": (0, 0, 64),
-}
-_SIZE_NAMES: tuple[Size, ...] = ("small", "medium", "full")
+_SHORTEST = (MOTION_FRAMES + FPS - 1) / FPS
+_Streams = Annotated[int, Bound(f"0 to {_SUITE_SEEDS - 1}", lambda count: 0 <= count < _SUITE_SEEDS)]
+_Seconds = Annotated[float, Bound(f"{_SHORTEST:g} to 3600", lambda seconds: _SHORTEST <= seconds <= 3600)]
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """How much is streamed. Counts are streams; 0 leaves a suite out. The streams of a smaller count are the
     first ones of a larger one, so that a report can be extended.
 
     Attributes:
-        size: what the counts are where they are not given, see `evaluation_config`.
+        size: what the counts are where they are not given, see `configs/evaluation.yaml`.
         seed: of prompts and streams; other seeds give other prompts (to choose settings by, say).
         prompts: plain streams of `seconds` of colour and shape pairs that training draws.
         unseen: plain streams of pairs that no training draws: the only held-out prompts.
@@ -71,47 +59,27 @@ class EvaluationConfig:
             on; none given: all that the model has words for.
     """
 
-    size: Size = "medium"
-    seed: int = 0
-    seconds: float = 4.0
-    prompts: int = 96
-    unseen: int = 48
-    drags: int = 16
-    pairs: int = 18
-    switches: int = 24
-    drift: int = 8
-    drift_seconds: float = 60.0
-    long_drift: int = 1
-    long_drift_seconds: float = 240.0
-    clips: int = 48
-    edits: int = 0
+    size: Literal["small", "medium", "full"] = "medium"
+    seed: Natural = 0
+    seconds: _Seconds = 4.0
+    prompts: _Streams = 96
+    unseen: _Streams = 48
+    drags: _Streams = 16
+    pairs: _Streams = 18
+    switches: _Streams = 24
+    drift: _Streams = 8
+    drift_seconds: _Seconds = 60.0
+    long_drift: _Streams = 1
+    long_drift_seconds: _Seconds = 240.0
+    clips: Annotated[int, Bound(">= 8", lambda count: count >= 8)] = 48
+    edits: _Streams = 0
     controls: bool = True
     motions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = {
-            "prompts": self.prompts,
-            "unseen": self.unseen,
-            "drags": self.drags,
-            "pairs": self.pairs,
-            "switches": self.switches,
-            "drift": self.drift,
-            "long_drift": self.long_drift,
-            "edits": self.edits,
-        }
-        for name, count in counts.items():
-            require(0 <= count < _SUITE_SEEDS, name, f"0 to {_SUITE_SEEDS - 1}", count)
-        require(self.seed >= 0, "seed", ">= 0", self.seed)
+        super().__post_init__()
         for name in self.motions:
             require(name in MOTIONS, "motions", f"some of {', '.join(MOTIONS)}", name)
-        require(self.clips >= 8, "clips", ">= 8", self.clips)
-        shortest = (MOTION_FRAMES + FPS - 1) / FPS
-        for name, seconds in (
-            ("seconds", self.seconds),
-            ("drift_seconds", self.drift_seconds),
-            ("long_drift_seconds", self.long_drift_seconds),
-        ):
-            require(shortest <= seconds <= 3600, name, f"{shortest:g} to 3600", seconds)
 
     @property
     def what(self) -> dict[str, Any]:
@@ -124,15 +92,8 @@ class EvaluationConfig:
 
 
 def evaluation_config(given: Mapping[str, Any]) -> EvaluationConfig:
-    """The config of given values, the counts of its `size` where they are not given.
-
-    Raises:
-        ConfigError: an unknown key, or a value that does not fit.
-    """
-    size = given.get("size", "medium")
-    require(size in _SIZE_NAMES, "size", f"one of {', '.join(_SIZE_NAMES)}", size)
-    place = _SIZE_NAMES.index(size)
-    return build(EvaluationConfig, {name: counts[place] for name, counts in _COUNTS.items()} | dict(given))
+    """The config of given values, the counts of its `size` where they are not given; raises ConfigError."""
+    return build_sized(EvaluationConfig, "evaluation.yaml", given)
 
 
 class SuiteBuilder:

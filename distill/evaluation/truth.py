@@ -72,13 +72,7 @@ class Truth:
 
     def __init__(self, size: int, motions: Sequence[int] = range(len(MOTIONS)), seed: int = 1) -> None:
         self._motions, self._seed = frozenset(motions), seed
-        self._world = SceneConfig(
-            size=size,
-            object_weights=(1.0,),
-            change_probability=0.0,
-            drag_probability=0.0,
-            camera_probability=0.0,
-        )
+        self._world = SceneConfig(size=size).alone()
 
     def videos(self, suite: TruthSuite) -> list[Video]:
         """The videos of a suite."""

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamgen.errors import InputError, StreamgenError
+from streamgen.errors import InputError
+
+from ..command import check_processes, ended, out_folder, say, the_one
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -64,32 +66,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 done, 1 a full disk, 2 bad input, 130 interrupted."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
+
+    def run() -> int:
         _check(options)
         found = _run(options)
-    except StreamgenError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on from the streams that are done\n")
-        return 130
-    if options.json:
-        sys.stdout.write(json.dumps(found) + "\n")
-    return 0
+        if options.json:
+            sys.stdout.write(json.dumps(found) + "\n")
+        return 0
+
+    return ended(run, "interrupted: the same command goes on from the streams that are done")
 
 
 def _check(options: argparse.Namespace) -> None:
-    given = {
-        "--model": options.model,
-        "--truth": options.truth,
-        "--write": options.write,
-        "--mark": options.mark,
-        "--report": options.report,
-    }
-    if len(found := [name for name, value in given.items() if value]) > 1:
-        raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
+    given = {f"--{name}": vars(options)[name] for name in ("model", "truth", "write", "mark", "report")}
+    mode = the_one(given, "--model")
     # what would count for nothing is a mistake
     for name, value, fits in (
         ("--exam", options.exam, ("--model", "--mark")),
@@ -97,15 +89,13 @@ def _check(options: argparse.Namespace) -> None:
         ("--set", options.settings, ("--model",)),
         ("--name", options.name, ("--mark",)),
     ):
-        mode = found[0] if found else "--model"
         if value and mode not in fits:
             raise InputError(f"{name}: expected with {' or '.join(fits)}, found with {mode}")
     if options.exam and options.overrides:
         raise InputError(f"--exam: has its own streams, found {options.overrides[0]}, too")
     if options.write is None and options.out is None:
         raise InputError("-o: missing, expected a folder for the marks")
-    if options.processes < 1:
-        raise InputError(f"--processes: expected at least 1, found {options.processes}")
+    check_processes(options.processes)
 
 
 def _run(options: argparse.Namespace) -> Any:
@@ -123,16 +113,16 @@ def _run(options: argparse.Namespace) -> Any:
     if options.write is None:
         return _examine(options, exam)
     write_exam(Path(options.write), exam.transcripts)
-    sys.stderr.write(f"{len(exam.transcripts)} transcripts: {options.write}\n")
+    say(f"{len(exam.transcripts)} transcripts: {options.write}")
     return {"streams": len(exam.transcripts), "digest": exam_digest(exam.transcripts)}
 
 
 def _reports(options: argparse.Namespace) -> Any:
     from .report import compare_exams
 
-    out_dir = _made(options.out)
+    out_dir = out_folder(options.out)
     rows = compare_exams(options.report, out_dir)
-    sys.stderr.write(f"report: {out_dir / 'index.html'}\n")
+    say(f"report: {out_dir / 'index.html'}")
     return {"exams": rows}
 
 
@@ -158,20 +148,11 @@ def _examine(options: argparse.Namespace, exam: Any) -> Any:
             options.model or "tiny", parse_settings(options.settings), options.policy or "recache"
         )
         job = Job(model_about(maker, exam), out_dir / "videos", maker)
-    _made(options.out)
+    out_folder(options.out)
     rows = run_exam(exam, job, out_dir, options.processes)
     report = make_report(job.about, rows, exam.transcripts, job.videos, out_dir)
-    sys.stderr.write(f"report: {out_dir / 'index.html'}\n")
+    say(f"report: {out_dir / 'index.html'}")
     return report
-
-
-def _made(name: str) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror})") from None
-    return folder
 
 
 if __name__ == "__main__":

@@ -2,33 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..config import build, require
+from ..config import Bound, Checked, Natural, build_sized, require
 from .plans import CATEGORIES, Plan, plan
 
-Size = Literal["small", "medium", "full"]
-_SIZES: tuple[Size, ...] = ("small", "medium", "full")
-#: Streams of each size; each has every kind of stream, but for `long` of the small one.
-_COUNTS: Mapping[str, tuple[int, int, int]] = {
-    "update": (4, 16, 64),
-    "retention": (5, 20, 60),
-    "reuse": (2, 8, 32),
-    "returns": (2, 8, 32),
-    "drags": (3, 12, 48),
-    "switches": (4, 16, 64),
-    "long": (1, 4, 16),
-}
-_MOST = 1000
+_Streams = Annotated[int, Bound("0 to 999", lambda count: 0 <= count < 1000)]
 
 
 @dataclass(frozen=True)
-class ExamConfig:
+class ExamConfig(Checked):
     """An exam. Counts are streams, 0 leaves a category out; the streams of a smaller count are the first ones
     of a larger one.
 
     Attributes:
-        size: what the counts are where they are not given, see `exam_config`.
+        size: what the counts are where they are not given, see `configs/exam.yaml`.
         seed: of the set; other seeds give other streams (to choose settings by, say).
         pixels: side of the frames.
         update: one thing changes, and all else is told again.
@@ -40,29 +28,22 @@ class ExamConfig:
         long: a minute, plain or with two changes.
     """
 
-    size: Size = "medium"
-    seed: int = 0
+    size: Literal["small", "medium", "full"] = "medium"
+    seed: Natural = 0
     pixels: int = 64
-    update: int = 16
-    retention: int = 20
-    reuse: int = 8
-    returns: int = 8
-    drags: int = 12
-    switches: int = 16
-    long: int = 4
+    update: _Streams = 16
+    retention: _Streams = 20
+    reuse: _Streams = 8
+    returns: _Streams = 8
+    drags: _Streams = 12
+    switches: _Streams = 16
+    long: _Streams = 4
 
     def __post_init__(self) -> None:
-        counts = self.counts
-        for name, count in counts.items():
-            require(0 <= count < _MOST, name, f"0 to {_MOST - 1}", count)
-        require(sum(counts.values()) > 0, ", ".join(counts), "at least one stream", 0)
-        require(self.seed >= 0, "seed", ">= 0", self.seed)
-        require(
-            32 <= self.pixels <= 512 and self.pixels % 16 == 0,
-            "pixels",
-            "a multiple of 16, 32 to 512",
-            self.pixels,
-        )
+        super().__post_init__()
+        require(any(self.counts.values()), ", ".join(self.counts), "at least one stream", 0)
+        fits = 32 <= self.pixels <= 512 and self.pixels % 16 == 0
+        require(fits, "pixels", "a multiple of 16, 32 to 512", self.pixels)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -78,12 +59,5 @@ class ExamConfig:
 
 
 def exam_config(given: Mapping[str, Any]) -> ExamConfig:
-    """The config of given values, the counts of its `size` where they are not given.
-
-    Raises:
-        ConfigError: an unknown key, or a value that does not fit.
-    """
-    size = given.get("size", "medium")
-    require(size in _SIZES, "size", f"one of {', '.join(_SIZES)}", size)
-    place = _SIZES.index(size)
-    return build(ExamConfig, {name: counts[place] for name, counts in _COUNTS.items()} | dict(given))
+    """The config of given values, the counts of its `size` where they are not given; raises ConfigError."""
+    return build_sized(ExamConfig, "exam.yaml", given)

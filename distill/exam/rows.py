@@ -10,6 +10,8 @@ from streamgen.errors import InputError
 from streamgen.suggest import shorten
 
 from ..evaluation.measures import REVISION
+from ..evaluation.rows import read_about as read_json
+from ..evaluation.rows import read_lines
 from .facts import Fact
 from .marking import Mark
 from .transcript import VERSION, Transcript
@@ -130,35 +132,13 @@ def _line(row: FactRow) -> str:
 
 
 def read_rows(folder: Path) -> list[FactRow]:
-    """The marks in a folder. A last line that was cut off while it was written is left out.
-
-    Raises:
-        InputError: no marks, or a line that is none.
-    """
-    path = folder / ROWS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the marks of an exam ({error})") from None
-    rows = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
-        try:
-            rows.append(FactRow(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} line {number}: expected the mark of a fact ({error})") from None
-    return rows
+    """The marks in a folder; raises InputError where there are none, or something else."""
+    return read_lines(folder / ROWS, FactRow, "the mark of a fact")
 
 
 def read_about(folder: Path) -> About:
-    """What a folder's marks are marks of.
-
-    Raises:
-        InputError: it does not say.
-    """
-    try:
-        return About(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: expected a marked exam's folder with {ABOUT} ({error})") from None
+    """What a folder's marks are marks of; raises InputError where it does not say."""
+    return read_json(folder / ABOUT, About, "a marked exam's folder")
 
 
 def _check_about(folder: Path, found: About, expected: About) -> None:

@@ -1,7 +1,6 @@
 """From a system to the marks of an exam: videos of a model, of the world itself, or of anyone."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from streamgen.errors import InputError
 from streamgen.video.read import read_clip
 from streamgen.video.write import VideoFileSink
 
+from ..command import say
 from ..evaluation.measures import Instruments
 from ..evaluation.pool import each, once, one_thread
 from ..evaluation.streams import Policy
@@ -262,9 +262,3 @@ def run_exam(exam: Exam, job: Job, out_dir: Path, processes: int) -> list[FactRo
             say(f"{rows[0].stream}: {number} of {len(tasks)} streams")
     order = {task.transcript.id: place for place, task in enumerate(tasks)}
     return sorted(file.rows, key=lambda row: (order[row.stream], not row.own, row.place))
-
-
-def say(text: str) -> None:
-    """A line about how far things are."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -76,7 +76,6 @@ class CaptionTable(nn.Module):
         """See `distill.clips.words.CaptionIds`: all is done by `add`."""
 
     def load(self, captions: Sequence[str]) -> list[Tensor]:
-        """See `distill.clips.words.CaptionIds`."""
         return [self.ids(caption) for caption in captions]
 
     def forward(self, ids: Tensor) -> Tensor:

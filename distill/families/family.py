@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.context import ChunkPlan
+from streamgen.errors import CheckpointError
 from streamgen.pipeline import Pipeline
 
 from ..clips.folder import ClipFolder
@@ -19,7 +20,7 @@ from ..flow import FlowNetwork
 from .config import DiffusionRun
 
 N = TypeVar("N", bound=FlowNetwork)
-_GUIDANCE = "guidance_embedding."
+_GUIDANCE, _WRITER = "guidance_embedding.", ".writer_"
 #: Of networks that are not held in another way.
 HELD = FrozenConfig()
 
@@ -28,7 +29,8 @@ HELD = FrozenConfig()
 class NetworkSpec(Generic[N]):
     """A network of a stage: its class and the checkpoint directory it starts from, None for random weights.
 
-    With `guidance` it takes guidance strengths as an input; `plan` replaces the config's chunk plan; `frozen`
+    With `guidance` it takes guidance strengths as an input, with a rank of `writer` above 0 it has one
+    (`models.writer`); `plan` replaces the config's chunk plan; `frozen`
     ones are used and not trained; without `heads` none are trained beside its text encoder. Its `sizes` are
     those of the run, or of its start: what that says of itself, else (of the Wan family, whose published
     files do not) `wan.teacher` for a start that is the teacher's.
@@ -37,6 +39,7 @@ class NetworkSpec(Generic[N]):
     kind: type[N]
     start: str | None
     guidance: bool = False
+    writer: int = 0
     plan: ChunkPlan | None = None
     frozen: bool = False
     heads: bool = True
@@ -132,11 +135,20 @@ class Family(ABC):
         """Write a checkpoint directory that `streamgen.load_pipeline` opens."""
 
 
-def with_guidance(tensors: Mapping[str, Tensor], network: FlowNetwork) -> dict[str, Tensor]:
-    """Tensors of a DiT, with the network's own fresh guidance input where it has one and they have none: that
-    adds nothing yet, so that the network computes what they did.
+def with_fresh(tensors: Mapping[str, Tensor], network: FlowNetwork, where: str) -> dict[str, Tensor]:
+    """Tensors of a DiT, and of the network's own fresh guidance input and writer what they lack: these add
+    nothing yet, so that the network computes what they did.
+
+    Raises:
+        CheckpointError: the tensors have a writer of another rank, or one that the network has no place for.
     """
-    dit = dict(tensors)
-    if network.dit.config.guidance and not any(name.startswith(_GUIDANCE) for name in dit):
-        dit |= {k: v for k, v in network.dit.state_dict().items() if k.startswith(_GUIDANCE)}
+    dit, own = dict(tensors), network.dit.state_dict()
+    for mark in (_GUIDANCE, _WRITER):
+        if not any(mark in name for name in dit):
+            dit |= {name: value for name, value in own.items() if mark in name}
+    ranks = {len(value) for name, value in dit.items() if name.endswith(f"{_WRITER}down")}
+    expected = network.dit.config.writer
+    if ranks - {expected}:
+        what = f"expected a writer of rank {expected} (rollout.writer), found one of rank {max(ranks)}"
+        raise CheckpointError(f"{where}: {what}")
     return dit

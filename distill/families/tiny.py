@@ -46,7 +46,7 @@ from ..widen import widen_dit, widen_text
 from ..words import heads as word_heads
 from ..words.told import check_vocabulary
 from .config import DiffusionRun, NetworkConfig
-from .family import HELD, Family, N, NetworkSpec, with_guidance
+from .family import HELD, Family, N, NetworkSpec, with_fresh
 
 _WORDS, _BESIDE = "embedding.weight", "beside."
 
@@ -83,27 +83,22 @@ class TinyFamily(Family):
 
     @classmethod
     def blank_codec(cls, config: DiffusionRun) -> nn.Module:
-        """See `Family`."""
         return VideoTokenizer(tokenizer_config(Path(config.tokenizer)))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """See `Family`."""
         height, width, _ = picture_size(self.run.clips, self.run.scenes.size)
         patch = self.codec.config.patch
         return height // patch, width // patch
 
     def fresh(self, spec: NetworkSpec[N], place: torch.device) -> N:
-        """See `Family`."""
         return network_of(spec, self.run, self.codec.config, len(self.vocabulary))
 
     def load(self, network: FlowNetwork, spec: NetworkSpec[Any]) -> None:
-        """See `load_networks`."""
         assert spec.start is not None
         load_networks(network, Path(spec.start), self.vocabulary)
 
     def plan_of(self, directory: Path) -> ChunkPlan | None:
-        """See `Family`."""
         return read_tiny_config(directory).plan
 
     def clips(self) -> LatentMix:
@@ -126,7 +121,6 @@ class TinyFamily(Family):
         return prompt_pairs(prompts, lambda text: self.vocabulary.encode(text, length).ids)
 
     def pipeline(self, network: FlowNetwork) -> Pipeline:
-        """See `Family`."""
         words = words_encoder(network)
         networks = Networks(self.codec, network.dit, words, network.motion_encoder)
         prompts = WordPrompts(words, self.vocabulary)
@@ -135,11 +129,9 @@ class TinyFamily(Family):
         return Pipeline(ModelParts("in training", checkpoint, networks, prompts, "in training"), "plain")
 
     def preview(self, pipeline: Pipeline, out_dir: Path, streams: bool) -> None:
-        """See `Family`."""
         preview_sheets(pipeline, self.folder, out_dir, streams)
 
     def export(self, network: FlowNetwork, directory: Path) -> None:
-        """See `write_checkpoint`."""
         checkpoint = checkpoint_config(self.run, network, self.codec, self.digest)
         write_checkpoint(checkpoint, network, self.vocabulary, Path(self.run.tokenizer), directory)
 
@@ -148,7 +140,8 @@ def network_of(
     spec: NetworkSpec[N], config: DiffusionRun, tokenizer: VideoTokenizerConfig, vocabulary: int
 ) -> N:
     """`build_network` of what a stage asks for; a score's sizes are those of its start."""
-    options: dict[str, Any] = {"guidance": spec.guidance, "plan": spec.plan or config.plan}
+    options: dict[str, Any] = {"guidance": spec.guidance, "writer": spec.writer}
+    options["plan"] = spec.plan or config.plan
     sized = config
     if spec.start is not None and spec.sizes != "run":
         sized = replace(config, network=network_sizes(Path(spec.start)))
@@ -240,7 +233,7 @@ def load_networks(module: FlowNetwork, directory: Path, vocabulary: Vocabulary) 
     """
     tensors, where = read_tensors(directory / MODEL), str(directory / MODEL)
     dit = widen_text(widen_dit(part_of(tensors, "dit"), module.dit), module.dit)
-    load_into(module.dit, with_guidance(dit, module), f"{where} (dit)")
+    load_into(module.dit, with_fresh(dit, module, f"{where} (dit)"), f"{where} (dit)")
     load_into(module.motion_encoder, part_of(tensors, "motion_encoder"), f"{where} (motion_encoder)")
     load_encoder(words_encoder(module), directory, vocabulary)
     if module.heads is not None and (directory / word_heads.FILE).is_file():

@@ -32,7 +32,7 @@ from ..config import ConfigError, require
 from ..flow import FlowNetwork
 from .captions import CaptionTable
 from .config import DiffusionRun, WanTraining
-from .family import Family, N, NetworkSpec, with_guidance
+from .family import Family, N, NetworkSpec, with_fresh
 
 
 class WanFamily(Family):
@@ -54,7 +54,6 @@ class WanFamily(Family):
 
     @classmethod
     def blank(cls, config: DiffusionRun, specs: Mapping[str, NetworkSpec[Any]]) -> dict[str, nn.Module]:
-        """See `Family`."""
         model = model_config(config)
         table = caption_table(section_of(config), model)
         return {
@@ -64,12 +63,10 @@ class WanFamily(Family):
 
     @classmethod
     def blank_codec(cls, config: DiffusionRun) -> nn.Module:
-        """See `Family`."""
         return WanVAE(model_config(config).vae)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """See `Family`."""
         geometry = self.model.geometry()
         return geometry.latent_height, geometry.latent_width
 
@@ -87,7 +84,8 @@ class WanFamily(Family):
         model = self.model_for(network, model_of(spec, self.run, self.model))
         found = gather(model, directory, ("dit",))
         assert found.dit is not None
-        load_into(network.dit, with_guidance(found.dit, network), f"weights {directory} (dit)")
+        where = f"weights {directory} (dit)"
+        load_into(network.dit, with_fresh(found.dit, network, where), where)
         if found.motion_encoder is not None:
             where = f"weights {directory} (motion_encoder)"
             load_into(network.motion_encoder, found.motion_encoder, where)
@@ -108,13 +106,11 @@ class WanFamily(Family):
         return LatentMix(None, own, self.run.clips, self.device)
 
     def prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
-        """See `Family`."""
         prompts = read_prompts(path)
         self.captions.add(prompts.texts)
         return prompt_pairs(prompts, self.captions.ids)
 
     def pipeline(self, network: FlowNetwork) -> Pipeline:
-        """See `Family`."""
         networks = Networks(self.codec, network.dit, None, network.motion_encoder)
         model, prompts = self.model_for(network), self.captions.prompts
         # weights change: the plain runner keeps no copy of them
@@ -245,5 +241,5 @@ def build_network(spec: NetworkSpec[N], config: DiffusionRun, model: WanConfig, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         motion = MotionEncoder(model.motion_encoder)
-        dit = CausalDiT(replace(model.dit, guidance=spec.guidance))
+        dit = CausalDiT(replace(model.dit, guidance=spec.guidance, writer=spec.writer))
     return spec.kind(dit, table, motion, spec.plan or config.plan)

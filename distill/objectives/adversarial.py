@@ -9,8 +9,8 @@ from torch.nn.functional import softplus
 
 from streamgen.engine.scheduler import add_noise
 
-from ..config import require
-from .base import Denoiser, Judge, Judged, LevelConfig, Loss, Scores, Window
+from ..config import NonNegative, Positive
+from .base import Denoiser, Judge, Judged, LevelConfig, Loss, Objective, Scores, Window
 from .matching import DistributionMatching
 
 
@@ -21,13 +21,8 @@ class GANConfig(LevelConfig):
     """
 
     kind: Literal["gan"] = "gan"
-    penalty: float = 100.0
-    perturbation: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.penalty >= 0, "objective.penalty", ">= 0", self.penalty)
-        require(self.perturbation > 0, "objective.perturbation", "> 0", self.perturbation)
+    penalty: NonNegative = 100.0
+    perturbation: Positive = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,14 +30,9 @@ class MixedConfig(LevelConfig):
     """Distribution matching and the game side by side; `share` weighs the game's losses."""
 
     kind: Literal["dmd+gan"] = "dmd+gan"
-    share: float = 0.05
-    penalty: float = 100.0
-    perturbation: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.share > 0, "objective.share", "> 0", self.share)
-        self.game()
+    share: Positive = 0.05
+    penalty: NonNegative = 100.0
+    perturbation: Positive = 0.01
 
     def game(self) -> GANConfig:
         """The game's part."""
@@ -51,7 +41,7 @@ class MixedConfig(LevelConfig):
         )
 
 
-class Adversarial:
+class Adversarial(Objective):
     """A relativistic game (RpGAN, arXiv 1807.00734; R3GAN, arXiv 2501.05441) on noised latents (as DMD2,
     arXiv 2405.14867), judged by the critic's features.
 
@@ -61,10 +51,7 @@ class Adversarial:
     2501.08316, section 3.3), which needs no second derivatives.
     """
 
-    needs_scores: ClassVar[bool] = True
     needs_clips: ClassVar[bool] = True
-    needs_alone: ClassVar[bool] = False
-    through_scores: ClassVar[bool] = True
 
     def __init__(self, config: GANConfig) -> None:
         self.config = config
@@ -122,22 +109,18 @@ class Adversarial:
         return (found - judge(shaken, sigma)[:, fresh]).square().mean(), found
 
 
-class MixedMatching:
+class MixedMatching(Objective):
     """Distribution matching and the game at the same noisy latents (after One-Forcing): what the scores say
     of a level and what clips look like there pull together.
     """
 
-    needs_scores: ClassVar[bool] = True
     needs_clips: ClassVar[bool] = True
-    needs_alone: ClassVar[bool] = False
-    through_scores: ClassVar[bool] = True
 
     def __init__(self, config: MixedConfig) -> None:
         self.config = config
         self.matching, self.game = DistributionMatching(config), Adversarial(config.game())
 
     def student_loss(self, window: Window, scores: Scores, generator: torch.Generator) -> Loss:
-        """See `Objective.student_loss`."""
         noisy, sigma, noise = self.config.noised(window, generator)
         assert scores.judged is not None
         matched, told = self.matching.at(window, noisy.detach(), sigma, scores)
@@ -147,7 +130,6 @@ class MixedMatching:
     def critic_loss(
         self, window: Window, critic: Denoiser, generator: torch.Generator, judged: Judged | None = None
     ) -> Loss:
-        """See `Objective.critic_loss`."""
         noisy, sigma, noise = self.config.noised(window, generator)
         noisy = noisy.detach()
         assert judged is not None

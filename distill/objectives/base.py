@@ -1,15 +1,16 @@
 """What every objective sees, and the noise levels at which distributions are compared."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from streamgen.engine.scheduler import add_noise
 
-from ..config import require
+from ..config import Checked, Positive, require
 
 #: `(x_t (B, T, C, h, w), sigma (B, T)) -> clean estimate` of a score network, or its velocity.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -84,45 +85,43 @@ class Window:
     part: Tensor
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """Losses of student and critic on a window; noise levels and noise come from `generator`.
 
     Attributes:
         needs_clips: `Scores.judged` and the critic's `judged` have to be given.
         needs_alone: `Scores.alone` has to be given.
-        through_scores: the gradient reaches the student through the score networks, too.
         needs_scores: there are a teacher and a critic; without, `Scores.shown` has to be given.
     """
 
-    needs_scores: ClassVar[bool]
-    needs_clips: ClassVar[bool]
-    needs_alone: ClassVar[bool]
-    through_scores: ClassVar[bool]
+    needs_scores: ClassVar[bool] = True
+    needs_clips: ClassVar[bool] = False
+    needs_alone: ClassVar[bool] = False
 
+    @abstractmethod
     def student_loss(self, window: Window, scores: Scores, generator: torch.Generator) -> Loss:
         """Loss (scalar) whose gradient reaches the student through `window.x`, and metrics."""
-        ...
 
+    @abstractmethod
     def critic_loss(
         self, window: Window, critic: Denoiser, generator: torch.Generator, judged: Judged | None = None
     ) -> Loss:
         """Loss (scalar) of the critic, which here gives its velocity, and metrics."""
-        ...
 
 
 @dataclass(frozen=True)
-class LevelConfig:
+class LevelConfig(Checked, section="objective"):
     """Noise levels at which distributions are compared: uniform, pushed towards noise by `shift`, within
     [`lowest`, `highest`].
     """
 
-    shift: float = 3.0
+    shift: Positive = 3.0
     lowest: float = 0.02
     highest: float = 0.98
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 < self.lowest < self.highest < 1, "objective", "0 < lowest < highest < 1", self)
-        require(self.shift > 0, "objective.shift", "> 0", self.shift)
 
     def sample(self, window: Window, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(sigma `(B, T)`, noise as `window.x`): one level per sample and part."""

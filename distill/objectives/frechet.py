@@ -6,30 +6,28 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..config import require
-from .base import Denoiser, Judged, Loss, Moments, Scores, Window
+from ..config import Checked, Decay, NonNegative, require
+from .base import Denoiser, Judged, Loss, Moments, Objective, Scores, Window
 
 #: Eigenvalues below this share of the mean have no gradient through their root.
 _LEAST = 1e-6
 
 
 @dataclass(frozen=True)
-class FrechetConfig:
+class FrechetConfig(Checked, section="objective"):
     """Frechet distance of features; `mean` and `covariance` weigh its two terms, `memory` is the decay of
     what is known of streams from update to update, `clips` how many clips tell what is to be matched.
     """
 
     kind: Literal["frechet"] = "frechet"
-    mean: float = 1.0
-    covariance: float = 1.0
-    memory: float = 0.9
+    mean: NonNegative = 1.0
+    covariance: NonNegative = 1.0
+    memory: Decay = 0.9
     clips: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("mean", "covariance"):
-            require(vars(self)[name] >= 0, f"objective.{name}", ">= 0", vars(self)[name])
+        super().__post_init__()
         require(self.mean + self.covariance > 0, "objective.mean", "above 0, or covariance", self.mean)
-        require(0 <= self.memory < 1, "objective.memory", "within [0, 1)", self.memory)
         require(self.clips >= 2, "objective.clips", ">= 2", self.clips)
 
 
@@ -43,7 +41,7 @@ class _Known:
 
 
 @dataclass
-class FrechetMatching:
+class FrechetMatching(Objective):
     """The squared Frechet distance between normal distributions of features of streams and of clips (FID,
     arXiv 1706.08500, as a loss; after Frechet Forcing):
 
@@ -58,12 +56,8 @@ class FrechetMatching:
     known: _Known = field(default_factory=_Known)
 
     needs_scores: ClassVar[bool] = False
-    needs_clips: ClassVar[bool] = False
-    needs_alone: ClassVar[bool] = False
-    through_scores: ClassVar[bool] = False
 
     def student_loss(self, window: Window, scores: Scores, generator: torch.Generator) -> Loss:
-        """See `Objective.student_loss`."""
         assert scores.shown is not None
         # eigenvalues need more digits than half precision has
         with torch.autocast(window.x.device.type, enabled=False):

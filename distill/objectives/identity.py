@@ -1,11 +1,11 @@
 """Score identity distillation."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
-from ..config import require
+from ..config import NonNegative
 from .base import LevelConfig, Loss, Scores, Window, by_part
 from .matching import DistributionMatching
 
@@ -15,11 +15,7 @@ class SiDConfig(LevelConfig):
     """Score identity distillation with the weight `alpha` of the difference of the scores."""
 
     kind: Literal["sid"] = "sid"
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.alpha >= 0, "objective.alpha", ">= 0", self.alpha)
+    alpha: NonNegative = 1.0
 
 
 class ScoreIdentity(DistributionMatching):
@@ -30,8 +26,6 @@ class ScoreIdentity(DistributionMatching):
     how the scores change with `x_t`: `loss = mean (real - fake) ((real - x) - alpha (real - fake)) / mean |x
     - real|`, with the gradient through both networks. The critic learns as in distribution matching.
     """
-
-    through_scores: ClassVar[bool] = True
 
     def __init__(self, config: SiDConfig) -> None:
         super().__init__(config)

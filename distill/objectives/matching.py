@@ -8,8 +8,8 @@ from torch import Tensor
 
 from streamgen.engine.scheduler import velocity_target
 
-from ..config import require
-from .base import Denoiser, Judged, LevelConfig, Loss, Scores, Window, by_part
+from ..config import NonNegative
+from .base import Denoiser, Judged, LevelConfig, Loss, Objective, Scores, Window, by_part
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,10 @@ class HistoryConfig(LevelConfig):
     """Distribution matching with a real score that leans on the past by `strength`, see `HistoryMatching`."""
 
     kind: Literal["history"] = "history"
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.strength >= 0, "objective.strength", ">= 0", self.strength)
+    strength: NonNegative = 1.0
 
 
-class DistributionMatching:
+class DistributionMatching(Objective):
     """Distribution matching distillation (DMD, arXiv 2311.18828; DMD2, arXiv 2405.14867).
 
     The gradient of the divergence between student and teacher at a noise level is the difference of the
@@ -39,11 +35,6 @@ class DistributionMatching:
     per sample and part, and `loss = 1/2 mean (x - stopgrad(x - g))^2` has the gradient `g` (as in Self
     Forcing, arXiv 2506.08009). Parts that are scored apart have noise levels of their own.
     """
-
-    needs_scores: ClassVar[bool] = True
-    needs_clips: ClassVar[bool] = False
-    needs_alone: ClassVar[bool] = False
-    through_scores: ClassVar[bool] = False
 
     def __init__(self, config: LevelConfig) -> None:
         self.config = config
@@ -100,7 +91,6 @@ class HistoryMatching(DistributionMatching):
         self.strength = config.strength
 
     def real(self, scores: Scores, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """See `DistributionMatching.real`."""
         assert scores.alone is not None
         real = scores.real(noisy, sigma)
         return real + self.strength * (real - scores.alone(noisy, sigma))

@@ -1,15 +1,14 @@
 """Settings of the procedural world."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+from ..config import Checked, Count, Share, require
 from .vocabulary import MOTIONS
 
 
 @dataclass(frozen=True)
-class SceneConfig:
+class SceneConfig(Checked, section="scenes"):
     """What a :class:`SceneGenerator` draws.
 
     Attributes:
@@ -37,67 +36,37 @@ class SceneConfig:
     object_weights: tuple[float, ...] = (0.65, 0.25, 0.1)
     motion_weights: dict[str, float] = field(default_factory=dict)
     tracks: int = 16
-    change_probability: float = 0.35
-    double_change_probability: float = 0.15
-    change_margin: int = 12
-    fade_frames: int = 4
-    drag_probability: float = 0.3
-    camera_probability: float = 0.2
+    change_probability: Share = 0.35
+    double_change_probability: Share = 0.15
+    change_margin: Count = 12
+    fade_frames: Count = 4
+    drag_probability: Share = 0.3
+    camera_probability: Share = 0.2
     include_held_out: bool = False
-    texture_variants: int = 4
-    texture_period: int = 64
+    texture_variants: Count = 4
+    texture_period: Count = 64
     texture_seed: int = 0
-    texture_contrast: float = 0.6
+    texture_contrast: Share = 0.6
 
     def __post_init__(self) -> None:
-        if self.size < 32 or self.size % 16:
-            raise ValueError(f"size: expected a multiple of 16, at least 32, found {self.size}")
-        if (
-            not 1 <= len(self.object_weights) <= 3
-            or min(self.object_weights) < 0
-            or sum(self.object_weights) <= 0
-        ):
-            raise ValueError(f"object_weights: expected 1 to 3 weights >= 0, found {self.object_weights}")
+        super().__post_init__()
+        fits = self.size >= 32 and self.size % 16 == 0
+        require(fits, "scenes.size", "a multiple of 16, at least 32", self.size)
+        weights, slots = self.object_weights, len(self.object_weights)
+        fits = 1 <= slots <= 3 and min(weights) >= 0 and sum(weights) > 0
+        require(fits, "scenes.object_weights", "1 to 3 weights >= 0, not all 0", weights)
+        require(self.tracks > slots, "scenes.tracks", f"more than {slots}", self.tracks)
         for name, weight in self.motion_weights.items():
-            if name not in MOTIONS:
-                raise ValueError(f"motion_weights: expected some of {', '.join(MOTIONS)}, found {name!r}")
-            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                raise ValueError(f"motion_weights: expected numbers above 0, found {name} {weight!r}")
-        if self.tracks <= len(self.object_weights):
-            raise ValueError(f"tracks: expected more than {len(self.object_weights)}, found {self.tracks}")
-        for name, value in (
-            ("change_probability", self.change_probability),
-            ("double_change_probability", self.double_change_probability),
-            ("drag_probability", self.drag_probability),
-            ("camera_probability", self.camera_probability),
-            ("texture_contrast", self.texture_contrast),
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], found {value}")
-        for name, count in (
-            ("change_margin", self.change_margin),
-            ("fade_frames", self.fade_frames),
-            ("texture_variants", self.texture_variants),
-            ("texture_period", self.texture_period),
-        ):
-            if count < 1:
-                raise ValueError(f"{name}: expected at least 1, found {count}")
+            require(name in MOTIONS, "scenes.motion_weights", f"some of {', '.join(MOTIONS)}", repr(name))
+            fits = isinstance(weight, int | float) and 0 < weight < math.inf
+            require(fits, "scenes.motion_weights", "numbers above 0", f"{name} {weight!r}")
+
+    def alone(self) -> "SceneConfig":
+        """This world with one object, to which nothing happens: no change, no drag, no camera move."""
+        never = dict.fromkeys(("change_probability", "drag_probability", "camera_probability"), 0.0)
+        return replace(self, object_weights=(1.0,), **never)
 
     @property
     def max_objects(self) -> int:
         """Object slots per clip."""
         return len(self.object_weights)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "SceneConfig":
-        """From a plain mapping (YAML); ValueError for an unknown key."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(
-                f"scenes: unknown key {unknown[0]!r}, expected one of {', '.join(sorted(known))}"
-            )
-        prepared = dict(values)
-        if "object_weights" in prepared:
-            prepared["object_weights"] = tuple(float(weight) for weight in prepared["object_weights"])
-        return cls(**prepared)

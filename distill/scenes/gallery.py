@@ -108,10 +108,7 @@ def _backgrounds(path: Path) -> None:
 
 def _motions(path: Path) -> None:
     """Each motion as the trail of one object, a dot every other frame, in its last picture."""
-    config = SceneConfig(
-        object_weights=(1.0,), change_probability=0, drag_probability=0, camera_probability=0
-    )
-    scenes = _sample(config, 72, _FRAMES)
+    scenes = _sample(SceneConfig().alone(), 72, _FRAMES)
     images, titles = [], []
     for index, name in enumerate(MOTIONS):
         others = scenes.labels["motion"][:, 0, 0] != index

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import require
+from ..batches import moved
+from ..config import Count, require
 from ..evaluation.intervals import Figure
 from ..families import DiffusionRun, NetworkSpec, TinyFamily
 from ..flow import FlowBatch, FlowMatching
 from ..mixture import Census, MixtureConfig
-from ..optim import ParameterGroups
 from ..scenes import MOTIONS
 from ..trainer import Tick
 from ..turning_probe import TurningGate, check_turning, gated, plot_turning, probe_clips, turning_errors
 from ..windows import WindowConfig, beginnings, changes, flow_batch, image_batch, whole_clips
-from .diffusion import DiffusionStage, optimizer_groups
+from .diffusion import DiffusionStage
 
 # Of the windows and the noise that `evaluate` always uses; their clips are training clips.
 _FIXED_SEED = 77
@@ -40,11 +40,7 @@ class CausalRun(WindowRun):
     """
 
     turning: TurningGate = field(default_factory=TurningGate)
-    fixed_windows: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.fixed_windows >= 1, "fixed_windows", ">= 1", self.fixed_windows)
+    fixed_windows: Count = 64
 
 
 class WindowStage(DiffusionStage):
@@ -78,7 +74,7 @@ class WindowStage(DiffusionStage):
             silence = windows.silence if kind == "clips" else windows.quiet
             batch = flow_batch(clips, layout, windows, silence, generator, plan)
         counts = {**batch.counts, kind: batch.counts["targets"]}
-        return replace(batch, counts=counts).to(self.device)
+        return replace(batch, counts=counts)
 
     @property
     def windows(self) -> WindowConfig:
@@ -110,18 +106,6 @@ class CausalStage(WindowStage):
     def specs(cls, config: CausalRun) -> dict[str, NetworkSpec[Any]]:
         """DiT and encoders with their loss."""
         return {"causal": NetworkSpec(FlowMatching, config.init)}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """DiT and encoders with their loss."""
-        return {"causal": self.module}
-
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from embeddings, modulations and outputs."""
-        return {"causal": optimizer_groups(self.module)}
-
-    def target(self, step: int) -> str:
-        """Always the one module."""
-        return "causal"
 
     def batch(self, tick: Tick) -> FlowBatch:
         """A batch of the mixture, see `draw`, and captions for the heads."""
@@ -187,7 +171,7 @@ class CausalStage(WindowStage):
             layout = whole_clips(self.clips, size, config.windows, generator, plan)
             silence = config.windows.silence
             batch = flow_batch(self.clips, layout, config.windows, silence, generator, plan)
-            loss, metrics = self.module(batch.to(self.device))
+            loss, metrics = self.module(moved(batch, self.device))
             for key, value in {"loss": loss, **metrics}.items():
                 totals[key] = totals.get(key, 0.0) + float(value) / rounds
         return totals

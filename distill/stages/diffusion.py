@@ -35,6 +35,7 @@ EDGES = (
     "projection",
     "time_",
     "norm",
+    "writer_",
 )
 # Objects of the captions that a text encoder is kept telling apart: one to three, about as often.
 _OBJECTS = (0.3, 0.4, 0.3)
@@ -93,6 +94,18 @@ class DiffusionStage(ABC):
         self.latents = self.family.clips()
         self.clips, self.images, _ = self.latents.main
 
+    def modules(self) -> dict[str, nn.Module]:
+        """See `Stage`: the first of the networks, which the stage exports."""
+        return {next(iter(self.specs(self.run))): self.network}
+
+    def optimizer_groups(self) -> dict[str, ParameterGroups]:
+        """Hidden matrices apart from embeddings, modulations and outputs."""
+        return {name: split_parameters(module, EDGES) for name, module in self.modules().items()}
+
+    def target(self, step: int) -> str:
+        """See `Stage`: always the one module."""
+        return next(iter(self.modules()))
+
     def told(self, tick: Tick) -> ToldBatch | None:
         """Captions for the heads of a text encoder that is trained along; None where there are none."""
         words, family = self.run.words, self.family
@@ -103,7 +116,7 @@ class DiffusionStage(ABC):
             length = self.run.network.text_length
             self._captions = CaptionSampler(family.vocabulary, length, scenes)
         generator = torch.Generator().manual_seed(tick.generator_seed("words"))
-        return self._captions.draw(words.batch, generator).to(self.device)
+        return self._captions.draw(words.batch, generator)
 
     def binding(self) -> dict[str, Figure]:
         """The binding probes of the text encoder as it is now; none for one of other words than the world's,
@@ -135,8 +148,3 @@ class DiffusionStage(ABC):
     def export(self, directory: Path) -> None:
         """Write a checkpoint directory that `streamgen.load_pipeline` opens."""
         self.family.export(self.network, directory)
-
-
-def optimizer_groups(module: nn.Module) -> ParameterGroups:
-    """Hidden matrices apart from embeddings, modulations and outputs."""
-    return split_parameters(module, EDGES)

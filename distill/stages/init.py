@@ -19,19 +19,17 @@ from torch import Tensor, nn
 
 from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
-from ..config import require
+from ..config import Checked, Count, Decay, Positive, require
 from ..families import NetworkSpec
 from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, Past, focused, guided
 from ..guidance import GuidanceRange, strengths_over
-from ..optim import ParameterGroups
 from ..trainer import Tick
 from ..windows import WindowConfig, chunk_starts
 from .causal import WindowRun, WindowStage
-from .diffusion import optimizer_groups
 
 
 @dataclass(frozen=True)
-class InitConfig:
+class InitConfig(Checked, section="distillation"):
     """`method` as in the module's head. `steps` levels of the consistency grid, or solver steps of the
     regression; `student_steps` the steps the student will stream with, at the same `shift`; `target_decay`
     of the moving average that makes consistency targets.
@@ -39,12 +37,13 @@ class InitConfig:
 
     method: Literal["consistency", "ode"] = "consistency"
     steps: int = 32
-    student_steps: int = 4
-    shift: float = 3.0
-    target_decay: float = 0.95
+    student_steps: Count = 4
+    shift: Positive = 3.0
+    target_decay: Decay = 0.95
     guidance: GuidanceRange = field(default_factory=GuidanceRange)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.steps >= 2, "distillation.steps", ">= 2", self.steps)
         require(
             self.steps % self.student_steps == 0,
@@ -52,7 +51,6 @@ class InitConfig:
             f"a multiple of student_steps ({self.student_steps})",
             self.steps,
         )
-        require(0 <= self.target_decay < 1, "distillation.target_decay", "within [0, 1)", self.target_decay)
 
 
 @dataclass(frozen=True)
@@ -138,21 +136,9 @@ class InitStage(WindowStage):
         teacher: NetworkSpec[Any] = NetworkSpec(FlowMatching, config.teacher, frozen=True, sizes="teacher")
         return {"student": student, "teacher": teacher, "average": replace(student, frozen=True)}
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The student with its loss."""
-        return {"student": self.student}
-
     def frozen(self) -> dict[str, nn.Module]:
         """Networks that are never trained."""
         return {"teacher": self.teacher, "average": self.average}
-
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from embeddings, modulations and outputs."""
-        return {"student": optimizer_groups(self.student)}
-
-    def target(self, step: int) -> str:
-        """Always the student."""
-        return "student"
 
     @property
     def windows(self) -> WindowConfig:
@@ -174,7 +160,7 @@ class InitStage(WindowStage):
         strengths = self.options.guidance.sample(len(windows.x0), generator)
         levels = torch.randint(1, self.options.steps + 1, windows.sigma.shape, generator=generator)
         levels = levels[:, chunk_starts(self.config.plan, levels.shape[1])]
-        return InitBatch(windows, strengths.to(self.device), levels.to(self.device), tick.micro == 0)
+        return InitBatch(windows, strengths, levels, tick.micro == 0)
 
     def loss(self, module: nn.Module, batch: InitBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The student's distance from its target."""

@@ -9,7 +9,7 @@ so that the student meets its own drift.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ from ..running import RolloutStudent, RunningStreams, Script, draw_script, draw_
 from ..scoring import Critic, without_gradients
 from ..trainer import Tick
 from ..words.told import ToldBatch
-from .diffusion import DiffusionStage, optimizer_groups
+from .diffusion import DiffusionStage
 from .scorers import Rolled, Scorers
 from .self_forcing_config import SelfForcingRun, check_run, objective_of, update_boundaries
 
@@ -93,7 +93,9 @@ class SelfForcingStage(DiffusionStage):
         """The student that streams, and the two scores: the guided teacher and the critic, which starts from
         it or elsewhere. Each has the sizes of its start.
         """
-        student: NetworkSpec[Any] = NetworkSpec(RolloutStudent, config.init, guidance=True)
+        student: NetworkSpec[Any] = NetworkSpec(
+            RolloutStudent, config.init, guidance=True, writer=config.rollout.writer
+        )
         if not objective_of(config).needs_scores:
             return {"student": student}
         frames, own = config.rollout.window_frames, config.critic.init
@@ -135,12 +137,11 @@ class SelfForcingStage(DiffusionStage):
         return {} if self.scorers is None else {"teacher": self.scorers.teacher}
 
     def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from embeddings, modulations and outputs."""
-        groups = {"student": optimizer_groups(self.student)}
-        if self.scorers is None:
-            return groups
-        critic, scale = optimizer_groups(self.scorers.critic), self.config.critic.lr_scale
-        return groups | {"critic": ParameterGroups(critic.matrices, critic.others, scale, scale)}
+        """See `DiffusionStage`; the critic has rates of its own."""
+        groups, scale = super().optimizer_groups(), self.config.critic.lr_scale
+        for name in groups.keys() - {"student"}:
+            groups[name] = replace(groups[name], matrices_lr_scale=scale, others_lr_scale=scale)
+        return groups
 
     def target(self, step: int) -> str:
         """The critic in its warm-up, later one update of the student behind each `updates` of the critic; the
@@ -183,7 +184,7 @@ class SelfForcingStage(DiffusionStage):
         first = float(torch.rand((), generator=shared)) < rollout.first_share
         size = rollout.first_batch if first else rollout.batch
         limit = rollout.longest(tick.progress)
-        script = self.script(size, generator, timing if sharded else None, limit).to(self.device)
+        script = self.script(size, generator, timing if sharded else None, limit)
         told = self.told(tick) if self.target(tick.step) == "student" else None
         seeds = tick.generator_seed("streams"), tick.generator_seed("objective")
         return RolloutBatch(script, limit, exit_step, *seeds, first, told)

@@ -6,7 +6,7 @@ from typing import Literal
 from models.context import ChunkPlan
 from streamgen.engine.scheduler import FlowMatchScheduler
 
-from ..config import require
+from ..config import Checked, Count, Decay, Natural, NonNegative, Share, require
 from ..families import DiffusionRun
 from ..guidance import GuidanceRange
 from ..objectives import OBJECTIVES, DMDConfig, Objective, ObjectiveConfig
@@ -14,7 +14,7 @@ from ..running import ScriptConfig
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Checked, section="rollout"):
     """How streams are rolled out and scored, in latent frames.
 
     `batch` streams per process; an update generates `fresh_frames` (a stream's first update `window_frames`)
@@ -24,37 +24,36 @@ class RolloutConfig:
     drawn per update is the last; chunks are committed at noise level `context_noise`. A `first_share` of
     the updates see the first chunk alone, of `first_batch` new streams: it is made of words only, all else
     follows from it, and in windows it is one frame of many. With `context_gradient: self` the loss reaches
-    the student through what its streams have committed, too (`distill.context_gradient`).
+    the student through what its streams have committed, too (`distill.context_gradient`); `writer` is the
+    rank of weights that only what is committed has (`models.writer`), 0 for none.
     """
 
-    batch: int = 12
-    window_frames: int = 9
-    fresh_frames: int = 6
-    max_frames: int = 33
-    long_from: float = 0.3
+    batch: Count = 12
+    window_frames: Count = 9
+    fresh_frames: Count = 6
+    max_frames: Count = 33
+    long_from: Share = 0.3
     grow_until: float | None = None
-    first_share: float = 0.0
-    first_batch: int = 48
+    first_share: Share = 0.0
+    first_batch: Count = 48
     steps: int = 4
     shift: float = 3.0
-    context_noise: float = 0.05
+    context_noise: Decay = 0.05
     context_gradient: Literal["none", "self"] = "none"
+    writer: Natural = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
-            1 <= self.fresh_frames <= self.window_frames <= self.max_frames,
+            self.fresh_frames <= self.window_frames <= self.max_frames,
             "rollout",
             "fresh_frames <= window_frames <= max_frames",
             (self.fresh_frames, self.window_frames, self.max_frames),
         )
-        require(0 <= self.long_from <= 1, "rollout.long_from", "within [0, 1]", self.long_from)
         if self.grow_until is not None:
             expected = f"from rollout.long_from ({self.long_from}) to 1, or null"
             inside = self.long_from <= self.grow_until <= 1
             require(inside, "rollout.grow_until", expected, self.grow_until)
-        require(0 <= self.first_share <= 1, "rollout.first_share", "within [0, 1]", self.first_share)
-        require(self.first_batch >= 1, "rollout.first_batch", ">= 1", self.first_batch)
-        require(0 <= self.context_noise < 1, "rollout.context_noise", "within [0, 1)", self.context_noise)
         FlowMatchScheduler(self.steps, self.shift)
 
     def longest(self, progress: float) -> int:
@@ -71,21 +70,17 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Checked, section="critic"):
     """`updates` of the critic for each of the student, `warmup` before the first one; its learning rates are
     `lr_scale` times the student's. It starts from the checkpoint `init`, whose sizes it has (null: from the
     teacher), and sees windows or chunks by its own `scoring` (null: as the teacher).
     """
 
-    updates: int = 4
-    warmup: int = 40
-    lr_scale: float = 1.0
+    updates: Count = 4
+    warmup: Natural = 40
+    lr_scale: NonNegative = 1.0
     init: str | None = None
     scoring: Literal["windows", "chunks"] | None = None
-
-    def __post_init__(self) -> None:
-        require(self.updates >= 1, "critic.updates", ">= 1", self.updates)
-        require(self.warmup >= 0, "critic.warmup", ">= 0", self.warmup)
 
 
 @dataclass(frozen=True)
@@ -158,6 +153,14 @@ def _check_objective(config: SelfForcingRun) -> None:
         "none without a sink of whole chunks and a first chunk as long as the others",
         config.rollout.context_gradient,
     )
+    found = config.rollout.writer
+    if found:
+        what = "0 without rollout.context_gradient: self, which teaches a writer"
+        require(config.rollout.context_gradient == "self", "rollout.writer", what, found)
+        require(config.lora is None, "rollout.writer", "0 with lora, which trains no other weights", found)
+        require(config.wan is None, "rollout.writer", "0 for a model of the Wan family", found)
+        level, given = config.rollout.context_noise, config.sampling.get("context_noise", 0.0)
+        require(given == level, "sampling.context_noise", f"{level:g}, at which the writer learns", given)
     objective = objective_of(config)
     if objective.needs_clips or not objective.needs_scores:
         require(

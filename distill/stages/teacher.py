@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import moved
 from ..clips.training import clip_frames
-from ..config import require
+from ..config import Checked, Count, Share, require
 from ..families import DiffusionRun, NetworkSpec
 from ..flow import FlowBatch, FlowMatching
 from ..mixture import Turns
-from ..optim import ParameterGroups
 from ..trainer import Tick
 from ..windows import image_batch, teacher_batch
-from .diffusion import DiffusionStage, optimizer_groups
+from .diffusion import DiffusionStage
 
 _FIXED_SEED = 78
 
 
 @dataclass(frozen=True)
-class TeacherData:
+class TeacherData(Checked, section="data"):
     """Batches of one process: `video_batch` windows as long as the plan's chunk; on `short_share` of the
     updates `short_batch` windows of `short_frames`, on `image_share` of them `image_batch` first frames, and
     in the first `image_phase` of the budget those alone.
@@ -35,26 +35,26 @@ class TeacherData:
     of the budget, from `mask_from` on (MotionStream, arXiv 2511.01266).
     """
 
-    video_batch: int = 7
-    short_batch: int = 13
-    short_frames: int = 9
-    short_share: float = 0.3
-    image_batch: int = 64
-    image_phase: float = 0.0
-    image_share: float = 0.15
-    start_share: float = 0.4
-    silent_share: float = 0.5
-    mask_from: float = 0.5
-    held_out: int = 64
+    video_batch: Count = 7
+    short_batch: Count = 13
+    short_frames: Count = 9
+    short_share: Share = 0.3
+    image_batch: Count = 64
+    image_phase: Share = 0.0
+    image_share: Share = 0.15
+    start_share: Share = 0.4
+    silent_share: Share = 0.5
+    mask_from: Share = 0.5
+    held_out: Count = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.short_share + self.image_share <= 1,
             "data shares",
             "a sum <= 1",
             (self.short_share, self.image_share),
         )
-        require(0 <= self.mask_from <= 1, "data.mask_from", "within [0, 1]", self.mask_from)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -102,18 +102,6 @@ class TeacherStage(DiffusionStage):
         """DiT and encoders with their loss."""
         return {"teacher": NetworkSpec(FlowMatching, config.init)}
 
-    def modules(self) -> dict[str, nn.Module]:
-        """DiT and encoders with their loss."""
-        return {"teacher": self.module}
-
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from embeddings, modulations and outputs."""
-        return {"teacher": optimizer_groups(self.module)}
-
-    def target(self, step: int) -> str:
-        """Always the one module."""
-        return "teacher"
-
     def batch(self, tick: Tick) -> FlowBatch:
         """A batch of the mixture, see `draw`, and captions for the heads."""
         return replace(self.draw(tick), told=self.told(tick))
@@ -128,7 +116,7 @@ class TeacherStage(DiffusionStage):
             windows = replace(windows, motion_mask=0.0)
         kind = "images" if tick.progress < data.image_phase else Turns(data.shares).at(tick.step)
         if kind == "images":
-            return image_batch(images, data.image_batch, windows, generator).to(self.device)
+            return image_batch(images, data.image_batch, windows, generator)
         quiet = bool(torch.rand((), generator=generator) < data.silent_share)
         silence = windows.quiet if quiet else windows.silence
         size, frames = (
@@ -136,8 +124,7 @@ class TeacherStage(DiffusionStage):
             if kind == "short"
             else (data.video_batch, self.config.plan.chunk_frames)
         )
-        batch = teacher_batch(clips, size, frames, data.start_share, windows, silence, generator)
-        return batch.to(self.device)
+        return teacher_batch(clips, size, frames, data.start_share, windows, silence, generator)
 
     def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Flow-matching loss of a batch, and the heads' on its captions."""
@@ -152,6 +139,6 @@ class TeacherStage(DiffusionStage):
         batch = teacher_batch(
             self.clips, size, plan.chunk_frames, data.start_share, windows, windows.silence, generator
         )
-        loss, metrics = self.module(batch.to(self.device))
+        loss, metrics = self.module(moved(batch, self.device))
         self.preview(out_dir, streams=False)
         return {key: float(value) for key, value in {"loss": loss, **metrics}.items()}

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from streamgen.structured import to_plain
 
-from ..config import ConfigError, RunConfig, require, write_yaml
+from ..batches import moved
+from ..config import ConfigError, Count, RunConfig, Share, require, write_yaml
 from ..evaluation.intervals import Figure
 from ..families.tiny import load_words
 from ..optim import ParameterGroups, split_parameters
@@ -56,17 +57,14 @@ class WordsRun(RunConfig):
     text: TextSizes = field(default_factory=TextSizes)
     vocabulary: str | None = None
     scenes: SceneConfig = field(default_factory=SceneConfig)
-    batch: int = 128
-    test: int = 4000
-    gate: float = 0.99
+    batch: Count = 128
+    test: Count = 4000
+    gate: Share = 0.99
     start: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.text.length >= MAX_WORDS, "text.length", f">= {MAX_WORDS} words", self.text.length)
-        require(self.batch >= 1, "batch", ">= 1", self.batch)
-        require(self.test >= 1, "test", ">= 1", self.test)
-        require(0 <= self.gate <= 1, "gate", "within [0, 1]", self.gate)
         require(not self.scenes.include_held_out, "scenes.include_held_out", "false in training", True)
 
 
@@ -96,7 +94,6 @@ class WordsStage:
 
     @classmethod
     def networks(cls, config: WordsRun) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-        """See `distill.stage.NetworkStage`."""
         return {"words": told_encoder(config, len(read_words(config.vocabulary)))}, {}
 
     def modules(self) -> dict[str, nn.Module]:
@@ -114,7 +111,7 @@ class WordsStage:
     def batch(self, tick: Tick) -> ToldBatch:
         """Captions drawn anew for every update."""
         generator = torch.Generator().manual_seed(tick.generator_seed("captions"))
-        return self.sampler.draw(self.config.batch, generator).to(self.device)
+        return self.sampler.draw(self.config.batch, generator)
 
     def loss(self, module: nn.Module, batch: ToldBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The heads' loss on captions."""
@@ -129,7 +126,7 @@ class WordsStage:
     def measured(self, count: int, which: Which = "test") -> dict[str, Figure]:
         """By attribute the share of objects that the heads are right about, on captions never trained on."""
         generator = torch.Generator().manual_seed(_TEST_SEED)
-        told = self.sampler.draw(count, generator, which).to(self.device)
+        told = moved(self.sampler.draw(count, generator, which), self.device)
         return told_accuracies(self.module.encoder, self.module.heads, told)
 
     def check(self) -> list[str]:

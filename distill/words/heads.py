@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..config import require
+from ..config import Checked, Count, NonNegative, Share
 from .told import ATTRIBUTES, ToldBatch
 
 #: File of a checkpoint directory, beside those that streams need.
@@ -15,7 +15,7 @@ FILE = "words.safetensors"
 
 
 @dataclass(frozen=True)
-class WordsConfig:
+class WordsConfig(Checked, section="words"):
     """How a stage that trains a text encoder keeps it telling objects apart.
 
     Attributes:
@@ -27,14 +27,9 @@ class WordsConfig:
     """
 
     start: str | None = None
-    weight: float = 0.0
-    batch: int = 64
-    gate: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.weight >= 0, "words.weight", ">= 0", self.weight)
-        require(self.batch >= 1, "words.batch", ">= 1", self.batch)
-        require(0 <= self.gate <= 1, "words.gate", "within [0, 1]", self.gate)
+    weight: NonNegative = 0.0
+    batch: Count = 64
+    gate: Share = 0.0
 
 
 class AttributeHeads(nn.Module):

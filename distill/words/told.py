@@ -53,11 +53,6 @@ class ToldBatch:
     place: Tensor
     labels: Mapping[str, Tensor]
 
-    def to(self, device: torch.device) -> "ToldBatch":
-        """The same on a device."""
-        labels = {name: values.to(device) for name, values in self.labels.items()}
-        return ToldBatch(self.ids.to(device), self.place.to(device), labels)
-
 
 def is_test(caption: str) -> bool:
     """Whether a caption belongs to the test set, from which no training draws."""

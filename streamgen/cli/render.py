@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.budget import StepBudget
+from ..engine.overlap.wave import WaveRunner
 from ..engine.parallel.mesh import Mesh, joined
 from ..errors import InputError
 from ..render.clip import Hooks, check_output, follow_clip, record_notes, word_notes, write_clip
@@ -125,7 +126,9 @@ def _render_timeline(options: RenderOptions, reporter: Reporter, stop: Stop, mes
 
 
 def _make(clip: Clip, options: RenderOptions, reporter: Reporter, stop: Stop) -> None:
-    mesh = clip.session.model.mesh
+    mesh, runner = clip.session.model.mesh, clip.session.runner
+    if isinstance(runner, WaveRunner):
+        refuse(options, ("save_state",), f"chunks of runner {runner.name} overlap and cannot be kept")
     if mesh is not None and not mesh.leads:
         with stop.listening():
             follow_clip(clip, Hooks(stopped=stop), options.save_state is not None)

@@ -29,12 +29,14 @@ from ..machine import free_bytes, own_version
 from ..suggest import unknown_key
 from .decoder import DecoderState
 from .onnx.runner import OnnxRunner, unusable
+from .overlap.ahead import AheadRunner
+from .overlap.wave import WAVES, WaveRunner
 from .program.compiled import GraphRunner, ProgramRunner
 from .program.warm import Progress, warm_up
 from .runner import BatchPlace, PlainRunner, Runner
 from .sizes import Sizes, Trial, tried
 
-RUNNERS = ("auto", "plain", "onnx", "compile", "graph")
+RUNNERS = ("auto", "plain", "onnx", "compile", "graph", "ahead", *WAVES)
 # what `auto` chooses from; compiling takes minutes, and is for those who ask
 _CANDIDATES = ("plain", "onnx")
 # where none is asked for
@@ -139,6 +141,10 @@ def choose_runner(
     if name == "plain":
         note = None if failed is None else f"runner onnx: {failed}; going on with the plain one"
         return Chosen(PlainRunner(dit, codec), note)
+    if name == "ahead":
+        return Chosen(AheadRunner(dit, codec))
+    if name in WAVES:
+        return Chosen(WaveRunner(name, dit, codec, None, len(sizes.sampling.sigmas) - 1))
     reason = _unsuited(name, dit)
     if reason is not None and not recorded:
         raise InputError(f"runner {name}: {reason}")

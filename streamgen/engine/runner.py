@@ -70,6 +70,8 @@ class DenoiseTask:
         noise: where its draws come from.
         sampling: how it is solved.
         source: pictures that it is made from, at the first level of `sampling`; None: from noise alone.
+        due: the chunk before it, where that is still to be committed: the cursor lies behind it already.
+            Only for runners that `commits_ahead`.
     """
 
     ring: CacheRing
@@ -80,6 +82,7 @@ class DenoiseTask:
     noise: NoiseSource
     sampling: Sampling
     source: Source | None = None
+    due: "CommitTask | None" = None
 
     @property
     def masked(self) -> bool:
@@ -145,6 +148,11 @@ class Runner(Protocol):
         """Its stream's place in a batch; None for a stream by itself. Snapshots and records have it, too."""
         ...
 
+    @property
+    def commits_ahead(self) -> bool:
+        """Whether it commits a chunk together with the first step of the next one (`DenoiseTask.due`)."""
+        ...
+
     def denoise(self, task: DenoiseTask) -> Tensor:
         """Clean latents `(B, T, C, h, w)` of the next chunk.
 
@@ -175,6 +183,7 @@ class PlainRunner:
     """
 
     name = "plain"
+    commits_ahead = False
 
     def __init__(self, dit: CausalDiT, codec: VideoCodec | None = None) -> None:
         self.dit = dit
@@ -186,9 +195,9 @@ class PlainRunner:
 
     def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
-        view, watch, sampling = task.ring.view(task.cursor, task.frames), _FiniteWatch(), task.sampling
+        watch, sampling = _FiniteWatch(), task.sampling
         start, fresh = self.draws(task)
-        velocity = self.velocity(view, task.conditioning)
+        velocity = self.velocity_of(task)
         watch(0, "noise", start)
         with attention_scope(self.kernels):
             latents = denoise_chunk(
@@ -219,6 +228,10 @@ class PlainRunner:
         if task.source is not None:
             start = task.source.noised(start, sampling.sigmas[0])
         return start, [noise.renoise(task.index, step, shape) for step in draws]
+
+    def velocity_of(self, task: DenoiseTask) -> Velocity:
+        """What the steps of a chunk ask for, one after the other."""
+        return self.velocity(task.ring.view(task.cursor, task.frames), task.conditioning)
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
         """The guided velocity of one chunk, at any noise level."""

@@ -1,10 +1,5 @@
 """Clips of any length, decoded as they are needed in a child process."""
 
-import contextlib
-import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +9,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..video import decode_worker
+from ..video.decode_child import Decoding, decoding
 from .read import EndsEarly
 from .y4m import PipeBytes
 
-WORKER = Path(decode_worker.__file__)
 # longest time (s) that one frame may take, whatever the decoder does
 _PATIENCE = 60.0
 
@@ -33,36 +28,14 @@ def clip_frames(
     """
     height, width = size
     request = decode_worker.Request(str(path.resolve()), float(fps), height, width, 0)
-    with tempfile.TemporaryDirectory(prefix="streamgen-", ignore_cleanup_errors=True) as folder:
-        order = json.dumps({"request": request._asdict(), "backend": "pyav", "folder": folder, "play": True})
-        with Path(folder, "log.txt").open("wb") as log:
-            child = subprocess.Popen(
-                # -P: the package's folder must not become the first place to import from
-                [sys.executable, "-P", str(WORKER), order],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                # Ctrl-C in a terminal goes to the whole group: it is for the caller to say what it ends
-                start_new_session=True,
-            )
-            try:
-                yield from _frames(path, child, size, stopped, Path(folder))
-            finally:
-                child.kill()
-                assert child.stdout is not None
-                child.stdout.close()
-                # one that is stuck in the kernel dies later or never
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(1.0)
+    with decoding(request, {"play": True}, listens=True) as at_work:
+        yield from _frames(path, at_work, size, stopped)
 
 
 def _frames(
-    path: Path,
-    child: "subprocess.Popen[bytes]",
-    size: tuple[int, int],
-    stopped: Callable[[], bool],
-    folder: Path,
+    path: Path, at_work: Decoding, size: tuple[int, int], stopped: Callable[[], bool]
 ) -> Iterator[Tensor]:
+    child = at_work.child
     assert child.stdout is not None
     count, given = size[0] * size[1] * 3, 0
     late = [time.monotonic() + _PATIENCE]
@@ -78,9 +51,9 @@ def _frames(
         given += 1
         late[0] = time.monotonic() + _PATIENCE
     code = child.wait(_PATIENCE)
-    verdict = folder / "error.txt"
-    if code == 3 and verdict.exists():
-        raise _failure(path, verdict.read_text(encoding="utf-8"), given)
+    verdict = at_work.verdict(code)
+    if verdict is not None:
+        raise _failure(path, verdict, given)
     if code:
         raise _failure(path, f"cannot be decoded (the decoder ended with {code})", given)
 

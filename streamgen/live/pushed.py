@@ -216,6 +216,11 @@ class PushedInput:
         lane = self._lane
         return lane.over is not None and len(lane.items) == lane.kept
 
+    @property
+    def waits(self) -> int:
+        """How many frames came and were not taken."""
+        return len(self._lane.items)
+
     def waiting(self) -> tuple[Tensor, tuple[int, ...]]:
         """See `InputSource`."""
         items = self._lane.items

@@ -92,6 +92,11 @@ class LatentState:
         return self.ring.plan.length(self.chunk - self.scene[0])
 
     @property
+    def coming(self) -> CacheCursor:
+        """The cursor once what is due is committed."""
+        return self.cursor.moved(self.recent[-1].frames) if self.due else self.cursor
+
+    @property
     def intact(self) -> bool:
         """Whether the cache holds what the record says; a step that failed may have cost it."""
         return self.ring.intact(self.cursor)
@@ -100,6 +105,10 @@ class LatentState:
     def whole(self) -> bool:
         """Whether attention still spans the scene from its first chunk on."""
         return not self.recent or self.recent[0].index == self.scene[0]
+
+    def later(self, chunks: int) -> "LatentState":
+        """Where the stream is so many chunks later, with the record that it has now."""
+        return replace(self, chunk=self.chunk + chunks)
 
     def cleared(self) -> "LatentState":
         """Without a past: the next chunk begins a scene of its own."""

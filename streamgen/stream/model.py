@@ -98,6 +98,8 @@ class StreamModel:
         self.settings: StreamSettings = parts.config.sampling
         # processes that compute its streams together
         self.mesh: Mesh | None = None
+        # whether each of them holds a part of the heads
+        self.shards_caches = False
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._null_text: TextContext | None = None
         # a network of their own for words: streams run beside
@@ -359,7 +361,7 @@ class StreamModel:
             storage = RingStorage(shape, plan, self.device, self.dtype, eight_bits=True)
             about = (self.dit.rope, self.device, self.dtype, settings.rope)
             return CacheRing(shape, plan, *about, storage=storage)
-        if self.mesh is not None:
+        if self.mesh is not None and self.shards_caches:
             return sharded_ring(self.mesh, shape, plan, self.dit.rope, self.dtype, settings.rope)
         return self._rings.ring(shape, plan, self.dit.rope, self.device, self.dtype, settings.rope)
 

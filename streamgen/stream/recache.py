@@ -144,10 +144,16 @@ def commit(
     runner: Runner, state: LatentState, cursor: CacheCursor, chunk: LatentChunk, noise: NoiseSource
 ) -> CacheCursor:
     """Put a finished chunk's keys and values behind the cursor."""
+    return runner.commit(commit_task(state, cursor, chunk, noise))
+
+
+def commit_task(
+    state: LatentState, cursor: CacheCursor, chunk: LatentChunk, noise: NoiseSource
+) -> CommitTask:
+    """What a runner needs to commit a finished chunk."""
     assert chunk.text is not None, "a chunk is committed under the words it was made with"
     latents = chunk.committed(noise)
-    task = CommitTask(state.ring, cursor, latents, chunk.levels, chunk.text.context, chunk.motion)
-    return runner.commit(task)
+    return CommitTask(state.ring, cursor, latents, chunk.levels, chunk.text.context, chunk.motion)
 
 
 def joined_text(chunks: tuple[LatentChunk, ...]) -> TextContext:

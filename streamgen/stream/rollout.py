@@ -17,7 +17,7 @@ from ..engine.sampler import Sampling
 from ..engine.source import Source
 from .latents import LatentChunk, LatentState
 from .prompts import Text
-from .recache import commit
+from .recache import commit, commit_task
 
 Measure = Callable[[str, float], None]
 
@@ -46,7 +46,8 @@ def advance(
     given: Tensor | Source | None = None,
     measure: Measure = lambda part, seconds: None,
 ) -> tuple[LatentState, LatentChunk]:
-    """Make the next chunk of a settled state.
+    """Make the next chunk of a settled state; or of one whose last chunk is due, by a runner that commits
+    ahead.
 
     Args:
         conditioning: of this chunk.
@@ -57,13 +58,18 @@ def advance(
     Returns:
         the state behind it, its commit due, and the chunk; with gradient where `sampling` says so.
     """
-    assert not state.due, "the last chunk has to be settled first"
+    if state.due and isinstance(given, Tensor):
+        # no step whose forward could commit it, too
+        state = settle(runner, state, noise, measure)
+    assert not state.due or runner.commits_ahead, "the last chunk has to be settled first"
     began = time.perf_counter()
     if isinstance(given, Tensor):
         latents = given
     else:
+        due = commit_task(state, state.cursor, state.recent[-1], noise) if state.due else None
+        state = replace(state, cursor=state.coming, due=False)
         place = (state.ring, state.cursor, state.chunk, state.length)
-        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling, given))
+        latents = runner.denoise(DenoiseTask(*place, conditioning, noise, sampling, given, due))
     measure("denoise", time.perf_counter() - began)
     level, drawn = sampling.context_sigma, sampling.commit_noise
     chunk = LatentChunk(state.chunk, state.start, latents, conditioning.motion, text, level, drawn)

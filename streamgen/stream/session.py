@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..engine.budget import StepBudget
 from ..engine.noise import NoiseSource
+from ..engine.overlap.wave import WaveRunner
 from ..engine.quantize import keeps_cache
 from ..engine.runner import Runner
 from ..errors import InputError
@@ -22,6 +23,7 @@ from .conditioning import Controls
 from .events import Receipt, StreamEvent
 from .log import LogFile
 from .model import StreamModel
+from .overlap import wave
 from .queue import EventQueue
 from .snapshot import Restored, Snapshot, decode, encode, write_snapshot
 from .state import FrameChunk, StreamState
@@ -52,6 +54,10 @@ class _Moment:
     brought: Restored | None = None
     budget: StepBudget | None = None
 
+    def on_the_way(self, state: StreamState, decision: Decision | None = None) -> "_Moment":
+        """A later moment before the next chunk is there."""
+        return _Moment(state, self.chunk, decision, None, self.budget)
+
 
 class Session:
     """Iterate for pictures, `submit` to steer; made by `Pipeline.open`.
@@ -76,6 +82,8 @@ class Session:
     ) -> None:
         self.model = model
         self.runner: Runner = runner or model.plain_runner()
+        if budget is not None and isinstance(self.runner, WaveRunner):
+            raise InputError(f"deadline: not on runner {self.runner.name}, whose chunks overlap")
         self.geometry, self.seed = model.geometry, state.log.header.seed
         self.log_file = None if log is None else LogFile(log, state.log)
         self._queue, self._now, self._owed = EventQueue(), _Moment(state, budget=budget), False
@@ -249,6 +257,11 @@ class Session:
         """
         with self._generating:
             self._conclude(self._now)
+            if self.state.flight:
+                raise InputError(
+                    f"snapshot: chunks of this stream overlap (runner {self.runner.name}), and those that "
+                    "have begun cannot be kept; expected another runner"
+                )
             owed = self._now.chunk if self._owed else None
             waiting = (self._queue.items, self._queue.numbers)
             return encode(self.model, self.runner, self.state, waiting, owed, self._source, outline)
@@ -299,6 +312,33 @@ class Session:
 
     def _next(self) -> _Moment:
         """The moment behind the next chunk."""
+        if isinstance(self.runner, WaveRunner):
+            return self._overlapped(self.runner)
+        return self._one_by_one()
+
+    def _overlapped(self, runner: WaveRunner) -> _Moment:
+        """The moment behind the next chunk that is finished, of a stream whose chunks overlap. What has begun
+        on the way stays so if the rest fails.
+        """
+        spent: dict[str, float] = {}
+        while True:
+            begun, decision = self.state, decide(self.model, self.state, self._queue.due(self.next_frame))
+            if not begun.flight and (begun.given() is not None or decision.picture is not None):
+                # latents that are given take no steps
+                return self._one_by_one()
+            if wave.may_begin(runner, begun, decision):
+                place = (begun.begins.chunk, self.next_frame)
+                begun = wave.begin(self.model, runner, begun, decision)
+                self._now = self._now.on_the_way(begun, replace(decision, place=place))
+                self._conclude(self._now)
+            add = lambda part, seconds: spent.update({part: spent.get(part, 0.0) + seconds})  # noqa: E731
+            state, chunk = wave.tick(self.model, runner, begun, add)
+            if chunk is not None:
+                return _Moment(state, replace(chunk, timings=chunk.timings | spent), budget=self._now.budget)
+            self._now = self._now.on_the_way(state)
+
+    def _one_by_one(self) -> _Moment:
+        """The moment behind the next chunk of a stream that makes one after the other."""
         timings: dict[str, float] = {}
         decision, budget = decide(self.model, self.state, self._queue.due(self.next_frame)), self._now.budget
         if budget is not None:
@@ -333,6 +373,8 @@ class Session:
         _ = self.model.tokenizer
         if self.model.mesh is not None:
             raise InputError(f"input: not over {self.model.mesh.size} processes")
+        if isinstance(self.runner, WaveRunner):
+            raise InputError(f"input: not on runner {self.runner.name}, whose chunks overlap")
         self.controls.settings.check_strength(self.model.settings)
 
     def _go(self, restored: Restored) -> None:
@@ -350,10 +392,15 @@ class Session:
                 self._source = self.listen()
             if self._source is not None:
                 self._source.restored(moment.brought.frames, moment.brought.numbers)
-        if moment.decision is not None and moment.chunk is not None:
-            conclude(moment.decision, moment.chunk)
-            self._queue.remove(moment.decision.taken)
-            if self._source is not None and moment.decision.order is not None:
-                self._source.done(moment.decision.order)
+        decision, chunk, geometry = moment.decision, moment.chunk, self.geometry
+        if decision is not None and (chunk is not None or decision.place is not None):
+            place = decision.place
+            if place is None and chunk is not None:
+                place = (chunk.index, chunk.start_frame)
+            assert place is not None
+            conclude(decision, place, geometry.fps, moment.state.epoch)
+            self._queue.remove(decision.taken)
+            if self._source is not None and decision.order is not None:
+                self._source.done(decision.order)
         if self.log_file is not None:
             self.log_file.write(moment.state.log)

@@ -13,6 +13,7 @@ from .conditioning import Controls
 from .events import Receipt
 from .latents import LatentState
 from .log import EventLog
+from .overlap.flight import InFlight
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class StreamState:
         opening: latents `(1, T, C, h, w)` of the pictures the stream starts from, until they are passed.
         epoch: raised by every restore; output of an older epoch is not part of the stream any more.
         heard: what it has heard of its live input; None before there is any.
+        flight: chunks that have begun and are not finished, oldest first, where chunks overlap.
     """
 
     latents: LatentState
@@ -38,10 +40,16 @@ class StreamState:
     opening: Tensor | None = None
     epoch: int = 0
     heard: Heard | None = None
+    flight: tuple[InFlight, ...] = ()
+
+    @property
+    def begins(self) -> LatentState:
+        """Where the next chunk begins that has not begun."""
+        return self.latents.later(len(self.flight))
 
     def next_frame(self, geometry: LatentGeometry) -> int:
-        """First pixel frame of the next chunk."""
-        return geometry.frames(self.latents.start)
+        """First pixel frame of the next chunk that has not begun."""
+        return geometry.frames(self.begins.start)
 
     def moved(
         self,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from models.kv_cache import CacheCursor, CacheRing
+
 from ..engine.budget import StepBudget
 from ..engine.runner import Runner
 from ..engine.source import Source
@@ -48,6 +50,7 @@ class Decision:
         picture: that begins a scene, or takes the sink's place.
         numbers: of the input's frames that the chunk is to take, where a log says so.
         order, taken_input: what was asked of the input, and what the chunk takes of it.
+        place: the chunk and first pixel frame that it is for, where that is not handed over with it.
     """
 
     controls: Controls
@@ -63,6 +66,7 @@ class Decision:
     numbers: tuple[int, ...] | None = None
     order: Order | None = None
     taken_input: Taken | None = None
+    place: tuple[int, int] | None = None
 
     @property
     def rebuilds(self) -> bool:
@@ -185,7 +189,7 @@ def hearing(state: StreamState, decision: Decision, order: Order, taken: Taken |
 
 def _end_of(model: StreamModel, state: StreamState, passage: Passage) -> int:
     """The first pixel frame that is all under the words that a passage, which begins now, leads to."""
-    latents = state.latents
+    latents = state.begins
     left = passage.chunks - passage.done
     return model.geometry.frames(latents.start + latents.length + max(0, left - 1) * model.plan.chunk_frames)
 
@@ -268,12 +272,13 @@ def _reads_otherwise(state: StreamState, controls: Controls) -> bool:
 
 
 def settled(runner: Runner, state: StreamState, decision: Decision, measure: Measure) -> StreamState:
-    """The state with its last chunk committed, where the next step reads it. The same stream: nothing that
-    was promised changes.
+    """The state with its last chunk committed, where the next step reads it, unless that step does it itself.
+    The same stream: nothing that was promised changes.
     """
     latents, recache = state.latents, recache_of(state.controls.settings.recache_mode)
     redone = decision.rebuilds and not recache.keeps_due(latents, decision.sink)
-    if decision.action == "clear" or redone or not latents.intact:
+    ahead = runner.commits_ahead and not decision.rebuilds
+    if decision.action == "clear" or redone or ahead or not latents.intact:
         return state
     return replace(state, latents=settle(runner, latents, state.noise, measure))
 
@@ -282,7 +287,8 @@ def settled(runner: Runner, state: StreamState, decision: Decision, measure: Mea
 def step(
     model: StreamModel, runner: Runner, state: StreamState, decision: Decision, timings: dict[str, float]
 ) -> tuple[StreamState, FrameChunk]:
-    """Make the next chunk of a settled state: the state behind it, and the chunk. `timings` gets the parts.
+    """Make the next chunk of a state that `settled` gave: the state behind it, and the chunk. `timings` gets
+    the parts.
 
     Raises:
         InputError: absolute positions have come to their end.
@@ -290,12 +296,8 @@ def step(
     """
     began, frame = time.perf_counter(), state.next_frame(model.geometry)
     controls, measure = decision.controls, timings.__setitem__
-    latents = _prepared(model, runner, state, decision)
-    if not latents.ring.fits(latents.cursor, latents.length):
-        raise InputError(
-            f"rope: absolute positions end after {latents.ring.max_positions} latent frames; open the stream "
-            "with rope relative for longer ones"
-        )
+    latents = prepared(model, runner, state, decision)
+    check_positions(latents.ring, latents.coming, latents.length)
     conditioning = chunk_conditioning(model, controls, latents)
     measure("event", time.perf_counter() - began)
     steps = steps_of(state, decision)
@@ -321,6 +323,15 @@ def step(
     made_of = (made.index, epoch, receipts, timings, made.latents, taken, decision.rebuilds)
     chunk = FrameChunk(frames, frame, fps, *made_of)
     return state.moved(after, controls, decoder, log, heard), chunk
+
+
+def check_positions(ring: CacheRing, cursor: CacheCursor, frames: int) -> None:
+    """Raise InputError where there are no positions for so many more latent frames."""
+    if not ring.fits(cursor, frames):
+        raise InputError(
+            f"rope: absolute positions end after {ring.max_positions} latent frames; open the stream "
+            "with rope relative for longer ones"
+        )
 
 
 def _heard(
@@ -390,19 +401,21 @@ def paced(model: StreamModel, state: StreamState, decision: Decision, budget: St
     )
 
 
-def conclude(decision: Decision, chunk: FrameChunk) -> None:
-    """Tell the receipts what has become of their events; the status last, since other threads read them."""
+def conclude(decision: Decision, place: tuple[int, int], fps: float, epoch: int) -> None:
+    """Tell the receipts what has become of their events: the chunk and first pixel frame where they took
+    effect; the status last, since other threads read them.
+    """
     for item, superseded in decision.applied:
         receipt = item.receipt
-        receipt.chunk, receipt.frame, receipt.superseded = chunk.index, chunk.start_frame, superseded
-        receipt.seconds, receipt.epoch = chunk.start_frame / chunk.fps, chunk.epoch
+        receipt.chunk, receipt.frame, receipt.superseded = *place, superseded
+        receipt.seconds, receipt.epoch = place[1] / fps, epoch
         if item.text is not None and item.ready and failed(item) is None:
             _tell_words(receipt, item.text.result())
         if item is decision.words and decision.until is not None:
             receipt.until = decision.until
         receipt.status = "applied"
     for receipt, reason in decision.refused:
-        receipt.epoch = chunk.epoch
+        receipt.epoch = epoch
         receipt.refuse(reason)
 
 
@@ -422,7 +435,7 @@ def _with_reference(model: StreamModel, latents: LatentState, picture: Picture) 
     return replace(latents, context=put(latents.context), recent=put(latents.recent))
 
 
-def _prepared(model: StreamModel, runner: Runner, state: StreamState, decision: Decision) -> LatentState:
+def prepared(model: StreamModel, runner: Runner, state: StreamState, decision: Decision) -> LatentState:
     """The latents' state with the cache as the decision wants it."""
     latents = state.latents
     if decision.action == "clear":

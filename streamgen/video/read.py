@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import json
 import math
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +21,9 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 from . import decode_worker
+from .decode_child import decoding
 
 T = TypeVar("T")
-WORKER = Path(decode_worker.__file__)
 # The EXIF tag, and its values for pictures that were taken with the camera on its side.
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 # How much longer one side may be before it is said that a picture is cropped.
@@ -172,38 +169,15 @@ def _run_child(
     seconds: float,
     result: Callable[[Path], T],
 ) -> T:
-    with tempfile.TemporaryDirectory(prefix="streamgen-", ignore_cleanup_errors=True) as folder:
-        order = json.dumps({"request": request._asdict(), "backend": "pyav", "folder": folder} | what)
-        log = Path(folder, "log.txt")
-        with log.open("wb") as stderr:
-            # -P: the package's folder must not become the first place to import from.
-            child = subprocess.Popen(
-                [sys.executable, "-P", str(WORKER), order],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                # Ctrl-C in a terminal goes to the whole group: it is for the caller to say what it ends
-                start_new_session=True,
-            )
-            try:
-                code = child.wait(seconds)
-            finally:
-                _end(child)
+    with decoding(request, what) as at_work:
+        code = at_work.child.wait(seconds)
         if code == 0:
-            return result(Path(folder))
-        verdict = Path(folder, "error.txt")
-        if code == 3 and verdict.exists():
-            raise InputError(f"{path}: {verdict.read_text(encoding='utf-8')}")
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise _DecoderDied(lines[-1][:200] if lines and code > 0 else f"the decoder crashed with {code}")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        child.kill()
-        # A child stuck in the kernel dies later or never; this call must return all the same.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(1.0)
+            return result(at_work.folder)
+        verdict = at_work.verdict(code)
+        if verdict is not None:
+            raise InputError(f"{path}: {verdict}")
+        words = at_work.last_words() if code > 0 else ""
+        raise _DecoderDied(words or f"the decoder crashed with {code}")
 
 
 def _existing(path: str | Path) -> Path:

@@ -1,30 +1,15 @@
 """The page by WCAG 2.2 AA: axe in every state of the page, light and dark, and what axe cannot see."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from tests.demo_pages import Stage, context_of, open_page, said, served, shown, words
+from tests.demo_pages import Stage, context_of, open_page, said, shown, words
 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 KINDS = ("prompt", "settings", "cache", "drag", "path", "box", "camera", "pins", "release")
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with served(tmp_path_factory.mktemp("shelf")) as made:
-        yield made
 
 
 def offences(page: Page) -> list[str]:
@@ -83,6 +68,7 @@ def test_there_is_one_main_and_axe_finds_nothing_at_first(browser: Browser, stag
         assert page.locator("main .sg").count() == 1
 
 
+@pytest.mark.slow
 def test_receipts_are_announced(browser: Browser, stage: Stage) -> None:
     with context_of(browser) as context:
         page = open_page(context, stage)

@@ -7,7 +7,7 @@ from demo.answers import Answers
 from demo.engine import Generated
 from demo.fake_engine import FakeStream
 from demo.messages import BadMessage, Camera, Event, Pins, Rewind, Simple, Start, Stroke
-from demo.voice import Voice
+from demo.outgoing import Outgoing
 from streamgen.stream.events import Receipt
 from tests.demo_viewers import Room, Viewer
 
@@ -130,14 +130,14 @@ def test_the_cache_is_a_change_of_its_own() -> None:
 
 @pytest.mark.parametrize("real", [True, False])
 def test_a_receipt_of_a_future_that_was_undone_is_not_told_as_applied(real: bool) -> None:
-    voice = Voice()
-    answers = Answers(voice, 16.0)
+    outgoing = Outgoing()
+    answers = Answers(outgoing, 16.0)
     receipt = Receipt(7)
     answers.submitted(1, "prompt", "a blue ball", receipt)
     receipt.chunk, receipt.frame, receipt.status = 2, 5, "applied"
     made = Generated(np.zeros((4, 8, 8, 3), np.uint8), 5, 2, ())
     answers.settle(made, 2, lambda receipt: real)
-    assert [row["status"] for row in voice.take()] == ["accepted", "applied" if real else "refused"]
+    assert [row["status"] for row in outgoing.take()] == ["accepted", "applied" if real else "refused"]
     assert len(answers.strip.rows()) == real
 
 

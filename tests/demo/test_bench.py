@@ -60,6 +60,7 @@ FOUND = {
     "shown": 29.5,
     "latencies": [0.1] * 90 + [0.3] * 10,
     "controls": [150.0, 240.0],
+    "camera": [],
     "generation": [30.0] * 20,
     "first": 300.0,
     "stalls": 0,
@@ -74,6 +75,10 @@ FOUND = {
         (Case("a", FakeEngine(30.0), LOCAL, 0.95, control=True), {"controls": [150.0, 270.0]}, False),
         (Case("a", FakeEngine(30.0), THIN, most_latency_ms=400.0), {"shown": 12.0, "controls": []}, True),
         (Case("a", FakeEngine(30.0), THIN, most_latency_ms=200.0), {}, False),
+        # two chunks of .133 s, 30 ms to make one, and 100
+        (Case("a", FakeEngine(30.0), LOCAL, camera=True), {"camera": [200.0, 390.0]}, True),
+        (Case("a", FakeEngine(30.0), LOCAL, camera=True), {"camera": [200.0, 400.0]}, False),
+        (Case("a", FakeEngine(30.0), LOCAL, camera=True), {"controls": []}, False),
     ],
 )
 def test_verdicts_follow_the_marks(case: Case, changed: dict[str, Any], ok: bool) -> None:

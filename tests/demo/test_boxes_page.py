@@ -1,36 +1,9 @@
 """Boxes, grids and numbered gestures on the page, in a real browser over a fake engine."""
 
-from collections.abc import Iterator
-
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
-from tests.demo_pages import Stage, context_of, open_page, said, served, shown
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser, stage: Stage) -> Iterator[Page]:
-    with context_of(browser) as context:
-        context.set_default_timeout(60_000)
-        made = open_page(context, stage)
-        errors: list[str] = []
-        made.on("pageerror", lambda error: errors.append(str(error)))
-        yield made
-        assert not errors
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with served(tmp_path_factory.mktemp("shelf")) as made:
-        yield made
+from tests.demo_pages import Stage, said, shown
 
 
 def pull(page: Page, *points: tuple[float, float]) -> None:

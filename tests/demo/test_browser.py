@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from streamgen.video.read import read_clip
 from tests.demo_pages import free_port
@@ -63,14 +63,6 @@ def address() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/"
         server.terminate()
         server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -254,6 +246,7 @@ def test_two_tabs_are_two_streams_and_a_closed_one_makes_room(context: BrowserCo
     wait_for_running(address, 0)
 
 
+@pytest.mark.slow
 def test_the_page_tells_what_became_of_words_and_of_the_past(context: BrowserContext, address: str) -> None:
     page = open_page(context, address)
     start(page, "a large red circle stays over the snow")
@@ -298,6 +291,7 @@ def test_the_page_tells_what_became_of_words_and_of_the_past(context: BrowserCon
     page.wait_for_selector("[data-part=words]:has-text('xylophone')")
 
 
+@pytest.mark.slow
 def test_bad_messages_are_refused_and_the_stream_goes_on(context: BrowserContext, address: str) -> None:
     page = open_page(context, address)
     start(page, "a large red circle stays over the snow")

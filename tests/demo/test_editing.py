@@ -14,9 +14,9 @@ from demo.engine import ModelInfo, PipelineEngine
 from demo.fake_engine import FakeEngine
 from demo.messages import BadMessage, Event, Path, Simple, Start
 from demo.opening import read_score
+from demo.outgoing import Outgoing
 from demo.recording import session_record
 from demo.score import Edit, resampled
-from demo.voice import Voice
 from streamgen import InputError, load_pipeline
 from streamgen.motion.file import motion_to_json
 from streamgen.motion.tracks import TrackSet, path
@@ -30,8 +30,8 @@ class Desk:
     """A session without a page, played chunk by chunk."""
 
     def __init__(self, engine: Any) -> None:
-        self.voice = Voice()
-        self.live = Conducted(engine, self.voice, Clock())
+        self.outgoing = Outgoing()
+        self.live = Conducted(engine, self.outgoing, Clock())
 
     def start(self, prompt: str = "a red ball", seed: int = 3) -> "Desk":
         self.live.handle(Start(prompt, seed))
@@ -211,7 +211,7 @@ def test_a_gesture_is_one_block_that_can_be_moved_and_stretched(engine: Pipeline
     assert (first["frame"], first["end"] - first["frame"]) == (40, 2 * length)
     assert (second["frame"], second["planned"]) == (90, True)
     desk.play(60)
-    assert not [m for m in desk.voice.take() if m["type"] == "receipt" and m["status"] == "refused"]
+    assert not [m for m in desk.outgoing.take() if m["type"] == "receipt" and m["status"] == "refused"]
 
 
 def test_tracks_in_another_time_go_the_same_way() -> None:
@@ -395,9 +395,9 @@ def test_a_stream_of_a_picture_that_is_gone_plays_on_as_it_was(engine: PipelineE
         (other, "image or video: expected 1 frame"),
     ):
         desk.live.pictures = pictures
-        desk.voice.take()
+        desk.outgoing.take()
         desk.edit(Edit(block["id"], frame=9))
-        assert any(told in m.get("text", "") for m in desk.voice.take())
+        assert any(told in m.get("text", "") for m in desk.outgoing.take())
         assert (desk.live.epoch, desk.live.state) == (1, "playing")
     desk.live.pictures = np.zeros((1, info.height, info.width, 3), np.uint8)
     before = desk.frames(8)

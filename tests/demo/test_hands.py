@@ -12,7 +12,7 @@ from demo.live import LiveSession
 from demo.messages import Box, Camera, Grid, Path, Pins, Remove, Simple, Start, Stroke
 from demo.motion_desk import MAX_STEP, MotionDesk
 from demo.motion_words import box_name, camera_name, colour_name, pins_name, place_name, way_name
-from demo.voice import Voice
+from demo.outgoing import Outgoing
 from streamgen.motion.tracks import UNSPECIFIED, TrackSet
 from tests.demo_viewers import Clock
 from tests.tiny_models import assert_needs
@@ -171,16 +171,16 @@ def test_a_camera_preset_ends_by_itself() -> None:
 def live() -> LiveSession:
     clock = Clock()
     engine: Engine = FakeEngine(wait=clock.sleep)
-    session = LiveSession(engine, Voice(), clock)
+    session = LiveSession(engine, Outgoing(), clock)
     session.handle(Start("a red ball", 0))
     for _ in range(6):
         session.work()
-    session.voice.take()
+    session.outgoing.take()
     return session
 
 
 def told(session: LiveSession, kind: str) -> list[dict[str, Any]]:
-    return [message for message in session.voice.take() if message["type"] == kind]
+    return [message for message in session.outgoing.take() if message["type"] == kind]
 
 
 def labels(session: LiveSession) -> list[tuple[str, str]]:

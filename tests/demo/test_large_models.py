@@ -12,7 +12,7 @@ from demo.live import Limits, LiveSession
 from demo.loading import LateEngine
 from demo.lobby import Lobby, Rules
 from demo.messages import Simple, Start, parse
-from demo.voice import Voice
+from demo.outgoing import Outgoing
 from streamgen import load_pipeline
 from streamgen.errors import CheckpointError
 from streamgen.families import describe
@@ -24,8 +24,8 @@ from tests.tiny_wan import SMALL
 MEMORY = CheckpointError("memory: a stream needs 9.8 GiB, 4.1 are free")
 
 
-def said(voice: Voice, kind: str) -> list[dict[str, Any]]:
-    return [message for message in voice.take() if message["type"] == kind]
+def said(outgoing: Outgoing, kind: str) -> list[dict[str, Any]]:
+    return [message for message in outgoing.take() if message["type"] == kind]
 
 
 def test_viewers_wait_for_the_model_and_are_told_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +34,11 @@ def test_viewers_wait_for_the_model_and_are_told_how_far_it_is(monkeypatch: pyte
         engine = FakeEngine(wait=clock.sleep)
         engine.loading = Loading("placing weights", 0.25)
         told = lambda: None if engine.loading is None else {"type": "loading", **vars(engine.loading)}  # noqa: E731
-        begin = lambda seat: LiveSession(engine, seat.voice, clock)  # noqa: E731
+        begin = lambda seat: LiveSession(engine, seat.outgoing, clock)  # noqa: E731
         lobby = Lobby(Rules(max_sessions=1), begin, LiveSession.close, clock, told)
         seats = [lobby.connect(lobby.ticket()) for _ in range(2)]
         assert all(seat is not None and seat.session is None for seat in seats)
-        first, second = (seat.voice for seat in seats if seat is not None)
+        first, second = (seat.outgoing for seat in seats if seat is not None)
         assert said(first, "loading") == [{"type": "loading", "text": "placing weights", "share": 0.25}]
         engine.loading = None
         lobby.tick()

@@ -13,8 +13,8 @@ from demo.exports import write_export
 from demo.follow import follow
 from demo.live import LiveSession
 from demo.messages import Event, Path, Pins, Rewind, Simple, Start, Stroke
+from demo.outgoing import Outgoing
 from demo.recording import Recording, session_record
-from demo.voice import Voice
 from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
 from streamgen.motion.gestures import Gesture, changed, tracks_between
 from streamgen.render.clip import write_clip
@@ -73,7 +73,7 @@ def play(session: LiveSession, chunks: int) -> None:
 
 @pytest.fixture
 def live(pipeline: Pipeline) -> LiveSession:
-    return LiveSession(PipelineEngine(pipeline), Voice(), Clock())
+    return LiveSession(PipelineEngine(pipeline), Outgoing(), Clock())
 
 
 def steer(session: LiveSession) -> None:
@@ -259,10 +259,10 @@ def test_a_model_without_motion_says_so_once(live: LiveSession, monkeypatch: pyt
     live.handle(Start("a red circle", 0))
     play(live, 3)
     monkeypatch.setattr(stream_of(live).session.model, "motion_encoder", None)
-    live.voice.clear()
+    live.outgoing.clear()
     live.handle(Pins(((0.2, 0.2),)))
     play(live, 3)
-    (told,) = [message for message in live.voice.take() if message["type"] == "receipt"]
+    (told,) = [message for message in live.outgoing.take() if message["type"] == "receipt"]
     assert (told["kind"], told["status"]) == ("pins", "refused")
     assert "not trained with tracks" in told["reason"]
     assert live.strip.rows()[-1]["kind"] == "prompt"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from typer.testing import CliRunner
 
 import demo.loop
@@ -18,7 +18,7 @@ from demo.page import STATIC
 from demo.word_kinds import KINDS, drawn_by, kinds_of
 from distill.scenes.vocabulary import BACKGROUND_PHRASES, BACKGROUNDS, COLOURS, MOTION_PHRASES, SHAPES, SIZES
 from streamgen.errors import InputError
-from tests.demo_pages import Stage, context_of, said, shown
+from tests.demo_pages import Stage, context_of, no_errors, said, shown
 
 WORDS = (STATIC.parents[1] / "streamgen/weights/tiny/vocabulary.txt").read_text(encoding="utf-8").split()
 SHIFT = """() => {
@@ -95,35 +95,28 @@ def test_a_model_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     engine = FakeEngine(seconds=0.01)
     known = {"words": tuple(WORDS), "kinds": kinds_of(WORDS), "draws": drawn_by(WORDS, True)}
     engine._info = replace(engine.info, **known)  # type: ignore[arg-type]
     stage = Stage(tmp_path_factory.mktemp("shelf"), engine=engine)
     stage.start()
-    with sync_playwright() as playwright:
-        browser: Browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
-        with context_of(browser) as context:
-            context.set_default_timeout(60_000)
-            made = context.new_page()
-            errors: list[str] = []
-            made.on("pageerror", lambda error: errors.append(str(error)))
-            devtools = context.new_cdp_session(made)
-            devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+    with context_of(browser) as context:
+        made = context.new_page()
+        devtools = context.new_cdp_session(made)
+        devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+        with no_errors(made):
             made.goto(stage.address)
             made.wait_for_selector(".sg[data-state=ready]")
-            figures = {
-                row["name"]: row["value"] for row in devtools.send("Performance.getMetrics")["metrics"]
-            }
-            made.evaluate("busy => { window.busy = busy; }", figures["TaskDuration"])
+            rows = devtools.send("Performance.getMetrics")["metrics"]
+            made.evaluate(
+                "busy => { window.busy = busy; }", {row["name"]: row["value"] for row in rows}["TaskDuration"]
+            )
             yield made
-            assert not errors
-        browser.close()
     stage.stop()
 
 
+@pytest.mark.slow
 def test_the_first_seconds(page: Page) -> None:
     """Before a start, then words, presets and the figure; in one page, since each costs seconds."""
     assert page.evaluate("window.busy") <= 1.0, "seconds of its thread until it can be used"

@@ -1,11 +1,10 @@
 """The page in a real browser over a fake engine: nothing is lost, nothing silent, all in reach."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from streamgen.stream.prompts import MAX_PROMPT
 from tests.demo_pages import Stage, context_of, frame_now, open_page, said, served, shown, words
@@ -30,30 +29,6 @@ BEYOND = """() => [...document.querySelectorAll(".sg, .sg *, #card")].filter((no
   }
   return box.right > innerWidth + 1 || box.left < -1;
 }).map((node) => node.className || node.tagName)"""
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with served(tmp_path_factory.mktemp("shelf")) as made:
-        yield made
-
-
-@pytest.fixture
-def page(browser: Browser, stage: Stage) -> Iterator[Page]:
-    with context_of(browser) as context:
-        made = open_page(context, stage)
-        errors: list[str] = []
-        made.on("pageerror", lambda error: errors.append(str(error)))
-        yield made
-        assert not errors
 
 
 def takes(page: Page) -> int:

@@ -23,8 +23,8 @@ from demo.messages import (
     Stroke,
     Take,
 )
+from demo.outgoing import MAX_WAITING, Outgoing
 from demo.pacing import AckWindow, Outbox, RecacheTimes
-from demo.voice import MAX_WAITING, Voice
 from tests.demo_viewers import Room, Viewer
 from tests.tiny_models import assert_needs
 
@@ -401,7 +401,7 @@ def test_commands_and_changes_that_wait_are_bounded() -> None:
     viewer.session.handle(Simple("pause"))
     for number in range(100):
         viewer.session.handle(prompt_event(viewer, "a blue ball", number))
-    refused = [m for m in viewer.voice.take() if m["type"] == "receipt" and m["status"] == "refused"]
+    refused = [m for m in viewer.outgoing.take() if m["type"] == "receipt" and m["status"] == "refused"]
     assert len(refused) == 36
     for _ in range(8):
         viewer.session.handle(Rewind(1))
@@ -410,11 +410,11 @@ def test_commands_and_changes_that_wait_are_bounded() -> None:
 
 
 def test_a_voice_nobody_listens_to_is_bounded_and_keeps_the_newest_figures() -> None:
-    voice = Voice()
+    outgoing = Outgoing()
     for number in range(10):
-        voice.say({"type": "stats", "number": number})
-    assert voice.take() == [{"type": "stats", "number": 9}]
+        outgoing.say({"type": "stats", "number": number})
+    assert outgoing.take() == [{"type": "stats", "number": 9}]
     for number in range(MAX_WAITING + 5):
-        voice.say({"type": "receipt", "number": number})
-    assert voice.overflowed
-    assert len(voice.take()) == MAX_WAITING
+        outgoing.say({"type": "receipt", "number": number})
+    assert outgoing.overflowed
+    assert len(outgoing.take()) == MAX_WAITING

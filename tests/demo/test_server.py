@@ -21,8 +21,8 @@ import demo.lobby
 import demo.uploads
 from demo.access import Access, Gate
 from demo.app import build_app
+from demo.connection import CLOSE_REPLACED, MAX_BAD
 from demo.fake_engine import FakeEngine
-from demo.line import CLOSE_REPLACED, MAX_BAD
 from demo.live import LiveSession
 from demo.lobby import Full, Lobby, Rules, Seat
 from demo.messages import FRAME_HEADER, MAX_MESSAGE_BYTES, Simple, Start
@@ -50,7 +50,7 @@ class Tables:
         self.lobby = Lobby(Rules(**rules), self._open, self._close, self.clock)
 
     def _open(self, seat: Seat) -> LiveSession:
-        return LiveSession(self.engine, seat.voice, self.clock)
+        return LiveSession(self.engine, seat.outgoing, self.clock)
 
     def _close(self, session: LiveSession) -> None:
         self.closed.append(session)
@@ -67,7 +67,7 @@ class Tables:
 
 
 def said(seat: Seat, kind: str) -> list[dict[str, Any]]:
-    return [message for message in seat.voice.take() if message["type"] == kind]
+    return [message for message in seat.outgoing.take() if message["type"] == kind]
 
 
 def test_a_fixed_number_runs_and_the_rest_see_their_place() -> None:
@@ -172,7 +172,7 @@ def test_whoever_leaves_the_row_makes_it_shorter() -> None:
     first, second, third = (tables.sit() for _ in range(3))
     tables.lobby.disconnect(second, second.visit)
     tables.later(5)
-    third.voice.clear()
+    third.outgoing.clear()
     fourth = tables.sit()
     assert said(third, "queue")[-1]["position"] == 1
     assert said(fourth, "queue")[-1]["position"] == 2

@@ -12,9 +12,9 @@ import demo.shelf
 from demo.fake_engine import FakeEngine, FakeSaved, FakeStream
 from demo.live import LiveSession
 from demo.messages import Event, Rewind, Start, Take
+from demo.outgoing import Outgoing
 from demo.recording import Lineage, Recording
 from demo.shelf import KEEP_SECONDS, Keeper, Shelf
-from demo.voice import Voice
 from streamgen import InputError
 from tests.demo_viewers import Clock
 from tests.tiny_models import assert_needs
@@ -43,7 +43,7 @@ def values(recording: Recording, count: int) -> list[int]:
 
 def session_on(shelf: Shelf, token: str, clock: Clock, engine: FakeEngine) -> LiveSession:
     keeper = Keeper(shelf.folder(token), AtOnce())
-    return LiveSession(engine, Voice(), clock, keeper=keeper)
+    return LiveSession(engine, Outgoing(), clock, keeper=keeper)
 
 
 def work(session: LiveSession, clock: Clock, chunks: int) -> None:
@@ -269,7 +269,7 @@ def test_ids_are_not_written_on_the_shelf(tmp_path: Path) -> None:
 
 def test_a_restart_is_a_branch_with_its_own_seed_and_frames() -> None:
     clock = Clock()
-    session = LiveSession(FakeEngine(wait=clock.sleep), Voice(), clock)
+    session = LiveSession(FakeEngine(wait=clock.sleep), Outgoing(), clock)
     session.handle(Start("a red ball", 3))
     work(session, clock, 12)
     before = session.stream.next_frame if session.stream is not None else 0
@@ -294,7 +294,7 @@ def test_a_restart_is_a_branch_with_its_own_seed_and_frames() -> None:
 def test_a_stream_that_cannot_begin_leaves_what_plays() -> None:
     clock = Clock()
     engine = FakeEngine(wait=clock.sleep)
-    session = LiveSession(engine, Voice(), clock)
+    session = LiveSession(engine, Outgoing(), clock)
     session.handle(Start("a red ball", 3))
     work(session, clock, 5)
     engine.open = lambda *args: (_ for _ in ()).throw(InputError("no"))  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from demo.app import build_app
 from demo.engine import Engine
@@ -27,14 +27,6 @@ from tests.tiny_wan import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = "memory: a stream of 832x480 needs 9.8 GiB on cuda:0, 4.1 are free; would fit: window_frames 3"
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @contextmanager
@@ -126,6 +118,7 @@ def test_why_a_model_could_not_be_loaded_stands_on_the_page(browser: Browser) ->
         page.close()
 
 
+@pytest.mark.slow
 def test_words_that_take_long_and_streams_that_do_not_fit(browser: Browser) -> None:
     engine = FakeEngine(size=(240, 416), seconds=0.01)
     engine._info = replace(engine.info, loras={"style": 0.5})

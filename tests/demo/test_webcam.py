@@ -2,17 +2,19 @@
 
 import io
 import struct
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import demo.fake_engine
 from demo.engine import PipelineEngine
 from demo.limits import Limits
 from demo.live import LiveSession
 from demo.messages import MAX_MESSAGE_BYTES, BadMessage, Event, Simple, Start, parse
-from demo.voice import Voice
+from demo.outgoing import Outgoing
 from demo.webcam import HEADER, PATIENCE, Webcam, WebcamFrame, read_frame
 from streamgen import load_pipeline
 from tests.demo_viewers import Room
@@ -112,6 +114,28 @@ def test_a_camera_is_heard_and_its_end_is_told() -> None:
     assert "playing" in viewer.states()
 
 
+def test_a_chunk_tells_when_the_page_took_its_first_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And pictures of longer ago than a chunk and a half give way: the delay does not stay long."""
+
+    def check() -> None:
+        room = Room()
+        viewer = room.join()
+        room.run(1)
+        fps, count = room.engine.info.fps, room.engine.info.chunk_frames
+        began = room.clock.now
+        # what a page sends at once after a pause
+        for i in range(3 * count):
+            viewer.session.see(WebcamFrame(began - (3 * count - i) / fps, grey(8, 8)))
+        room.run(1, fed(room, viewer.session, fps))
+        rows = [row for row in heard(viewer) if row["frames"]]
+        first = rows[0]["frames"][0]
+        assert first >= 3 * count - (count + count // 2)
+        assert rows[0]["taken"] == pytest.approx(began - (3 * count - first) / fps)
+        assert all(later["taken"] > row["taken"] for row, later in pairwise(rows))
+
+    assert_needs(check, monkeypatch, demo.fake_engine, "room", lambda chunk: 3 * chunk)
+
+
 def test_nobody_waits_for_another_ones_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     """One camera gives a frame and then none; the other viewer's stream plays on, and so does this one."""
 
@@ -148,17 +172,18 @@ def test_a_real_model_makes_the_camera_anew_and_shows_a_picture(tmp_path_factory
     folder = tmp_path_factory.mktemp("model")
     engine = PipelineEngine(load_pipeline(write_checkpoint(folder, steps=2)))
     assert engine.info.settings["strength"] == 0.75
-    voice = Voice()
-    session = LiveSession(engine, voice, limits=Limits(recording_bytes=2**20))
+    outgoing = Outgoing()
+    session = LiveSession(engine, outgoing, limits=Limits(recording_bytes=2**20))
     session.handle(Start("a red circle", 0, {"strength": 0.75}))
     session.work()
     session.work()
-    for i in range(8):
+    for i in range(6):
         session.see(WebcamFrame(10 + i / 16, grey(32, 32)))
     session.work()
-    told = [message for message in voice.take() if message["type"] == "heard"]
+    told = [message for message in outgoing.take() if message["type"] == "heard"]
     assert [row["frames"] for row in told] == [[0, 3]]
     assert told[0]["delay_ms"] is not None
+    assert told[0]["taken"] == 10.0
     with pytest.raises(BadMessage, match="expected times that rise"):
         session.see(WebcamFrame(1.0, grey(32, 32)))
     session.handle(Event(1, session.epoch, picture="scene"))
@@ -166,7 +191,7 @@ def test_a_real_model_makes_the_camera_anew_and_shows_a_picture(tmp_path_factory
     session.handle(Event(2, session.epoch, picture="scene"))
     session.work()
     rows = {
-        row["id"]: row for row in voice.take() if row["type"] == "receipt" and row["status"] != "accepted"
+        row["id"]: row for row in outgoing.take() if row["type"] == "receipt" and row["status"] != "accepted"
     }
     assert rows[1]["reason"] == "no picture has been uploaded"
     assert rows[2]["status"] == "applied"

@@ -2,47 +2,27 @@
 
 import base64
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
-from tests.demo_pages import Stage, context_of, open_page, said, served, shown
+from tests.demo_pages import Stage, said, shown
 
-MADE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", *MADE]
-        opened = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with served(tmp_path_factory.mktemp("shelf")) as made:
-        yield made
+BROWSER_ARGUMENTS = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
 @pytest.fixture
-def page(browser: Browser, stage: Stage) -> Iterator[Page]:
-    with context_of(browser) as context:
-        made = open_page(context, stage)
-        errors: list[str] = []
-        made.on("pageerror", lambda error: errors.append(str(error)))
-        made.evaluate("""() => {
-          window.heardRows = [];
-          window.streamgen.on("heard", (row) => window.heardRows.push(row));
-          window.streamgen.part.webcam.closest("details").open = true;
-        }""")
-        yield made
-        assert not errors
+def page(page: Page) -> Page:
+    """With what it hears kept, and the camera's box open."""
+    page.evaluate("""() => {
+      window.heardRows = [];
+      window.streamgen.on("heard", (row) => window.heardRows.push(row));
+      window.streamgen.part.webcam.closest("details").open = true;
+    }""")
+    return page
 
 
 @pytest.mark.slow

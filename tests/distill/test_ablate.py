@@ -96,6 +96,7 @@ def ran(place: Path, cell: str, seed: int) -> list[str]:
     return (place / "out" / cell / f"seed-{seed}" / "ran").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_cells_are_trained_judged_and_held_against_the_first(place: Path, jobs: int) -> None:
     """What all share is trained once for each seed; a second run finds all done; the table has verdicts."""

@@ -1,6 +1,8 @@
 """Gradients through what a stream has committed: the rollout's values, and the gradient of the whole."""
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,19 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
+import distill.flow
 import distill.running
+from distill import activation
+from distill.activation import checkpoint_blocks
 from distill.config import ConfigError
-from distill.context_gradient import Exit, through_context
+from distill.context_gradient import Exit, StudentRunner, through_context
 from distill.guidance import strengths_over
 from distill.running import RunningStreams, Script
 from distill.stages.self_forcing import SelfForcingStage
 from distill.trainer import Tick
 from models.context import ChunkPlan
+from streamgen import load_pipeline
 from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity
 from streamgen.engine.noise import SeededNoise
-from streamgen.engine.runner import PlainRunner
 from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import x0_from_velocity
+from streamgen.errors import CheckpointError
 from streamgen.stream.latents import LatentChunk, LatentState
 from streamgen.stream.prompts import Text
 from streamgen.stream.recache import ByChunk
@@ -31,6 +37,7 @@ from tests.tiny_models import assert_needs, randomize
 from tests.tiny_stages import CPU, init_run, self_forcing_run
 
 LEARNING = Sampling(SIGMAS, renoise=True, context_sigma=0.05, exit_step=1, with_gradient=True)
+WRITING = {"context_gradient": "self", "writer": 2}
 PLANS = [ChunkPlan(1, 1, 1, 3), ChunkPlan(2, 2, 2, 4)]
 
 
@@ -43,6 +50,7 @@ def stage_of(tmp_path: Path, plan: ChunkPlan, **rollout: Any) -> SelfForcingStag
         run = replace(run, teacher=start, init=start)
     frames = {"window_frames": 2 * plan.chunk_frames, "fresh_frames": 2 * plan.chunk_frames}
     run = replace(run, plan=plan, scoring=scoring, rollout=replace(run.rollout, **frames, **rollout))
+    run = replace(run, sampling={"context_noise": run.rollout.context_noise})
     stage = SelfForcingStage(replace(run, script=replace(run.script, switch_share=0.0)), CPU)
     randomize(stage.student, 7)
     return stage
@@ -84,7 +92,7 @@ def chunk_by_chunk(
     """What `through_context` computes, as a stream does it: each chunk behind a cache of committed ones."""
     student, noise = stage.student, SeededNoise(5, CPU)
     texts = [student.dit.embed_text(student.text_encoder(script.words[:, i])) for i in (0, 2)]
-    words, runner = Text("words", texts[0]), PlainRunner(student.dit)
+    words, runner = Text("words", texts[0]), StudentRunner(student.dit)
     told = []
     for chunk in (*before, *made):
         tracks = script.tracks_of(torch.arange(chunk.start, chunk.start + chunk.frames))
@@ -130,14 +138,14 @@ def without_context(velocity: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return plain
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("plan", "writer"), [(PLANS[0], 0), (PLANS[1], 0), (PLANS[0], 2)])
 def test_the_gradient_is_that_of_committing_and_denoising(
-    tmp_path: Path, plan: ChunkPlan, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, plan: ChunkPlan, writer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Along random directions of all weights, against differences of a stream that is committed and denoised
-    chunk by chunk under these, its latents as they are.
+    """Along random directions of all weights, those of a writer among them, against differences of a stream
+    that is committed and denoised chunk by chunk under these, its latents as they are.
     """
-    stage = stage_of(tmp_path, plan)
+    stage = stage_of(tmp_path, plan, **WRITING | {"writer": writer} if writer else {})
     script = script_of(stage, None, True)
     student = stage.student
     streams = streams_of(stage, script)
@@ -189,6 +197,8 @@ def test_the_gradient_is_that_of_committing_and_denoising(
 
     without = without_context(type(student).velocity)
     assert_needs(check, monkeypatch, type(student), "velocity", without)
+    if writer:
+        assert_needs(check, monkeypatch, distill.flow, "written", lambda frames: nullcontext())
 
 
 def test_the_stage_learns_through_the_context(tmp_path: Path) -> None:
@@ -204,6 +214,64 @@ def test_the_stage_learns_through_the_context(tmp_path: Path) -> None:
         loss.backward()
         missing = [n for n, p in stage.student.named_parameters() if p.grad is None]
         assert all(name.startswith("heads.") for name in missing), missing
+
+
+def test_blocks_that_are_computed_again_know_what_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(tmp_path, PLANS[0], **WRITING)
+    script = script_of(stage, None, True)
+
+    def gradients(recompute: bool) -> dict[str, Tensor]:
+        student = copy.deepcopy(stage.student)
+        if recompute:
+            checkpoint_blocks(student.dit)
+        streams = streams_of(stage, script)
+        for _ in range(2):
+            made = student(streams, 2, LEARNING, None, True)[0]
+        made.square().mean().backward()
+        return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+
+    def check() -> None:
+        found = gradients(True)
+        assert any(".writer_" in name and bool(grad.any()) for name, grad in found.items())
+        torch.testing.assert_close(found, gradients(False), rtol=1e-4, atol=1e-6)
+
+    assert_needs(check, monkeypatch, activation, "written_frames", lambda: None)
+
+
+def test_a_writer_is_learned_saved_and_streamed(tmp_path: Path) -> None:
+    """Every parameter of it gets a gradient; its export opens streams, and a run goes on from it."""
+    stage = stage_of(tmp_path, PLANS[0], **WRITING)
+    batch = replace(stage.batch(Tick(0, 0, 0, 1, 1, 0.5)), limit=99, first=False)
+    for _ in range(2):
+        loss, _ = stage.loss(stage.student, batch)
+    loss.backward()
+    assert all(p.grad is not None for name, p in stage.student.named_parameters() if ".writer_" in name)
+    groups = stage.optimizer_groups()["student"]
+    matrices = {id(p) for p in groups.matrices}
+    assert not any(id(p) in matrices for n, p in stage.student.named_parameters() if ".writer_" in n)
+    (tmp_path / "export").mkdir()
+    stage.export(tmp_path / "export")
+    pipeline = load_pipeline(tmp_path / "export")
+    assert pipeline.dit.config.writer == 2
+    assert pipeline.settings.context_noise == stage.config.rollout.context_noise
+    assert len(next(pipeline.open("a red circle")).frames)
+    again = SelfForcingStage(replace(stage.config, init=str(tmp_path / "export")), CPU)
+    kept = again.student.state_dict()
+    for name, value in stage.student.state_dict().items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-2, atol=1e-2)
+    other = replace(stage.config.rollout, writer=3)
+    with pytest.raises(CheckpointError, match=r"expected a writer of rank 3 .*found one of rank 2"):
+        SelfForcingStage(replace(stage.config, init=str(tmp_path / "export"), rollout=other), CPU)
+
+
+def test_a_writer_that_nothing_teaches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.writer: expected 0 without rollout\.context_gradient"):
+        stage_of(tmp_path, PLANS[0], writer=2)
+    stage = stage_of(tmp_path, PLANS[0], **WRITING)
+    with pytest.raises(ConfigError, match=r"sampling\.context_noise: expected 0.05, at which the writer"):
+        SelfForcingStage(replace(stage.config, sampling={}), CPU)
 
 
 def test_plans_whose_past_is_no_sequence_are_refused(tmp_path: Path) -> None:

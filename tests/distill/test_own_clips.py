@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import distill.clips.folder
-import streamgen.video.read as video_read
 from distill.clips import (
     ClipFolder,
     ClipFolderConfig,
@@ -26,6 +25,7 @@ from distill.clips.words import caption_words, run_vocabulary
 from distill.config import ConfigError
 from models.text_encoder import PAD, UNKNOWN, Vocabulary
 from streamgen.errors import InputError
+from streamgen.video import decode_child
 from streamgen.video.decode_worker import ClipError, Request, decode
 from tests.clip_folders import metadata, quarantined, small, with_reader, write_clip
 from tests.streamgen.video.test_containers import (
@@ -325,7 +325,7 @@ def test_a_clip_that_hangs_its_decoder_is_listed(tmp_path: Path, monkeypatch: py
     (clips / "a.mp4").write_bytes(b"x")
     worker = tmp_path / "worker.py"
     worker.write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(video_read, "WORKER", worker)
+    monkeypatch.setattr(decode_child, "WORKER", worker)
     folder = ClipFolder(small(clips, tmp_path / "cache", timeout=0.6))
     shelf = folder.shelf("pixels")
     folder.build(shelf, lambda frames: {"video": frames})

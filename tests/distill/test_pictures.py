@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from demo.shots import SHOTS
-from distill import pictures
+from distill import pictures, samples
 from distill.config import build, read_mapping
 from distill.pictures import CONFIG, PictureConfig
 from distill.scenes import caption_vocabulary
@@ -61,11 +61,11 @@ def test_pictures_are_a_function_of_config_and_weights(
         again = drawn(f"again {next(numbers)}", "switches=[]", "drags=[]")
         assert again == {"prompts.png": first["prompts.png"]}
 
-    stream = pictures.stream
+    stream = samples.stream
     assert_needs(
         check,
         monkeypatch,
-        pictures,
+        samples,
         "stream",
         lambda p, words, seed, *rest: stream(p, words, seed + 1, *rest),
     )

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import distill.scenes.attributes
+from distill.config import ConfigError, build
 from distill.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -314,12 +315,11 @@ def test_canonical_prompt() -> None:
         {"change_probability": 1.5},
         {"camera_probability": -0.1},
         {"fade_frames": 0},
-        {"sise": 64},
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        SceneConfig.from_dict(settings)
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        build(SceneConfig, settings)
 
 
 def test_bad_sample_size(generator: SceneGenerator) -> None:

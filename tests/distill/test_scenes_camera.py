@@ -202,6 +202,7 @@ def patches(scenes: SceneBatch, times: Tensor) -> Tensor:
     return found.unflatten(0, video.shape[:2]).permute(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 def test_background_tracks_lie_on_the_pixels_they_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture around a point of the background is the same whenever it is seen."""
 

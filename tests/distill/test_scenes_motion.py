@@ -141,6 +141,7 @@ def covered_by_distance(batch: SceneBatch, margin: float) -> Tensor:
     return covered
 
 
+@pytest.mark.slow
 def test_visible_is_false_exactly_under_an_object_in_front(
     batch: SceneBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_picture_is_pulled_to_what_the_critic_has_seen() -> None:
     assert 0.3 < float(made.detach().mean()) < 0.9
 
 
+@pytest.mark.slow
 def test_critic_and_tokenizer_take_turns(tmp_path: Path) -> None:
     """Each learns in its own updates alone; without the term there is no critic."""
     config = run_config(tmp_path)

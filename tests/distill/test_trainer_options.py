@@ -292,6 +292,7 @@ def test_the_bar_says_what_is_left(
     assert "left 35 min" in shown
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_a_run_costs(tmp_path: Path) -> None:
     config = distillation_config(tmp_path, max_minutes=2.0, max_steps=10**9)
     stage = DistillationStage()

@@ -64,6 +64,7 @@ def test_running_streams_go_on_exactly(tmp_path: Path, monkeypatch: pytest.Monke
     assert_needs(check, monkeypatch, DistillationStage, "load_state", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_frozen_networks_are_used_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = DistillationStage().teacher.state_dict()
     names = iter("ab")

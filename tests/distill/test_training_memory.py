@@ -43,6 +43,7 @@ def test_what_stays_in_memory_decides(tmp_path: Path, monkeypatch: pytest.Monkey
     check_memory(config, InitStage, 1000, CPU)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

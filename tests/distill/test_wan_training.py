@@ -94,6 +94,7 @@ def test_two_updates_of_each_stage_on_own_clips(tmp_path: Path, clips: Path, mak
     assert pipeline.plan == config.plan
 
 
+@pytest.mark.slow
 def test_lora_beside_new_inputs(tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Adapters and the new inputs are trained, nothing else; the export has them merged and renders."""
     lora = LoraConfig(rank=2, alpha=2.0, whole=NEW_INPUTS)

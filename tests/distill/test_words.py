@@ -184,6 +184,7 @@ def learn(parameters: Any, loss: Callable[[int], Tensor], steps: int, rate: floa
     return losses
 
 
+@pytest.mark.slow
 def test_captions_teach_whose_attributes_are_whose(tmp_path: Path) -> None:
     """A small encoder, seconds: colours and motions of objects among others, on captions never trained on."""
     run = words_run(tmp_path, text=TextSizes(dim=32, layers=2), batch=48)

@@ -385,6 +385,7 @@ def test_output_folders(place: Path, checkpoint: Path, capsys: pytest.CaptureFix
     assert "would overwrite" in refuse(capsys, place, *GOOD, "-o", "folder.mp4", *model)
 
 
+@pytest.mark.slow
 def test_unwritable_folder(place: Path, checkpoint: Path) -> None:
     (place / "closed").mkdir(mode=0o500)
     line = call_process("render", "a red circle", "-o", "closed/out.mp4", "--model", checkpoint, cwd=place)

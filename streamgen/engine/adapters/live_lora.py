@@ -25,6 +25,7 @@ class LiveLoraRunner:
     """
 
     name = "plain"
+    commits_ahead = False
     batch: BatchPlace | None = None
 
     def __init__(self, dit: CausalDiT, live: LiveLoras, codec: VideoCodec | None = None) -> None:

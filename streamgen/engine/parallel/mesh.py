@@ -48,6 +48,24 @@ class Mesh:
         dist.all_gather(parts, x)
         return torch.cat(parts, axis)
 
+    def sent(self, x: Tensor, to: int) -> Callable[[], None]:
+        """Send a tensor to another process; what is returned waits until it is on its way."""
+        x = x.contiguous()
+        work = dist.isend(x, to)
+
+        def wait() -> None:
+            # holds the tensor until then
+            if work is not None and x.numel():
+                work.wait()
+
+        return wait
+
+    def received(self, shape: tuple[int, ...], dtype: torch.dtype, source: int) -> Tensor:
+        """What another process has sent, in the order in which it did."""
+        out = torch.empty(shape, dtype=dtype, device=self.device)
+        dist.recv(out, source)
+        return out
+
     def share(self, x: Tensor, axis: int) -> Tensor:
         """This process's part of an axis."""
         width = x.shape[axis] // self.size

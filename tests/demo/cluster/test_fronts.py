@@ -17,8 +17,8 @@ from starlette.websockets import WebSocketDisconnect
 
 import demo.shelf
 from demo.cluster.addresses import routed
+from demo.cluster.connection import DIED, Connection
 from demo.cluster.front import Front, FrontOptions, front_routes, merged
-from demo.cluster.line import DIED, Line
 from demo.cluster.roster import NOBODY, Post, Roster
 from demo.cluster.start import first_of
 from demo.cluster.worker import MOVING, About, Load, Order
@@ -192,18 +192,19 @@ def test_a_row_is_left_for_a_place_at_another_worker(tmp_path: Path, monkeypatch
             with connect(client, waiting) as second:
                 until(second, kind("queue"))
                 hall.add("1")
-                lines, end = state(client).lines, time.monotonic() + next(patience)
-                while len(lines) > 1 and time.monotonic() < end:
+                connections, end = state(client).connections, time.monotonic() + next(patience)
+                while len(connections) > 1 and time.monotonic() < end:
                     time.sleep(0.05)
-                assert len(lines) == 1
+                assert len(connections) == 1
                 assert closed_with(second) == 4404
             assert after(client, waiting)["session"].endswith(".1")
         for name in hall.names():
             hall.kill(name)
 
-    assert_needs(check, monkeypatch, Line, "change", lambda self: None)
+    assert_needs(check, monkeypatch, Connection, "change", lambda self: None)
 
 
+@pytest.mark.slow
 def test_a_front_whose_workers_are_all_gone_says_so_and_comes_back(hall: Hall) -> None:
     with front(hall) as client:
         token = ticket(client)
@@ -240,6 +241,7 @@ def test_a_session_that_runs_is_not_given_to_a_second_page(hall: Hall) -> None:
             assert not after(client, token)["kept"]
 
 
+@pytest.mark.slow
 def test_a_lost_viewer_keeps_their_place_and_one_who_left_does_not(hall: Hall) -> None:
     with front(hall) as client:
         for code, kept in ((1011, True), (1001, False)):

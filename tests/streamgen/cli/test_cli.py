@@ -141,6 +141,7 @@ def fewer_turns(monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
     monkeypatch.setattr(Probe, "of", lambda device: Probe(64, 2**16, (2, 16, 32, 64), 0.001))
 
 
+@pytest.mark.slow
 def test_bench_in_turns(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +255,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == shipped + needing
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing_when_all_is_well(checkpoint: Path, tmp_path: Path) -> None:
     options = ["-o", "a.mp4", "--seconds", 0.5, "--model", checkpoint, "-q"]
     done = call_process("render", "a red star", *options, cwd=tmp_path)

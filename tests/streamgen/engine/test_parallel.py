@@ -7,10 +7,6 @@ command itself in processes of torchrun.
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,62 +24,11 @@ from streamgen.engine.parallel.ulysses import TOLERANCE, UlyssesContext, slab_ax
 from streamgen.motion.tracks import drag
 from tests.command_line import ROOT, call, environment
 from tests.streams import BLUE, RED
+from tests.thread_mesh import CPU, together
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs, tiny_dit
 
 PLANS = (ChunkPlan(1, 1, 1, 3), ChunkPlan(3, 3, 3, 6))
-CPU = torch.device("cpu")
-
-
-class Table:
-    """Where threads meet and lay down what the others take."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.gate = size, threading.Barrier(size)
-        self.laid: list[Any] = [None] * size
-
-    def all(self, rank: int, x: Any) -> list[Any]:
-        self.laid[rank] = x
-        self.gate.wait(60)
-        taken = list(self.laid)
-        self.gate.wait(60)
-        return taken
-
-
-@dataclass(frozen=True)
-class ThreadMesh(Mesh):
-    """A mesh whose processes are threads."""
-
-    table: Table = None  # type: ignore[assignment]
-
-    def exchanged(self, x: Tensor) -> Tensor:
-        return torch.stack([other[self.rank] for other in self.table.all(self.rank, x)])
-
-    def gathered(self, x: Tensor, axis: int) -> Tensor:
-        return torch.cat(self.table.all(self.rank, x), axis)
-
-    def any(self, asked: bool) -> bool:
-        return any(self.table.all(self.rank, asked))
-
-
-def together(size: int, work: Callable[[Mesh], Any]) -> list[Any]:
-    """What each of the processes comes to; one that fails ends the others."""
-    table = Table(size)
-
-    def run(rank: int) -> Any:
-        try:
-            return work(ThreadMesh(rank, size, CPU, table))
-        except BaseException:
-            table.gate.abort()
-            raise
-
-    with ThreadPoolExecutor(size) as pool:
-        futures = [pool.submit(run, rank) for rank in range(size)]
-        errors = [future.exception(120) for future in futures]
-    for error in errors:
-        if error is not None and not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    return [future.result() for future in futures]
 
 
 @pytest.fixture(scope="module")

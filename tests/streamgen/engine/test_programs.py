@@ -150,6 +150,7 @@ def test_stale_buffers_and_wrong_fill_levels_are_found(
     assert_needs(check, monkeypatch, Sink, "turn", lambda self, keys: None)
 
 
+@pytest.mark.slow
 def test_two_streams_in_turns_over_one_program(
     pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_two_streams_in_turns_over_one_program(
     assert_needs(check, monkeypatch, StaticBuffers, "put_text", held)
 
 
+@pytest.mark.slow
 def test_captures_are_capped_and_end_with_their_ring(
     pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:

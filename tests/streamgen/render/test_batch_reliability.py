@@ -108,6 +108,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path, checkpoint: 
     check_folder(out, 2)
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_one_clear_line(tmp_path: Path, checkpoint: Path) -> None:
     jobs, out = write_jobs(tmp_path, 1, 5), tmp_path / "out"
     out.mkdir()
@@ -131,6 +132,7 @@ HOLDER = """
 """
 
 
+@pytest.mark.slow
 def test_claims_die_with_their_process_and_know_no_clock(tmp_path: Path) -> None:
     jobs, out = write_jobs(tmp_path, 1, 5), tmp_path / "out"
     (item,) = items_of(parse_jobs(jobs))

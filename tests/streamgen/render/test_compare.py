@@ -139,6 +139,7 @@ def test_a_replay_says_whether_it_is_the_same(
     assert record(other)["replay"]["equal"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0625, 1.25])
 def test_a_finished_clip_is_made_longer_without_rendering_it_again(
     seconds: float, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]

@@ -86,6 +86,7 @@ def test_shots_count_from_their_own_time(tmp_path: Path, pipeline: Pipeline) -> 
     assert check_job(pipeline, parse(tmp_path, first | {"shots": shots})) == ()
 
 
+@pytest.mark.slow
 def test_notes_stand_in_lines_record_and_dry_run(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

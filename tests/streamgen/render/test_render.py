@@ -257,6 +257,7 @@ def test_a_change_that_was_refused_is_noted(pipeline: Pipeline, tmp_path: Path) 
     assert "sum to at least 1" in notes[0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_part_that_plays(tmp_path: Path, checkpoint: Path) -> None:
     arguments = ["render", "a red circle", "-o", "long.mp4", "--seconds", "80000", "--model", checkpoint]
     process = spawn(*arguments, cwd=tmp_path)

@@ -60,6 +60,7 @@ def y4m(frames: Tensor, cut: int = 0) -> bytes:
     return out[: len(out) - cut]
 
 
+@pytest.mark.slow
 def test_a_clip_is_made_anew_and_again(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As long as its input, its frames named chunk by chunk, and exact with the same input."""
     assert render(capsys, model, RED, "-o", "out.mp4", "--input", "in.mp4", "--strength", 0.8).code == 0

@@ -103,6 +103,7 @@ def test_guided_streams_compare_with_it(pipeline: Pipeline, monkeypatch: pytest.
     assert torch.equal(latents(pipeline.open("a red boat", 1, settings=guided), 2), away)
 
 
+@pytest.mark.slow
 def test_an_event_changes_it_and_a_replay_repeats_that(pipeline: Pipeline, tmp_path: Path) -> None:
     session = pipeline.open("a red boat", 1)
     latents(session, 2)

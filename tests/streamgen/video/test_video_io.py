@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import streamgen.video.read as video_read
 import streamgen.video.write as video_write
 from streamgen.errors import InputError
-from streamgen.video import decode_worker
+from streamgen.video import decode_child, decode_worker
 from streamgen.video.decode_worker import Request, cover, decode, shown_at
 from streamgen.video.read import read_clip, read_image
 from streamgen.video.write import FrameMemorySink, FrameSink, NullSink, VideoFileSink
@@ -238,7 +237,7 @@ def test_a_clip_cut_off_behind_what_is_needed_is_read(tmp_path: Path) -> None:
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     script = tmp_path / "worker.py"
-    monkeypatch.setattr(video_read, "WORKER", script)
+    monkeypatch.setattr(decode_child, "WORKER", script)
     return script
 
 

@@ -81,6 +81,7 @@ def test_strength_0_is_the_network_without(live: Pipeline) -> None:
     assert torch.equal(latents(found, 3), latents(plain.open("a red boat", 1), 3))
 
 
+@pytest.mark.slow
 def test_sessions_with_other_strengths_do_not_disturb_each_other(
     live: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_sessions_with_other_strengths_do_not_disturb_each_other(
     assert_needs(check, monkeypatch, LiveLoraRunner, "_at", at_those_of_the_call_before)
 
 
+@pytest.mark.slow
 def test_a_change_recaches_as_words_do(
     live: Pipeline, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +144,7 @@ def test_the_cache_may_be_kept(live: Pipeline) -> None:
     assert session.timeline.events[-1].event.cache == "keep"
 
 
+@pytest.mark.slow
 def test_replays_snapshots_and_files_keep_strengths(live: Pipeline, tmp_path: Path) -> None:
     session = live.open("a red boat", 1, settings={"lora": "style:0.3"})
     latents(session, 2)
@@ -215,6 +218,7 @@ def test_words_that_come_gradually_are_read_at_the_strength(
     assert_needs(check, monkeypatch, Pipeline, "read_at", prompts_alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [{}, {"prompt": "a storm", "over": {"chunks": 6, "every": 3}}])
 def test_a_change_on_the_way_to_other_words_recaches_at_once(
     words: dict[str, Any], live: Pipeline, monkeypatch: pytest.MonkeyPatch

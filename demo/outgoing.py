@@ -10,7 +10,7 @@ MAX_WAITING = 256
 _REPLACED = ("stats", "queue", "state", "loading", "held")
 
 
-class Voice:
+class Outgoing:
     """What the server says to a viewer. Thread-safe.
 
     Args:

@@ -10,7 +10,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from ..line import CLOSE_LEFT, CLOSE_UNKNOWN
+from ..connection import CLOSE_LEFT, CLOSE_UNKNOWN
 from .addresses import routed
 from .roster import Roster
 from .worker import KEY_HEADER
@@ -24,14 +24,14 @@ _OPEN_SECONDS, _PING_SECONDS, _PONG_SECONDS = 3.0, 2.0, 4.0
 
 
 class Switchboard(Protocol):
-    """What a line needs of its front."""
+    """What a connection needs of its front."""
 
     roster: Roster
-    lines: set["Line"]
+    connections: set["Connection"]
     moved: int
 
 
-class Line:
+class Connection:
     """One viewer's connection.
 
     Attributes:
@@ -70,11 +70,11 @@ class Line:
         except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed):
             await self._worker_lost(instance)
             return
-        self.front.lines.add(self)
+        self.front.connections.add(self)
         try:
             await self._pass_on(upstream, instance)
         finally:
-            self.front.lines.discard(self)
+            self.front.connections.discard(self)
 
     async def _pass_on(self, upstream: ClientConnection, instance: str) -> None:
         up = asyncio.create_task(self._up(upstream))

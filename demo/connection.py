@@ -24,7 +24,7 @@ CLOSE_LEFT = (1000, 1001)
 CLOSE_UNKNOWN, CLOSE_REPLACED, CLOSE_ENDED = 4404, 4001, 4003
 
 
-class Line:
+class Connection:
     """One WebSocket connection: messages in by one task, messages and frames out by another.
 
     Args:
@@ -48,7 +48,7 @@ class Line:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._awake.set)
 
-        seat.voice.wake = wake
+        seat.outgoing.wake = wake
         await self._send_json(self.hello)
         if lobby.connect(seat.token) is None:
             await self.websocket.close(CLOSE_UNKNOWN, "no such session")
@@ -89,7 +89,7 @@ class Line:
                     self._handle(text)
             except BadMessage as error:
                 self._bad += 1
-                self.seat.voice.say({"type": "error", "code": "bad_message", "text": str(error)})
+                self.seat.outgoing.say({"type": "error", "code": "bad_message", "text": str(error)})
                 if self._bad > MAX_BAD or len(text or "") > MAX_MESSAGE_BYTES:
                     await self.websocket.close(1008, "messages that make no sense")
                     return
@@ -120,7 +120,7 @@ class Line:
             if seat.visit != visit:
                 await websocket.close(CLOSE_REPLACED, "the page has connected again")
                 return
-            for message in seat.voice.take():
+            for message in seat.outgoing.take():
                 await self._send_json(message)
                 if message["type"] == "ended":
                     await websocket.close(CLOSE_ENDED, message["text"])
@@ -128,7 +128,7 @@ class Line:
                 if message["type"] == "moved":
                     await websocket.close(CLOSE_UNKNOWN, message["text"])
                     return
-            if seat.voice.overflowed:
+            if seat.outgoing.overflowed:
                 await websocket.close(1013, "messages are not taken fast enough")
                 return
             session = seat.session

@@ -1,0 +1,61 @@
+"""What the command lines share: errors as one line, exit codes, progress, the folder of the output."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from streamgen.errors import InputError, StreamgenError
+
+
+def ended(run: Callable[[], int], interrupted: str = "") -> int:
+    """The exit code of `run`: of an error its own, behind one line; 130 for Ctrl-C, which is no loss."""
+    try:
+        return run()
+    except StreamgenError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except OSError as error:
+        # a full disk, above all: checkpoints tell of it themselves, everything else ends here
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        if interrupted:
+            say(interrupted)
+        return 130
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def out_folder(name: str) -> Path:
+    """The folder of the output, made if need be.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {name}: cannot be made ({error.strerror})") from None
+    return Path(name)
+
+
+def the_one(given: Mapping[str, object], default: str) -> str:
+    """Which of the options that exclude each other is given.
+
+    Raises:
+        InputError: several are.
+    """
+    found = [name for name, value in given.items() if value]
+    if len(found) > 1:
+        raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")
+    return found[0] if found else default
+
+
+def check_processes(count: int, option: str = "--processes") -> None:
+    """Raise InputError unless at least one process may be used."""
+    if count < 1:
+        raise InputError(f"{option}: expected at least 1, found {count}")

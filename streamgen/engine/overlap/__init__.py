@@ -1,0 +1,1 @@
+"""Chunks that overlap: passes of several of them in one forward."""
