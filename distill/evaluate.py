@@ -48,6 +48,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="with --tokenizer: a video file that is judged beside the world's clips; give it several times",
     )
     parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="with --tokenizer: PSNR alone, on short clips of the world and on the files of --clip",
+    )
+    parser.add_argument(
         "--report",
         action="append",
         default=[],
@@ -106,8 +111,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--ways": _ways,
     }
     mode = the_one(given, "--model")
-    if options.clip and mode != "--tokenizer":
-        raise InputError("--clip: is measured with --tokenizer, found none")
+    for name, given_with in (("--clip", options.clip), ("--quick", options.quick)):
+        if given_with and mode != "--tokenizer":
+            raise InputError(f"{name}: is for --tokenizer, found none")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
         if options.json:
@@ -137,11 +143,10 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 
 
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
-    from .evaluation.comparison import compare_tokenizers
+    from .evaluation.comparison import compare_pixels, compare_tokenizers
 
-    yield compare_tokenizers(
-        [Path(path) for path in options.tokenizer], _config(options), out_dir, options.clip
-    )
+    compare = compare_pixels if options.quick else compare_tokenizers
+    yield compare([Path(path) for path in options.tokenizer], _config(options), out_dir, options.clip)
 
 
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
