@@ -48,6 +48,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="with --tokenizer: a video file that is judged beside the world's clips; give it several times",
     )
     parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="with --tokenizer: PSNR alone, on short clips of the world and on the files of --clip",
+    )
+    parser.add_argument(
         "--report",
         action="append",
         default=[],
@@ -55,11 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="a finished report's folder, with a name for it: several of them in one table, and the same "
         "prompts and seeds one below the other",
     )
-    parser.add_argument(
-        "--rows",
-        metavar="DIR",
-        help="a report's folder: make the report again from its rows, without the model",
-    )
+    parser.add_argument("--rows", metavar="DIR", help="a report's folder: make the report again from its rows")
     parser.add_argument(
         "--ways",
         metavar="WAY,WAY",
@@ -112,8 +113,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--ways": _ways,
     }
     mode = the_one(given, "--model")
-    if options.clip and not options.tokenizer:
-        raise InputError("--clip: is measured with --tokenizer, found none")
+    for name, given_with in (("--clip", options.clip), ("--quick", options.quick)):
+        if given_with and mode != "--tokenizer":
+            raise InputError(f"{name}: is for --tokenizer, found none")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
         if options.json:
@@ -150,10 +152,10 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 
 
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
-    from .evaluation.comparison import compare_tokenizers
+    from .evaluation.comparison import compare_pixels, compare_tokenizers
 
-    tokenizers = [Path(path) for path in options.tokenizer]
-    yield compare_tokenizers(tokenizers, _config(options), out_dir, options.clip)
+    compare = compare_pixels if options.quick else compare_tokenizers
+    yield compare([Path(path) for path in options.tokenizer], _config(options), out_dir, options.clip)
 
 
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
