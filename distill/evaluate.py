@@ -60,7 +60,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="a finished report's folder, with a name for it: several of them in one table, and the same "
         "prompts and seeds one below the other",
     )
-    parser.add_argument("--rows", metavar="DIR", help="a report's folder: make the report again from its rows")
+    parser.add_argument(
+        "--rows", metavar="DIR", help="a report's folder: make the report again from its rows"
+    )
     parser.add_argument(
         "--ways",
         metavar="WAY,WAY",
