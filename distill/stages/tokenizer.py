@@ -235,7 +235,9 @@ class TokenizerStage:
             if index == 0 and sheet is not None:
                 count = min(data.sheet_clips, len(decoded))
                 save_sheet(clips.video[:count], decoded[:count], sheet)
-        return 10.0 * torch.log10(4.0 * weights.clamp_min(1.0) / errors.clamp_min(1e-12))
+        # clips in which there is nothing of a kind tell nothing of it
+        found = 10.0 * torch.log10(4.0 * weights / errors.clamp_min(1e-12))
+        return torch.where(weights > 0, found, torch.nan)
 
     def _initial(self) -> VideoTokenizer:
         """The tokenizer that training starts from.

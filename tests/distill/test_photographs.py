@@ -1,6 +1,7 @@
 """Clips of moving photographs: where the pictures come from, how they move, and that a stage draws them."""
 
 import importlib.util
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,5 +201,10 @@ def test_the_stage_draws_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert set(kinds) == {(1, False), (1, True), (5, False), (5, True)}
 
     assert_needs(check, monkeypatch, stage.photographs, "sample", lambda *_: torch.zeros(1, 5, 3, 64, 64))
+    # without the world there are no objects to measure on
+    alone = TokenizerStage(replace(config, photographs=PhotographConfig(share=1.0)), CPU)
+    found = alone.evaluate(0, tmp_path)
+    assert math.isnan(found["psnr_object"])
+    assert found["psnr"] > 10
     place = Tick(3, 0, 0, 1, 1, 0.5)
     assert torch.equal(stage.batch(place).video, stage.batch(place).video)
