@@ -203,7 +203,8 @@ def test_the_stage_draws_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_needs(check, monkeypatch, stage.photographs, "sample", lambda *_: torch.zeros(1, 5, 3, 64, 64))
     # without the world there are no objects to measure on
     alone = TokenizerStage(replace(config, photographs=PhotographConfig(share=1.0)), CPU)
-    found = alone.evaluate(0, tmp_path)
+    with torch.no_grad():
+        found = alone.evaluate(0, tmp_path)
     assert math.isnan(found["psnr_object"])
     assert found["psnr"] > 10
     place = Tick(3, 0, 0, 1, 1, 0.5)
