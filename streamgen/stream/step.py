@@ -346,11 +346,8 @@ def _heard(
     began = time.perf_counter()
     heard, latents = hear(model.tokenizer, before, taken, state.latents.start == 0)
     mask, words = decision.controls.mask, model.input_text(decision.controls.settings)
-    source = Source(
-        latents.to(model.dtype),
-        None if mask is None else mask.to(model.device),
-        None if words is None else words.context,
-    )
+    kept = None if mask is None else mask.to(model.device)
+    source = Source(latents.to(model.dtype), kept, words and words.context)
     measure("input", time.perf_counter() - began)
     return heard, source
 
