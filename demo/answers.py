@@ -2,7 +2,7 @@
 withdrawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class _Asked:
         receipt: None for a gesture until the chunk begins with which it takes effect.
         begun: a chunk has begun since; what waits for another one waits for its words.
         told: the viewer knows that.
+        settings: that it sets, where no viewer has asked for them.
     """
 
     id: int
@@ -33,6 +34,7 @@ class _Asked:
     receipt: Receipt | None
     begun: bool = False
     told: bool = False
+    settings: Mapping[str, Any] | None = None
 
 
 class Answers:
@@ -53,12 +55,21 @@ class Answers:
         """Whether no more can wait."""
         return len(self._asked) >= MAX_PENDING
 
-    def submitted(self, number: int, kind: str, label: str, receipt: Receipt) -> None:
-        """A change waits for its chunk, or cannot be."""
+    def submitted(
+        self,
+        number: int,
+        kind: str,
+        label: str,
+        receipt: Receipt,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A change waits for its chunk, or cannot be. `settings` are those of one that was planned, so that
+        the page shows what holds.
+        """
         if receipt.status == "refused":
             self.refuse(number, kind, str(receipt.reason))
             return
-        self._asked.append(_Asked(number, kind, label, receipt))
+        self._asked.append(_Asked(number, kind, label, receipt, settings=settings))
         self._say(number, kind, "accepted", unknown=list(receipt.unknown), dropped=receipt.dropped)
 
     def gesture(self, kind: str, number: int = 0, label: str | None = None) -> None:
@@ -123,16 +134,9 @@ class Answers:
     def _tell(self, asked: _Asked, receipt: Receipt, epoch: int) -> None:
         if receipt.status == "applied" and receipt.frame is not None:
             self.strip.add(receipt.frame, asked.kind, asked.label, receipt.superseded, asked.id)
-        self.outgoing.say(
-            {
-                **receipt.to_json(),
-                "type": "receipt",
-                "id": asked.id,
-                "kind": asked.kind,
-                "label": asked.label,
-                "epoch": epoch,
-            }
-        )
+        what = {"type": "receipt", "id": asked.id, "kind": asked.kind, "label": asked.label, "epoch": epoch}
+        set_now = {} if asked.settings is None else {"settings": dict(asked.settings)}
+        self.outgoing.say(receipt.to_json() | what | set_now)
 
     def _say(self, number: int, kind: str, status: str, **more: Any) -> None:
         self.outgoing.say({"type": "receipt", "id": number, "kind": kind, "status": status, **more})

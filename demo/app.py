@@ -32,9 +32,10 @@ def with_page(app: FastAPI, info: ModelInfo, root_path: str, access: Access) -> 
     # seconds of loading that a worker without a page has no use for
     import gradio as gr
 
-    from .page import Head, build_page, page_options, static_files
+    from . import assets
+    from .page import Head, build_page, page_options
 
-    app.mount("/live/static", static_files())
+    app.mount("/live/static", assets.served())
     page = build_page(info, root_path)
     app = gr.mount_gradio_app(app, page, path="/", **page_options(root_path))
     return Gate(Head(app, root_path), access)

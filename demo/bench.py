@@ -5,8 +5,9 @@ one streams the shipped model. The page is the demo's own in headless Chromium. 
 page: frames shown per second, time from a frame's generation to its showing (one clock: same machine), time
 from a change of words to the first picture made under it, and with the made camera of the browser the time
 from a picture of it to the first one of the stream that is made from it. What watchers cost the engine is
-measured apart, by how long its chunks take with a crowd of them and without (`--no-viewers` measures that
-alone; `--only camera --watchers 0` the camera alone).
+measured apart, by how long its chunks take with a crowd of them and without; so is what the page itself
+costs (`bench_page`). `--no-viewers`, `--no-page` and `--watchers 0` leave a part out, `--only camera` all
+other cases.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ import typer
 import uvicorn
 
 from .app import build_app
+from .bench_page import measure_page
 from .bench_watchers import measure_crowd
 from .delay_proxy import DelayProxy, Link
 from .engine import Engine, PipelineEngine
@@ -158,31 +160,50 @@ async def served(engine: Engine) -> AsyncIterator[int]:
         await serving
 
 
-async def crowd_row(real: bool, watchers: int, seconds: float) -> dict[str, Any]:
-    """What watchers cost the engine: the shipped model's, or the fake one's at 832 x 480."""
-    engine: Engine = FakeEngine(16.0, (480, 832), 4, 0.05)
-    if real:
-        from streamgen import load_pipeline
+def _one_engine(real: bool) -> Engine:
+    """The shipped model's engine, or the fake one at 832 x 480."""
+    if not real:
+        return FakeEngine(16.0, (480, 832), 4, 0.05)
+    from streamgen import load_pipeline
 
-        engine = PipelineEngine(load_pipeline("tiny"))
+    return PipelineEngine(load_pipeline("tiny"))
+
+
+async def crowd_row(real: bool, watchers: int, seconds: float) -> dict[str, Any]:
+    """What watchers cost the engine."""
+    engine = _one_engine(real)
     async with served(engine) as port:
         return await measure_crowd(port, engine.info.examples[0], watchers, seconds)
 
 
-async def run_all(chosen: list[Case], seconds: float) -> list[dict[str, Any]]:
-    """Every measurement, one after the other, in one browser."""
+async def page_row(real: bool, loads: int, transitions: int) -> dict[str, Any]:
+    """What the page itself costs, and whether transitions play in time."""
+    async with served(_one_engine(real)) as port, _chromium() as browser:
+        return await measure_page(browser, f"http://127.0.0.1:{port}/", loads, transitions)
+
+
+@contextlib.asynccontextmanager
+async def _chromium() -> AsyncIterator[Any]:
     from playwright.async_api import async_playwright
 
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    rows = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=found, args=["--no-sandbox", *_MADE_CAMERA]
         )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+async def run_all(chosen: list[Case], seconds: float) -> list[dict[str, Any]]:
+    """Every measurement, one after the other, in one browser."""
+    rows = []
+    async with _chromium() as browser:
         for case in chosen:
             rows.append(await measure(case, seconds, browser))
             print(json.dumps(rows[-1]), file=sys.stderr)
-        await browser.close()
     return rows
 
 
@@ -191,11 +212,17 @@ def main(
     real: Annotated[bool, typer.Option(help="Measure the shipped model, too.")] = True,
     watchers: Annotated[int, typer.Option(min=0, help="Measure what so many watchers cost; 0: not.")] = 200,
     viewers: Annotated[bool, typer.Option(help="Measure what a viewer gets.")] = True,
+    page: Annotated[bool, typer.Option(help="Measure what the page costs, and transitions of 2 s.")] = True,
+    loads: Annotated[int, typer.Option(min=1, help="How often the page is loaded for that.")] = 9,
+    transitions: Annotated[int, typer.Option(min=1, help="How many are played for that.")] = 20,
     only: Annotated[str, typer.Option(help="Of these the cases that have this in their name.")] = "",
 ) -> None:
     """Measure what a viewer gets; exit code 1 where a figure misses its mark. Needs Chromium."""
     chosen = [case for case in cases(real) if only in case.name] if viewers else []
     rows = asyncio.run(run_all(chosen, seconds)) if chosen else []
+    if page:
+        rows.append(asyncio.run(page_row(real, loads, transitions)))
+        print(json.dumps(rows[-1]), file=sys.stderr)
     if watchers:
         rows.append(asyncio.run(crowd_row(real, watchers, seconds)))
         print(json.dumps(rows[-1]), file=sys.stderr)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from streamgen import StreamgenError
+from streamgen import InputError, StreamgenError
 from streamgen.stream.timeline import Timeline
 
 from .engine import Stream
@@ -52,7 +52,7 @@ class Conducted(LiveSession):
             stream = self.stream
             if stream is None or epoch != self.epoch:
                 raise BadMessage("edit: the stream went elsewhere before this arrived")
-            edited(self._changes(stream), edits, self.engine.info.fps)
+            self._edited(stream, edits)
             self._command(lambda: self._edit(edits))
         self.wake_worker()
 
@@ -75,12 +75,18 @@ class Conducted(LiveSession):
         opening, *later = stream.events
         return [first_words(opening.event), *taken_apart(later), *self.plan.waiting]
 
+    def _edited(self, stream: Stream, edits: Sequence[Edit]) -> tuple[list[Planned], list[Planned]]:
+        """The changes as they are, and with some edits made."""
+        info, changes = self.engine.info, self._changes(stream)
+        if not info.tracks and any(edit.motion for edit in edits):
+            raise InputError("edit: motion: this model follows no tracks")
+        return changes, edited(changes, edits, info.fps, info.width / info.height)
+
     def _edit(self, edits: Sequence[Edit]) -> None:
         """Let changes wait for their frames, and go back where one of them is in the past already."""
         stream = self.stream
         assert stream is not None
-        before = self._changes(stream)
-        after = edited(before, edits, self.engine.info.fps)
+        before, after = self._edited(stream, edits)
         first = first_difference(before, after)
         if first is None:
             return

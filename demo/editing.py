@@ -13,7 +13,7 @@ from streamgen.errors import InputError, StreamgenError
 from . import opening
 from .conducted import Conducted
 from .engine import Engine
-from .messages import MAX_MESSAGE_BYTES, SETTINGS, TEXT_SETTINGS, BadMessage
+from .messages import MAX_MESSAGE_BYTES, SETTINGS, TEXT_SETTINGS, BadMessage, Box, Camera, Path, parse
 from .score import Edit
 
 MAX_EDITS = 200
@@ -24,6 +24,7 @@ _KEYS = {
     "frames": int,
     "prompt": str,
     "settings": dict,
+    "motion": dict,
     "delete": bool,
 }
 
@@ -107,7 +108,23 @@ def _edit(row: Any) -> Edit:
         raise InputError(f"edit: frames: expected 0 or more, found {row['frames']}")
     for name, value in row.get("settings", {}).items():
         _check_setting(name, value)
+    if "motion" in row:
+        return Edit(**row | {"motion": _motion(row["motion"])})
     return Edit(**row)
+
+
+def _motion(row: dict[str, Any]) -> Path | Box | Camera:
+    """A path, box or camera move as the page would send it, without the picture that it was drawn on."""
+    kind = row.get("type")
+    if kind not in ("path", "box", "camera"):
+        raise InputError(f"edit: motion: expected a path, box or camera, found {str(kind)[:40]!r}")
+    drawn_on = {} if kind == "camera" else {"id": 0, "epoch": 0, "frame": 0}
+    try:
+        made = parse(json.dumps(row | drawn_on))
+    except BadMessage as error:
+        raise InputError(f"edit: {error}") from None
+    assert isinstance(made, Path | Box | Camera)
+    return made
 
 
 def _check_setting(name: str, value: Any) -> None:

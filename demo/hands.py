@@ -6,12 +6,14 @@ from collections.abc import Callable
 import numpy as np
 
 from streamgen import StreamEvent
+from streamgen.motion.tracks import TrackSet
 
 from .answers import Answers
+from .drawn_tracks import clamped
 from .engine import ModelInfo, Stream
 from .follow import follow
 from .messages import BadMessage, Box, Camera, Path, Pins, Remove, Simple, Stroke
-from .motion_desk import MotionDesk, clamped
+from .motion_desk import MotionDesk
 from .motion_words import box_name, camera_name, colour_name, pins_name, way_name
 
 HandMessage = Stroke | Path | Box | Pins | Remove | Camera | Simple
@@ -39,6 +41,7 @@ class Hands:
         """Nothing is held: another stream, or another moment of it."""
         self.desk = MotionDesk(self.info.fps, self.info.width / self.info.height)
         self._strokes.clear()
+        self._lets_go = False
         self._told: list[dict[str, object]] = []
 
     def rows(self) -> dict[str, object]:
@@ -66,13 +69,21 @@ class Hands:
             self._camera(message)
         else:
             self.desk.clear()
+            self._lets_go = True
             self.answers.gesture("release", message.id, "all")
         self.tell()
 
     def begin(self, stream: Stream) -> None:
         """A chunk begins: what hands have done until now takes effect with it."""
         changes = self.desk.plan(stream.next_frame, stream.next_length)
-        receipt = None if changes is None else stream.submit(StreamEvent(gestures=changes))
+        receipt = None
+        if self._lets_go:
+            # of all, so of what a timeline brought as well
+            kept = {name: tracks for name, tracks in (changes or {}).items() if tracks is not None}
+            receipt = stream.submit(StreamEvent(motion=TrackSet.empty(0), gestures=kept or None))
+        elif changes is not None:
+            receipt = stream.submit(StreamEvent(gestures=changes))
+        self._lets_go = False
         self.answers.begin(receipt)
         if receipt is not None and receipt.status == "refused":
             self.reset()

@@ -16,16 +16,16 @@ from PIL import Image
 from streamgen import InputError, Pipeline, StreamEvent, StreamgenError
 from streamgen.motion.tracks import path
 
-from .page import STATIC
+from .assets import STATIC
 
 FIRST, SECOND = "a medium red circle stays over the snow", "a medium blue star stays over the snow"
 SEED = 3
 COLUMNS = 10
 # Seconds of the stream before the loop begins, until the drag begins, that it takes, and until the words
 # change.
-_WARM, _REST, _DRAG, _AFTER = 1.3, 0.5, 2.2, 0.6
+_WARM, _REST, _DRAG, _AFTER = 1.55, 0.25, 2.2, 0.6
 # Seconds under the new words.
-_NEW = 1.6
+_NEW = 1.1
 # The line, from the thing towards the other side of the picture: shares of the way across and down.
 _LINE = ((0.0, 0.0, 0.0), (0.35, 0.5, -0.35), (0.7, 0.9, 0.25), (1.0, 1.0, 0.0))
 
@@ -97,7 +97,7 @@ def main(
         STATIC / "loop.webp"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Of the stream.")] = SEED,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the WebP.")] = 60,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the WebP.")] = 20,
     model: Annotated[str, typer.Option(help="What draws it.")] = "tiny",
 ) -> None:
     """Record the loop that the page shows before a start."""

@@ -12,19 +12,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from streamgen.motion.boxes import Box, covers_alike, grid, held_grid, patch, together
-from streamgen.motion.tracks import TrackSet, camera, merge, path, pins
+from streamgen.motion.boxes import covers_alike, held_grid, patch, together
+from streamgen.motion.tracks import TrackSet, merge, pins
 
+from .drawn_tracks import MAX_STEP, XY, box_tracks, camera_tracks, path_tracks
 from .held import Held, HeldList
 from .messages import Camera, Grid
 
-XY = tuple[float, float]
 Changes = dict[str, TrackSet | None]
 
 MAX_STROKES = 4
 MAX_PATHS = 8
-# Farthest a drag pulls per frame, in parts of the picture: faster tracks than the model knows break things.
-MAX_STEP = 0.05
 # Seconds that pins are planned ahead, and a camera move.
 _PIN_SECONDS = 10.0
 _CAMERA_SECONDS = 3.0
@@ -123,12 +121,7 @@ class MotionDesk:
         """
         if self._full:
             return None
-        knots = _unhurried(_knots_from(points, at), self.fps)
-        knots = [(seconds, clamped(x), clamped(y)) for seconds, x, y in knots]
-        if own is None:
-            tracks = path(knots, self.fps)
-        else:
-            tracks = grid(knots, self.fps, own.size, own.spacing, self.aspect)
+        knots, tracks = path_tracks(points, at, own, self.fps, self.aspect)
         held = self.held.add("path", number, label, knots, own)
         self._changes[held.gesture] = tracks
         return held.number
@@ -152,11 +145,7 @@ class MotionDesk:
         Raises:
             ValueError: a box that cannot be, or one that begins on the place of another.
         """
-        # looked at as it was drawn: the errors name that
-        rows = [[(row[0] - knots[0][0]) / 1000, *row[1:]] for row in _rising(knots)]
-        Box(torch.tensor(rows, dtype=torch.float64))
-        way = _unhurried(_knots_from(knots, at), self.fps)
-        tracks = Box(torch.tensor(way, dtype=torch.float64), name).tracks(self.fps, spacing, self.aspect)
+        way, tracks = box_tracks(knots, at, spacing, name, self.fps, self.aspect)
         before = None
         for other in self.held.in_force("box"):
             if name and other.name == name:
@@ -293,56 +282,7 @@ class MotionDesk:
         )
 
     def _travel(self, move: Camera) -> TrackSet:
-        seconds = move.seconds or _CAMERA_SECONDS
-        return camera(
-            frames=max(2, round(seconds * self.fps)),
-            pan=(move.pan[0] * seconds, move.pan[1] * seconds),
-            zoom=move.zoom**seconds,
-            rotate=move.rotate * seconds,
-            aspect=self.aspect,
-        )
-
-
-def _knots_from(points: Sequence[tuple[float, ...]], at: XY) -> list[tuple[float, ...]]:
-    """Knots in seconds from rows of (milliseconds, x, y) or (milliseconds, left, top, right, bottom).
-
-    The way begins where the thing itself is, `at`, and ends where it was drawn to.
-    """
-    rows = _rising(points)
-    began, length = rows[0][0], max(rows[-1][0] - rows[0][0], 1.0)
-    first = rows[0][1:]
-    half = len(first) // 2
-    # the middle of a box, or the point itself
-    middle = [(first[i] + first[i + len(first) - 2]) / 2 for i in range(2)]
-    off = (at[0] - middle[0], at[1] - middle[1])
-    knots: list[tuple[float, ...]] = []
-    for time, *values in rows:
-        left = 1 - (time - began) / length
-        moved = [value + left * off[i % 2] for i, value in enumerate(values)]
-        knots.append(((time - began) / 1000, *moved))
-    if len(knots) < 2 and half == 1:
-        knots = [(0.0, *at), (1e-3, *points[-1][1:])]
-    return knots
-
-
-def _rising(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """The rows whose times are apart."""
-    rows = [points[0]]
-    for row in points[1:]:
-        if row[0] - rows[-1][0] >= 1.0:
-            rows.append(row)
-    return rows
-
-
-def _unhurried(knots: Sequence[tuple[float, ...]], fps: float) -> list[tuple[float, ...]]:
-    """Knots in drawn time, or slower where that is faster than things can be pulled."""
-    elapsed, slower = knots[0][0], [knots[0]]
-    for (t0, *before), (t1, *after) in itertools.pairwise(knots):
-        corners = range(0, len(before), 2)
-        farthest = max(math.dist(before[i : i + 2], after[i : i + 2]) for i in corners)
-        elapsed += max(t1 - t0, farthest / (MAX_STEP * fps))
-        slower.append((elapsed, *after))
-    return slower
+        return camera_tracks(move, move.seconds or _CAMERA_SECONDS, self.fps, self.aspect)
 
 
 def _along(line: list[XY], lengths: list[float], distance: float) -> XY:
@@ -362,8 +302,3 @@ def _rest(line: list[XY], lengths: list[float], distance: float) -> list[XY]:
             return line[index + 1 :]
         distance -= length
     return []
-
-
-def clamped(value: float) -> float:
-    """The nearest number in 0..1."""
-    return min(max(value, 0.0), 1.0)

@@ -7,19 +7,17 @@ from this server.
 import html
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi.staticfiles import StaticFiles
-from starlette.middleware.gzip import GZipMiddleware
 
 from streamgen.stream.prompts import MAX_PROMPT
 
+from . import assets
 from .access import App, Receive, Scope, Send
+from .assets import STATIC
 from .engine import ModelInfo
 
-STATIC = Path(__file__).parent / "static"
 # Gradio's own upload route is not used; this keeps it from taking anything.
 _GRADIO_UPLOAD = "1kb"
 _TITLE, _ABOUT = "streamgen live", "Endless video from your words, steered while it plays."
@@ -67,8 +65,7 @@ def build_page(info: ModelInfo, root_path: str = "") -> gr.Blocks:
     told = {"examples": list(info.examples), "settings": dict(info.settings), "limit": MAX_PROMPT}
     told |= {"words": list(info.words), "kinds": dict(info.kinds), "draws": info.draws}
     options = json.dumps(told)
-    stage = (STATIC / "stage.html").read_text(encoding="utf-8")
-    stage = stage.replace("@ROOT@", html.escape(_root(root_path), quote=True))
+    stage = assets.stage().replace("@ROOT@", html.escape(_root(root_path), quote=True))
     stage = stage.replace("@OPTIONS@", html.escape(options, quote=True))
     stage = stage.replace("@RATIO@", f"{info.width} / {info.height}")
     with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
@@ -82,7 +79,7 @@ def page_options(root_path: str) -> dict[str, Any]:
     """Arguments for `gr.mount_gradio_app`."""
     theme = gr.themes.Base(primary_hue="teal", neutral_hue="zinc", font=list(_FONTS), font_mono=list(_MONO))
     return {
-        "css": (STATIC / "style.css").read_text(encoding="utf-8"),
+        "css": assets.styles(),
         "head": _HEAD.replace("@ROOT@", _script_text(_root(root_path))),
         "theme": theme,
         "footer_links": [],
@@ -95,11 +92,6 @@ def page_options(root_path: str) -> dict[str, Any]:
         "max_file_size": _GRADIO_UPLOAD,
         "root_path": root_path or None,
     }
-
-
-def static_files() -> GZipMiddleware:
-    """The page's scripts and styles."""
-    return GZipMiddleware(StaticFiles(directory=STATIC), minimum_size=500)
 
 
 def readable_card(card: str) -> str:
@@ -157,9 +149,10 @@ def own_head(page: str) -> str:
 
 def _preloads(root: str) -> str:
     """All scripts are fetched while Gradio starts, and not one after the other once it has."""
-    names = sorted(file.name for file in STATIC.glob("*.js"))
     address = html.escape(root, quote=True)
-    return "".join(f'<link rel="modulepreload" href="{address}live/static/{name}">' for name in names)
+    return "".join(
+        f'<link rel="modulepreload" href="{address}live/static/{name}">' for name in assets.scripts()
+    )
 
 
 def _script_text(text: str) -> str:

@@ -49,5 +49,5 @@ class Plan:
             receipt = stream.submit(item.event, item.frame)
             self._asked.append((item, receipt))
             if item.told or receipt.status == "refused":
-                self.answers.submitted(0, item.kind, item.label, receipt)
+                self.answers.submitted(0, item.kind, item.label, receipt, item.event.settings)
         self._waiting = kept

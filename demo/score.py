@@ -17,6 +17,10 @@ from streamgen.motion.tracks import UNSPECIFIED, TrackSet
 from streamgen.stream.prompts import Over, blend_name
 from streamgen.stream.timeline import Applied
 
+from .drawn_tracks import box_tracks, camera_tracks, path_tracks
+from .messages import Box, Camera, Path
+from .motion_words import box_name, camera_name, way_name
+
 # Of one stream, against nonsense.
 MAX_PLANNED = 20_000
 MAX_SECONDS = 24 * 3600.0
@@ -139,6 +143,7 @@ class Edit:
         frame: where it begins.
         frames: how long a gesture takes, or the way to new words (0: at once).
         prompt, settings: what it says.
+        motion: what a new block moves, from where it was drawn on.
         delete: take it out.
     """
 
@@ -148,11 +153,15 @@ class Edit:
     frames: int | None = None
     prompt: str | None = None
     settings: Mapping[str, Any] | None = None
+    motion: Path | Box | Camera | None = None
     delete: bool = False
 
 
-def edited(items: Sequence[Planned], edits: Sequence[Edit], fps: float) -> list[Planned]:
+def edited(items: Sequence[Planned], edits: Sequence[Edit], fps: float, aspect: float = 1.0) -> list[Planned]:
     """The changes with some edits made, in order of frames.
+
+    Args:
+        fps, aspect: frames per second, and width / height of the picture.
 
     Raises:
         InputError: a block that is not there, or an edit that cannot be.
@@ -171,7 +180,7 @@ def edited(items: Sequence[Planned], edits: Sequence[Edit], fps: float) -> list[
             made = [item for item in made if item.block != edit.block]
         if not edit.delete:
             new = _new_id(made, number)
-            made += _changed(parts, edit, new, fps) if parts else [_added(edit, new)]
+            made += _changed(parts, edit, new, fps) if parts else _added(edit, new, fps, aspect)
     if len(made) > MAX_PLANNED:
         raise InputError(f"edit: expected at most {MAX_PLANNED} changes, found {len(made)}")
     return sorted(made, key=lambda item: item.frame)
@@ -184,14 +193,41 @@ def _new_id(items: Sequence[Planned], number: int) -> str:
     return f"n{number}"
 
 
-def _added(edit: Edit, block: str) -> Planned:
+def _added(edit: Edit, block: str, fps: float, aspect: float) -> list[Planned]:
     if edit.frame is None:
         raise InputError("edit: frame: expected where the new block begins, found nothing")
     if edit.prompt is not None:
-        return Planned(edit.frame, StreamEvent(edit.prompt), block, "prompt", edit.prompt)
+        words = [Planned(edit.frame, StreamEvent(edit.prompt), block, "prompt", edit.prompt)]
+        return words if edit.frames is None else _changed(words, replace(edit, block=block), block, fps)
     if edit.settings:
-        return replace(_said(edit.frame, StreamEvent(settings=edit.settings))[0], block=block)
-    raise InputError("edit: expected a prompt, settings or a block to copy, found none of them")
+        return [replace(_said(edit.frame, StreamEvent(settings=edit.settings))[0], block=block)]
+    if edit.motion is not None:
+        kind, label, tracks = _moved(edit.motion, fps, aspect)
+        # a gesture of its own, unless it is the camera, of which there is one
+        name = kind if kind == "camera" else f"{kind} {edit.frame} {block}"
+        drawn = [Planned(edit.frame, StreamEvent(gestures={name: tracks}), block, kind, label)]
+        return _stretched(drawn, edit.frame, edit.frames, block)
+    raise InputError("edit: expected a prompt, settings, motion or a block to copy, found none of them")
+
+
+def _moved(motion: Path | Box | Camera, fps: float, aspect: float) -> tuple[str, str, TrackSet]:
+    """Kind, label and tracks of what was drawn; it begins where it was drawn, since nothing is there yet."""
+    try:
+        if isinstance(motion, Camera):
+            if motion.at_rest or not motion.seconds:
+                raise ValueError("camera: expected a move of so many seconds")
+            tracks = camera_tracks(motion, motion.seconds, fps, aspect)
+            return "camera", camera_name(motion), tracks
+        if isinstance(motion, Box):
+            first, last = motion.knots[0][1:], motion.knots[-1][1:]
+            at = (first[0] + first[2]) / 2, (first[1] + first[3]) / 2
+            tracks = box_tracks(motion.knots, at, motion.spacing, motion.name, fps, aspect)[1]
+            return "box", box_name(motion.name or "something", first, last), tracks
+        at = motion.points[0][1], motion.points[0][2]
+        tracks = path_tracks(motion.points, at, motion.grid, fps, aspect)[1]
+        return "path", way_name("something", at, motion.points[-1][1:]), tracks
+    except ValueError as error:
+        raise InputError(f"edit: {error}") from None
 
 
 def _changed(parts: list[Planned], edit: Edit, new: str, fps: float) -> list[Planned]:

@@ -19,11 +19,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from .. import assets
 from ..access import Access, Gate
 from ..app import with_page
 from ..drain import SENT_AWAY, Drain
 from ..engine import ModelInfo
-from ..page import static_files
 from .addresses import parted, routed, signed
 from .connection import Connection
 from .fleet import Crew
@@ -263,7 +263,7 @@ def front_routes(front: Front) -> FastAPI:
     app.add_api_route("/live/session", front.ticket, methods=["POST"])
     app.add_api_route("/live/health", front.here, methods=["GET"])
     # before what takes every path
-    app.mount("/live/static", static_files())
+    app.mount("/live/static", assets.served())
     app.add_api_websocket_route("/live/ws/{path:path}", front.socket)
     app.add_api_route("/live/{path:path}", front.pass_on, methods=["GET", "POST", "PUT", "DELETE"])
     app.state.front = front

@@ -17,7 +17,7 @@ export class Availability {
     for (const node of live.root.querySelectorAll("[data-needs]")) {
       const control = /** @type {HTMLButtonElement} */ (node);
       const off = !able[control.dataset.needs || ""];
-      if (off && document.activeElement === control) live.part.paint.focus({ preventScroll: true });
+      if (off && document.activeElement === control) live.keys.back();
       control.disabled = off;
     }
     live.root.toggleAttribute("data-offline", !live.online);

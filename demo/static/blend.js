@@ -1,4 +1,6 @@
 // Several prompts at once, each with a weight: applied together, and live from then on.
+import { make } from "./element.js";
+
 const MOST = 16;
 const REST_MS = 200;
 
@@ -61,27 +63,17 @@ export class Blend {
 
   /** @param {{ prompt: string, weight: number }} row */
   row(row) {
-    const item = document.createElement("li");
-    const words = document.createElement("span");
-    words.textContent = words.title = row.prompt;
-    const input = document.createElement("input");
-    Object.assign(input, { type: "range", min: 0, max: 1, step: 0.05, value: row.weight });
-    input.setAttribute("aria-label", `Weight of “${row.prompt}”`);
-    const value = document.createElement("output");
+    const input = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: row.weight, label: `Weight of “${row.prompt}”` });
+    const value = make("output");
     const write = () => { value.textContent = row.weight.toFixed(2); };
     input.addEventListener("input", () => { row.weight = Number(input.value); write(); this.changed(); });
     write();
-    const remove = document.createElement("button");
-    remove.type = "button";
-    remove.className = "sg-quiet";
-    remove.textContent = "✕";
-    remove.setAttribute("aria-label", `Take “${row.prompt}” out of the blend`);
-    remove.addEventListener("click", () => {
+    const click = () => {
       this.rows = this.rows.filter((other) => other !== row);
       this.draw();
       this.changed();
-    });
-    item.append(words, input, value, remove);
-    return item;
+    };
+    const remove = make("button", { className: "sg-quiet", text: "✕", label: `Take “${row.prompt}” out of the blend`, click });
+    return make("li", {}, make("span", { text: row.prompt, title: row.prompt }), input, value, remove);
   }
 }

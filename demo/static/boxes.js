@@ -28,8 +28,7 @@ export class Boxes {
     this.anchor = { x: 0, y: 0 };
     this.began = 0;
     live.on("place", () => this.cancel());
-    live.root.querySelector("[data-do=boxSend]")?.addEventListener("click", () => this.send());
-    live.root.querySelector("[data-do=boxCancel]")?.addEventListener("click", () => this.cancel());
+    live.does({ boxSend: () => this.send(), boxCancel: () => this.cancel() });
   }
 
   hint() { return this.draft && this.mode !== "draw" ? TAKE : DRAW; }
@@ -108,11 +107,13 @@ export class Boxes {
     const seconds = Math.min(30, Math.max(0.25, Number(part.boxSeconds.value) || 2));
     const id = live.id();
     const message = { type: "box", id, epoch: draft.epoch, frame: draft.frame, name: part.boxName.value.trim().slice(0, 60), points: knots(draft, draft.to, seconds) };
-    if (!live.send(message)) return;
-    live.status.asked(id);
+    if (!live.lane.additions.takes(message)) {
+      if (!live.send(message)) return;
+      live.status.asked(id);
+      live.paint.waiting();
+    }
     part.boxName.value = "";
     this.cancel();
-    live.paint.waiting();
   }
 
   cancel() {

@@ -1,17 +1,23 @@
 // Camera moves while a button or a key is held. Rates are per second of video, within what the model was shown.
+import { make } from "./element.js";
+
 const PAN = 0.2, ZOOM = 1.12, TURN = 14;
 /** @type {Record<string, { pan?: [number, number], zoom?: number, rotate?: number }>} */
 const MOVES = {
   left: { pan: [-PAN, 0] }, right: { pan: [PAN, 0] }, up: { pan: [0, -PAN] }, down: { pan: [0, PAN] },
   in: { zoom: ZOOM }, out: { zoom: 1 / ZOOM }, ccw: { rotate: -TURN }, cw: { rotate: TURN },
 };
+// what their buttons show, their key, and what they are called
+/** @type {[string, string, string, string][]} */
+const BUTTONS = [
+  ["left", "←", "A", "Pan left"], ["right", "→", "F", "Pan right"], ["up", "↑", "W", "Pan up"], ["down", "↓", "S", "Pan down"],
+  ["in", "+", "+", "Zoom in"], ["out", "−", "-", "Zoom out"], ["ccw", "↺", "Q", "Turn left"], ["cw", "↻", "E", "Turn right"],
+];
 // moves that end by themselves
 const PRESET_SECONDS = 4;
-/** @type {Record<string, { pan: [number, number], zoom: number, rotate: number }>} */
-const PRESETS = {
-  in: { pan: [0, 0], zoom: 1.1, rotate: 0 }, out: { pan: [0, 0], zoom: 1 / 1.1, rotate: 0 },
-  drift: { pan: [0.12, 0], zoom: 1, rotate: 0 }, roll: { pan: [0, 0], zoom: 1, rotate: 9 },
-};
+/** @type {typeof MOVES} */
+const PRESETS = { in: { zoom: 1.1 }, out: { zoom: 1 / 1.1 }, drift: { pan: [0.12, 0] }, roll: { rotate: 9 } };
+export const PRESET_NAMES = { in: "Push in", out: "Pull out", drift: "Drift right", roll: "Roll" };
 // a tap moves for this long
 const SHORTEST_MS = 500;
 
@@ -22,7 +28,8 @@ export class Camera {
     /** @type {Map<string, number>} */
     this.held = new Map();
     /** @type {HTMLButtonElement[]} */
-    this.buttons = [...live.root.querySelectorAll("[data-camera]")].map((node) => /** @type {any} */ (node));
+    this.buttons = BUTTONS.map(([camera, text, title, label]) => make("button", { text, title, label, data: { camera, needs: "online" } }));
+    live.part.camera.append(...this.buttons);
     for (const button of this.buttons) {
       const move = button.dataset.camera || "";
       button.addEventListener("pointerdown", (event) => {
@@ -41,9 +48,9 @@ export class Camera {
       button.addEventListener("blur", () => this.release(move));
       button.addEventListener("contextmenu", (event) => event.preventDefault());
     }
-    for (const node of live.root.querySelectorAll("[data-preset]")) {
-      node.addEventListener("click", () => this.preset(/** @type {HTMLElement} */ (node).dataset.preset || ""));
-    }
+    live.part.presets.append(...Object.entries(PRESET_NAMES).map(
+      ([preset, text]) => make("button", { text, data: { preset, needs: "live" }, click: () => this.preset(preset) }),
+    ));
     live.on("place", () => { this.held.clear(); this.mark(); });
     live.on("online", () => { this.held.clear(); this.mark(); });
   }
@@ -53,7 +60,7 @@ export class Camera {
     const { live } = this;
     if (!live.running) return;
     const id = live.id();
-    if (live.send({ type: "camera", id, seconds: PRESET_SECONDS, ...PRESETS[name] })) live.status.asked(id);
+    if (live.send({ id, ...presetOf(name) })) live.status.asked(id);
     live.paint.waiting();
   }
 
@@ -101,4 +108,9 @@ export class Camera {
   mark() {
     for (const button of this.buttons) button.classList.toggle("held", this.held.has(button.dataset.camera || ""));
   }
+}
+
+/** @param {string} name */
+export function presetOf(name) {
+  return { type: "camera", seconds: PRESET_SECONDS, pan: [0, 0], zoom: 1, rotate: 0, ...PRESETS[name] };
 }

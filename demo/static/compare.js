@@ -1,17 +1,17 @@
 // Two branches side by side, in step: what plays, and one that was left. Both are what was recorded, so that
 // looking at them costs the engine nothing.
+import { fetched } from "./fetched.js";
 
 export class Compare {
   /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
-    const { part, root } = live;
+    const { part } = live;
     /** @type {HTMLVideoElement[]} */
     this.videos = [part.videoA, part.videoB];
     this.running = false;
     this.frames = 0;
-    root.querySelector("[data-do=compareClose]")?.addEventListener("click", () => part.compare.close());
-    root.querySelector("[data-do=comparePlay]")?.addEventListener("click", () => this.play(!this.running));
+    live.does({ compareClose: () => part.compare.close(), comparePlay: () => this.play(!this.running) });
     part.compareAt.addEventListener("input", () => { this.play(false); this.go(Number(part.compareAt.value)); });
     part.compare.addEventListener("close", () => this.close());
   }
@@ -27,7 +27,7 @@ export class Compare {
       const urls = await Promise.all([this.clip(here), this.clip(take.frame, take.id)]);
       await Promise.all(urls.map((url, i) => loaded(this.videos[i], url)));
     } catch (error) {
-      part.compareText.textContent = error instanceof TypeError ? "The server does not answer." : `Not shown: ${error.message}.`;
+      part.compareText.textContent = `Not shown: ${error.message}.`;
       return;
     }
     this.frames = Math.max(here, take.frame);
@@ -43,7 +43,7 @@ export class Compare {
   // where to begin: the last seconds that both have
   /** @param {import("./types.js").Take} take */
   apart(take) {
-    const fps = this.live.hello?.fps || 16;
+    const { fps } = this.live;
     return Math.max(0, Math.min(this.live.player.shown, take.frame) - Math.round(4 * fps));
   }
 
@@ -58,19 +58,16 @@ export class Compare {
     // small pictures stay sharp
     url.searchParams.set("scale", String(Math.max(1, Math.floor(512 / (hello?.width || 512)))));
     if (take !== undefined) url.searchParams.set("take", String(take));
-    const answer = await fetch(url);
-    if (!answer.ok) throw new Error((await answer.json()).error);
-    return URL.createObjectURL(await answer.blob());
+    return URL.createObjectURL(await (await fetched(url)).blob());
   }
 
   /** @param {boolean} on */
   play(on) {
-    const { part, hello } = this.live;
+    const { part, fps } = this.live;
     const was = this.running;
     this.running = on;
     part.comparePlay.textContent = on ? "Pause" : "Play";
     if (!on || was) return;
-    const fps = hello?.fps || 16;
     const first = Number(part.compareAt.value) >= this.frames - 1 ? 0 : Number(part.compareAt.value);
     const began = performance.now();
     // one clock for both: neither of them runs by itself
@@ -86,8 +83,7 @@ export class Compare {
 
   /** @param {number} frame */
   go(frame) {
-    const { part, hello } = this.live;
-    const fps = hello?.fps || 16;
+    const { part, fps } = this.live;
     part.compareAt.value = String(frame);
     part.compareTime.textContent = this.live.time(frame);
     for (const video of this.videos) {
@@ -104,7 +100,7 @@ export class Compare {
       video.removeAttribute("src");
       video.load();
     }
-    this.live.part.paint.focus({ preventScroll: true });
+    this.live.keys.back();
   }
 }
 

@@ -1,5 +1,6 @@
 // The WebSocket: a ticket first, then messages as JSON and frames as binary. A connection that is lost is tried
 // again for as long as the page is open; a session that is over meanwhile goes on from what the server has kept.
+import { fetched } from "./fetched.js";
 import { keep, recall } from "./kept.js";
 
 const HEADER = 28;
@@ -44,7 +45,7 @@ export class Connection {
     try {
       if (!this.token) await this.ticket();
     } catch (error) {
-      this.again(error instanceof TypeError ? "The server does not answer." : `${capital(String(error.message))}.`);
+      this.again(`${capital(error.message)}.`);
       return;
     }
     const url = new URL(`live/ws/${this.token}`, live.base);
@@ -67,9 +68,7 @@ export class Connection {
   async ticket() {
     const url = new URL("live/session", this.live.base);
     if (this.before) url.searchParams.set("after", this.before);
-    const answer = await fetch(url, { method: "POST" });
-    const body = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(body.error || `the server answers ${answer.status}`);
+    const body = await (await fetched(url, { method: "POST" })).json();
     const lost = this.before && this.played && !body.kept;
     this.token = body.session;
     if (this.before) this.live.emit("gone", { kept: !lost });

@@ -5,7 +5,7 @@ export class Drop {
   /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
-    const { part, root } = live;
+    const { part } = live;
     part.screen.addEventListener("dragover", (event) => {
       if (!event.dataTransfer?.types.includes("Files") || !live.online) return;
       event.preventDefault();
@@ -23,8 +23,7 @@ export class Drop {
       event.preventDefault();
       this.take(file);
     });
-    root.querySelector("[data-do=pictureScene]")?.addEventListener("click", () => this.use("scene"));
-    root.querySelector("[data-do=pictureReference]")?.addEventListener("click", () => this.use("reference"));
+    live.does({ pictureScene: () => this.use("scene"), pictureReference: () => this.use("reference") });
   }
 
   /** @param {File | undefined} file */

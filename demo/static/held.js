@@ -1,4 +1,5 @@
 // What is in force on the picture: drawn for as long as it is, numbered, and let go of one by one.
+import { make } from "./element.js";
 
 /** @typedef {import("./types.js").HeldRow} HeldRow */
 /** @typedef {import("./types.js").Point} Point */
@@ -45,13 +46,9 @@ export class Held {
     this.listed = told;
     const items = rows.map((row) => item(`${row.number}`, `${row.kind}: ${row.label}${row.start === null ? " (waits)" : ""}`, "number", row.number, row.kind));
     items.push(...pins.map((_, i) => item(`p${i + 1}`, "pin", "pin", i, "pins")));
-    if (!items.length) {
-      const none = document.createElement("li");
-      none.textContent = "Nothing holds or leads anything.";
-      items.push(none);
-    }
+    if (!items.length) items.push(make("li", { text: "Nothing holds or leads anything." }));
     part.held.replaceChildren(...items);
-    if (focused) part.paint.focus({ preventScroll: true });
+    if (focused) this.live.keys.back();
   }
 
   /** @param {Event} event */
@@ -137,17 +134,7 @@ export function between(knots, at) {
  * @param {string} kind
  */
 function item(badge, text, key, value, kind) {
-  const row = document.createElement("li"), number = document.createElement("b"), words = document.createElement("span");
-  number.textContent = badge;
-  row.dataset.kind = kind;
-  words.textContent = words.title = text;
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "sg-quiet";
-  button.dataset[key] = String(value);
-  button.dataset.needs = "stream";
-  button.textContent = "✕";
-  button.setAttribute("aria-label", `Let go of ${kind} ${badge}`);
-  row.append(number, words, button);
-  return row;
+  const data = { [key]: String(value), needs: "stream" };
+  const button = make("button", { className: "sg-quiet", text: "✕", label: `Let go of ${kind} ${badge}`, data });
+  return make("li", { data: { kind } }, make("b", { text: badge }), make("span", { text, title: text }), button);
 }

@@ -1,5 +1,8 @@
 // The lane under the strip: every change as a block that can be moved, stretched, taken out and added. Edits are
 // collected here and sent together; the server plays again from the first frame that they make different.
+import { Additions, lasts, told } from "./additions.js";
+import { make } from "./element.js";
+import { fetched } from "./fetched.js";
 
 const PER_SECOND = 26, ROW = 30, REST_MS = 400, AHEAD_SECONDS = 8;
 // the words that the stream begins with: they can be changed and stay where they are
@@ -19,7 +22,7 @@ const ROW_OF = { prompt: "prompt", settings: "settings", cache: "settings", rele
  * @property {boolean} planned
  * @property {Record<string, any> | null} settings
  *
- * @typedef {{ block?: string, copy?: string, frame?: number, frames?: number, prompt?: string, settings?: Record<string, any>, delete?: boolean }} Change
+ * @typedef {{ block?: string, copy?: string, frame?: number, frames?: number, prompt?: string, settings?: Record<string, any>, motion?: Record<string, any>, delete?: boolean }} Change
  */
 
 export class Lane {
@@ -33,18 +36,13 @@ export class Lane {
     this.changes = new Map();
     this.epoch = 0;
     this.chosen = "";
-    this.added = 0;
+    this.additions = new Additions(live, this);
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
-    const { part, root } = live;
-    /** @type {Record<string, () => void>} */
-    const does = {
-      laneAdd: () => this.add(), laneCopy: () => this.copy(), laneDelete: () => this.remove(),
+    const { part } = live;
+    live.does({
+      laneAdd: () => this.additions.add(), laneCopy: () => this.copy(), laneDelete: () => this.remove(),
       laneUndo: () => this.undo(), lanePlay: () => this.send(),
-    };
-    root.addEventListener("click", (event) => {
-      const button = /** @type {Element} */ (event.target).closest("[data-do]");
-      does[/** @type {HTMLElement} */ (button)?.dataset.do || ""]?.();
     });
     part.lane.addEventListener("toggle", () => this.soon());
     part.laneBlocks.addEventListener("pointerdown", (event) => this.down(event));
@@ -63,8 +61,6 @@ export class Lane {
     this.draw();
   }
 
-  get fps() { return this.live.hello?.fps || 16; }
-
   // what is there now, unless somebody is at it
   soon() {
     clearTimeout(this.timer);
@@ -75,8 +71,8 @@ export class Lane {
     const { live } = this;
     if (!live.part.lane.open || !live.online || live.watching || this.changes.size || !live.connection.token) return;
     try {
-      const answer = await fetch(live.connection.url("lane"));
-      if (!answer.ok || this.changes.size) return;
+      const answer = await fetched(live.connection.url("lane"));
+      if (this.changes.size) return;
       const { epoch, blocks } = await answer.json();
       this.epoch = epoch;
       this.blocks = blocks;
@@ -89,7 +85,7 @@ export class Lane {
   follow() {
     const { part, player } = this.live, box = part.laneBlocks.parentElement;
     if (!box || box.contains(document.activeElement) || box.matches(":hover")) return;
-    box.scrollLeft = (player.shown / this.fps) * PER_SECOND - 0.6 * box.clientWidth;
+    box.scrollLeft = (player.shown / this.live.fps) * PER_SECOND - 0.6 * box.clientWidth;
   }
 
   // the blocks as they would be
@@ -103,11 +99,11 @@ export class Lane {
     }
     for (const [id, change] of this.changes) {
       if (change.block) continue;
-      const copied = this.blocks.find((block) => block.id === change.copy);
-      const kind = copied?.kind || (change.settings ? "settings" : "prompt");
-      const label = change.prompt || (copied ? copied.label : Object.entries(change.settings || {}).map((pair) => pair.join(" ")).join(", "));
-      const length = copied?.end ? copied.end - copied.frame : 0;
-      made.push(changed({ id, kind, label, frame: change.frame || 1, end: length ? (change.frame || 1) + length : null, over: 0, planned: true, settings: null }, change));
+      const copied = this.blocks.find((block) => block.id === change.copy), { motion, settings, frame = 1 } = change;
+      const kind = copied?.kind || motion?.type || (settings ? "settings" : "prompt");
+      const length = motion ? lasts(motion, this.live.fps) : copied?.end ? copied.end - copied.frame : 0;
+      const label = copied?.label || this.additions.labels.get(id) || "";
+      made.push(changed({ id, kind, label, frame, end: length ? frame + length : null, over: 0, planned: true, settings: copied?.settings || null }, change));
     }
     return made.sort((a, b) => a.frame - b.frame);
   }
@@ -120,43 +116,32 @@ export class Lane {
    * @param {Change} change
    */
   edit(id, change) {
-    const own = this.blocks.some((block) => block.id === id);
-    this.changes.set(id, { ...(this.changes.get(id) || (own ? { block: id } : {})), ...change });
+    this.changes.set(id, { ...(this.changes.get(id) || { block: id }), ...change });
     this.draw();
-  }
-
-  add() {
-    const { live } = this;
-    const words = live.part.prompt.value.trim();
-    if (!words || live.prompts.tooLong(words)) { this.say("Write the words into the field What to show first."); return; }
-    this.added += 1;
-    const id = `new ${this.added}`;
-    this.changes.set(id, { prompt: words, frame: Math.max(1, live.player.shown + Math.round(2 * this.fps)) });
-    this.choose(id);
   }
 
   copy() {
     const block = this.chosen === FIRST ? undefined : this.find(this.chosen);
-    const { player } = this.live;
-    if (!block) { this.say("Choose a block behind the first one."); return; }
-    if (!this.blocks.some((one) => one.id === block.id)) { this.say("Play it first, then copy it."); return; }
-    this.added += 1;
-    const id = `new ${this.added}`;
-    this.changes.set(id, { copy: block.id, frame: Math.max(block.frame, player.shown) + Math.round(2 * this.fps) });
-    this.choose(id);
+    if (!block) this.say("Choose a block behind the first one.");
+    else if (this.isAdded(block.id)) this.say("Play it first, then copy it.");
+    else this.additions.put({ copy: block.id });
   }
 
   remove() {
     if (!this.find(this.chosen)) { this.say("Choose a block first."); return; }
     if (this.chosen === FIRST) { this.say("A stream begins with some words; change them instead."); return; }
-    if (this.blocks.some((block) => block.id === this.chosen)) this.edit(this.chosen, { delete: true });
-    else this.changes.delete(this.chosen);
+    if (this.isAdded(this.chosen)) this.changes.delete(this.chosen);
+    else this.edit(this.chosen, { delete: true });
     this.chosen = "";
     this.draw();
   }
 
+  /** @param {string} id */
+  isAdded(id) { return !this.blocks.some((block) => block.id === id); }
+
   undo() {
     this.changes.clear();
+    this.additions.awaits = false;
     this.chosen = "";
     this.draw();
     this.soon();
@@ -168,12 +153,10 @@ export class Lane {
     if (!edits.length || !live.online) return;
     try {
       const body = JSON.stringify({ epoch: this.epoch, edits });
-      const answer = await fetch(live.connection.url("lane"), { method: "POST", body });
-      const told = await answer.json();
-      if (!answer.ok) throw new Error(told.error);
+      await fetched(live.connection.url("lane"), { method: "POST", body });
       this.undo();
       this.say("Plays as edited; what played before is a branch.");
-    } catch (error) { this.say(error instanceof TypeError ? "The server does not answer." : `Not taken: ${error.message}.`); }
+    } catch (error) { this.say(`Not taken: ${error.message}.`); }
   }
 
   // -- one block
@@ -195,7 +178,7 @@ export class Lane {
     const { laneAt, laneLong } = this.live.part;
     if (!block) return;
     if (block.id === FIRST) { this.draw(); return; }
-    const frame = Math.max(1, Math.round(Number(laneAt.value) * this.fps)), frames = Math.max(0, Math.round(Number(laneLong.value) * this.fps));
+    const frame = Math.max(1, Math.round(Number(laneAt.value) * this.live.fps)), frames = Math.max(0, Math.round(Number(laneLong.value) * this.live.fps));
     if (frame !== block.frame) this.edit(block.id, { frame });
     if (stretches(block) && frames !== length(block)) this.edit(block.id, { frames });
   }
@@ -212,7 +195,7 @@ export class Lane {
     this.choose(block.id);
     /** @param {PointerEvent} moved */
     const move = (moved) => {
-      const by = Math.round(((moved.clientX - from) / PER_SECOND) * this.fps);
+      const by = Math.round(((moved.clientX - from) / PER_SECOND) * this.live.fps);
       if (!by) return;
       if (stretch) this.edit(block.id, { frames: Math.max(0, length(block) + by) });
       else this.edit(block.id, { frame: Math.max(1, block.frame + by) });
@@ -252,7 +235,7 @@ export class Lane {
 
   draw() {
     const { part, player } = this.live;
-    const blocks = this.now(), fps = this.fps, chosen = this.find(this.chosen);
+    const blocks = this.now(), fps = this.live.fps, chosen = this.find(this.chosen);
     const focused = part.laneBlocks.contains(document.activeElement);
     const last = Math.max(player.shown, ...blocks.map((block) => block.end || block.frame)) + AHEAD_SECONDS * fps;
     part.laneBlocks.style.width = `${(last / fps) * PER_SECOND}px`;
@@ -260,7 +243,9 @@ export class Lane {
     if (focused && chosen) /** @type {HTMLElement | null} */ (part.laneBlocks.querySelector(`[data-block="${CSS.escape(chosen.id)}"]`))?.focus();
     this.playhead();
     if (document.activeElement !== part.laneWords) part.laneWords.value = chosen?.kind === "prompt" ? chosen.label : "";
+    part.laneWords.readOnly = Boolean(chosen) && chosen?.kind !== "prompt";
     part.laneWords.placeholder = !chosen || chosen.kind === "prompt" ? "Words of the chosen block" : this.live.strip.name(chosen);
+    this.additions.show(chosen?.settings);
     part.laneAt.value = chosen ? (chosen.frame / fps).toFixed(2) : "";
     part.laneLong.value = chosen && stretches(chosen) ? (length(chosen) / fps).toFixed(2) : "";
     const count = this.changes.size;
@@ -277,23 +262,19 @@ export class Lane {
    * @param {number} last
    */
   node(block, last) {
-    const fps = this.fps, node = document.createElement("button");
+    const fps = this.live.fps, name = this.live.strip.name(block), time = this.live.time(block.frame);
     const row = ROWS.indexOf(ROW_OF[block.kind] || "motion");
     const end = block.kind === "prompt" ? block.end || last : block.end || block.frame;
-    node.type = "button";
-    node.dataset.block = block.id;
-    node.dataset.kind = block.kind;
+    const node = make(
+      "button",
+      { data: { block: block.id, kind: block.kind }, title: `${time} ${name}`, label: `${name}, from ${time}; arrow keys move it, with Shift they stretch it` },
+      make("span", { text: block.label }),
+    );
     if (block.id === this.chosen) node.setAttribute("aria-current", "true");
     if (block.planned) node.dataset.planned = "";
-    node.style.cssText = `left:${(block.frame / fps) * PER_SECOND}px;top:${row * ROW}px;width:${Math.max(20, ((end - block.frame) / fps) * PER_SECOND - 2)}px`;
-    const name = this.live.strip.name(block);
-    node.title = `${this.live.time(block.frame)} ${name}`;
-    node.setAttribute("aria-label", `${name}, from ${this.live.time(block.frame)}; arrow keys move it, with Shift they stretch it`);
-    const words = document.createElement("span");
-    words.textContent = block.label;
-    node.append(words);
+    node.style.cssText = `left:${(block.frame / fps) * PER_SECOND}px;top:${row * ROW}px;width:${Math.max(stretches(block) ? 20 : 72, ((end - block.frame) / fps) * PER_SECOND - 2)}px`;
     if (stretches(block)) {
-      const handle = document.createElement("i");
+      const handle = make("i");
       if (block.kind === "prompt") handle.style.left = `${(block.over / fps) * PER_SECOND}px`;
       node.append(handle);
     }
@@ -302,7 +283,7 @@ export class Lane {
 
   playhead() {
     const { part, player } = this.live;
-    if (part.lane.open) part.lanePlayhead.style.left = `${(Math.max(0, player.shown) / this.fps) * PER_SECOND}px`;
+    if (part.lane.open) part.lanePlayhead.style.left = `${(Math.max(0, player.shown) / this.live.fps) * PER_SECOND}px`;
   }
 }
 
@@ -314,7 +295,7 @@ export class Lane {
 function changed(block, change) {
   if (!change) return block;
   const frame = change.frame ?? block.frame, moved = frame - block.frame;
-  const made = { ...block, frame, end: block.end === null ? null : block.end + moved, label: change.prompt ?? block.label };
+  const made = { ...block, frame, end: block.end === null ? null : block.end + moved, label: change.prompt ?? (change.settings ? told(change.settings) : block.label), settings: change.settings ?? block.settings };
   if (change.frames === undefined) return made;
   if (block.kind === "prompt") made.over = change.frames;
   else made.end = frame + change.frames;

@@ -54,6 +54,13 @@ export class Live {
     this.nextId = 1;
     /** @type {Record<string, ((value: any) => void)[]>} */
     this.listeners = {};
+    // what buttons do, by their data-do
+    /** @type {Record<string, () => void>} */
+    this.doing = {};
+    root.addEventListener("click", (event) => {
+      const button = /** @type {HTMLElement | null} */ (/** @type {Element} */ (event.target).closest("[data-do]"));
+      this.doing[button?.dataset.do || ""]?.();
+    });
     this.notices = new Notices(this);
     const watch = watched();
     // whether this page sees a stream that another one steers
@@ -102,6 +109,9 @@ export class Live {
    */
   emit(type, value) { for (const tell of this.listeners[type] || []) tell(value); }
 
+  /** @param {Record<string, () => void>} table what buttons do that say so by data-do */
+  does(table) { Object.assign(this.doing, table); }
+
   /** @param {import("./types.js").State} state */
   turn(state) {
     this.state = state;
@@ -124,9 +134,11 @@ export class Live {
   /** Whether a stream is there that can be steered. */
   get running() { return this.online && !this.watching && ["playing", "paused"].includes(this.state); }
 
+  get fps() { return this.hello?.fps || 16; }
+
   /** @param {number} frame */
   time(frame) {
-    const seconds = frame / (this.hello?.fps || 16), whole = Math.floor(seconds / 60);
+    const seconds = frame / this.fps, whole = Math.floor(seconds / 60);
     return `${whole}:${(seconds - 60 * whole).toFixed(1).padStart(4, "0")}`;
   }
 }

@@ -12,8 +12,7 @@ export class Notices {
     this.timer = undefined;
     /** @type {Map<string, string>} */
     this.chips = new Map();
-    live.root.querySelector("[data-do=act]")?.addEventListener("click", () => this.does?.());
-    live.root.querySelector("[data-do=dismiss]")?.addEventListener("click", () => this.tell(""));
+    live.does({ act: () => this.does?.(), dismiss: () => this.tell("") });
     live.on("error", (error) => this.tell(error.text, { seconds: 12 }));
     live.on("receipt", (receipt) => this.receipt(receipt));
   }

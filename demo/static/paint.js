@@ -1,7 +1,7 @@
 // Motion painted on the live picture: drags, paths with timing, boxes, pins; by pointer, or with a cursor by keys.
 import { COLOURS } from "./held.js";
 import { Pen } from "./pen.js";
-import { shaped } from "./shapes.js";
+import { shaped, unit } from "./shapes.js";
 
 /** @typedef {import("./types.js").Point} Point */
 /**
@@ -129,7 +129,7 @@ export class Paint {
     if (this.tool === "box") { this.boxing = pointer; live.boxes.begin(at); this.changed(); return; }
     if (this.strokes.size >= 4) return;
     // nothing moves while paused: what is drawn then is a path
-    const tool = live.state === "paused" ? "path" : this.tool;
+    const tool = live.state === "paused" || live.lane.additions.awaits ? "path" : this.tool;
     this.strokes.set(pointer, {
       id: live.id(), tool, began: performance.now(), points: [[0, at.x, at.y]], line: [at],
       frame: Math.max(0, live.player.shown), epoch: live.epoch, said: false, grid: this.grid(),
@@ -227,7 +227,8 @@ export class Paint {
       points = shaped(shape, line[0]);
     }
     const grid = stroke.grid ? { grid: stroke.grid } : {};
-    if (!this.live.send({ type: "path", id, epoch, frame, points, ...grid })) return;
+    const message = { type: "path", id, epoch, frame, points, ...grid };
+    if (this.live.lane.additions.takes(message) || !this.live.send(message)) return;
     this.live.status.asked(id);
     this.waiting();
   }
@@ -319,9 +320,6 @@ export class Paint {
     if (this.cursor && document.activeElement === this.canvas) pen.dot(this.cursor, "#fff", 5);
   }
 }
-
-/** @param {number} value */
-function unit(value) { return Math.min(1, Math.max(0, value)); }
 
 /**
  * At most `most` points: the first, the last, and evenly what lies between.

@@ -1,4 +1,5 @@
 // A picture or clip that the next stream starts from.
+import { fetched } from "./fetched.js";
 
 export class Picture {
   /** @param {import("./live.js").Live} live */
@@ -18,17 +19,14 @@ export class Picture {
     try {
       if (file.size > hello.upload_bytes) throw new Error("the file is too large: at most 32 MB are taken");
       const headers = { "content-type": file.type || "application/octet-stream" };
-      const answer = await fetch(connection.url("picture"), { method: "POST", body: file, headers });
-      const body = await answer.json();
-      if (!answer.ok) throw new Error(body.error);
+      const body = await (await fetched(connection.url("picture"), { method: "POST", body: file, headers })).json();
       this.url = body.picture;
       part.picture.src = body.picture;
       const what = body.frames > 1 ? `${body.frames} frames` : "This picture";
       part.fileHint.textContent = `${what} will begin the next stream: Restart. Or show it now, as it is cropped here.`;
     } catch (error) {
       this.url = null;
-      const why = error instanceof TypeError ? "the server does not answer" : error.message;
-      part.fileHint.textContent = `Not taken: ${why}`;
+      part.fileHint.textContent = `Not taken: ${error.message}`;
     }
     part.picture.hidden = part.forget.hidden = !this.url;
     this.live.availability.refresh();

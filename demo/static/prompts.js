@@ -1,5 +1,6 @@
 // Words: what is asked for, what became of it, and what holds now. Text that is being typed is nobody's but its
 // writer's: examples, the queue and going back leave it alone.
+import { make } from "./element.js";
 import { keep, recall } from "./kept.js";
 
 export class Prompts {
@@ -24,13 +25,8 @@ export class Prompts {
     });
     part.prompt.addEventListener("input", () => this.tooLong(part.prompt.value));
     for (const words of options.examples) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.className = "sg-quiet";
-      button.dataset.needs = "online";
-      button.textContent = words;
-      button.addEventListener("click", () => { this.fill(words); this.apply(words); });
-      part.examples.append(button);
+      const click = () => { this.fill(words); this.apply(words); };
+      part.examples.append(make("button", { className: "sg-quiet", text: words, data: { needs: "online" }, click }));
     }
     live.on("place", (place) => this.place(place));
     live.on("receipt", (receipt) => this.receipt(receipt));

@@ -1,4 +1,5 @@
 // Prompts that play one after the other, each after so many seconds of video.
+import { make } from "./element.js";
 import { keep, recall } from "./kept.js";
 
 const MOST = 20;
@@ -49,7 +50,7 @@ export class Queue {
    * @param {number} frame
    */
   due(frame) {
-    const next = this.items[0], fps = this.live.hello?.fps || 16;
+    const next = this.items[0], { fps } = this.live;
     if (!next) return;
     const left = next.seconds - (frame - this.since) / fps;
     if (left > 0) { this.count(left); return; }
@@ -71,19 +72,10 @@ export class Queue {
     const { queue } = this.live.part;
     queue.hidden = !this.items.length;
     queue.replaceChildren(...this.items.map((item, index) => {
-      const row = document.createElement("li");
-      const words = document.createElement("span");
-      words.textContent = item.words;
-      const after = document.createElement("small");
-      after.textContent = index ? `${item.seconds} s later` : `after ${item.seconds} s`;
-      const remove = document.createElement("button");
-      remove.type = "button";
-      remove.className = "sg-quiet";
-      remove.textContent = "✕";
-      remove.setAttribute("aria-label", `Remove “${item.words}” from the queue`);
-      remove.addEventListener("click", () => { this.items.splice(index, 1); this.draw(); });
-      row.append(words, after, remove);
-      return row;
+      const after = make("small", { text: index ? `${item.seconds} s later` : `after ${item.seconds} s` });
+      const click = () => { this.items.splice(index, 1); this.draw(); };
+      const remove = make("button", { className: "sg-quiet", text: "✕", label: `Remove “${item.words}” from the queue`, click });
+      return make("li", {}, make("span", { text: item.words }), after, remove);
     }));
   }
 }

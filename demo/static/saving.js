@@ -1,4 +1,6 @@
 // Downloads: what was shown so far as a video, and the file that makes it again.
+import { make } from "./element.js";
+import { fetched } from "./fetched.js";
 
 export class Saving {
   /** @param {import("./live.js").Live} live */
@@ -29,16 +31,12 @@ export class Saving {
     for (const [key, value] of Object.entries(options)) url.searchParams.set(key, value);
     live.notices.chip("save", `Preparing ${file} …`);
     try {
-      const answer = await fetch(url);
-      if (!answer.ok) throw new Error((await answer.json()).error);
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(await answer.blob());
-      link.download = file;
+      const answer = await fetched(url);
+      const link = make("a", { href: URL.createObjectURL(await answer.blob()), download: file });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     } catch (error) {
-      const why = error instanceof TypeError ? "the server does not answer" : error.message;
-      live.notices.tell(`${file}: ${why}`, { seconds: 12 });
+      live.notices.tell(`${file}: ${error.message}`, { seconds: 12 });
     }
     live.notices.chip("save", "");
   }

@@ -1,4 +1,5 @@
 // Sliders: sent when they rest, and set to what holds when the stream goes elsewhere or refuses a change.
+import { make } from "./element.js";
 
 /** @type {[string, string, number, number, number][]} */
 const SLIDERS = [
@@ -18,7 +19,7 @@ export class Settings {
   /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
-    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement }>} */
+    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement, label: string }>} */
     this.inputs = {};
     for (const slider of SLIDERS) this.add(slider);
     // what holds in the stream, and changes on their way by the number of their message
@@ -61,20 +62,9 @@ export class Settings {
    * @param {number} strength
    */
   addLora(name, strength) {
-    const row = document.createElement("label");
-    row.className = "sg-slider";
-    const text = document.createElement("span");
-    text.textContent = `LoRA ${name}`;
-    const input = document.createElement("input");
-    Object.assign(input, { type: "range", min: -1, max: 2, step: 0.05 });
-    input.value = String(strength);
-    input.dataset.lora = name;
-    input.dataset.needs = "online";
-    const value = document.createElement("output");
+    const about = { min: -1, max: 2, step: 0.05, value: strength, data: { lora: name, needs: "online" } };
+    const { input, value } = this.loras[name] = this.slider(`LoRA ${name}`, about);
     value.textContent = strength.toFixed(2);
-    row.append(text, input, value);
-    this.live.part.sliders.append(row);
-    this.loras[name] = { input, value };
     input.addEventListener("input", () => {
       value.textContent = Number(input.value).toFixed(2);
       this.waiting.lora = Object.entries(this.loras).map(([each, slider]) => `${each}:${slider.input.value}`).join(",");
@@ -83,24 +73,24 @@ export class Settings {
     this.live.availability?.refresh();
   }
 
+  /**
+   * @param {string} text
+   * @param {Record<string, any>} about its range, value and data
+   */
+  slider(text, about, title = "") {
+    const input = make("input", { type: "range", ...about }), value = make("output");
+    this.live.part.sliders.append(make("label", { className: "sg-slider", title }, make("span", { text }), input, value));
+    return { input, value };
+  }
+
   /** @param {[string, string, number, number, number]} slider */
   add([name, label, min, max, step]) {
     const { live } = this;
-    const row = document.createElement("label");
-    row.className = "sg-slider";
-    const text = document.createElement("span");
     const made = live.options.settings[name];
-    text.textContent = name === "steps" && made ? `${label} (made for ${made})` : label;
-    row.title = TITLES[name];
-    const input = document.createElement("input");
-    Object.assign(input, { type: "range", min, max, step });
-    input.value = live.options.settings[name] ?? min;
-    input.dataset.setting = name;
-    input.dataset.needs = "online";
-    const value = document.createElement("output");
-    row.append(text, input, value);
-    live.part.sliders.append(row);
-    this.inputs[name] = { input, value };
+    const text = name === "steps" && made ? `${label} (made for ${made})` : label;
+    const about = { min, max, step, value: made ?? min, data: { setting: name, needs: "online" } };
+    const { input, value } = this.slider(text, about, TITLES[name]);
+    this.inputs[name] = { input, value, label };
     input.addEventListener("input", () => { this.write(name); this.changed(name); });
     this.write(name);
   }
@@ -139,12 +129,13 @@ export class Settings {
 
   /** @param {import("./types.js").Receipt} receipt */
   receipt(receipt) {
-    const settings = this.asked.get(receipt.id);
+    const settings = this.asked.get(receipt.id) || receipt.settings;
     if (!settings || receipt.status === "accepted") return;
     this.asked.delete(receipt.id);
     if (receipt.status === "applied") {
       for (const name in settings) if (!receipt.superseded.includes(name)) this.holds[name] = settings[name];
-    } else this.show();
+    }
+    if (receipt.settings || receipt.status !== "applied") this.show();
   }
 
   /** @param {Record<string, number | string>} settings */

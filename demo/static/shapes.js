@@ -26,4 +26,4 @@ export function shaped(name, from) {
 }
 
 /** @param {number} value */
-function unit(value) { return Math.min(1, Math.max(0, value)); }
+export function unit(value) { return Math.min(1, Math.max(0, value)); }

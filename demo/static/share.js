@@ -1,4 +1,5 @@
 // The dialog to hand on what one has: links, files, and how large they are.
+import { fetched } from "./fetched.js";
 import { address, settingsLink } from "./link.js";
 
 export class Share {
@@ -6,18 +7,13 @@ export class Share {
   constructor(live) {
     this.live = live;
     const { share } = live.part;
-    /** @type {Record<string, () => void>} */
-    const does = {
+    live.does({
       share: () => this.open(), shareClose: () => share.close(), linkSettings: () => this.settings(),
       linkWatch: () => this.watch(), unwatch: () => this.unwatch(), export: () => this.export(), full: () => this.full(),
-    };
-    live.root.addEventListener("click", (event) => {
-      const button = /** @type {Element} */ (event.target).closest("[data-do]");
-      does[/** @type {HTMLElement} */ (button)?.dataset.do || ""]?.();
     });
     // a click beside the dialog closes it
     share.addEventListener("click", (event) => { if (event.target === share) share.close(); });
-    share.addEventListener("close", () => live.part.paint.focus({ preventScroll: true }));
+    share.addEventListener("close", () => live.keys.back());
     live.on("stats", (stats) => {
       const text = stats.watchers ? `${stats.watchers} watch` : "";
       if (live.part.watchers.textContent !== text) live.part.watchers.textContent = text;
@@ -40,11 +36,9 @@ export class Share {
   async watch() {
     const { live } = this;
     try {
-      const answer = await fetch(live.connection.url("watch"), { method: "POST" });
-      const body = await answer.json();
-      if (!answer.ok) throw new Error(body.error);
+      const body = await (await fetched(live.connection.url("watch"), { method: "POST" })).json();
       this.hand(address(live, new URLSearchParams({ watch: body.watch })), "Link copied: whoever has it sees this stream and steers nothing.");
-    } catch (error) { this.say(error instanceof TypeError ? "The server does not answer." : `Not shared: ${error.message}.`); }
+    } catch (error) { this.say(`Not shared: ${error.message}.`); }
   }
 
   async unwatch() {
@@ -80,10 +74,7 @@ export class Share {
     const { scale } = this.live.part;
     if (scale.options.length) return;
     for (let times = 1; times === 1 || (times * hello.width <= 1920 && times <= 16); times *= 2) {
-      const option = document.createElement("option");
-      option.value = String(times);
-      option.textContent = `${times * hello.width}×${times * hello.height}`;
-      scale.append(option);
+      scale.add(new Option(`${times * hello.width}×${times * hello.height}`, String(times)));
     }
     // small pictures would be a stamp in other programs
     const wanted = [...scale.options].find((option) => Number(option.value) * hello.height >= 480);

@@ -1,5 +1,6 @@
 // What happens, in figures. Control to picture: from sending a change to showing the first frame made under it,
 // without the time that the stream was paused.
+import { make } from "./element.js";
 
 /** @type {[string, string][]} */
 const ROWS = [
@@ -17,15 +18,8 @@ export class Status {
     /** @type {Record<string, HTMLElement>} */
     this.cells = {};
     for (const [name, label] of ROWS) {
-      const title = document.createElement("dt");
-      title.textContent = label;
-      const value = document.createElement("dd");
-      value.dataset.figure = name;
-      value.textContent = "–";
-      const pair = document.createElement("div");
-      pair.append(title, value);
-      live.part.status.append(pair);
-      this.cells[name] = value;
+      this.cells[name] = make("dd", { text: "–", data: { figure: name } });
+      live.part.status.append(make("div", {}, make("dt", { text: label }), this.cells[name]));
     }
     /** @type {Map<number, number>} */
     this.sent = new Map();
@@ -91,7 +85,7 @@ export class Status {
   // whether it plays in slow motion; a moment of it is not told
   slowMotion() {
     const { live } = this;
-    const fps = live.hello?.fps || 16, now = performance.now();
+    const { fps } = live, now = performance.now();
     const is = live.state === "playing" && live.player.rate < (this.slow ? 0.98 : 0.95) * fps;
     if (is === this.slow) this.turnedSlow = now;
     else if (now - this.turnedSlow > SLOW_MS || live.state !== "playing") { this.slow = is; this.turnedSlow = now; }

@@ -1,4 +1,6 @@
 // The strip under the picture: every change where it took effect, and the scrubber to moments one can go back to.
+import { make } from "./element.js";
+
 /** @type {Record<string, string>} */
 const NAMES = {
   prompt: "words", settings: "settings", drag: "drag", path: "path", box: "box", pins: "pins", camera: "camera",
@@ -19,11 +21,10 @@ export class Strip {
     this.takes = [];
     /** @type {import("./types.js").Mark | null} */
     this.chosen = null;
-    const { part, root } = live;
+    const { part } = live;
     part.scrub.addEventListener("input", () => this.choose(Number(part.scrub.value)));
     part.scrub.addEventListener("keydown", (event) => this.key(event));
-    root.querySelector("[data-do=rewind]")?.addEventListener("click", () => this.go());
-    root.querySelector("[data-do=cancel]")?.addEventListener("click", () => this.cancel());
+    live.does({ rewind: () => this.go(), cancel: () => this.cancel() });
     for (const [kind, name] of Object.entries(NAMES)) part.legend.append(entry(kind, name));
     live.on("place", (place) => this.place(place));
     live.on("mark", (mark) => this.mark(mark));
@@ -69,21 +70,11 @@ export class Strip {
   add(row) {
     this.rows.push(row);
     if (this.rows.length > 400) this.rows.shift();
-    const item = document.createElement("li");
-    item.dataset.kind = row.kind;
-    item.dataset.frame = String(row.frame);
-    item.dataset.id = String(row.id || 0);
     const replaced = row.superseded?.length ? ` (${row.superseded.join(", ")} replaced by a later change)` : "";
-    const time = document.createElement("time"), what = document.createElement("span");
-    time.textContent = this.live.time(row.frame);
-    what.textContent = `${this.name(row)}${replaced}`;
-    item.append(time, " ", what, " ");
-    item.title = this.name(row);
-    const frame = document.createElement("small");
-    frame.textContent = `frame ${row.frame}`;
-    item.append(frame);
+    const time = make("time", { text: this.live.time(row.frame) }), what = make("span", { text: `${this.name(row)}${replaced}` });
+    const data = { kind: row.kind, frame: String(row.frame), id: String(row.id || 0) };
     const { log } = this.live.part;
-    log.prepend(item);
+    log.prepend(make("li", { title: this.name(row), data }, time, " ", what, " ", make("small", { text: `frame ${row.frame}` })));
     while (log.children.length > 100) log.lastChild?.remove();
   }
 
@@ -109,17 +100,15 @@ export class Strip {
     /** @param {number} frame */
     const place = (frame) => `${(100 * (frame - from)) / Math.max(1, now - from)}%`;
     part.marks.replaceChildren(...this.marks.filter((mark) => mark.frame <= now).map((mark) => {
-      const tick = document.createElement("i");
+      const tick = make("i", { className: mark.id === this.chosen?.id ? "chosen" : "" });
       tick.style.left = place(mark.frame);
-      if (mark.id === this.chosen?.id) tick.className = "chosen";
       return tick;
     }));
     const seen = this.rows.filter((row) => row.frame >= from && row.frame <= now);
     part.events.replaceChildren(...seen.map((row) => {
-      const flag = document.createElement("span");
-      flag.dataset.kind = row.kind;
+      const title = `${this.live.time(row.frame)} · frame ${row.frame} · ${this.name(row)}`;
+      const flag = make("span", { data: { kind: row.kind }, title });
       flag.style.left = place(row.frame);
-      flag.title = `${this.live.time(row.frame)} · frame ${row.frame} · ${this.name(row)}`;
       return flag;
     }));
     part.scrub.min = String(from);
@@ -141,9 +130,9 @@ export class Strip {
   }
 
   ago() {
-    const { part, player, hello } = this.live;
+    const { part, player, fps } = this.live;
     if (!this.chosen) return;
-    const seconds = Math.max(0, (player.shown - this.chosen.frame) / (hello?.fps || 16));
+    const seconds = Math.max(0, (player.shown - this.chosen.frame) / fps);
     const text = `Go on from ${this.live.time(this.chosen.frame)} (${seconds.toFixed(0)} s ago)`;
     if (part.rewind.textContent !== text) part.rewind.textContent = text;
   }
@@ -179,25 +168,13 @@ export class Strip {
     takesText.textContent = this.takes.length ? "Branches you left:" : "Going back and restarting keep what played before as a branch here.";
     for (const button of takes.querySelectorAll("button")) button.remove();
     for (const take of this.takes) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.dataset.needs = "stream";
-      button.title = `Go on with this branch at ${this.live.time(take.frame)}`;
-      const picture = new Image();
-      picture.src = take.picture;
-      picture.alt = "";
-      const words = document.createElement("span");
-      words.textContent = `${this.live.time(take.frame)} ${take.prompt}`;
-      button.append(picture, words);
-      button.addEventListener("click", () => this.live.send({ type: "take", take: take.id }));
-      const beside = document.createElement("button");
-      beside.type = "button";
-      beside.dataset.needs = "stream";
-      beside.className = "sg-quiet sg-beside";
-      beside.textContent = "A|B";
-      beside.setAttribute("aria-label", `Look at this branch beside the one that plays: ${take.prompt}`);
-      beside.addEventListener("click", () => this.live.compare.open(take));
-      takes.append(button, beside);
+      const data = { needs: "stream" }, time = this.live.time(take.frame);
+      const button = make(
+        "button", { data, title: `Go on with this branch at ${time}`, click: () => this.live.send({ type: "take", take: take.id }) },
+        make("img", { src: take.picture, alt: "" }), make("span", { text: `${time} ${take.prompt}` }),
+      );
+      const label = `Look at this branch beside the one that plays: ${take.prompt}`;
+      takes.append(button, make("button", { data, className: "sg-quiet sg-beside", text: "A|B", label, click: () => this.live.compare.open(take) }));
     }
   }
 }
@@ -212,9 +189,5 @@ function said(row) {
  * @param {string} name
  */
 function entry(kind, name) {
-  const item = document.createElement("li");
-  const shape = document.createElement("span");
-  shape.dataset.kind = kind;
-  item.append(shape, name);
-  return item;
+  return make("li", {}, make("span", { data: { kind } }), name);
 }

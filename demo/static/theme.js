@@ -4,7 +4,7 @@ const KEPT = "streamgen-theme";
 export class Theme {
   /** @param {import("./live.js").Live} live */
   constructor(live) {
-    live.root.querySelector("[data-do=theme]")?.addEventListener("click", () => this.change());
+    live.does({ theme: () => this.change() });
     // Gradio sets the class by the system's wish when it starts
     const chosen = stored();
     if (chosen) document.body.classList.toggle("dark", chosen === "dark");

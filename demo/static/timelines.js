@@ -1,4 +1,5 @@
 // Timelines from elsewhere: a file, or a link that has one packed behind its #. They are played when somebody says so.
+import { fetched } from "./fetched.js";
 import { address } from "./link.js";
 
 // Chat programs cut off longer links, and browsers take longer ones only some of the time.
@@ -11,8 +12,8 @@ export class Timelines {
     // a timeline that came with the address, until it is played
     /** @type {string | null} */
     this.waiting = null;
-    const { part, root } = live;
-    root.querySelector("[data-do=linkTimeline]")?.addEventListener("click", () => this.link());
+    const { part } = live;
+    live.does({ linkTimeline: () => this.link() });
     part.timelineFile.addEventListener("change", () => this.file());
     window.addEventListener("hashchange", () => this.read());
     this.read();
@@ -57,16 +58,14 @@ export class Timelines {
   async open(body) {
     const { live } = this;
     try {
-      const answer = await fetch(live.connection.url("open"), { method: "POST", body });
-      const told = await answer.json();
-      if (!answer.ok) throw new Error(told.error);
+      const told = await (await fetched(live.connection.url("open"), { method: "POST", body })).json();
       const notes = told.notes.length ? ` Not as it was: ${told.notes.join("; ")}.` : "";
       live.notices.tell(`The timeline plays: ${told.changes} changes until ${live.time(told.frames)}.${notes}`, { key: "timeline", seconds: notes ? 30 : 8 });
       return true;
     } catch (error) {
-      const why = error instanceof TypeError ? "the server does not answer" : error.message;
-      live.share.say(`Not opened: ${why}.`);
-      live.notices.tell(`Not opened: ${why}.`, { key: "timeline", seconds: 30 });
+      const why = `Not opened: ${error.message}.`;
+      live.share.say(why);
+      live.notices.tell(why, { key: "timeline", seconds: 30 });
       return false;
     }
   }
@@ -76,16 +75,13 @@ export class Timelines {
     try {
       const url = live.connection.url("timeline.json");
       url.searchParams.set("frames", String(live.player.shown + 1));
-      const answer = await fetch(url);
-      const body = await answer.json();
-      if (!answer.ok) throw new Error(body.error);
-      const { format, version, model, timeline } = body;
+      const { format, version, model, timeline } = await (await fetched(url)).json();
       const packed = await packedText(JSON.stringify({ format, version, model, timeline }));
       const link = address(live, new URLSearchParams({ timeline: packed }));
       if (link.length > MOST_LINK) throw new Error(`the timeline is too long for a link (${link.length} characters, ${MOST_LINK} get through everywhere): save it as a file`);
       live.share.hand(link, "Link copied: it plays this timeline again in another page.");
     } catch (error) {
-      live.share.say(error instanceof TypeError ? "The server does not answer." : `No link: ${error.message}.`);
+      live.share.say(`No link: ${error.message}.`);
     }
   }
 }

@@ -9,15 +9,10 @@ export class Transport {
     this.before = 0;
     // a start that is waited for: the page is not ready, or it is not this viewer's turn
     this.wanted = false;
-    /** @type {Record<string, () => void>} */
-    const does = {
+    live.does({
       start: () => this.start(), play: () => this.play(), step: () => this.step(), restart: () => this.restart(),
       dice: () => this.dice(), clear: () => live.paint.clear(), queue: () => live.queue.add(),
       recache: () => live.prompts.past("recache"), scene: () => live.prompts.past("clear"),
-    };
-    live.root.addEventListener("click", (event) => {
-      const button = /** @type {Element} */ (event.target).closest("[data-do]");
-      does[/** @type {HTMLElement} */ (button)?.dataset.do || ""]?.();
     });
     live.on("hello", (hello) => {
       live.part.model.textContent = `${hello.model} · ${hello.width}×${hello.height} at ${hello.fps} fps · ${hello.device}`;

@@ -71,6 +71,7 @@
  * @property {string} [note]
  * @property {number | null} [until]
  * @property {string} [waiting]
+ * @property {Record<string, number | string>} [settings] of a change that was planned
  *
  * @typedef {{ state: State, text: string, epoch: number }} StateMessage
  * @typedef {{ epoch: number, start: number, end: number, rate: number, gen_ms: number }} Chunk
@@ -218,6 +219,11 @@
  * @property {HTMLElement} laneBlocks
  * @property {HTMLElement} lanePlayhead
  * @property {HTMLInputElement} laneWords
+ * @property {HTMLElement} camera
+ * @property {HTMLElement} presets
+ * @property {HTMLSelectElement} laneKind
+ * @property {HTMLSelectElement} laneSetting
+ * @property {HTMLInputElement} laneValue
  * @property {HTMLInputElement} laneAt
  * @property {HTMLInputElement} laneLong
  * @property {HTMLElement} laneText

@@ -1,5 +1,6 @@
 // The viewer's own camera as live input: pictures up the socket, as many as the stream plays; and how much of
 // them is made anew.
+import { make } from "./element.js";
 
 const HEADER = 12, VERSION = 1, JPEG = 1;
 const QUALITY = 0.85;
@@ -22,9 +23,8 @@ export class Webcam {
     this.live = live;
     /** @type {MediaStream | null} */
     this.camera = null;
-    this.video = document.createElement("video");
-    Object.assign(this.video, { muted: true, playsInline: true });
-    this.canvas = document.createElement("canvas");
+    this.video = make("video", { muted: true, playsInline: true });
+    this.canvas = make("canvas");
     /** @type {ReturnType<typeof setInterval> | undefined} */
     this.timer = undefined;
     /** @type {ReturnType<typeof setTimeout> | undefined} */

@@ -1,4 +1,5 @@
 // Words of a model that knows only so many: chips by kind, and what it does not know marked while it is typed.
+import { make } from "./element.js";
 
 // Tokens as the model reads them.
 const WORD = /[\p{L}\p{N}]+/gu;
@@ -28,17 +29,10 @@ export class WordList {
    * @param {string[]} phrases
    */
   row(kind, phrases) {
-    const row = document.createElement("div"), name = document.createElement("span");
-    row.setAttribute("role", "group");
-    row.setAttribute("aria-label", kind);
-    name.textContent = kind;
-    row.append(name);
+    const row = make("div", { role: "group", label: kind }, make("span", { text: kind }));
     for (const phrase of phrases) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.dataset.needs = "online";
-      button.textContent = phrase.replace(/^(moves|over the) /, "");
-      button.addEventListener("click", () => this.choose(kind, phrase));
+      const text = phrase.replace(/^(moves|over the) /, ""), click = () => this.choose(kind, phrase);
+      const button = make("button", { text, data: { needs: "online" }, click });
       row.append(button);
       this.buttons.push([kind, phrase, button]);
     }
@@ -82,9 +76,7 @@ export class WordList {
       const growing = after === typed && [...this.words].some((known) => known.startsWith(word));
       if (this.words.has(word) || growing) continue;
       unknown.add(word);
-      const mark = document.createElement("mark");
-      mark.textContent = match[0];
-      mirror.push(text.slice(end, match.index), mark);
+      mirror.push(text.slice(end, match.index), make("mark", { text: match[0] }));
       end = after;
     }
     part.mirror.replaceChildren(...mirror, `${text.slice(end)}\n`);
@@ -98,11 +90,7 @@ export class WordList {
       const near = nearest(word, this.words);
       const short = word.length > 18 ? `${word.slice(0, 16)}…` : word;
       if (!near) return [`“${short}” `];
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = near;
-      button.dataset.word = word;
-      button.setAttribute("aria-label", `Write ${near} in place of ${short}`);
+      const button = make("button", { text: near, data: { word }, label: `Write ${near} in place of ${short}` });
       return [`“${short}” nearest: `, button, " "];
     });
     if (parts.length) parts.unshift("Unknown: ");

@@ -97,7 +97,9 @@ def compare_ways(
         asked = Asked(model, given, tuple(ways), seconds, instruments)
         for done, (seed, kind, marks) in enumerate(each(asked, _one, missing, processes), 1):
             rows[str(seed)] = {"kind": kind, "marks": marks}
-            file.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+            part.replace(file)
             say(f"{done} of {len(missing)} switches")
     found = [rows[str(spec.seed)]["marks"] for spec in specs]
     return _report(found, ways, seconds, out_dir)

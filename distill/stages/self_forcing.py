@@ -185,7 +185,7 @@ class SelfForcingStage(DiffusionStage):
         rollout = self.config.rollout
         generator = torch.Generator().manual_seed(tick.generator_seed("script"))
         timing = torch.Generator().manual_seed(tick.generator_seed("switch", shared=True))
-        sharded = self.run.parallel == "fsdp2"
+        sharded = self.run.parallel != "ddp"
         shared = torch.Generator().manual_seed(tick.generator_seed("exit", shared=True))
         exit_step = int(torch.randint(rollout.steps, (), generator=shared))
         first = float(torch.rand((), generator=shared)) < rollout.first_share

@@ -66,6 +66,8 @@ def test_there_is_one_main_and_axe_finds_nothing_at_first(browser: Browser, stag
         assert offences(page) == []
         assert page.locator("main, [role=main]").count() == 1
         assert page.locator("main .sg").count() == 1
+        arrows = "nodes => nodes.map((node) => getComputedStyle(node).backgroundImage)"
+        assert all(arrow.startswith("url(") for arrow in page.eval_on_selector_all(".sg select", arrows))
 
 
 @pytest.mark.slow

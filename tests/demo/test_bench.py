@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import demo.bench
+from demo import bench_page
 from demo.bench import FAR, LOCAL, THIN, Case, served, share_of
 from demo.bench_watchers import judged, measure_crowd
 from demo.delay_proxy import DelayProxy, Link
@@ -99,6 +100,24 @@ def test_cases_are_those_that_were_promised() -> None:
 def test_watchers_may_cost_three_percent(watched: list[float], ok: bool) -> None:
     row = judged([99.0, 100.0, 101.0], watched, 200)
     assert (row["ok"], row["case"], row["chunks"]) == (ok, "200 watchers", [3, 3])
+
+
+def test_the_page_has_its_marks() -> None:
+    good, slow = [900.0, 950.0, 2000.0], [1001.0] * 3
+    assert bench_page.judged(good, 0.05, 0, 1.0, 20)["ok"]
+    for row in ((slow, 0.0, 0, 1.0), (good, 0.06, 0, 1.0), (good, 0.0, 1, 1.0), (good, 0.0, 0, 0.9)):
+        assert not bench_page.judged(*row, 20)["ok"]
+
+
+@pytest.mark.slow
+def test_the_page_is_measured(chromium: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One load and one transition of the fake engine: figures that can be."""
+    monkeypatch.setenv("CHROMIUM", chromium)
+    monkeypatch.setattr(demo.bench, "_one_engine", lambda real: FakeEngine(16.0, (64, 64), 4, 0.02))
+    row = asyncio.run(demo.bench.page_row(False, 1, 1))
+    assert 0 < row["interactive_ms"]["p50"] == row["interactive_ms"]["worst"]
+    assert 0 <= row["layout_shift"] <= 0.05
+    assert 0 < row["transitions"]["slowest_rate"] <= 1.0
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_a_stream_from_start_to_download(context: BrowserContext, address: str, 
     page.click("[data-part=play]")
     page.wait_for_selector(".sg[data-state=paused]")
     at = frame_now(page)
-    page.click("[data-part=stepButton]")
+    page.click("[data-do=step]")
     shown(page, at + 1)
     assert frame_now(page) == at + 1
 

@@ -1,6 +1,7 @@
 """Timelines opened and edited: what is played is what they say, and what is not touched stays bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 import demo.conducted
+import demo.hands
 from demo.conducted import Conducted
 from demo.editing import parsed
 from demo.engine import ModelInfo, PipelineEngine
 from demo.fake_engine import FakeEngine
-from demo.messages import BadMessage, Event, Path, Simple, Start
+from demo.messages import BadMessage, Box, Camera, Event, Path, Simple, Start
 from demo.opening import read_score
 from demo.outgoing import Outgoing
 from demo.recording import session_record
@@ -160,6 +162,9 @@ def test_what_waits_is_edited_without_going_back(fake: Desk) -> None:
     fake.edit(Edit(fake.blocks["a red ball"]["id"], frames=0)).play(181)
     assert runs(fake, 181)[-1] == ("r", 161)
     assert fake.live.stream.settings["steps"] == 7
+    assert [m["settings"] for m in fake.outgoing.take() if m.get("settings") and m["type"] == "receipt"] == [
+        {"steps": 7}
+    ], "so that sliders show what holds"
     assert fake.live.epoch == epoch
 
 
@@ -228,6 +233,68 @@ def test_tracks_in_another_time_go_the_same_way() -> None:
     assert float(made.points[made.state != 0].min()) > 0.09, "no way leads to where nothing is said"
 
 
+PAN = {"type": "camera", "pan": [0.1, 0.0], "zoom": 1.0, "rotate": 0.0, "seconds": 2.0}
+BOX = {"type": "box", "points": [[0, 0.1, 0.1, 0.3, 0.3], [1000, 0.5, 0.1, 0.9, 0.5]], "name": "ball"}
+WAY = {"type": "path", "points": [[0, 0.2, 0.2], [900, 0.7, 0.2]]}
+
+
+def test_motion_is_added_moved_and_stretched(engine: PipelineEngine) -> None:
+    """In the future without going back, in the past from the mark before it; and a replay has it."""
+
+    def added(*rows: dict[str, Any]) -> list[Edit]:
+        return parsed({"epoch": 1, "edits": list(rows)})[1]
+
+    desk = Desk(engine).start().play(9)
+    desk.edit(*added({"frame": 20, "motion": PAN}, {"frame": 13, "frames": 16, "motion": WAY}))
+    assert desk.live.epoch == 1
+    blocks = {row["kind"]: row for row in desk.live.lane()["blocks"]}
+    assert blocks["camera"]["label"] == "pans right, 2 s"
+    assert (blocks["camera"]["frame"], blocks["camera"]["end"]) == (20, 20 + 32)
+    assert (blocks["path"]["frame"], blocks["path"]["end"], blocks["path"]["planned"]) == (13, 29, True)
+    desk.play(40)
+    played = {row["kind"]: row for row in desk.live.lane()["blocks"]}
+    assert (played["path"]["planned"], played["path"]["end"] - played["path"]["frame"]) == (False, 16)
+    receipts = [m for m in desk.outgoing.take() if m["type"] == "receipt"]
+    assert {m["kind"] for m in receipts if m["status"] == "applied"} >= {"camera", "path"}
+    assert not [m for m in receipts if m["status"] == "refused"]
+    desk.edit(*added({"frame": 13, "motion": BOX}))
+    assert desk.live.epoch == 2
+    desk.play(40)
+    [box] = [row for row in desk.live.lane()["blocks"] if row["kind"] == "box"]
+    assert 13 <= box["frame"] <= 16
+    before = {row["kind"] for row in desk.live.lane()["blocks"]}
+    assert before == {"prompt", "camera", "path", "box"}
+
+
+def test_a_model_without_tracks_takes_no_motion(fake: Desk) -> None:
+    fake.live.engine._info = replace(fake.live.engine.info, tracks=False)
+    edits = parsed({"epoch": 1, "edits": [{"frame": 200, "motion": PAN}]})[1]
+    with pytest.raises(InputError, match="this model follows no tracks"):
+        fake.edit(*edits)
+
+
+def test_let_go_of_all_lets_go_of_what_a_timeline_brought(
+    engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        desk = Desk(engine).start().play(5)
+        desk.edit(*parsed({"epoch": 1, "edits": [{"frame": 9, "motion": {**PAN, "seconds": 9.0}}]})[1])
+        desk.play(20)
+        desk.live.handle(Simple("clear", 7))
+        desk.play(30)
+        last = desk.live.stream.events[-1].event
+        assert last.lets_go_of_all
+        assert [row["kind"] for row in desk.live.lane()["blocks"]][-1] == "release"
+
+    begin = demo.hands.Hands.begin
+
+    def of_its_own_alone(hands: demo.hands.Hands, stream: Any) -> None:
+        hands._lets_go = False
+        begin(hands, stream)
+
+    assert_needs(check, monkeypatch, demo.hands.Hands, "begin", of_its_own_alone)
+
+
 # -- what cannot be
 
 EDITS = [
@@ -241,6 +308,10 @@ EDITS = [
     ({"epoch": 1, "edits": [{"block": "w81", "frames": -1}]}, "frames: expected 0 or more, found -1"),
     ({"epoch": 1, "edits": [{"frame": 9, "settings": {"steps": 51}}]}, "steps: expected 1 to 50, found '51'"),
     ({"epoch": 1, "edits": [{"frame": 9, "settings": {"window_frames": 900}}]}, "settings: expected steps"),
+    ({"epoch": 1, "edits": [{"frame": 9, "motion": {"type": "stroke"}}]}, "motion: expected a path, box or"),
+    ({"epoch": 1, "edits": [{"frame": 9, "motion": {**WAY, "points": [[0, 2, 0], [9, 0, 0]]}}]}, "in 0..1"),
+    ({"epoch": 1, "edits": [{"frame": 9, "motion": {**PAN, "zoom": float("nan")}}]}, "a JSON object"),
+    ({"epoch": 1, "edits": [{"frame": 9, "motion": {**PAN, "evil": 1}}]}, "unknown field"),
     ([], "expected an epoch"),
 ]  # fmt: skip
 
@@ -260,7 +331,9 @@ def test_edits_of_another_form_are_told(row: Any, told: str) -> None:
         (Edit(prompt="a ball"), "frame: expected where the new block begins"),
         (Edit("first", frame=9), "the first words can be changed"),
         (Edit("first", delete=True), "the first words can be changed"),
-        (Edit(frame=9), "expected a prompt, settings or a block to copy"),
+        (Edit(frame=9), "expected a prompt, settings, motion or a block to copy"),
+        (Edit(frame=9, motion=Camera((0.1, 0.0), 1.0, 0.0)), "expected a move of so many seconds"),
+        (Edit(frame=9, motion=Box(0, 0, 0, ((0.0, 0.5, 0.5, 0.5, 0.5), (9.0, 0.1, 0.1, 0.1, 0.1)))), "box"),
         (Edit("w81", prompt=" "), "prompt: expected some words"),
     ],
 )

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import demo.held
+from demo.drawn_tracks import MAX_STEP
 from demo.engine import Engine
 from demo.fake_engine import FakeEngine, FakeStream
 from demo.live import LiveSession
 from demo.messages import Box, Camera, Grid, Path, Pins, Remove, Simple, Start, Stroke
-from demo.motion_desk import MAX_STEP, MotionDesk
+from demo.motion_desk import MotionDesk
 from demo.motion_words import box_name, camera_name, colour_name, pins_name, place_name, way_name
 from demo.outgoing import Outgoing
 from streamgen.motion.tracks import UNSPECIFIED, TrackSet

@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import demo.page
+from demo import assets
 from demo.app import build_app
 from demo.fake_engine import FakeEngine
 from demo.page import readable_card
@@ -48,14 +49,41 @@ def test_no_model_card_links_to_what_the_page_does_not_serve() -> None:
 
 
 def test_the_page_is_small() -> None:
-    """All of its files as they are sent; the page and its styles come with Gradio's."""
+    """All of it as the browser reads it, unpacked; the markup and the styles come with Gradio's page."""
+    files = assets.sent()
+    whole = sum(map(len, files.values())) + len(assets.stage().encode()) + len(assets.styles().encode())
+    assert 100_000 < whole <= 150_000
     with serving() as client:
-        sent = 0
-        for file in STATIC.iterdir():
-            with client.stream("GET", f"/live/static/{file.name}") as answer:
+        packed = 0
+        for name, data in files.items():
+            with client.stream("GET", f"/live/static/{name}") as answer:
                 assert answer.status_code == 200
-                sent += sum(len(part) for part in answer.iter_raw())
-        assert 30_000 < sent <= 150_000
+                packed += sum(len(part) for part in answer.iter_raw())
+            again = client.get(f"/live/static/{name}", headers={"if-none-match": answer.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b""), "what a browser has is not sent again"
+            assert len(data) <= (STATIC / name).stat().st_size
+        assert 30_000 < packed <= 60_000
+        assert client.get("/live/static/types.js").status_code == 404
+        assert client.post("/live/static/main.js").status_code == 405
+
+
+def test_what_is_sent_says_what_was_written() -> None:
+    """The minifier parses scripts; a text with a script inside would lead it astray without a word."""
+    for name, data in assets.sent().items():
+        if not name.endswith(".js"):
+            continue
+        sent, source = data.decode(), (STATIC / name).read_text(encoding="utf-8")
+        source = re.sub(r"/\*\*.*?\*/", "", source, flags=re.DOTALL)
+        source = re.sub(r"^\s*//.*$", "", source, flags=re.MULTILINE)
+        assert "</script" not in source, name
+        assert not re.search(r"^\s*(//|\*)", sent, flags=re.MULTILINE), name
+        for text in re.findall(r'"([^"\n`$\\]*)"', source):
+            assert text in sent, (name, text)
+        # what people read, inside templates as well
+        for text in re.findall(r"\b[A-Z][a-z]+(?: [a-z]+){3,}", source):
+            assert text in sent, (name, text)
+        assert sent.count("export") == source.count("export"), name
+    assert " on, without going back." in assets.sent()["lane.js"].decode(), "a template within another"
 
 
 def test_all_scripts_are_fetched_while_gradio_starts() -> None:
@@ -66,7 +94,8 @@ def test_all_scripts_are_fetched_while_gradio_starts() -> None:
             head = page[: page.index("</head>")]
             found = re.findall(r'<link rel="modulepreload" href="([^"]*)">', head)
             prefix = "/below/" if root else ""
-            assert found == [f"{prefix}live/static/{file.name}" for file in sorted(STATIC.glob("*.js"))]
+            assert found == [f"{prefix}live/static/{name}" for name in assets.scripts()]
+            assert len(found) > 30
 
 
 def test_the_page_comes_with_its_scripts_and_nothing_from_elsewhere() -> None:

@@ -6,8 +6,9 @@ import math
 import pytest
 
 import demo.motion_desk
+from demo.drawn_tracks import MAX_STEP
 from demo.messages import Camera
-from demo.motion_desk import MAX_PATHS, MAX_STEP, Changes, MotionDesk
+from demo.motion_desk import MAX_PATHS, Changes, MotionDesk
 from streamgen.motion.gestures import Gesture, changed, released, tracks_between
 from streamgen.motion.tracks import UNSPECIFIED, VISIBLE, TrackSet
 from tests.tiny_models import assert_needs

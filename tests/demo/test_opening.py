@@ -12,20 +12,16 @@ from playwright.sync_api import Browser, Page
 from typer.testing import CliRunner
 
 import demo.loop
+from demo.assets import STATIC
+from demo.bench_page import WATCH_SHIFT
 from demo.fake_engine import FakeEngine
 from demo.loop import red_thing, write
-from demo.page import STATIC
 from demo.word_kinds import KINDS, drawn_by, kinds_of
 from distill.scenes.vocabulary import BACKGROUND_PHRASES, BACKGROUNDS, COLOURS, MOTION_PHRASES, SHAPES, SIZES
 from streamgen.errors import InputError
 from tests.demo_pages import Stage, context_of, no_errors, said, shown
 
 WORDS = (STATIC.parents[1] / "streamgen/weights/tiny/vocabulary.txt").read_text(encoding="utf-8").split()
-SHIFT = """() => {
-  window.shift = 0;
-  const add = (list) => { for (const entry of list.getEntries()) window.shift += entry.value; };
-  new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
-}"""
 
 
 # -- words by kind
@@ -120,7 +116,7 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_the_first_seconds(page: Page) -> None:
     """Before a start, then words, presets and the figure; in one page, since each costs seconds."""
     assert page.evaluate("window.busy") <= 1.0, "seconds of its thread until it can be used"
-    page.evaluate(SHIFT)
+    page.evaluate(WATCH_SHIFT)
     before_a_start(page)
     page.click("[data-part=startButton]")
     shown(page, 4)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+from demo.bench_page import MESSAGES, WATCH_SHIFT
 from streamgen.stream.prompts import MAX_PROMPT
 from tests.demo_pages import Stage, context_of, frame_now, open_page, said, served, shown, words
 
@@ -77,29 +78,8 @@ def test_what_plays_and_saves_is_in_sight(page: Page) -> None:
 @pytest.mark.slow
 def test_messages_move_nothing(page: Page) -> None:
     """The browser's own measure of layout shift over everything that comes and goes by itself."""
-    page.evaluate(
-        """() => {
-          window.shift = 0;
-          const add = (list) => { for (const entry of list.getEntries()) window.shift += entry.value; };
-          new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
-        }"""
-    )
-    page.evaluate(
-        """() => {
-          const { notices, prompts, cover, strip, queue } = window.streamgen;
-          const later = (after, what) => new Promise((done) => setTimeout(() => { what(); done(); }, after));
-          return [
-            () => notices.tell("A line at the top. ".repeat(9)), () => notices.tell(""),
-            () => notices.chip("a", "on the picture"), () => notices.chip("a", ""),
-            () => prompts.note({ unknown: ["one", "two", "three"], dropped: 3 }), () => prompts.say("Said."),
-            () => prompts.say(""), () => cover.show("retry", "The connection is lost. Trying again …", ""),
-            () => { cover.show("ready", "x", "Start"); window.streamgen.part.cover.hidden = true; },
-            () => strip.choose(1), () => strip.cancel(),
-            () => { strip.takes = [{ id: 1, frame: 1, picture: "", prompt: "x", seed: 0 }]; },
-            () => strip.drawTakes(),
-          ].reduce((sofar, what) => sofar.then(() => later(60, what)), Promise.resolve());
-        }"""
-    )
+    page.evaluate(WATCH_SHIFT)
+    page.evaluate(MESSAGES)
     page.wait_for_timeout(200)
     assert page.evaluate("window.shift") <= 0.05
 
@@ -188,6 +168,25 @@ def test_the_twenty_first_prompt_is_told_and_kept(page: Page) -> None:
     said(page, "words", "The queue is full")
     assert page.input_value("[data-part=prompt]") == "prompt 20"
     assert page.locator("[data-part=queue] li").count() == 20
+
+
+@pytest.mark.slow
+def test_times_that_count_do_count(page: Page) -> None:
+    """Until the next prompt of the queue, and since the moment that one may go back to."""
+    part = "window.streamgen.part"
+    page.fill("[data-part=hold]", "600")
+    page.fill("[data-part=prompt]", "a green ball")
+    page.click("[data-do=queue]")
+    left = f"Number(({part}.queue.querySelector('small').textContent.match(/in ([0-9]+) s/) || [0, 0])[1])"
+    page.wait_for_function(f"{left} > 0")
+    before = page.evaluate(left)
+    page.wait_for_function(f"before => {left} < before", arg=before)
+    page.wait_for_function("window.streamgen.strip.marks.length > 0")
+    page.evaluate("window.streamgen.strip.choose(window.streamgen.strip.marks[0].frame)")
+    ago = f"Number(({part}.rewind.textContent.match(/[(]([0-9]+) s ago/) || [0, -1])[1])"
+    first = page.evaluate(ago)
+    assert first >= 0
+    page.wait_for_function(f"first => {ago} > first", arg=first)
 
 
 @pytest.mark.slow

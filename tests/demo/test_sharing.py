@@ -181,10 +181,14 @@ def edit_by_hand(page: Page, blue: int, green: int) -> None:
     assert lane(page)[1][1] == green + 4
     page.click("[data-do=laneUndo]")
     assert lane(page)[1][1] == green
-    first = page.locator("[data-part=laneBlocks] button").nth(1)
-    first.scroll_into_view_if_needed()
-    box = first.bounding_box()
-    assert box
+    # in one go: the lane is drawn anew whenever it hears of something
+    box = page.evaluate(
+        """() => {
+          const block = document.querySelectorAll("[data-part=laneBlocks] button")[1];
+          block.scrollIntoView({ block: "center" });
+          return block.getBoundingClientRect().toJSON();
+        }"""
+    )
     page.mouse.move(box["x"] + 25, box["y"] + 10)
     page.mouse.down()
     page.mouse.move(box["x"] + 25 - 26, box["y"] + 10)
