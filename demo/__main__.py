@@ -47,7 +47,9 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
     runner: Annotated[
         str | None,
-        typer.Option(help="What computes chunks: auto (the fastest here), plain, onnx, compile or graph."),
+        typer.Option(
+            help="What computes chunks: auto (the fastest here), plain, onnx, compile, graph, ahead."
+        ),
     ] = None,
     quantize: Quantize = None,
     deadline: Annotated[

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from streamgen import InputError, Pipeline, Session, Snapshot, StreamEvent, StreamgenError
+from streamgen.engine.decoder import at_rest
 from streamgen.families import Description, find_model
 from streamgen.live.pushed import PushedInput
 from streamgen.live.taken import InputReceipt
@@ -415,7 +416,7 @@ class SessionStream:
     @property
     def snapshot_bytes(self) -> int:
         state = self.session.state
-        decoder = {} if state.decoder is None else state.decoder.tokenizer.tensors()
+        decoder = {} if state.decoder is None else at_rest(state.decoder).tokenizer.tensors()
         held = sum(x.numel() * x.element_size() for x in decoder.values())
         return state.latents.ring.allocated_bytes() + held
 

@@ -21,8 +21,10 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     from streamgen import load_pipeline
     from streamgen.cli.options import dtype_of, wan_options
     from streamgen.engine.budget import StepBudget
+    from streamgen.engine.overlap.wave import WAVES
     from streamgen.errors import InputError
-    from streamgen.families import describe, device_of
+    from streamgen.families import describe
+    from streamgen.machine import device_of
     from streamgen.wan.loras import live_name
 
     from .engine import PipelineEngine, info_of
@@ -32,6 +34,8 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
         print(f"note: {text}", file=sys.stderr, flush=True)
 
     name, wan = given["model"], wan_options(given, note)
+    if given["runner"] in WAVES:
+        raise InputError(f"--runner {given['runner']}: not here, its streams cannot be kept or gone back in")
     if given["deadline"] is not None:
         StepBudget.of(given["deadline"])
     if given["threads"] is not None:

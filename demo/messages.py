@@ -28,7 +28,7 @@ SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "strength": (float, 0.01, 1),
 }
 # Those that are words, with their most characters; "" is none.
-TEXT_SETTINGS = {"negative_prompt": MAX_PROMPT, "lora": 500}
+TEXT_SETTINGS = {"negative_prompt": MAX_PROMPT, "input_prompt": MAX_PROMPT, "lora": 500}
 MAX_SEED = 2**31 - 1
 MAX_STROKE_POINTS = 64
 MAX_PATH_POINTS = 512

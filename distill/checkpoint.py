@@ -14,6 +14,8 @@ from torch import Tensor
 
 from streamgen.errors import CheckpointError
 
+from .shards import SHARDS, write_shards
+
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 _NAME = re.compile(r"step-(\d{9})")
@@ -44,8 +46,15 @@ class CheckpointWriter:
     def __init__(self, root: Path, keep: int, main: bool = True, agree: Agree = alone) -> None:
         self._root, self._keep, self._main, self._agree = root, keep, main, agree
 
-    def save(self, step: int, files: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> Path:
-        """Write `root/step-NNNNNNNNN` out of the `files` of every process and the main one's `meta`.
+    def save(
+        self,
+        step: int,
+        files: Mapping[str, Mapping[str, Any]],
+        meta: Mapping[str, Any],
+        shares: Mapping[str, Tensor] | None = None,
+    ) -> Path:
+        """Write `root/step-NNNNNNNNN` out of the `files` of every process, its `shares` of tensors, and
+        the main one's `meta`.
 
         `files` hold tensors and plain values by file name, `meta` JSON values. On a failure (disk full,
         killed) no complete checkpoint is lost.
@@ -57,6 +66,8 @@ class CheckpointWriter:
         partial = self._root / f"{_PARTIAL}{final.name}"
         self._together(final, lambda: self._begin(partial))
         self._together(final, lambda: _write_files(partial, files))
+        if shares is not None:
+            self._together(final, lambda: write_shards(partial / SHARDS, shares))
         self._together(final, lambda: self._finish(partial, final, {**meta, "step": step}))
         return final
 
@@ -82,7 +93,8 @@ class CheckpointWriter:
     def _finish(self, partial: Path, final: Path, meta: Mapping[str, Any]) -> None:
         if not self._main:
             return
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        written = sorted(path for path in partial.rglob("*") if path.is_file())
+        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in written}
         with open(partial / META_FILE, "w", encoding="utf-8") as text:
             json.dump({**meta, "files": sizes}, text, indent=1)
             text.flush()

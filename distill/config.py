@@ -95,11 +95,14 @@ class OptimConfig(Checked, section="optim"):
 
 @dataclass(frozen=True)
 class CheckpointConfig(Checked, section="checkpoint"):
-    """When to save (null switches a trigger off) and how many checkpoints stay on disk."""
+    """When to save (null switches a trigger off) and how many checkpoints stay on disk; `sharded`: every
+    process writes its shares, so that none has to hold a whole state (`distill.shards`).
+    """
 
     every_steps: Count | None = 1000
     every_minutes: Positive | None = 5.0
     keep: Count = 2
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,11 @@ class RunConfig(Checked):
     continues over a resume. `max_minutes` and `max_steps` are hard limits either way.
 
     `parallel` says what several processes do: `ddp` keeps whole networks on each, `fsdp2` spreads parameters,
-    gradients, optimizers and averages over them. `activation_checkpointing` computes blocks again in the
-    backward pass instead of keeping what they computed. `precision: auto` is bf16 (autocast) where the device
-    computes in it, else fp32. `frozen` says how networks that only score or teach are held.
+    gradients, optimizers and averages over them, `hsdp` over each group of `shards` of them. `sequence`
+    processes share each batch, a slab of every latent frame each (`distill.sequence`).
+    `activation_checkpointing` computes blocks again in the backward pass instead of keeping what they
+    computed. `precision: auto` is bf16 (autocast) where the device computes in it, else fp32. `frozen` says
+    how networks that only score or teach are held.
     """
 
     stage: str
@@ -191,7 +196,9 @@ class RunConfig(Checked):
     log_every: Count = 50
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     prefetch: bool = False
-    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    parallel: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
+    shards: Count | None = None
+    sequence: Count = 1
     activation_checkpointing: bool = False
     lora: LoraConfig | None = None
     frozen: FrozenConfig = field(default_factory=FrozenConfig)
@@ -203,9 +210,12 @@ class RunConfig(Checked):
         super().__post_init__()
         if self.schedule == "time" and self.max_minutes is None:
             raise ConfigError("schedule: time needs max_minutes, found null")
-        if self.optim.matrices == "muon" and (self.parallel == "fsdp2" or self.lora is not None):
+        hybrid = self.parallel == "hsdp"
+        expected = "a number of processes with parallel: hsdp" if hybrid else "null without parallel: hsdp"
+        require((self.shards is not None) == hybrid, "shards", expected, self.shards)
+        if self.optim.matrices == "muon" and (self.parallel != "ddp" or self.lora is not None):
             # Muon makes whole matrices orthogonal: a share of one, or one factor of a product, is none.
-            what = "parallel: fsdp2" if self.parallel == "fsdp2" else "lora"
+            what = "lora" if self.parallel == "ddp" else f"parallel: {self.parallel}"
             raise ConfigError(f"{what} needs optim.matrices: adamw, found muon")
 
 

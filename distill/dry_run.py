@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from . import lora
-from .config import ConfigError, RunConfig
+from .config import ConfigError, RunConfig, require
 from .optim import split_parameters
-from .sharding import UNDIVIDED, local
+from .sharding import UNDIVIDED, local, units
 from .stage import NetworkStage, SmallestStage, Tick
 from .trained import TrainedModule
 from .trainer import Trainer
@@ -46,13 +46,14 @@ class ModuleCost:
 @dataclass(frozen=True)
 class RunCost:
     """All of a run: its modules, the counts and bytes of frozen networks, and how the updates are shared.
-    Those that are `offloaded` are bytes of the CPU.
+    Those that are `offloaded` are bytes of the CPU. `plan` says what several processes do, a fact a line.
     """
 
     modules: tuple[ModuleCost, ...]
     frozen: Mapping[str, tuple[int, int]]
     shares: Mapping[str, float]
     offloaded: frozenset[str] = frozenset()
+    plan: tuple[str, ...] = ()
 
     @property
     def frozen_bytes(self) -> int:
@@ -72,7 +73,8 @@ class RunCost:
 
     def lines(self, config: RunConfig) -> list[str]:
         """The report, one fact a line."""
-        lines = [f"parameters {m.name} {m.count:,} ({m.trained:,} trained)" for m in self.modules]
+        lines = [*self.plan]
+        lines += [f"parameters {m.name} {m.count:,} ({m.trained:,} trained)" for m in self.modules]
         lines += [f"parameters {name} {count:,} (frozen)" for name, (count, _) in self.frozen.items()]
         parts = {
             "parameters": sum(m.parameters for m in self.modules),
@@ -127,7 +129,7 @@ def dry_run(trainer: Trainer) -> RunCost:
 def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
     """The same without running anything, of networks that are never allocated.
 
-    Under `parallel: fsdp2` the memory is one of `processes` shares.
+    With `processes` shares of networks the memory is one of them.
 
     Raises:
         ConfigError: the stage does not say how to build its networks alone.
@@ -140,7 +142,7 @@ def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
             assert config.lora is not None
             if name in trained:
                 lora.adapt(name, trained[name], config.lora, config.seed)
-    shares = processes if config.parallel == "fsdp2" else 1
+    shares = {"ddp": 1, "fsdp2": processes, "hsdp": min(config.shards or 1, processes)}[config.parallel]
     modules = []
     for name, module in trained.items():
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -157,7 +159,50 @@ def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
         count, held = _count(module), config.frozen.of(name)
         size = count * held.dtype.itemsize
         sizes[name] = (count, size // (1 if isinstance(module, UNDIVIDED) else shares))
-    return RunCost(tuple(modules), sizes, {}, _offloaded(config, sizes))
+    plan = _plan(config, processes, shares, (trained, frozen)) if processes > 1 else ()
+    return RunCost(tuple(modules), sizes, {}, _offloaded(config, sizes), plan)
+
+
+def _plan(
+    config: RunConfig,
+    processes: int,
+    shares: int,
+    networks: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+) -> tuple[str, ...]:
+    """What so many processes do with the trained and the frozen networks of a run.
+
+    Raises:
+        ConfigError: numbers of processes that do not divide.
+    """
+    trained, frozen = networks
+    for name, count in (("shards", shares), ("sequence", config.sequence)):
+        require(processes % count == 0, name, f"a divisor of the {processes} processes", count)
+    batches = processes // config.sequence * config.gradient_accumulation
+    lines = [
+        f"plan {processes} processes: {processes // shares} copies of all networks, each in {shares} shares",
+        f"plan {batches} batches an update, each in {config.sequence} slabs",
+    ]
+    if shares > 1:
+        # a unit computes while the next one comes
+        every = (*trained.values(), *frozen.values())
+        divided = [module for module in every if not isinstance(module, UNDIVIDED)]
+        lines.append(f"memory gathered {in_bytes(2 * max(map(_largest_unit, divided)))}")
+    for name, module in trained.items():
+        size = _bytes(p for p in module.parameters() if p.requires_grad)
+        # what a process sends: parameters for both passes, gradients to their owners, and between copies
+        sent = 3 * size * (shares - 1) // shares + 2 * (size // shares) * (processes > shares)
+        lines.append(f"sent for an update of {name} {in_bytes(sent)} per process")
+    return tuple(lines)
+
+
+def _largest_unit(module: nn.Module) -> int:
+    """Bytes of the parameters that sharding gathers together at most."""
+    largest, taken = 0, set[int]()
+    for unit in (*units(module), module):
+        own = [p for p in unit.parameters() if id(p) not in taken]
+        taken.update(map(id, own))
+        largest = max(largest, _bytes(own))
+    return largest
 
 
 def in_bytes(size: int) -> str:

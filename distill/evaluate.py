@@ -48,6 +48,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="with --tokenizer: a video file that is judged beside the world's clips; give it several times",
     )
     parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="with --tokenizer: PSNR alone, on short clips of the world and on the files of --clip",
+    )
+    parser.add_argument(
         "--report",
         action="append",
         default=[],
@@ -56,9 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "prompts and seeds one below the other",
     )
     parser.add_argument(
-        "--rows",
-        metavar="DIR",
-        help="a report's folder: make the report again from its rows, without the model",
+        "--rows", metavar="DIR", help="a report's folder: make the report again from its rows"
     )
     parser.add_argument(
         "--ways",
@@ -76,6 +79,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
+    )
+    parser.add_argument("--runner", help="what computes chunks, as `streamgen render` has it")
+    parser.add_argument(
+        "--quantize",
+        help="what of them is in eight bits, as `streamgen render` has it; the report tells the error of the "
+        "velocity, too",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
     parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
@@ -106,8 +115,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--ways": _ways,
     }
     mode = the_one(given, "--model")
-    if options.clip and not options.tokenizer:
-        raise InputError("--clip: is measured with --tokenizer, found none")
+    for name, given_with in (("--clip", options.clip), ("--quick", options.quick)):
+        if given_with and mode != "--tokenizer":
+            raise InputError(f"{name}: is for --tokenizer, found none")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
         if options.json:
@@ -122,10 +132,17 @@ def _streams(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 
 def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str, Any]:
     # Imported late, so that usage errors answer at once.
+    from streamgen.engine.choice import RUNNER_VARIABLE, check_runner
+    from streamgen.engine.quantize import QUANTIZE_VARIABLE, check_quantization
     from streamgen.render.job import parse_settings
 
     from .evaluation.runner import Evaluator
 
+    # streams are made by processes of their own, which have no other way to know
+    if options.runner is not None:
+        os.environ[RUNNER_VARIABLE] = check_runner(options.runner)
+    if options.quantize is not None:
+        os.environ[QUANTIZE_VARIABLE] = check_quantization(options.quantize)
     settings = parse_settings(options.settings)
     return Evaluator(model, _config(options), out_dir, settings, options.processes).run()
 
@@ -137,10 +154,10 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 
 
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
-    from .evaluation.comparison import compare_tokenizers
+    from .evaluation.comparison import compare_pixels, compare_tokenizers
 
-    tokenizers = [Path(path) for path in options.tokenizer]
-    yield compare_tokenizers(tokenizers, _config(options), out_dir, options.clip)
+    compare = compare_pixels if options.quick else compare_tokenizers
+    yield compare([Path(path) for path in options.tokenizer], _config(options), out_dir, options.clip)
 
 
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from streamgen.engine.guidance import joint_guidance
 from streamgen.engine.scheduler import add_noise, velocity_target
 
 from .packed import PackedContext
+from .sequence import velocity_of
 from .words.heads import AttributeHeads
 from .words.told import ToldBatch
 
@@ -159,15 +160,16 @@ class FlowNetwork(nn.Module):
         # a frozen teacher may be held in bfloat16 where nothing else is
         x = x.to(self.dit.patch_embedding.weight.dtype)
         if past is None:
-            out: Tensor = self.dit(x, sigma * 1000, text, self._context(x), motion, guidance)
-            return out.float()
+            context = self._context(x)
+            return velocity_of(self.dit, x, sigma * 1000, text, context, motion, guidance).float()
         seen = past.x.shape[1]
         assert text.segment is not None
         segments = [text.segment if past.segment is None else past.segment, text.segment]
         motions = [motion if past.motion is None else past.motion, motion]
         committed = (torch.arange(seen + x.shape[1], device=x.device) < seen).float()
         with written(committed if self.dit.config.writer else None):
-            out = self.dit(
+            out = velocity_of(
+                self.dit,
                 torch.cat([past.x.to(x), x], 1),
                 torch.cat([past.sigma, sigma], 1) * 1000,
                 TextContext(text.keys, text.values, torch.cat(segments, 1)),
@@ -291,8 +293,8 @@ def _by_level(error: Tensor, batch: FlowBatch) -> dict[str, Tensor | float]:
     out: dict[str, Tensor | float] = {}
     for name, low, high in (("low", 0.0, 1 / 3), ("mid", 1 / 3, 2 / 3), ("high", 2 / 3, 1.01)):
         chosen = batch.weight * ((batch.sigma >= low) & (batch.sigma < high))
-        if bool(chosen.any()):
-            out[f"error_{name}"] = (error * chosen).sum() / chosen.sum()
+        # not a number where a batch has none
+        out[f"error_{name}"] = (error * chosen).sum() / chosen.sum()
     return out
 
 

@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast, gather_object
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from .config import FrozenConfig, RunConfig
+from .config import FrozenConfig, RunConfig, require
 from .errors import TrainingError
 from .held import offload
 from .sharding import UNDIVIDED, ShardedModule, synchronize
@@ -51,20 +52,40 @@ def end_processes(accelerator: Accelerator) -> None:
 
 
 class Parallel:
-    """How this run's processes share the work: `ddp` copies networks, `fsdp2` shards them.
+    """How this run's processes share the work: `ddp` copies networks, `fsdp2` shards them, `hsdp` shards each
+    of several copies over a group of `shards` processes. Groups of `sequence` of them share a batch each.
 
     A single process has nothing to share, so that both are the same there. Accelerate's own FSDP is not used:
     it is ignored on CPUs and refuses to prepare a network without an optimizer, as a frozen teacher is.
     """
 
-    def __init__(self, accelerator: Accelerator, kind: str) -> None:
+    def __init__(
+        self, accelerator: Accelerator, kind: str, shards: int | None = None, sequence: int = 1
+    ) -> None:
         self.accelerator = accelerator
         self.main: bool = accelerator.is_main_process
         self.rank: int = accelerator.process_index
         self.world: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
-        sharded = kind == "fsdp2" and self.world > 1
-        self.mesh = init_device_mesh(self.device.type, (self.world,)) if sharded else None
+        self.mesh: DeviceMesh | None = None
+        if kind != "ddp" and self.world > 1:
+            group = self.world if shards is None else shards
+            require(self.world % group == 0, "shards", f"a divisor of the {self.world} processes", group)
+            # processes of a group are next to each other; one dimension where there is one copy
+            sizes = (group,) if shards is None else (self.world // group, group)
+            names = ("copies", "shards")[-len(sizes) :]
+            self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=names)
+
+        fits = self.world % sequence == 0
+        require(fits, "sequence", f"a divisor of the {self.world} processes", sequence)
+        #: Which of how many batches of an update is this process', and who shares it.
+        self.place, self.places = self.rank // sequence, self.world // sequence
+        self.sequence: ProcessGroup | None = None
+        if sequence > 1:
+            batches = init_device_mesh(
+                self.device.type, (self.places, sequence), mesh_dim_names=("batches", "sequence")
+            )
+            self.sequence = batches.get_group("sequence")
 
     def prepare(self, module: nn.Module) -> tuple[nn.Module, ShardedModule | None]:
         """The form of a trained module that losses are computed through, and its shards."""

@@ -18,6 +18,7 @@ from streamgen.engine.guidance import Conditioning, Guidance
 from streamgen.engine.noise import SeededNoise
 from streamgen.engine.runner import PlainRunner
 from streamgen.engine.sampler import Sampling
+from streamgen.engine.source import Source
 from streamgen.stream.latents import LatentChunk, LatentState
 from streamgen.stream.prompts import Text
 from streamgen.stream.recache import ByChunk
@@ -260,17 +261,20 @@ class RolloutStudent(FlowNetwork):
         sampling: Sampling,
         told: ToldBatch | None = None,
         context_gradient: bool = False,
+        source: Source | None = None,
     ) -> tuple[Tensor, Tensor | float, dict[str, Tensor | float]]:
         """Generate at least `frames` latent frames, in whole chunks: `(B, T, C, h, w)`; and `told_loss` of
         captions.
 
         With `sampling.with_gradient` the exit step of every chunk carries gradient to the parameters, and
         nothing else does: the context is committed without. With `context_gradient` it carries gradient, too:
-        see `distill.context_gradient`.
+        see `distill.context_gradient`. The first chunk may be made from a `source`, noised to the first level
+        of `sampling`.
         """
         if context_gradient and sampling.with_gradient:
+            assert source is None, "a config asks for one of them"
             return self._with_context(streams, frames, sampling, told)
-        made = self._carried_on(streams, frames, sampling, StudentRunner(self.dit))
+        made = self._carried_on(streams, frames, sampling, StudentRunner(self.dit), source)
         return torch.cat([chunk.latents for chunk in made], 1), *self.told_loss(told)
 
     def _with_context(
@@ -286,13 +290,18 @@ class RolloutStudent(FlowNetwork):
         return with_gradient_of(latents, again), *self.told_loss(told)
 
     def _carried_on(
-        self, streams: RunningStreams, frames: int, sampling: Sampling, runner: PlainRunner
+        self,
+        streams: RunningStreams,
+        frames: int,
+        sampling: Sampling,
+        runner: PlainRunner,
+        source: Source | None = None,
     ) -> list[LatentChunk]:
-        """The streams' next chunks, at least `frames` latent frames in all."""
+        """The streams' next chunks, at least `frames` latent frames in all, the first one from a source."""
         noise = SeededNoise(streams.seed, streams.script.words.device)
         steer = _Steering(self, streams, noise, runner)
         made: list[LatentChunk] = []
-        for state, chunk in rollout(runner, streams.state, steer.direct, noise, sampling):
+        for state, chunk in rollout(runner, streams.state, steer.direct, noise, sampling, source):
             streams.state = state
             made.append(chunk)
             if sum(part.frames for part in made) >= frames:

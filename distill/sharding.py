@@ -175,7 +175,7 @@ def whole_tree(tree: Any, keep: bool) -> Any:
 
 def share(tensor: Tensor, like: Tensor) -> Tensor:
     """This process' share of a whole tensor, spread as `like` is."""
-    if not isinstance(like, DTensor):
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     there = tensor.detach().to(like.device)
     return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)

@@ -89,8 +89,8 @@ class _TensorBoard:
 class _Hosted:
     """Weights & Biases, or trackio, which has the same calls."""
 
-    def __init__(self, name: str, **options: Any) -> None:
-        self._package = importlib.import_module(name)
+    def __init__(self, package: str, /, **options: Any) -> None:
+        self._package = importlib.import_module(package)
         self._package.init(project=PROJECT, **options)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

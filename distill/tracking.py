@@ -1,6 +1,7 @@
 """Where a run's numbers go: one-line log, progress bar on a terminal, metrics.jsonl, plots, trackers."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -8,8 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from streamgen.structured import to_plain
 
@@ -38,8 +41,7 @@ class Tracker:
         self._enabled = enabled
         self._first_step = step
         self._left = TimeLeft(config.max_steps, config.max_minutes, step, minutes)
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._values: dict[str, list[Tensor]] = {}
         self._since = time.monotonic()
         self._steps = 0
         self._sinks: list[Sink] = []
@@ -85,16 +87,16 @@ class Tracker:
                 sys.stderr.write(line + "\n")
                 sys.stderr.flush()
 
-    def record(self, step: int, metrics: Mapping[str, float], minutes: float, progress: float) -> None:
-        """Add one update's metrics; every `log_every` steps their means are written.
+    def record(self, step: int, metrics: Mapping[str, Tensor], minutes: float, progress: float) -> None:
+        """Add one update's metrics, scalars on any device; every `log_every` steps their means are written,
+        those that are numbers.
 
         `progress` in [0, 1] is the spent part of the budget, which the bar shows.
         """
         if not self._enabled:
             return
         for key, value in metrics.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value
-            self._counts[key] = self._counts.get(key, 0) + 1
+            self._values.setdefault(key, []).append(value)
         self._steps += 1
         left = describe(self._left.minutes(step, minutes))
         if self._progress is not None:
@@ -102,7 +104,8 @@ class Tracker:
             total = round(step / progress) if progress > 0 else None
             self._progress.update(self._progress.task_ids[0], completed=step, total=total, left=left)
         if step % self._config.log_every == 0:
-            means = {key: total / self._counts[key] for key, total in self._sums.items()}
+            means = {key: float(torch.stack(values).nanmean()) for key, values in self._values.items()}
+            means = {key: value for key, value in means.items() if not math.isnan(value)}
             means["seconds_per_step"] = (time.monotonic() - self._since) / self._steps
             self._write("train", step, means, minutes, f" left {left}")
             self._restart()
@@ -127,7 +130,7 @@ class Tracker:
             self.say("no plots: matplotlib is not installed (pip install 'streamgen[train]')")
 
     def _restart(self) -> None:
-        self._since, self._steps, self._sums, self._counts = time.monotonic(), 0, {}, {}
+        self._since, self._steps, self._values = time.monotonic(), 0, {}
 
     def _write(
         self, kind: str, step: int, metrics: Mapping[str, float], minutes: float, note: str = ""

@@ -52,8 +52,10 @@ class TrainedModule:
         if not parameters:
             raise TrainingError(f"{self.name}: no parameter received a gradient")
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        if limit is not None and bool(torch.isfinite(norm)):
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        if limit is not None:
+            # without asking the device whether it is finite
+            factor = torch.where(norm.isfinite(), (limit / (norm + 1e-6)).clamp(max=1.0), 1.0)
+            torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], factor)
         return norm
 
     def step(self) -> None:
@@ -88,18 +90,31 @@ class TrainedModule:
             finally:
                 self.module.train()
 
-    def state(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint keeps under "modules", "optimizers" and "ema": whole, in the main process."""
+    def state(self, whole: bool = True) -> dict[str, dict[str, Any]]:
+        """What a checkpoint keeps under "modules", "optimizers" and "ema": whole, in the main process, or as
+        it lies here.
+        """
         optimizers = {kind: optimizer.state_dict() for kind, optimizer in self.optimizers.items()}
         parts: dict[str, dict[str, Any]] = {
             "modules": self._kept(),
             "optimizers": optimizers,
             "ema": self.ema.state_dict(),
         }
-        if self._shards is None:
+        if self._shards is None or not whole:
             return parts
         whole_parts: dict[str, dict[str, Any]] = whole_tree(parts, self._parallel.main)
         return whole_parts
+
+    def templates(self) -> dict[str, Tensor]:
+        """Tensors that lie as those of a saved `state` are to lie, by their places in a checkpoint."""
+        found: dict[str, Tensor] = {}
+        for kind, tensors in (("modules", self._kept()), ("ema", self.ema.state_dict())):
+            found |= {f"{kind}/{self.name}/{name}": tensor for name, tensor in tensors.items()}
+        for kind, optimizer in self.optimizers.items():
+            for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+                for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                    found[f"optimizers/{self.name}/{kind}/state/{index}/{key}"] = p.detach()
+        return found
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Mapping[str, Any]], where: str) -> None:

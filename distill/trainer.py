@@ -5,7 +5,6 @@ is a function of (seed, step, micro-batch, rank) alone, so that a resumed run re
 uninterrupted one does.
 """
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from streamgen.errors import CheckpointError
 from streamgen.structured import to_plain
@@ -38,12 +37,18 @@ from .errors import TrainingError
 from .nonfinite import write_batches
 from .optim import learning_rate_factor, set_learning_rate
 from .parallel import Parallel, make_accelerator
+from .sequence import shared_batch
+from .shards import SHARDS, joined, parted, read_shards
 from .signals import SIGNAL_EXIT, StopSignals
 from .stage import FrozenStage, GatedStage, Stage, StatefulStage, Tick
 from .tracking import Tracker
 from .trained import TrainedModule
 
 __all__ = ["Outcome", "Stage", "Tick", "Trainer", "TrainingError", "make_accelerator"]
+
+
+#: Scalars, float64; where an update has nothing to say of one it is not a number.
+Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What an update rests on: the module whose gradients are in place, its batches, metrics and rate."""
+    """What an update rests on: the module whose gradients are in place, its batches, metrics and rate.
+    Metrics lie on the device until someone reads them: `finite` is the one number that the host waits for.
+    """
 
     part: TrainedModule
     batches: list[Any]
-    metrics: dict[str, float]
+    metrics: Metrics
     factor: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradients are."""
+        return bool(torch.stack([self.metrics["loss"], self.metrics["grad_norm"]]).isfinite().all())
 
 
 class Trainer:
@@ -83,7 +95,7 @@ class Trainer:
         self.config = config
         self.stage = stage
         self.accelerator = accelerator
-        self.parallel = Parallel(accelerator, config.parallel)
+        self.parallel = Parallel(accelerator, config.parallel, config.shards, config.sequence)
         self.run_dir = Path(config.run_dir)
         self.step = 0
         self._clock = clock
@@ -134,9 +146,10 @@ class Trainer:
 
     def tick(self, progress: float = 0.0) -> Tick:
         """The place of this process' first micro-batch of the next update."""
-        return Tick(self.step, 0, self.parallel.rank, self.parallel.world, self.config.seed, progress)
+        parallel = self.parallel
+        return Tick(self.step, 0, parallel.place, parallel.places, self.config.seed, progress)
 
-    def update(self, tick: Tick, batch: Callable[[Tick], Any]) -> dict[str, float]:
+    def update(self, tick: Tick, batch: Callable[[Tick], Any]) -> Metrics:
         """One optimizer step. Metrics are this process' means over the micro-batches.
 
         Raises:
@@ -144,32 +157,32 @@ class Trainer:
         """
         gradients = self.gradients(tick, batch)
         self.apply(gradients)
-        part, totals = gradients.part, {**gradients.metrics, "lr": gradients.factor}
+        part, totals = gradients.part, gradients.metrics | {"lr": torch.tensor(gradients.factor)}
         prefix = "" if len(self.parts) == 1 else f"{part.name}/"
         return {f"{prefix}{key}": value for key, value in totals.items()}
 
     def gradients(self, tick: Tick, batch: Callable[[Tick], Any]) -> Gradients:
         """Forward and backward passes of update `tick.step`, over all its micro-batches."""
         config, part = self.config, self.parts[self.stage.target(tick.step)]
-        totals: dict[str, float] = {}
+        totals: Metrics = {}
         batches: list[Any] = []
         for micro in range(config.gradient_accumulation):
             place = replace(tick, micro=micro)
             batches.append(moved(batch(place), self.parallel.device))
             torch.manual_seed(place.generator_seed("loss"))
             last = micro == config.gradient_accumulation - 1
-            with self.parallel.accumulate(part.prepared, last):
+            with self.parallel.accumulate(part.prepared, last), shared_batch(self.parallel.sequence):
                 metrics = self._backward(part, batches[-1])
             for key, value in metrics.items():
-                totals[key] = totals.get(key, 0.0) + value / config.gradient_accumulation
-        totals["grad_norm"] = float(part.clip(config.gradient_clip))
+                part_of_it = value / config.gradient_accumulation
+                totals[key] = totals[key] + part_of_it if key in totals else part_of_it
+        totals["grad_norm"] = part.clip(config.gradient_clip).detach().double()
         factor = learning_rate_factor(config.optim, tick.step, tick.progress)
         return Gradients(part, batches, totals, factor)
 
     def apply(self, gradients: Gradients) -> None:
         """Update the parameters, unless a loss or gradient of any process is not finite (TrainingError)."""
-        finite = all(math.isfinite(gradients.metrics[key]) for key in ("loss", "grad_norm"))
-        if self.parallel.largest(int(not finite)):
+        if self.parallel.largest(int(not gradients.finite)):
             self._stop_for_nonfinite(gradients)
         set_learning_rate(gradients.part.optimizers.values(), gradients.factor)
         gradients.part.step()
@@ -193,13 +206,14 @@ class Trainer:
             for name, module in modules.items()
         }
 
-    def _backward(self, part: TrainedModule, batch: Any) -> dict[str, float]:
+    def _backward(self, part: TrainedModule, batch: Any) -> Metrics:
         """Gradients of one micro-batch; returns its loss and metrics."""
         config, device = self.config, self.parallel.device.type
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             loss, metrics = self.stage.loss(part.prepared, batch)
         self.accelerator.backward(loss / config.gradient_accumulation)
-        return {key: float(value) for key, value in {"loss": loss.detach(), **metrics}.items()}
+        found, place = {"loss": loss, **metrics}, loss.device
+        return {key: torch.as_tensor(x, device=place).detach().double() for key, x in found.items()}
 
     def _loop(self, tracker: Tracker) -> None:
         config = self.config
@@ -225,7 +239,8 @@ class Trainer:
     def _stop_for_nonfinite(self, gradients: Gradients) -> None:
         """Keep what is needed to look into it: the batches, and the state that this update started from."""
         place = self.run_dir / "nonfinite" / f"step-{self.step:09d}"
-        totals, names = gradients.metrics, gradients.part.nonfinite_gradients()
+        totals = {name: float(value) for name, value in gradients.metrics.items()}
+        names = gradients.part.nonfinite_gradients()
         report = {"step": self.step, "module": gradients.part.name, "metrics": totals, "gradients": names}
         failure = None
         try:
@@ -308,15 +323,19 @@ class Trainer:
         self.stage.export(directory)
 
     def _save(self, root: Path, keep: int) -> None:
-        parts = {name: part.state() for name, part in self.parts.items()}
-        files: dict[str, Mapping[str, Any]] = {}
-        if self.parallel.main:
-            kinds = ("modules", "optimizers", "ema")
-            files[STATE_FILE] = {kind: {name: part[kind] for name, part in parts.items()} for kind in kinds}
+        sharded, shards = self.config.checkpoint.sharded, None
+        parts = {name: part.state(whole=not sharded) for name, part in self.parts.items()}
+        kinds = ("modules", "optimizers", "ema")
+        state: dict[str, Any] = {kind: {name: part[kind] for name, part in parts.items()} for kind in kinds}
+        if sharded:
+            state, shards = parted(state)
+        files: dict[str, Mapping[str, Any]] = {STATE_FILE: state} if self.parallel.main else {}
         if isinstance(self.stage, StatefulStage):
             files[stage_file(self.parallel.rank)] = self.stage.state()
         meta = {"minutes": self.minutes(), "config": to_plain(self.config), "bases": self._bases}
-        CheckpointWriter(root, keep, self.parallel.main, self.parallel.agree).save(self.step, files, meta)
+        CheckpointWriter(root, keep, self.parallel.main, self.parallel.agree).save(
+            self.step, files, meta, shards
+        )
 
     def _resume(self, resume: str) -> list[str]:
         """Go on from a checkpoint; returns what there is to say about it."""
@@ -333,6 +352,9 @@ class Trainer:
 
     def _load(self, path: Path) -> list[str]:
         state, meta = load_checkpoint(path, mapped=self.parallel.mesh is not None)
+        if (path / SHARDS).is_dir():
+            like = {place: x for part in self.parts.values() for place, x in part.templates().items()}
+            state = joined(state, read_shards(path / SHARDS, like))
         differing = differing_keys(meta["config"], to_plain(self.config))
         differing.pop("run_dir", None)
         changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())

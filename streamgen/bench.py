@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .engine.attention import attention_text
+from .engine.overlap.wave import WaveRunner
 from .engine.runner import Runner
 from .errors import InputError
 from .machine import device_name, memory_mb, peak_memory_mb, synchronize
@@ -108,10 +109,11 @@ def run_bench(
     """
     device, fps, chunks, effort = pipeline.device, pipeline.geometry.fps, options.chunks, options.effort
     session = pipeline.open(_PROMPTS[0], 0, settings=options.settings, deadline_ms=options.deadline_ms)
+    if options.roofline and isinstance(session.runner, WaveRunner):
+        raise InputError(f"--roofline: chunks of runner {session.runner.name} overlap, expected another one")
     # in full precision, so that eight bits can be compared with it
     other = None if options.vs is None else pipeline.choose(options.vs, quantize="none").runner
-    progress("time to first frame")
-    openings = [_first_frame_ms(pipeline, i, options) for i in range(effort.openings + 1)][1:]
+    openings = _openings(pipeline, options, progress)
     warm = _warm_chunks(session, effort)
     on_host = device.type == "cpu"
     progress(f"{chunks} chunks")
@@ -136,16 +138,7 @@ def run_bench(
         "steps_taken": {str(n): stream.steps.count(n) for n in sorted(set(stream.steps))},
         "switch_latency_ms": _spread(latencies) | {"n": len(latencies)},
         "recache_ms": round(statistics.median(recaches) * 1000, 3),
-        "chunk_ms": {
-            "denoise": _spread([row["denoise"] for row in parts]),
-            # none apart where the commit lies in a step's forward
-            "commit": _spread([row["commit"] for row in parts if "commit" in row] or [0.0]),
-            "decode": _spread(
-                [row["decode"] - copy for row, copy in zip(parts, copied, strict=False)] or [0.0]
-            ),
-            "copy": _spread(copied or [0.0]),
-            "total": _spread(steady),
-        },
+        "chunk_ms": _by_part(parts, copied) | {"total": _spread(steady)},
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "params_m": round(sum(count_parameters(pipeline).values()) / 1e6, 4),
     }
@@ -160,6 +153,26 @@ def run_bench(
         progress("work of a chunk, and the device's ceilings")
         result["roofline"] = _roofline(session, result["chunk_ms"])
     return result | _asked_for(session, other, options, progress)
+
+
+def _by_part(parts: Sequence[Mapping[str, float]], copied: Sequence[float]) -> dict[str, dict[str, float]]:
+    """The parts of chunks, zero where there is none apart: a commit that lies in a step's forward, pictures
+    that another process decodes. Of pictures that are decoded beside the next chunk, what it waits for them.
+    """
+    decode = [max(0.0, row["decode"] - copy) for row, copy in zip(parts, copied, strict=False)]
+    seconds = {
+        "denoise": [row["denoise"] for row in parts],
+        "commit": [row["commit"] for row in parts if "commit" in row],
+        "decode": decode,
+        "copy": copied,
+    }
+    return {name: _spread(each or [0.0]) for name, each in seconds.items()}
+
+
+def _openings(pipeline: Pipeline, options: BenchOptions, progress: Callable[[str], None]) -> list[float]:
+    """Milliseconds to the first frame of some streams, without the first one, which warms things up."""
+    progress("time to first frame")
+    return [_first_frame_ms(pipeline, i, options) for i in range(options.effort.openings + 1)][1:]
 
 
 def _roofline(session: Session, parts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -182,6 +195,10 @@ def _setup(pipeline: Pipeline, session: Session) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": 1 if pipeline.mesh is None else pipeline.mesh.size,
         "runner": session.runner.name,
+        "decoder": {
+            "device": device_name(pipeline.decoder_device),
+            "beside": pipeline.decoder_thread is not None,
+        },
         "quantize": session.runner.quantize,
         "torch": torch.__version__,
         "attention": attention_text(device, pipeline.dtype, pipeline.dit.config.head_dim),
@@ -252,21 +269,26 @@ class _Stream:
 
 
 def _timed(session: Session, chunks: int, progress: Callable[[str], None]) -> _Stream:
-    stream, device = _Stream(), session.model.device
+    stream, device, shown = _Stream(), session.model.device, list[FrameChunk]()
+    # decoded beside the next chunk, pictures are taken behind it
+    behind = 0 if session.model.decoder_thread is None else 1
     synchronize(device)
     for index in range(chunks):
         started = time.perf_counter()
         chunk = next(session)
+        shown.append(chunk)
+        if len(shown) > behind:
+            stream.frames.append(len(shown.pop(0).frames))
         # chunks end in a copy to the host, which waits for their decoding but not for their commit
         synchronize(device)
         stream.seconds.append(time.perf_counter() - started)
-        stream.frames.append(len(chunk.frames))
         stream.parts.append(chunk.timings)
         stream.steps.append(chunk.steps)
         if index in (150, chunks - 1):
             stream.memory[index] = memory_mb(device)
         if index % 100 == 99:
             progress(f"{index + 1}/{chunks} chunks")
+    stream.frames += [len(chunk.frames) for chunk in shown]
     return stream
 
 

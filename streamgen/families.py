@@ -11,7 +11,7 @@ from .checkpoints.foreign import SUFFIXES
 from .checkpoints.inspect import inspect_file
 from .engine.choice import AtLoad
 from .errors import CheckpointError, InputError
-from .machine import auto_device, default_dtype
+from .machine import default_dtype, device_of
 from .stream.model import ModelParts, StreamConfig
 from .suggest import unknown_key
 from .tiny.config import read_tiny_config, read_vocabulary
@@ -125,21 +125,3 @@ def find_model(name: str | Path) -> Path:
 def _expect_no_options(name: str | Path, wan: WanOptions | None) -> None:
     if wan is not None:
         raise InputError(f"model {name}: is not of the Wan family, it takes no weights or overrides")
-
-
-def device_of(device: str) -> torch.device:
-    """A device by its name.
-
-    Raises:
-        InputError: unknown, or not there.
-    """
-    if device == "auto":
-        return auto_device()
-    try:
-        chosen = torch.device(device)
-        if chosen.type == "meta":
-            raise InputError(f"device {device}: holds no values, expected cpu or a GPU")
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
-    return chosen

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from .errors import InputError
+
 _MEGABYTE = 2**20
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -32,6 +34,24 @@ def versions() -> dict[str, str]:
 def auto_device() -> torch.device:
     """What `auto` takes: a GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(device: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        InputError: unknown, or not there.
+    """
+    if device == "auto":
+        return auto_device()
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise InputError(f"device {device}: holds no values, expected cpu or a GPU")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+    return chosen
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

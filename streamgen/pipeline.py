@@ -15,7 +15,7 @@ from torch import Tensor
 from models.causal_dit import CausalDiT
 
 from .engine.adapters.live_lora import LiveLoraRunner, check_can_change
-from .engine.adapters.writer import WriterRunner, check_can_write, check_same_commit, committing_in
+from .engine.adapters.writer import writing
 from .engine.batch import BatchedRunner, Gathering
 from .engine.budget import StepBudget
 from .engine.choice import (
@@ -38,6 +38,7 @@ from .engine.quantize import (
     CACHE,
     QUANTIZATIONS,
     Quantization,
+    check_cache,
     check_quantization,
     default_quantization,
     keeps_cache,
@@ -148,7 +149,6 @@ class Pipeline(StreamModel):
             raise InputError(f"motion: {self.name} was not trained with tracks")
         merged = self.settings.updated(settings or {})
         recache_of(merged.recache_mode).check(merged.plan(self.plan), merged.sink_policy)
-        check_same_commit(self.dit, self.settings.context_noise, merged.context_noise)
         strengths = self.strengths(merged)
         draws = SeededNoise(seed, self.device, self.dtype) if noise is None else checked_source(noise)
         budget = None if deadline_ms is None else StepBudget.of(deadline_ms)
@@ -170,6 +170,7 @@ class Pipeline(StreamModel):
         if self.needs_null(settings):
             _ = self.null_text
         self.negative_text(settings)
+        self.input_text(settings)
 
     def runner(
         self,
@@ -218,19 +219,16 @@ class Pipeline(StreamModel):
             before.batch if asked is None else None,
         )
         key = (wanted, asked is None, bits_told is not None, torch.get_num_threads())
+        make = lambda net, name: self._chosen(net, asked, replace(wanted, runner=name), progress)  # noqa: E731
         with self._choosing:
             if key not in self._runners:
                 name_of_bits = str(wanted.quantize)
-                check_can_write(self.dit, self.parts.live, self.mesh, wanted.batch, name_of_bits)
                 dit, note = self._in_bits(of_linears(name_of_bits), bits_told is not None)
-                chosen = self._chosen(dit, asked, wanted, progress)
-                if self.dit.config.writer:
-                    same = replace(wanted, runner=chosen.runner.name)
-                    other = self._chosen(committing_in(self.dit, chosen.runner), asked, same, progress)
-                    chosen = replace(chosen, runner=WriterRunner.of(chosen.runner, other.runner))
+                chosen = make(dit, str(wanted.runner))
                 if keeps_cache(name_of_bits) and isinstance(chosen.runner, PlainRunner):
                     bits = chosen.runner.quantize
                     chosen.runner.quantize = CACHE if bits is None else f"{bits}+{CACHE}"
+                chosen = writing(self.dit, chosen, make)
                 self._runners[key] = chosen if note is None else replace(chosen, note=note)
             return self._runners[key]
 
@@ -238,7 +236,8 @@ class Pipeline(StreamModel):
         """The runner that is wanted, for the network in full precision or in eight bits."""
         live, cache = self.parts.live, keeps_cache(str(wanted.quantize))
         if cache:
-            self._check_cache(str(wanted.runner), asked is not None)
+            processes = None if self.mesh is None else self.mesh.size
+            check_cache(str(wanted.runner), asked is not None, processes)
         if live is not None:
             check_can_change(asked)
             if cache or self.mesh is not None:
@@ -261,13 +260,6 @@ class Pipeline(StreamModel):
         about = (mesh, self.geometry.token_grid, self.settings.steps)
         return shared_runner(name or default_runner(), dit, self.codec, *about)
 
-    def _check_cache(self, runner: str, asked: bool) -> None:
-        """Raise InputError where a cache in eight bits cannot be had."""
-        if self.mesh is not None:
-            raise InputError(f"quantize cache: not over {self.mesh.size} processes")
-        if asked and runner not in ("auto", "plain"):
-            raise InputError(f"quantize cache: with runner plain, found {runner}")
-
     def gathering(self, size: int) -> Gathering:
         """Where streams of `size` threads meet, each with a runner of `Gathering.member`; they run on the
         plain runner, in the eight bits that the pipeline was loaded with, if any.
@@ -282,7 +274,6 @@ class Pipeline(StreamModel):
             raise InputError(
                 "batch: streams at once cannot have LoRAs of other strengths, merge them (--lora)"
             )
-        check_can_write(self.dit, batch=True)
         with self._choosing:
             asked = self.asked_quantize is not None or default_quantization() is not None
             if keeps_cache(self.quantize_by_default):
@@ -477,7 +468,7 @@ class Pipeline(StreamModel):
         frames = self.start_pictures(image, video)
         if frames is None:
             return None, None
-        latents = encode_frames(self.tokenizer, frames).to(self.dtype)
+        latents = encode_frames(self.tokenizer, frames).to(self.device, self.dtype)
         if latents.shape[1] < self.plan.length(0):
             raise InputError(
                 f"start: expected at least {self.geometry.frames(self.plan.length(0))} frames for the first "

@@ -3,7 +3,9 @@ worker that is killed under them.
 
 The engine is the fake one at 30 frames per second. Viewers have a page's clock and no browser. Told are the
 share of offered frames that was shown, and after the kill how long viewers saw no picture and how much of it
-was lost.
+was lost. Where a share is too small it is told why: frames that did not come (sent too late, or left out on
+the way), seconds in which a viewer had nothing to play (the workers were too slow), else the viewers' own
+turns came late; and how many programs wanted a core, which on an idle machine are fewer than there are cores.
 """
 
 import asyncio
@@ -85,9 +87,17 @@ async def measure(fleet: Fleet, order: Order, seconds: float) -> dict[str, Any]:
     try:
         await _until(lambda: all(len(viewer.shown) > 8 for viewer in viewers), "there are no pictures")
         await asyncio.sleep(_WARM_SECONDS)
-        began = time.monotonic()
+        began, stood = time.monotonic(), [viewer.stood for viewer in viewers]
         await asyncio.sleep(seconds)
-        shares = [shown_share(viewer.shown, began, time.monotonic()) for viewer in viewers]
+        ended = time.monotonic()
+        shares = [shown_share(viewer.shown, began, ended) for viewer in viewers]
+        why = {
+            "came": [round(shown_share(viewer.came, began, ended), 3) for viewer in viewers],
+            "stood_seconds": [
+                round(viewer.stood - before, 2) for viewer, before in zip(viewers, stood, strict=True)
+            ],
+            "load": [round(os.getloadavg()[0], 1), os.cpu_count()],
+        }
         losses = await _kill_under(fleet, viewers, viewers[0].worker)
     finally:
         for task in watching:
@@ -95,7 +105,7 @@ async def measure(fleet: Fleet, order: Order, seconds: float) -> dict[str, Any]:
         for server in servers:
             server.should_exit = True
         await asyncio.gather(*serving)
-    return judged(shares, losses)
+    return judged(shares, losses) | why
 
 
 def judged(shares: Sequence[float], losses: Sequence[Loss | None]) -> dict[str, Any]:

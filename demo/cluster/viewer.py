@@ -29,12 +29,16 @@ class Viewer:
 
     Attributes:
         shown: when each frame was shown, and which one it was.
+        came: when each frame came, and which one it was.
+        stood: seconds in which everything that was announced had been played.
         heard: messages that are about the connection, in order: `reopened`, `moved`, `queue`, `error`.
     """
 
     base: str
     prompt: str = "a red ball"
     shown: list[tuple[float, int]] = field(default_factory=list)
+    came: list[tuple[float, int]] = field(default_factory=list)
+    stood: float = 0.0
     heard: list[dict[str, Any]] = field(default_factory=list)
     token: str = ""
     before: str = ""
@@ -107,6 +111,7 @@ class Viewer:
             _, _, _, self._seq, epoch, frame, _, _ = FRAME_HEADER.unpack(data[: FRAME_HEADER.size])
             if epoch == self._epoch:
                 self._arrived.add(frame)
+                self.came.append((time.monotonic(), frame))
             await self._acknowledge(socket)
             return
         message = json.loads(data)
@@ -130,7 +135,8 @@ class Viewer:
             await asyncio.sleep(_TURN_SECONDS)
             now = time.monotonic()
             elapsed, self._last = now - self._last, now
-            if self._playing:
+            if self._playing and self._rate:
+                self.stood += max(0.0, self._head + elapsed * self._rate - self._end) / self._rate
                 self._head = min(self._head + elapsed * self._rate, max(float(self._end), self._head))
             due = [frame for frame in self._arrived if frame <= self._head]
             if due:

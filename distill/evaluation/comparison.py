@@ -17,7 +17,7 @@ from ..scenes import MOTIONS, SceneConfig, contact_sheet
 from .figures import nested
 from .intervals import Figure
 from .measures import Instruments
-from .natural import natural_figures, natural_sheet, read_natural
+from .natural import natural_figures, natural_sheet, read_natural, world_figures
 from .page import Part, Picture, Section, Table, figure_at, layout, write_page
 from .runner import TRUTH_SEED, coded_clips
 from .streams import Video
@@ -88,6 +88,45 @@ def compare_tokenizers(
     if natural:
         natural_sheet(named, natural, out_dir / "natural.png")
     _write_page(rows, out_dir / "index.html")
+    return rows
+
+
+@torch.no_grad()
+def compare_pixels(
+    directories: Sequence[Path], config: EvaluationConfig, out_dir: Path, clips: Sequence[Path] = ()
+) -> list[dict[str, Any]]:
+    """PSNR alone, in a minute: of each tokenizer, in the order given, `natural_figures` of `clips`, and
+    `world_figures` of `config.clips` short clips beside the first one; also as `pixels.json`, page and sheet.
+
+    Raises:
+        InputError, CheckpointError: see `compare_tokenizers`.
+    """
+    world = SceneConfig()
+    loaded = [(str(path), *_load(path, (world.size,))) for path in directories]
+    natural = read_natural(clips, world.size)
+    motions = range(len(MOTIONS))
+    videos = Truth(world.size, motions, TRUTH_SEED).videos(
+        TruthSuite("prompts", "plain", config.clips, _SHORT)
+    )
+    figures, rows = [], []
+    for path, tokenizer, digest in loaded:
+        say(f"tokenizer {path}")
+        found = natural_figures(tokenizer, natural) if natural else {}
+        figures.append(found | world_figures(tokenizer, loaded[0][1], videos))
+        rows.append(
+            {"path": path, "digest": digest, **{name: vars(one) for name, one in figures[-1].items()}}
+        )
+    (out_dir / "pixels.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    cells = [[path, *found.values()] for (path, _, _), found in zip(loaded, figures, strict=True)]
+    said = (
+        "PSNR in dB with 95 % intervals: of files over pieces of half a second, of the world over its clips."
+    )
+    parts: list[Part] = [said, Table(["tokenizer", *figures[0]], cells)]
+    parts.append("; ".join(f"{path} is {digest}" for path, _, digest in loaded))
+    if natural:
+        natural_sheet([(path, tokenizer) for path, tokenizer, _ in loaded], natural, out_dir / "natural.png")
+        parts.append(Picture("natural.png"))
+    write_page(out_dir / "index.html", "tokenizers", [Section("", parts)])
     return rows
 
 

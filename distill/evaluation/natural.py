@@ -11,7 +11,9 @@ from streamgen.errors import InputError
 from streamgen.video.read import read_clip
 
 from ..scenes import contact_sheet
+from ..stages.tokenizer import moving_cells
 from .intervals import Figure, resampled
+from .streams import Video
 from .tokenizer import decibels, reconstruct, to_pixels
 
 #: As own clips are read: frames per second, and the frames of each clip that are judged, 1 + 8 k.
@@ -51,6 +53,37 @@ def natural_figures(tokenizer: VideoTokenizer, clips: Mapping[str, Tensor]) -> d
         for place, name in enumerate(clips)
     }
     return figures | {"mean": resampled(errors.tolist(), lambda some: decibels(some.mean(1)).mean(1))}
+
+
+@torch.no_grad()
+def world_figures(
+    tokenizer: VideoTokenizer, first: VideoTokenizer, videos: Sequence[Video]
+) -> dict[str, Figure]:
+    """PSNR in dB on clips of the world, over all pixels and over cells that move, and how much more each is
+    than with the tokenizer `first` on the same clips; intervals resample the clips.
+    """
+    rows = torch.tensor([[*_world(tokenizer, video), *_world(first, video)] for video in videos])
+
+    def over(some: Tensor) -> Tensor:
+        """dB of all four: the error in pixels and in moving cells, twice."""
+        total = some.sum(-2)
+        return decibels(total[..., [0, 2, 4, 6]] / total[..., [1, 3, 5, 7]])
+
+    told = {
+        "world": lambda some: over(some)[..., 0],
+        "world, moving cells": lambda some: over(some)[..., 1],
+        "more than the first": lambda some: over(some)[..., 0] - over(some)[..., 2],
+        "more in moving cells": lambda some: over(some)[..., 1] - over(some)[..., 3],
+    }
+    return {name: resampled(rows.tolist(), statistic) for name, statistic in told.items()}
+
+
+def _world(tokenizer: VideoTokenizer, video: Video) -> list[float]:
+    """Of one clip the sum of squared errors and the pixels they are of, then the same of moving cells."""
+    before, after = reconstruct(tokenizer, video.frames)
+    square = (after - before).square().mean(1, keepdim=True).double()
+    mask = moving_cells(before[None], tokenizer.config.patch)[0]
+    return [float(square.sum()), float(square.numel()), float((square * mask).sum()), float(mask.sum())]
 
 
 def natural_sheet(

@@ -1,13 +1,18 @@
 """From a model to the rows of its evaluation, and to the report that is made of them."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from models.video_tokenizer import VideoTokenizer
 from streamgen import Pipeline, load_pipeline
+from streamgen.check.agreement import eight_bits
+from streamgen.engine.choice import RUNNER_VARIABLE
+from streamgen.engine.quantize import QUANTIZE_VARIABLE, Quantization, of_linears
 from streamgen.engine.source import strength_problem
 
 from ..command import say
@@ -28,6 +33,8 @@ TRUTH_SEED, FITTING_SEED = 1, 2
 _SHOWN = 16
 #: Clips that a tokenizer's baseline is fitted to.
 _FITTING = 32
+#: Chunks of the stream on which the error of the velocity is taken.
+_ERROR_CHUNKS = 64
 
 
 class Evaluator:
@@ -52,7 +59,7 @@ class Evaluator:
         self.given = dict(settings)
         self.pipeline: Pipeline = load_pipeline(model)
         self.suites = SuiteBuilder(config, self.pipeline.vocabulary)
-        sampling = asdict(self.pipeline.settings.updated(settings))
+        sampling = asdict(self.pipeline.settings.updated(settings)) | computed_with()
         size = self.pipeline.geometry.height
         digest = settings_digest(sampling, config.what, size)
         self.world = SceneConfig(size=size)
@@ -70,7 +77,21 @@ class Evaluator:
             if coding:
                 self._tokenizer(instruments)
             self._stream(specs, controls, instruments)
-        return make_report(self.out_dir)
+        return make_report(self.out_dir) | self._velocity_error()
+
+    def _velocity_error(self) -> dict[str, Any]:
+        """What eight bits cost in each velocity, where linear layers are in eight bits; written to
+        `velocity_error.json` beside the report, too.
+        """
+        kind = of_linears(computed_with().get("quantize", "none"))
+        if kind == "none":
+            return {}
+        say(f"the error of the velocity in {kind}")
+        with one_thread():
+            error = {"kind": kind} | eight_bits(self.pipeline, cast(Quantization, kind), _ERROR_CHUNKS)
+        text = json.dumps(error, indent=1) + "\n"
+        (self.out_dir / "velocity_error.json").write_text(text, encoding="utf-8")
+        return {"velocity_error": error}
 
     def missing(self) -> tuple[list[tuple[StreamSpec, bool]], list[TruthSuite]]:
         """Streams without a row, each with whether its frames are to be kept, and controls."""
@@ -121,6 +142,14 @@ class Evaluator:
         for video, read in zip(videos, reads, strict=True):
             row = self._row(video.spec, plain(read))
             self.file.add(replace(row, suite="tokenizer", variant="coded"))
+
+
+def computed_with() -> dict[str, str]:
+    """The runner and the eight bits that the environment asks for: rows made with others are no rows of the
+    same report.
+    """
+    told = {"runner": os.environ.get(RUNNER_VARIABLE), "quantize": os.environ.get(QUANTIZE_VARIABLE)}
+    return {name: value for name, value in told.items() if value}
 
 
 def coded_clips(

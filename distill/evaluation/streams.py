@@ -67,11 +67,13 @@ class Switch:
 @dataclass(frozen=True)
 class Edit:
     """A clip of the world as live input, `number` of `edits.world_clip`, made anew at a strength under a
-    prompt that differs in one thing, which the spec's `kind` says.
+    prompt that differs in one thing, which the spec's `kind` says; `shows` is the clip in words, where the
+    stream is told.
     """
 
     number: int
     strength: float
+    shows: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: 
 def _made_anew(pipeline: Pipeline, spec: StreamSpec, edit: Edit, settings: Mapping[str, Any]) -> Video:
     """Stream a spec that listens to a clip; its path is where the clip's object is."""
     clip = world_clip(pipeline.geometry.height, edit.number, spec.frames)
-    session = pipeline.open(spec.prompt, spec.seed, settings={**settings, "strength": edit.strength})
+    own = {"strength": edit.strength, "input_prompt": edit.shows}
+    session = pipeline.open(spec.prompt, spec.seed, settings={**settings, **own})
     session.listen(clip.frames)
     parts: list[Tensor] = []
     borders: list[int] = []

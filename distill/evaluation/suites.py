@@ -53,6 +53,7 @@ class EvaluationConfig(Checked):
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
         clips: clips of the world for the tokenizer and, at most, for each control on the truth.
         edits: clips as live input, each made anew at every strength of `edits.STRENGTHS`.
+        edits_told: whether these streams are told what the clip shows (the setting `input_prompt`).
         controls: false leaves out the streams without a track and under `keep` and `clear`, which tell what
             the measures are worth: for reports that only differ in the weights.
         motions: names of the motions to ask for, such as those of an earlier world that a model was trained
@@ -73,6 +74,7 @@ class EvaluationConfig(Checked):
     long_drift_seconds: _Seconds = 240.0
     clips: Annotated[int, Bound(">= 8", lambda count: count >= 8)] = 48
     edits: _Streams = 0
+    edits_told: bool = False
     controls: bool = True
     motions: tuple[str, ...] = ()
 
@@ -84,7 +86,8 @@ class EvaluationConfig(Checked):
     @property
     def what(self) -> dict[str, Any]:
         """What each stream is, counts aside: rows of one report agree in it."""
-        return {
+        told = {"edits_told": True} if self.edits_told else {}
+        return told | {
             "seed": self.seed,
             "seconds": [self.seconds, self.drift_seconds, self.long_drift_seconds],
             "motions": list(self.motions),
@@ -172,13 +175,14 @@ class SuiteBuilder:
     def edits(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
         """Clips of the world made anew: another colour, shape or background in turn, and the path kept."""
         generator, frames = self._generator(8, "after"), 1 + round(self.config.seconds * FPS)
-        clips: list[tuple[int, str, Subject]] = []
+        clips: list[tuple[int, str, Subject, str]] = []
         number = self._seed(8, 0)
         while len(clips) < self.config.edits:
             before = Subject(*world_clip(64, number, 1).subject)
             if before.motion in self.motions and (before.colour, before.shape) in self._trained:
                 kind = EDIT_KINDS[len(clips) % len(EDIT_KINDS)]
-                clips.append((number, kind, self._changed(before, kind, generator)))
+                shows = canonical(before) if self.config.edits_told else ""
+                clips.append((number, kind, self._changed(before, kind, generator), shows))
             number += 1
         return [
             StreamSpec(
@@ -189,9 +193,9 @@ class SuiteBuilder:
                 (after,),
                 variant=variant_of(strength),
                 kind=kind,
-                edit=Edit(number, strength),
+                edit=Edit(number, strength, shows),
             )
-            for number, kind, after in clips
+            for number, kind, after, shows in clips
             for strength in strengths
         ]
 

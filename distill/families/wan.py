@@ -100,8 +100,9 @@ class WanFamily(Family):
         assert self.folder is not None
         self.captions.add(self.folder.captions)
         process = PartialState()
-        # five megabytes a clip: each process trains on its share of them
-        share = (process.process_index, process.num_processes)
+        # five megabytes a clip: each process trains on its share of them, or with others on theirs
+        sequence = self.run.sequence
+        share = (process.process_index // sequence, process.num_processes // sequence)
         own = OwnLatents(self.folder, self.codec, self.digest, self.captions, share)
         return LatentMix(None, own, self.run.clips, self.device)
 

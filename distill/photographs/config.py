@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from ..config import require
+from ..config import Checked, Natural, Positive, Share, require
 
 
 @dataclass(frozen=True)
-class PhotographConfig:
+class PhotographConfig(Checked, section="photographs"):
     """How often updates draw clips of moving photographs, and what moves in them.
 
     Attributes:
@@ -17,16 +17,13 @@ class PhotographConfig:
         fastest: of the camera, in widths of the picture per frame.
     """
 
-    share: float = 0.5
-    objects: int = 3
-    cut: float = 0.15
-    still: float = 0.15
-    fastest: float = 0.08
+    share: Positive = 0.5
+    objects: Natural = 3
+    cut: Share = 0.15
+    still: Share = 0.15
+    fastest: Positive = 0.08
 
     def __post_init__(self) -> None:
-        require(0 < self.share <= 1, "photographs.share", "above 0, at most 1", self.share)
-        require(0 <= self.objects <= 16, "photographs.objects", "0 to 16", self.objects)
-        for name in ("cut", "still"):
-            value = vars(self)[name]
-            require(0 <= value <= 1, f"photographs.{name}", "within [0, 1]", value)
-        require(0 < self.fastest <= 1, "photographs.fastest", "above 0, at most 1", self.fastest)
+        super().__post_init__()
+        require(self.share <= 1, "photographs.share", "above 0, at most 1", self.share)
+        require(self.fastest <= 1, "photographs.fastest", "above 0, at most 1", self.fastest)

@@ -21,6 +21,7 @@ from models.kv_cache import CacheRing
 from models.video_codec import VideoCodec
 from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
+from streamgen.engine.source import Source
 from streamgen.stream.latents import LatentState
 
 from ..config import require
@@ -40,12 +41,16 @@ from .self_forcing_config import SelfForcingRun, check_run, objective_of, update
 
 __all__ = ["SelfForcingRun", "SelfForcingStage"]
 
+# Clips that the pictures which streams are made from are looked for in.
+_CANDIDATES = 64
+
 
 @dataclass(frozen=True)
 class RolloutBatch:
     """What an update draws: a script for streams that begin with it, how many latent frames a stream may
     have, the exit step, the streams' seed, and the seed of the objective's noise; `first` where new streams
-    are to show their first chunk alone; captions that the student's text encoder is `told`.
+    are to show their first chunk alone; captions that the student's text encoder is `told`; `pictures` that
+    new streams are made from, clean latents `(B, T, C, h, w)` of their first chunk, noised to step `begin`.
     """
 
     script: Script
@@ -55,6 +60,8 @@ class RolloutBatch:
     objective_seed: int
     first: bool = False
     told: ToldBatch | None = None
+    pictures: Tensor | None = None
+    begin: int = 0
 
 
 class SelfForcingStage(DiffusionStage):
@@ -178,16 +185,33 @@ class SelfForcingStage(DiffusionStage):
         rollout = self.config.rollout
         generator = torch.Generator().manual_seed(tick.generator_seed("script"))
         timing = torch.Generator().manual_seed(tick.generator_seed("switch", shared=True))
-        sharded = self.run.parallel == "fsdp2"
+        sharded = self.run.parallel != "ddp"
         shared = torch.Generator().manual_seed(tick.generator_seed("exit", shared=True))
         exit_step = int(torch.randint(rollout.steps, (), generator=shared))
         first = float(torch.rand((), generator=shared)) < rollout.first_share
         size = rollout.first_batch if first else rollout.batch
+        heard = first and float(torch.rand((), generator=shared)) < rollout.input_share
+        begin = 1 + int(torch.randint(rollout.steps - 1, (), generator=shared)) if heard else 0
         limit = rollout.longest(tick.progress)
         script = self.script(size, generator, timing if sharded else None, limit)
         told = self.told(tick) if self.target(tick.step) == "student" else None
         seeds = tick.generator_seed("streams"), tick.generator_seed("objective")
-        return RolloutBatch(script, limit, exit_step, *seeds, first, told)
+        pictures = self._pictures(script, generator) if heard else None
+        # of the steps that are left from there
+        exit_step = begin + exit_step % (rollout.steps - begin)
+        return RolloutBatch(script, limit, exit_step, *seeds, first, told, pictures, begin)
+
+    def _pictures(self, script: Script, generator: torch.Generator) -> Tensor:
+        """What each new stream is made from: of some clips the first chunk of the one whose caption is most
+        like the stream's own, so that a part of it is right as it is.
+        """
+        rows = torch.randint(len(self.clips.words), (_CANDIDATES,), generator=generator)
+        words, captions = script.words[:, 0].cpu(), self.clips.words[rows, 0].long()
+        alike = (words[:, None] == captions[None]).sum(-1)
+        # the same words would leave nothing to change
+        alike = alike.masked_fill(alike == words.shape[1], -1)
+        frames = self.config.plan.first_chunk_frames
+        return self.clips.latents[rows[alike.argmax(1)], :frames].float().to(self.device)
 
     def script(
         self,
@@ -263,8 +287,12 @@ class SelfForcingStage(DiffusionStage):
         )
         if batch.first:
             streams = self._begin(batch)
-            context = streams.context()
-            return self._rolled(streams, student(streams, 1, sampling, batch.told, through), None, context)
+            context, source = streams.context(), None
+            if batch.pictures is not None:
+                left, source = sampling.sigmas[batch.begin :], Source(batch.pictures)
+                sampling = replace(sampling, sigmas=left, exit_step=batch.exit_step - batch.begin)
+            made = student(streams, 1, sampling, batch.told, through, source)
+            return self._rolled(streams, made, None, context)
         if streams is None or streams.frames + options.fresh_frames > batch.limit:
             streams = self._begin(batch)
         # an update that fails must not leave half a window behind

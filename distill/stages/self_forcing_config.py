@@ -23,9 +23,11 @@ class RolloutConfig(Checked, section="rollout"):
     student takes up to `steps` steps at `shift`, re-noising in between, of which one
     drawn per update is the last; chunks are committed at noise level `context_noise`. A `first_share` of
     the updates see the first chunk alone, of `first_batch` new streams: it is made of words only, all else
-    follows from it, and in windows it is one frame of many. With `context_gradient: self` the loss reaches
-    the student through what its streams have committed, too (`distill.context_gradient`); `writer` is the
-    rank of weights that only what is committed has (`models.writer`), 0 for none.
+    follows from it, and in windows it is one frame of many. Of these an `input_share` begins at clips of
+    other words instead of at noise, as live input does: at one of the noise levels below 1, the same for all
+    streams of the update. With `context_gradient: self` the loss reaches the student through what its streams
+    have committed, too (`distill.context_gradient`); `writer` is the rank of weights that only what is
+    committed has (`models.writer`), 0 for none.
     """
 
     batch: Count = 12
@@ -36,6 +38,7 @@ class RolloutConfig(Checked, section="rollout"):
     grow_until: float | None = None
     first_share: Share = 0.0
     first_batch: Count = 48
+    input_share: Share = 0.0
     steps: int = 4
     shift: float = 3.0
     context_noise: Decay = 0.05
@@ -54,6 +57,9 @@ class RolloutConfig(Checked, section="rollout"):
             expected = f"from rollout.long_from ({self.long_from}) to 1, or null"
             inside = self.long_from <= self.grow_until <= 1
             require(inside, "rollout.grow_until", expected, self.grow_until)
+        fits = self.input_share == 0 or (self.first_share > 0 and self.steps > 1)
+        expected = "0 without rollout.first_share, or with one step"
+        require(fits, "rollout.input_share", expected, self.input_share)
         FlowMatchScheduler(self.steps, self.shift)
 
     def longest(self, progress: float) -> int:
@@ -153,6 +159,9 @@ def _check_objective(config: SelfForcingRun) -> None:
         "none without a sink of whole chunks and a first chunk as long as the others",
         config.rollout.context_gradient,
     )
+    shared = config.rollout.input_share
+    plain = config.needs_clips and config.rollout.context_gradient == "none"
+    require(not shared or plain, "rollout.input_share", "0 without clips or with context_gradient", shared)
     found = config.rollout.writer
     if found:
         what = "0 without rollout.context_gradient: self, which teaches a writer"

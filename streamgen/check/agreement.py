@@ -15,6 +15,7 @@ from models.kv_cache import CacheView
 from ..bench import BenchOptions, in_turns
 from ..engine.guidance import Conditioning, guided_velocity
 from ..engine.onnx import runner as onnx
+from ..engine.overlap import ahead
 from ..engine.program import compiled
 from ..engine.quantize import Quantization, quantized
 from ..engine.runner import PlainRunner
@@ -29,7 +30,12 @@ _WORDS = ("a small red circle moves right over the sea", "a large blue star stay
 _CPU = torch.device("cpu")
 # largest difference in standard deviations of a chunk in float32, and relative RMS errors in bfloat16
 _FLOAT32, _BFLOAT16 = 1e-3, 0.1
-_RUNNERS = {"onnx": onnx.TOLERANCE, "compile": compiled.TOLERANCE, "graph": compiled.TOLERANCE}
+_RUNNERS = {
+    "ahead": ahead.TOLERANCE,
+    "onnx": onnx.TOLERANCE,
+    "compile": compiled.TOLERANCE,
+    "graph": compiled.TOLERANCE,
+}
 # the graphs of ONNX Runtime are for CPUs, those of CUDA are not
 _ONE_DEVICE = {"onnx": "cpu", "graph": "cuda"}
 

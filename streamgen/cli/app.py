@@ -16,6 +16,8 @@ import typer
 from ..errors import InputError, Interrupted, StreamgenError
 from ..suggest import shorten
 from .arguments import (
+    DecodeBeside,
+    DecoderDevice,
     Device,
     DType,
     Fit,
@@ -79,8 +81,8 @@ _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
 _RUNNER = (
-    "What computes chunks: auto (the fastest here), plain, onnx, compile or graph (CUDA); by default a "
-    "record's or saved stream's own."
+    "What computes chunks: auto (the fastest here), plain, onnx, compile, graph (CUDA), ahead or wave; by "
+    "default a record's or saved stream's own."
 )
 _QUANTIZE = (
     "In eight bits: linear layers (int8, fp8), the cache (cache) or both (int8+cache); none by default, or a "
@@ -230,6 +232,8 @@ def render(
     threads: Threads = None,
     runner: Runner = None,
     quantize: Quantize = None,
+    decode_beside: DecodeBeside = False,
+    decoder_device: DecoderDevice = None,
     deadline: Deadline = None,
     batch: Batch = None,
     save_state: SaveState = None,
@@ -304,6 +308,8 @@ def bench(
     ] = None,
     runner: Runner = None,
     quantize: Quantize = None,
+    decode_beside: DecodeBeside = False,
+    decoder_device: DecoderDevice = None,
     settings: Settings = None,
     deadline: Deadline = None,
     vs: Annotated[
@@ -332,7 +338,6 @@ def bench(
     from ..engine.budget import StepBudget
     from ..engine.choice import check_runner
     from ..engine.parallel.mesh import joined
-    from ..engine.quantize import check_quantization
     from ..pipeline import load_pipeline
     from ..render.job import parse_settings
     from .options import note_runner
@@ -341,8 +346,6 @@ def bench(
         torch.set_num_threads(threads)
     if vs is not None:
         check_runner(vs)
-    if quantize is not None:
-        check_quantization(quantize)
     if deadline is not None:
         StepBudget.of(deadline)
     values = parse_settings(settings or ())
@@ -356,6 +359,8 @@ def bench(
     )
     if threads is None:
         pipeline.settle_threads()
+    if decode_beside or decoder_device is not None:
+        pipeline.decode_beside(decoder_device)
     note_runner(pipeline, lambda note: say(f"note: {note}"))
     leads = mesh is None or mesh.leads
     result = run_bench(pipeline, options, say if leads and not quiet else lambda text: None)

@@ -13,6 +13,12 @@ Quantize = Annotated[
         help="In eight bits: int8, fp8, cache, int8+cache, ...; none by default, or a record's own."
     ),
 ]
+DecodeBeside = Annotated[
+    bool, typer.Option("--decode-beside", help="Decode a chunk in a thread while the next one is made.")
+]
+DecoderDevice = Annotated[
+    str | None, typer.Option(help="Decode there, beside the next chunk: cpu, cuda:1, ...")
+]
 _WAN = "Models of the Wan family"
 _WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."
 Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN)]

@@ -46,6 +46,7 @@ def render_jobs(options: RenderOptions, stop: Stop) -> int:
     folder = OutputFolder(options.output)
     if options.engine == "ray":
         refuse(options, ("batch",), "Ray spreads items over its workers")
+        refuse(options, ("decode_beside", "decoder_device"), "Ray's workers decode as they go")
         refuse(options, WAN_OPTIONS, "with Ray, convert the weights and name their folder as --model")
         from ..render.ray_engine import RayEngine, RayOrder
 

@@ -79,6 +79,8 @@ class RenderOptions:
     runner: str | None = None
     quantize: str | None = None
     deadline: float | None = None
+    decode_beside: bool = False
+    decoder_device: str | None = None
     batch: int | None = None
     save_state: Path | None = None
     continue_from: Path | None = None
@@ -161,6 +163,8 @@ def open_model(
         raise InputError(
             f"model {options.model}: has decoder none and streams latents alone; a video needs vae or tiny"
         )
+    if options.decode_beside or options.decoder_device is not None:
+        pipeline.decode_beside(options.decoder_device)
     return pipeline
 
 

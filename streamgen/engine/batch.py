@@ -21,7 +21,7 @@ from models.causal_dit import CausalDiT, TextContext
 from models.kv_cache import CacheView
 from models.video_codec import VideoCodec
 
-from ..errors import Interrupted
+from ..errors import InputError, Interrupted
 from .attention import attention_kernels, attention_scope
 from .guidance import Pass
 from .runner import BatchPlace, PassRunner
@@ -184,6 +184,8 @@ class Gathering:
     """
 
     def __init__(self, dit: CausalDiT, codec: VideoCodec | None, size: int) -> None:
+        if dit.config.writer:
+            raise InputError("the model has a writer of commits, which cannot be had with streams at once")
         # checks the size
         self.size = BatchPlace(size, 0).size
         self._dit, self._codec, self._passes = dit, codec, BatchedPasses(dit, size)

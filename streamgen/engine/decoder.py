@@ -3,6 +3,10 @@ hidden state.
 """
 
 import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +29,58 @@ class DecoderState:
         """The state before the first latent frame, batch 1."""
         weight = codec.latent_mean
         return cls(codec.initial_state(1, weight.device, weight.dtype))
+
+
+Decode = Callable[[Tensor, DecoderState], tuple[Tensor, DecoderState]]
+
+
+class Decoding:
+    """Pictures on their way, and the state behind them: whoever asks first decodes, the others wait. One that
+    failed or was cut short is decoded by the next who asks, so nothing is lost by that.
+
+    Args:
+        decode: makes pictures of latents in a state.
+        latents: see `StreamingDecoder.decode`.
+        before: the state that they follow.
+    """
+
+    def __init__(self, decode: Decode, latents: Tensor, before: DecoderState) -> None:
+        self._todo: tuple[Decode, Tensor, DecoderState] | None = (decode, latents, before)
+        self._made: tuple[Tensor, DecoderState] | None = None
+        self._asking = threading.Lock()
+        device = latents.device
+        self._ready = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def result(self) -> tuple[Tensor, DecoderState]:
+        """Pictures, uint8 `(T, H, W, 3)` on the host, and the state; raises what decoding raises."""
+        with self._asking:
+            if self._made is None:
+                assert self._todo is not None
+                decode, latents, before = self._todo
+                with _beside(latents.device, self._ready):
+                    self._made = decode(latents, before)
+            self._todo = None
+            return self._made
+
+
+class DecoderThread:
+    """Decodes chunks in a thread, one after the other, while their stream goes on."""
+
+    def __init__(self) -> None:
+        self._worker = ThreadPoolExecutor(1, "streamgen-decode")
+
+    def begin(self, decode: Decode, latents: Tensor, before: DecoderState | Decoding) -> Decoding:
+        """The next pictures of a stream; waits until those before them are there, so that no more than one
+        chunk's are on their way.
+        """
+        coming = Decoding(decode, latents, at_rest(before))
+        self._worker.submit(coming.result)
+        return coming
+
+
+def at_rest(state: DecoderState | Decoding) -> DecoderState:
+    """A decoder's state, once it is there."""
+    return state.result()[1] if isinstance(state, Decoding) else state
 
 
 class StreamingDecoder:
@@ -54,7 +110,8 @@ class StreamingDecoder:
         Returns:
             uint8 frames `(T', H, W, 3)` and the state after them.
         """
-        raw = self.tokenizer.denormalize(latents.to(self.tokenizer.latent_mean.dtype), state.latent_frames)
+        # where the decoder is, which may be another device
+        raw = self.tokenizer.denormalize(latents.to(self.tokenizer.latent_mean), state.latent_frames)
         video, after = self.tokenizer.decode_chunk(raw, state.tokenizer)
         return self.to_host(video[0]), DecoderState(after, state.latent_frames + latents.shape[1])
 
@@ -107,6 +164,21 @@ def _pinned(pixels: Tensor) -> Tensor:
         done = aside.record_event()
     done.synchronize()
     return host
+
+
+def _beside(device: torch.device, ready: torch.cuda.Event | None) -> AbstractContextManager[object]:
+    """A stream of the device for decoding, which waits until the latents are there; nothing on CPUs."""
+    if ready is None:
+        return nullcontext()
+    stream = _decoding(device)
+    stream.wait_event(ready)
+    return torch.cuda.stream(stream)
+
+
+@functools.cache
+def _decoding(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which chunks are decoded beside the next one."""
+    return torch.cuda.Stream(device)
 
 
 @functools.cache

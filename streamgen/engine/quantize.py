@@ -195,6 +195,18 @@ def of_linears(name: str) -> str:
     return name.removesuffix(CACHE).removesuffix("+") or "none"
 
 
+def check_cache(runner: str, asked: bool, processes: int | None) -> None:
+    """Raise InputError where a cache in eight bits cannot be had: the plain runner reads one, alone.
+
+    Args:
+        processes: that share a stream; None for a stream of this one.
+    """
+    if processes is not None:
+        raise InputError(f"quantize cache: not over {processes} processes")
+    if asked and runner not in ("auto", "plain"):
+        raise InputError(f"quantize cache: with runner plain, found {runner}")
+
+
 def keeps_cache(name: str | None) -> bool:
     """Whether a quantisation has the cache in eight bits."""
     return name is not None and name.endswith(CACHE)

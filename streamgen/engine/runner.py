@@ -6,8 +6,8 @@ of their own but how one pass of the network is computed, which is all that `Pas
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, repeat
 from typing import Any, Protocol
 
 import torch
@@ -85,9 +85,13 @@ class DenoiseTask:
     due: "CommitTask | None" = None
 
     @property
-    def masked(self) -> bool:
-        """Whether a part of the source is to stay."""
-        return self.source is not None and self.source.mask is not None
+    def compares(self) -> bool:
+        """Whether steps look at the source again: at a part that is to stay, or at its words."""
+        return self.source is not None and (self.source.mask is not None or self.source.words is not None)
+
+    def begun(self, noise: Tensor) -> Tensor:
+        """What denoising begins at: noise, with the source in it."""
+        return noise if self.source is None else self.source.noised(noise, self.sampling.sigmas[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +199,15 @@ class PlainRunner:
 
     def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
-        watch, sampling = _FiniteWatch(), task.sampling
-        start, fresh = self.draws(task)
-        velocity = self.velocity_of(task)
+        watch, sampling, source = _FiniteWatch(), task.sampling, task.source
+        first, fresh = self.draws(task)
+        start, velocity = task.begun(first), self.velocity_of(task)
+        if source is not None and source.words is not None:
+            draws = [first, *fresh] if sampling.renoise else repeat(first)
+            noise = dict(zip(sampling.sigmas[:-1], draws, strict=False))
+            view = task.ring.view(task.cursor, task.frames)
+            seen = self.velocity(view, replace(task.conditioning, text=source.words))
+            velocity = source.likened(velocity, seen, noise)
         watch(0, "noise", start)
         with attention_scope(self.kernels):
             latents = denoise_chunk(
@@ -208,26 +218,23 @@ class PlainRunner:
                 sampling.exit_step,
                 sampling.with_gradient,
                 watch,
-                task.source.kept if task.source is not None and task.masked else None,
+                source.kept if source is not None and source.mask is not None else None,
             )
         watch.check(task.index)
         return latents
 
     def draws(self, task: DenoiseTask) -> tuple[Tensor, list[Tensor]]:
         """All draws of a chunk, `(B, T, C, h, w)` each, before its first step, so that no step waits for a
-        copy to the device: what it starts from, its source in it, and the noise behind each step but the
-        last.
+        copy to the device: the first one, and those behind each step but the last.
         """
         rows, columns = task.ring.shape.grid
         patch, channels = self.dit.config.patch, self.dit.config.latent_channels
         shape = (task.ring.shape.batch, task.frames, channels, rows * patch, columns * patch)
         sampling, noise = task.sampling, task.noise
-        start = noise.initial(task.index, shape)
+        first = noise.initial(task.index, shape)
         steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1
         draws = range(steps - 1) if sampling.renoise else ()
-        if task.source is not None:
-            start = task.source.noised(start, sampling.sigmas[0])
-        return start, [noise.renoise(task.index, step, shape) for step in draws]
+        return first, [noise.renoise(task.index, step, shape) for step in draws]
 
     def velocity_of(self, task: DenoiseTask) -> Velocity:
         """What the steps of a chunk ask for, one after the other."""

@@ -68,6 +68,13 @@ class _Tally:
                 alone = f"the stream goes on by itself from {at / chunk.fps:g} s"
                 self.told.append(f"input: {receipt.over}; {alone}")
 
+    def take(self, chunk: FrameChunk) -> None:
+        """Note what a chunk took, and what took effect with it."""
+        for part, seconds in chunk.timings.items():
+            self.add(part, seconds)
+        self.receipts |= {receipt.number: receipt for receipt in chunk.receipts}
+        self.steps[chunk.steps] += 1
+
     def add(self, part: str, seconds: float) -> None:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
@@ -224,9 +231,19 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
     session, geometry = clip.session, clip.session.geometry
     end = clip.first_frame + clip.frames
     reach = geometry.temporal * session.model.plan.chunk_frames
-    before = None
-    while sink.frames_written < clip.frames:
+    before, made = None, 0
+    # where chunks are decoded beside the next one, they are written one behind
+    behind = 0 if session.model.decoder_thread is None or clip.endless else 1
+    waiting: list[FrameChunk] = []
+
+    def write(most: int) -> None:
+        while len(waiting) > most:
+            _write(clip, waiting.pop(0), end, targets, tally)
+            hooks.progress(sink.frames_written)
+
+    while max(made, sink.frames_written) < clip.frames:
         if hooks.stopped():
+            write(0)
             raise Interrupted(_kept(sink))
         if clip.endless and session.input_over:
             # the last chunk held what was not there any more
@@ -235,12 +252,7 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
         if keep and session.next_frame + reach > end:
             before = session.snapshot()
         chunk = next(session)
-        if tally.first_frame is None:
-            tally.first_frame = time.perf_counter() - clip.began
-        for part, seconds in chunk.timings.items():
-            tally.add(part, seconds)
-        tally.receipts |= {receipt.number: receipt for receipt in chunk.receipts}
-        tally.steps[chunk.steps] += 1
+        tally.take(chunk)
         note = session.deadline_note
         if note is not None and not any(told.startswith("deadline: ") for told in tally.told):
             tally.told.append(note)
@@ -248,12 +260,11 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
         if clip.endless and chunk.input is not None and chunk.input.over is not None:
             end = min(end, chunk.start_frame + len(chunk.frames) - chunk.input.held)
         tally.listen(chunk, end)
-        started = time.perf_counter()
-        wanted = chunk.frames[max(0, clip.first_frame - chunk.start_frame) : end - chunk.start_frame].numpy()
-        for target in targets:
-            target.write(wanted)
-        tally.add("write", time.perf_counter() - started)
-        hooks.progress(sink.frames_written)
+        waiting.append(chunk)
+        place = (geometry.latent_of(chunk.start_frame), chunk.latents.shape[1])
+        made = geometry.frame_range(*place)[1] - clip.first_frame
+        write(behind)
+    write(0)
     trouble = session.source.trouble if isinstance(session.source, ReadInput) else None
     if trouble is not None and not any(trouble in told for told in tally.told):
         tally.told.append(f"input: {trouble}")
@@ -262,6 +273,18 @@ def _stream(clip: Clip, targets: list[Any], tally: _Tally, hooks: Hooks, keep: b
     # a chunk that was cropped is made again by the continuation, which leaves out the frames that are here
     state = session.snapshot() if before is None or session.next_frame <= end else before
     return replace(state, meta=state.meta | {"rendered_frames": end})
+
+
+def _write(clip: Clip, chunk: FrameChunk, end: int, targets: list[Any], tally: _Tally) -> None:
+    """Give the frames of a chunk that belong to a clip up to frame `end` to all targets."""
+    frames = chunk.frames
+    if tally.first_frame is None:
+        tally.first_frame = time.perf_counter() - clip.began
+    started = time.perf_counter()
+    wanted = frames[max(0, clip.first_frame - chunk.start_frame) : end - chunk.start_frame].numpy()
+    for target in targets:
+        target.write(wanted)
+    tally.add("write", time.perf_counter() - started)
 
 
 def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally) -> dict[str, Any]:
@@ -289,6 +312,7 @@ def _record(clip: Clip, sink: VideoFileSink, digests: PartDigests, tally: _Tally
         "threads": torch.get_num_threads(),
         "processes": 1 if pipeline.mesh is None else pipeline.mesh.size,
         "runner": session.runner.name,
+        "decoder_device": device_name(pipeline.decoder_device),
         "quantize": session.runner.quantize,
         "batch": None if session.runner.batch is None else session.runner.batch.to_json(),
         # how many chunks took so many; which of them is in the timeline

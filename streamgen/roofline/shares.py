@@ -63,7 +63,8 @@ def chunk_work(session: Session) -> dict[str, Work]:
     twin = session.fork()
     runner = CountingRunner.like(session.runner)
     twin.runner = runner
-    next(twin)
+    # until they are decoded, wherever that is
+    _ = next(twin).frames
     return runner.work
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.causal_dit import TextContext
 from models.context import ChunkPlan
@@ -19,6 +19,8 @@ from models.text_encoder import Vocabulary, Words
 from models.video_codec import VideoCodec
 
 from ..engine.adapters.live_lora import LiveLoraRunner
+from ..engine.adapters.writer import check_same_commit
+from ..engine.decoder import DecoderState, DecoderThread, Decoding, at_rest
 from ..engine.geometry import LatentGeometry
 from ..engine.networks import Networks
 from ..engine.parallel.mesh import Mesh
@@ -27,6 +29,7 @@ from ..engine.program.leases import RingPool
 from ..engine.runner import PlainRunner, Runner
 from ..errors import InputError
 from ..interpolate import blended
+from ..machine import device_of
 from .events import StreamEvent
 from .prompts import Blend, Passage, PromptEncoder, Text, blend_mark, blend_name, check_prompt
 from .settings import StreamSettings
@@ -96,6 +99,8 @@ class StreamModel:
         self.text_encoder, self.motion_encoder = networks.text_encoder, networks.motion_encoder
         self.geometry: LatentGeometry = parts.config.geometry()
         self.settings: StreamSettings = parts.config.sampling
+        # decodes beside the next chunk, where it was asked for
+        self.decoder_thread: DecoderThread | None = None
         # processes that compute its streams together
         self.mesh: Mesh | None = None
         # whether each of them holds a part of the heads
@@ -195,6 +200,41 @@ class StreamModel:
             self._live_nulls = kept | {strengths: found}
         return found
 
+    @property
+    def decoder_device(self) -> torch.device:
+        """Where pictures are decoded; the network's where they are not."""
+        return self.device if self.codec is None else self.codec.latent_mean.device
+
+    def decode_beside(self, device: str | None = None) -> None:
+        """Decode pictures of a chunk in a thread while the next one is made; before the first stream. Chunks
+        are handed over at once, and `FrameChunk.frames` waits. On the same device the same bits.
+
+        Args:
+            device: where the decoder goes; by default it stays where it is.
+
+        Raises:
+            InputError: no such device, or one for each of several processes.
+        """
+        codec = self.tokenizer
+        if device is not None:
+            if self.mesh is not None:
+                raise InputError(f"decoder device: not over {self.mesh.size} processes")
+            place = device_of(device)
+            assert isinstance(codec, nn.Module), "decoders are modules"
+            codec.to(place)
+        self.decoder_thread = DecoderThread()
+
+    def decoded(
+        self, runner: Runner, latents: Tensor, state: DecoderState | Decoding | None
+    ) -> tuple[Tensor | Decoding, DecoderState | Decoding | None]:
+        """The next pictures of a stream, and the decoder's state behind them; none of a stream of latents."""
+        if state is None:
+            return self.no_frames(), None
+        if self.decoder_thread is None:
+            return runner.decode(latents, at_rest(state))
+        coming = self.decoder_thread.begin(runner.decode, latents, state)
+        return coming, coming
+
     def plain_runner(self) -> Runner:
         """The networks as they read, live LoRAs beside them."""
         live = self.parts.live
@@ -218,16 +258,27 @@ class StreamModel:
         Raises:
             InputError: it cannot be encoded.
         """
-        words = settings.negative_prompt
+        return self._beside(settings, settings.negative_prompt)
+
+    def input_text(self, settings: StreamSettings) -> Text | None:
+        """What the live input of streams with these settings shows, encoded; None where they do not say.
+
+        Raises:
+            InputError: it cannot be encoded.
+        """
+        return self._beside(settings, settings.input_prompt)
+
+    def _beside(self, settings: StreamSettings, words: str) -> Text | None:
         return self.read_at(self.text(words), self.strengths(settings)) if words.strip() else None
 
     def coming_null(self, settings: StreamSettings) -> "Future[object] | None":
-        """The null text or the negative one on its way, where settings need it and it is not there and takes
-        its time.
+        """The null text, or the words of settings, on their way, where they are needed and not there and take
+        their time.
         """
-        negative = settings.negative_prompt
-        if negative.strip() and not self.prompts.quick and self._kept(negative) is None:
-            return self._workers().submit(lambda: self.text(negative))
+        told = (settings.negative_prompt, settings.input_prompt)
+        missing = [words for words in told if words.strip() and self._kept(words) is None]
+        if missing and not self.prompts.quick:
+            return self._workers().submit(lambda: [self.text(words) for words in missing])
         if self._null_text is not None or self.prompts.quick or not self.needs_null(settings):
             return None
         return self._workers().submit(lambda: self.null_text)
@@ -351,6 +402,7 @@ class StreamModel:
         Raises:
             InputError: settings that no cache can have; CheckpointError: it does not fit into the memory.
         """
+        check_same_commit(self.dit, self.settings.context_noise, settings.context_noise)
         plan = settings.plan(self.plan)
         config = self.dit.config
         shape = CacheShape(config.layers, config.heads, config.head_dim, self.geometry.token_grid)

@@ -82,6 +82,7 @@ def rollout(
     direct: Callable[[LatentState], tuple[LatentState, Conditioning, Text]],
     noise: NoiseSource,
     sampling: Sampling,
+    given: Source | None = None,
 ) -> Iterator[tuple[LatentState, LatentChunk]]:
     """Generate chunk after chunk, for ever.
 
@@ -89,6 +90,7 @@ def rollout(
         state: where the stream is.
         direct: what steers the next chunk of a state whose last chunk is settled; it may rebuild the cache,
             and returns the state it left.
+        given: pictures that the first of these chunks is made from.
 
     Yields:
         the state behind each chunk, the chunk's commit done without gradient, and the chunk.
@@ -96,6 +98,7 @@ def rollout(
     state = settle(runner, state, noise)
     while True:
         state, conditioning, text = direct(state)
-        state, chunk = advance(runner, state, conditioning, text, noise, sampling)
+        state, chunk = advance(runner, state, conditioning, text, noise, sampling, given)
+        given = None
         state = settle(runner, state, noise)
         yield state, chunk

@@ -26,7 +26,7 @@ CommitNoise = Literal["drawn", "none"]
 # Steps of some chunks; 0 where they are as all others.
 STEP_SETTINGS = ("first_steps", "change_steps", "budget_steps")
 # Told where they are not what they are in most streams.
-_SELDOM = ("lora", "negative_prompt", "negative_scale", "strength")
+_SELDOM = ("lora", "negative_prompt", "negative_scale", "strength", "input_prompt")
 # These shape the cache, so they are fixed when a stream opens.
 OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
@@ -63,6 +63,8 @@ class StreamSettings:
         negative_scale: how far cross-attention turns away, 1 to 50; 1 is not at all.
         strength: of a stream with live input, how much of it is made anew, above 0 and at most 1: denoising
             begins at the nearest noise level at or under it.
+        input_prompt: what the live input shows. Chunks then keep of it what their own words do not change
+            (`engine.source.Source.likened`), at the price of a second prediction a step.
 
     Raises:
         ValueError: a value out of range.
@@ -87,6 +89,7 @@ class StreamSettings:
     negative_prompt: str = ""
     negative_scale: float = 9.0
     strength: float = 0.75
+    input_prompt: str = ""
 
     def __post_init__(self) -> None:
         for name in STEP_SETTINGS:
@@ -112,9 +115,8 @@ class StreamSettings:
         ):
             if not fits:
                 raise ValueError(f"{name} must be {most}, found {vars(self)[name]}")
-        if len(self.negative_prompt) > MAX_PROMPT:
-            found = len(self.negative_prompt)
-            raise ValueError(f"negative_prompt: expected at most {MAX_PROMPT} characters, found {found}")
+        for name in ("negative_prompt", "input_prompt"):
+            _check_length(name, vars(self)[name])
         if self.sink_frames > 1024 or self.window_frames > 1024:
             raise ValueError(
                 f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and "
@@ -228,3 +230,8 @@ class StreamSettings:
         """Plain values by name; those that few streams have, where they are not as in all others."""
         values, plain = asdict(self), StreamSettings()
         return {n: value for n, value in values.items() if n not in _SELDOM or value != vars(plain)[n]}
+
+
+def _check_length(name: str, words: str) -> None:
+    if len(words) > MAX_PROMPT:
+        raise ValueError(f"{name}: expected at most {MAX_PROMPT} characters, found {len(words)}")

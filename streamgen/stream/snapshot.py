@@ -20,7 +20,7 @@ from torch import Tensor
 from models.kv_cache import CacheCursor, CacheRing
 from models.video_codec import VideoCodec
 
-from ..engine.decoder import DecoderState, StreamingDecoder
+from ..engine.decoder import DecoderState, StreamingDecoder, at_rest
 from ..engine.noise import NoiseSource, SeededNoise, seed_identity
 from ..engine.runner import Runner
 from ..errors import InputError
@@ -103,8 +103,9 @@ def encode(
         tensors |= {f"gesture.{i}.{name}": vars(gesture.tracks)[name].clone() for name in _TRACKS}
     for i, item in enumerate(pending):
         tensors[f"pending.{i}"] = _bytes_tensor(encode_event(item.event, {}))
-    if state.decoder is not None and not outline:
-        tensors |= {f"decoder.{name}": x.clone() for name, x in state.decoder.tokenizer.tensors().items()}
+    decoder = None if state.decoder is None else at_rest(state.decoder)
+    if decoder is not None and not outline:
+        tensors |= {f"decoder.{name}": x.clone() for name, x in decoder.tokenizer.tensors().items()}
     if state.opening is not None:
         tensors["opening"] = state.opening.clone()
     if owed is not None:
@@ -121,7 +122,7 @@ def encode(
         "prompt": state.controls.prompt,
         "settings": state.controls.settings.to_json(),
         "gestures": [{n: vars(g)[n] for n in ("name", "start", "asked")} for g in state.controls.gestures],
-        "latent_frames": None if state.decoder is None else state.decoder.latent_frames,
+        "latent_frames": None if decoder is None else decoder.latent_frames,
         "receipts": receipts,
         "owed": None if owed is None else [owed.start_frame, owed.index],
         "pending": [{"number": p.receipt.number, "at_frame": p.at_frame, "live": p.live} for p in pending],
@@ -413,6 +414,7 @@ def _decoder(
 ) -> DecoderState:
     """The decoder's state; of an outline the one that the last chunks leave."""
     if held:
+        held = {name: x.to(codec.latent_mean.device) for name, x in held.items()}
         return DecoderState(codec.state_from_tensors(held), latent_frames)
     decoder = StreamingDecoder(codec)
     for chunk in latents.recent:

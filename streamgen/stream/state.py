@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..engine.decoder import DecoderState
+from ..engine.decoder import DecoderState, Decoding
 from ..engine.geometry import LatentGeometry
 from ..engine.noise import NoiseSource
 from ..live.hearing import Heard
@@ -23,7 +23,7 @@ class StreamState:
     Attributes:
         latents: the cache, the record it was made from, and the next chunk.
         controls: what steers it.
-        decoder: where the picture decoder is; None for a stream of latents.
+        decoder: where the picture decoder is, or will be; None for a stream of latents.
         log: what was applied.
         noise: where all draws come from.
         opening: latents `(1, T, C, h, w)` of the pictures the stream starts from, until they are passed.
@@ -34,7 +34,7 @@ class StreamState:
 
     latents: LatentState
     controls: Controls
-    decoder: DecoderState | None
+    decoder: DecoderState | Decoding | None
     log: EventLog
     noise: NoiseSource
     opening: Tensor | None = None
@@ -55,7 +55,7 @@ class StreamState:
         self,
         latents: LatentState,
         controls: Controls,
-        decoder: DecoderState | None,
+        decoder: DecoderState | Decoding | None,
         log: EventLog,
         heard: Heard | None,
     ) -> "StreamState":
@@ -77,7 +77,7 @@ class FrameChunk:
     """Pictures of one chunk.
 
     Attributes:
-        frames: uint8 `(T, H, W, 3)`; none of a stream of latents.
+        pictures: its frames, or those that are on their way.
         start_frame: index of the first one in the stream.
         fps: frames per second of the stream.
         index: the chunk's index.
@@ -90,7 +90,7 @@ class FrameChunk:
         input: which frames of the live input it was made from, and how late; None without.
     """
 
-    frames: Tensor
+    pictures: Tensor | Decoding
     start_frame: int
     fps: float
     index: int
@@ -101,3 +101,10 @@ class FrameChunk:
     steps: int = 0
     recached: bool = False
     input: InputReceipt | None = None
+
+    @property
+    def frames(self) -> Tensor:
+        """uint8 `(T, H, W, 3)`; none of a stream of latents. Where they are decoded beside the next chunk
+        this waits for them, and raises what decoding raises; asked again it tries again.
+        """
+        return self.pictures.result()[0] if isinstance(self.pictures, Decoding) else self.pictures

@@ -309,9 +309,7 @@ def step(
     begins = (state.noise, sampling, source if given is None else given)
     after, made = advance(runner, latents, conditioning, controls.text, *begins, measure)
     began = time.perf_counter()
-    frames, decoder = model.no_frames(), state.decoder
-    if decoder is not None:
-        frames, decoder = runner.decode(made.latents, decoder)
+    frames, decoder = model.decoded(runner, made.latents, state.decoder)
     measure("decode", time.perf_counter() - began)
     log = state.log
     if decision.event is not None:
@@ -345,8 +343,9 @@ def _heard(
         return None if before is None else before.silent(), None
     began = time.perf_counter()
     heard, latents = hear(model.tokenizer, before, taken, state.latents.start == 0)
-    mask = decision.controls.mask
-    source = Source(latents.to(model.dtype), None if mask is None else mask.to(model.device))
+    mask, words = decision.controls.mask, model.input_text(decision.controls.settings)
+    mask = None if mask is None else mask.to(model.device)
+    source = Source(latents.to(model.device, model.dtype), mask, None if words is None else words.context)
     measure("input", time.perf_counter() - began)
     return heard, source
 
@@ -356,7 +355,8 @@ def _given(model: StreamModel, state: StreamState, decision: Decision, latents: 
     picture = decision.picture
     if picture is None or picture.use != "scene":
         return state.given()
-    return still_latents(model.tokenizer, picture.pixels, latents.start, latents.length).to(model.dtype)
+    still = still_latents(model.tokenizer, picture.pixels, latents.start, latents.length)
+    return still.to(model.device, model.dtype)
 
 
 def with_input(chunk: FrameChunk, decision: Decision) -> FrameChunk:
@@ -430,7 +430,7 @@ def _with_reference(model: StreamModel, latents: LatentState, picture: Picture) 
     made = {}
     for chunk in sink:
         still = still_latents(model.tokenizer, picture.pixels, chunk.start, chunk.frames)
-        made[chunk.index] = replace(chunk, latents=still.to(chunk.latents.dtype), motion=None)
+        made[chunk.index] = replace(chunk, latents=still.to(chunk.latents), motion=None)
     put = lambda chunks: tuple(made.get(chunk.index, chunk) for chunk in chunks)  # noqa: E731
     return replace(latents, context=put(latents.context), recent=put(latents.recent))
 

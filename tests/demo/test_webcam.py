@@ -186,6 +186,7 @@ def test_a_real_model_makes_the_camera_anew_and_shows_a_picture(tmp_path_factory
     assert told[0]["taken"] == 10.0
     with pytest.raises(BadMessage, match="expected times that rise"):
         session.see(WebcamFrame(1.0, grey(32, 32)))
+    session.handle(Event(3, session.epoch, settings={"strength": 0.1}))
     session.handle(Event(1, session.epoch, picture="scene"))
     session.pictures = grey(32, 32)[None]
     session.handle(Event(2, session.epoch, picture="scene"))
@@ -195,6 +196,7 @@ def test_a_real_model_makes_the_camera_anew_and_shows_a_picture(tmp_path_factory
     }
     assert rows[1]["reason"] == "no picture has been uploaded"
     assert rows[2]["status"] == "applied"
+    assert "strength: expected" in rows[3]["reason"]
     session.close()
 
 

@@ -233,7 +233,10 @@ def test_blocks_that_are_computed_again_know_what_is_committed(
         return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
     def check() -> None:
-        found = gradients(True)
+        try:
+            found = gradients(True)
+        except RuntimeError as error:
+            raise AssertionError(str(error)) from error
         assert any(".writer_" in name and bool(grad.any()) for name, grad in found.items())
         torch.testing.assert_close(found, gradients(False), rtol=1e-4, atol=1e-6)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from distill import evaluate
 from distill.config import ConfigError
-from distill.evaluation import comparison
+from distill.evaluation import comparison, runner
 from distill.evaluation.rows import row_of
 from distill.evaluation.suites import EvaluationConfig, SuiteBuilder, evaluation_config
 from distill.families.tiny import load_tokenizer
@@ -154,6 +154,8 @@ def test_tokenizers_beside_each_other(
         (["--set", "steps=0"], "steps"),
         (["--set", "stepz=4"], "did you mean"),
         (["--processes", "0"], "--processes"),
+        (["--runner", "onix"], "did you mean 'onnx'"),
+        (["--quantize", "int9"], "int9"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -164,3 +166,22 @@ def test_bad_input_is_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_report_in_eight_bits_is_of_its_own_and_tells_the_velocitys_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EvaluationConfig(prompts=1)
+    (tmp_path / "full").mkdir()
+    full = runner.Evaluator("tiny", config, tmp_path / "full", {}, 1)
+    assert full._velocity_error() == {}
+    monkeypatch.setenv("STREAMGEN_QUANTIZE", "int8+cache")
+    monkeypatch.setattr(runner, "_ERROR_CHUNKS", 2)
+    (tmp_path / "int8").mkdir()
+    bits = runner.Evaluator("tiny", config, tmp_path / "int8", {}, 1)
+    assert bits.file.about.settings != full.file.about.settings
+    assert bits.file.about.sampling["quantize"] == "int8+cache"
+    error = bits._velocity_error()["velocity_error"]
+    assert json.loads((tmp_path / "int8" / "velocity_error.json").read_text()) == error
+    assert error["kind"] == "int8"
+    assert 0.001 < error["error_mean"] < error["error_largest"] < 0.2

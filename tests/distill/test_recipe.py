@@ -145,11 +145,11 @@ def test_a_folder_without_a_recipe_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["tiny", "clips"])
 def test_a_recipe_hands_its_results_on(recipe: str) -> None:
-    """Every stage takes what an earlier one leaves."""
+    """Every stage takes what an earlier one leaves, or what ships."""
     from distill.stages import load_run
     from streamgen.structured import to_plain
 
-    left: set[str] = set()
+    left = {"streamgen/weights/natural-tokenizer"} if recipe == "clips" else set()
     for stage, _ in read_recipe(RECIPES / recipe).stages:
         config = to_plain(load_run(stage.config))
         taken = [config.get(key) for key in ("tokenizer", "init", "teacher")]

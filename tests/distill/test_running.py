@@ -464,3 +464,40 @@ def test_branches_behind_a_past_do_not_see_each_other(
 def networks() -> tuple[Any, Any, Any]:
     """A random DiT, and no encoders."""
     return tiny_dit(), torch.nn.Identity(), torch.nn.Identity()
+
+
+def test_a_share_of_first_chunks_begins_at_clips_of_other_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As live input does: from a level below 1, with the gradient of the exit step."""
+    made = self_forcing_run(tmp_path)
+    rollout = replace(made.rollout, first_share=1.0, first_batch=3, input_share=0.5)
+    stage = SelfForcingStage(replace(made, rollout=rollout), CPU)
+    randomize(stage.student, 7)
+    levels = FlowMatchScheduler(rollout.steps, rollout.shift).sigmas()
+    denoise, tasks = PlainRunner.denoise, []
+
+    def noted(self: PlainRunner, task: Any) -> Tensor:
+        tasks.append(task)
+        return denoise(self, task)
+
+    monkeypatch.setattr(PlainRunner, "denoise", noted)
+    for step in range(8):
+        batch = stage.batch(Tick(step, 0, 0, 1, 1, 0.5))
+        rolled = stage.roll(stage.student, batch, with_gradient=True)
+        task = tasks[-1]
+        assert rolled.window.x.requires_grad
+        assert (task.source is None) == (batch.pictures is None)
+        if task.source is None:
+            assert task.sampling.sigmas == levels
+            continue
+        assert task.sampling.sigmas == levels[batch.begin :]
+        assert 1 <= batch.begin <= batch.exit_step < rollout.steps
+        rows = [(stage.clips.latents[:, :1].float() == one).flatten(1).all(1) for one in task.source.latents]
+        captions = [stage.clips.words[row, 0].long() for row in rows]
+        for words, found in zip(batch.script.words[:, 0], captions, strict=True):
+            assert len(found) >= 1
+            assert not (found == words).all(1).all()
+    assert {task.source is None for task in tasks} == {True, False}
+    with pytest.raises(ConfigError, match=r"rollout\.input_share: expected 0 without rollout\.first_share"):
+        replace(rollout, first_share=0.0)

@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from distill import activation, lora, tracking
 from distill.__main__ import main
 from distill.activation import checkpoint_blocks
+from distill.batches import moved
 from distill.checkpoint import latest_checkpoint, load_checkpoint
 from distill.config import ConfigError, LoraConfig, OptimConfig, PreviewConfig, RunConfig
 from distill.dry_run import dry_run, estimate, in_bytes
@@ -22,6 +24,7 @@ from distill.plots import read_curves, write_plots
 from distill.progress import TimeLeft, describe
 from distill.tracking import Tracker
 from distill.trainer import Trainer, make_accelerator
+from distill.words.told import ToldBatch
 from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import ChunkPlan
 from streamgen.errors import CheckpointError
@@ -286,7 +289,7 @@ def test_the_bar_says_what_is_left(
     monkeypatch.setenv("COLUMNS", "120")
     config = toy_config(tmp_path, max_steps=1000, max_minutes=40.0, log_every=100)
     with Tracker(config, tmp_path, True, step=10, minutes=1.0) as tracker:
-        tracker.record(30, {"loss": 1.0}, 5.0, 5.0 / 40.0)
+        tracker.record(30, {"loss": torch.tensor(1.0)}, 5.0, 5.0 / 40.0)
     # 20 steps in 4 minutes; the time, not the steps, is what ends this run
     assert "30/240" in (shown := capsys.readouterr().err)
     assert "left 35 min" in shown
@@ -343,6 +346,20 @@ def test_a_dry_run_of_wans_shape_allocates_nothing(
     assert cost.modules[0].optimizer == 8 * 1_418_996_800 // 8
     assert in_bytes(cost.modules[0].parameters) == "677 MiB"
 
+    # copies of eight shares on 64 processes: what each holds is the same, and copies agree beside
+    hybrid = replace(config, parallel="hsdp", shards=8, sequence=2)
+    wide = estimate(hybrid, WanStage, processes=64)
+    assert wide.modules[0].parameters == cost.modules[0].parameters
+    assert wide.plan[:2] == (
+        "plan 64 processes: 8 copies of all networks, each in 8 shares",
+        "plan 32 batches an update, each in 2 slabs",
+    )
+    own = 4 * 1_418_996_800
+    sent = 3 * own * 7 // 8 + 2 * (own // 8)
+    assert f"sent for an update of student {in_bytes(sent)} per process" in wide.plan
+    with pytest.raises(ConfigError, match="shards: expected a divisor of the 12 processes, found 8"):
+        estimate(hybrid, WanStage, processes=12)
+
     monkeypatch.setattr("distill.stages.load_run", lambda *_: config)
     monkeypatch.setattr("distill.stages.stage_class", lambda _: WanStage)
     assert main(["wan.yaml", "--dry-run", "--meta", "--processes", "8"]) == 0
@@ -360,3 +377,35 @@ def test_the_latest_checkpoint_is_named(tmp_path: Path) -> None:
     path = latest_checkpoint(tmp_path / "checkpoints")
     assert path is not None
     assert set(load_checkpoint(path)[1]) == {"minutes", "config", "bases", "step", "files"}
+
+
+def test_an_update_asks_the_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whether it is finite; all other numbers stay where they are until the log's line is due."""
+    config = distillation_config(tmp_path)
+    trainer = Trainer(config, DistillationStage(), make_accelerator(config))
+    trainer.update(trainer.tick(), trainer.stage.batch)
+    asked: list[str] = []
+    with monkeypatch.context() as patched:
+        for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+            plain = vars(torch.Tensor).get(name) or vars(torch._C.TensorBase)[name]
+
+            def noted(self: torch.Tensor, *rest: Any, name: str = name, plain: Any = plain) -> Any:
+                asked.append(name)
+                return plain(self, *rest)
+
+            patched.setattr(torch.Tensor, name, noted)
+        metrics = trainer.update(trainer.tick(), trainer.stage.batch)
+    assert asked == ["__bool__"]
+    assert {"critic/loss", "critic/grad_norm", "critic/lr"} <= metrics.keys()
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    """Tensors of dataclasses, mappings and lists in it; all else stays what it is."""
+    config = LoraConfig(rank=3)
+    batch = {"a": [torch.ones(2), (torch.ones(1), None)], "b": config, "c": 3}
+    found = moved(batch, torch.device("meta"))
+    assert found["a"][0].is_meta
+    assert found["a"][1][0].is_meta
+    assert (found["a"][1][1], found["b"], found["c"]) == (None, config, 3)
+    told = ToldBatch(torch.zeros(1, 2), torch.zeros(1, 1), {"colour": torch.zeros(1, 1)})
+    assert moved(told, torch.device("meta")).labels["colour"].is_meta

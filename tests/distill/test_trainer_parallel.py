@@ -11,7 +11,7 @@ from torch import nn
 
 from distill import checkpoint, parallel, sharding
 from distill.checkpoint import latest_checkpoint, load_checkpoint
-from distill.config import ConfigError, PreviewConfig
+from distill.config import CheckpointConfig, ConfigError, PreviewConfig
 from distill.errors import TrainingError
 from distill.sharding import ShardedModule, check_sharded, units
 from distill.trainer import Tick, Trainer
@@ -43,15 +43,19 @@ def scores(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "shards"), [("ddp", None), ("fsdp2", None), ("hsdp", 2)])
+def test_several_processes_equal_one(
+    tmp_path: Path, kind: str, shards: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two, or two copies of two shares each."""
     options: dict[str, Any] = {"preview": PREVIEWS, "activation_checkpointing": kind == "fsdp2"}
     train(distillation_config(tmp_path / "one", **options))
-    config = distillation_config(tmp_path / "two", parallel=kind, gradient_clip=0.1, **options)
+    count = 2 if shards is None else 4
+    config = distillation_config(tmp_path / "two", parallel=kind, shards=shards, gradient_clip=0.1, **options)
     one_config = distillation_config(tmp_path / "one", gradient_clip=0.1, **options)
     forget_processes()
     train(one_config, resume="none")
-    assert run_processes(2, train, config) == ["", ""]
+    assert run_processes(count, train, config) == [""] * count
     one, two = final_state(tmp_path / "one"), final_state(tmp_path / "two")
     assert_close(two, one)
     assert_close(scores(tmp_path / "two"), scores(tmp_path / "one")[-3:])
@@ -61,9 +65,44 @@ def test_two_processes_equal_one(tmp_path: Path, kind: str, monkeypatch: pytest.
     # without its mechanism, each process follows its own half of the batch
     with monkeypatch.context() as patched:
         patched.setattr(parallel.Parallel, "prepare", lambda _, module: (module, None))
-        assert run_processes(2, train, distillation_config(tmp_path / "apart", parallel=kind)) == ["", ""]
+        apart = distillation_config(tmp_path / "apart", parallel=kind, shards=shards)
+        assert run_processes(count, train, apart) == [""] * count
     with pytest.raises(AssertionError):
         assert_close(final_state(tmp_path / "apart"), one)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_shares_is_read_by_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes write it, each its own part; two go on from it exactly, and so does one, and what one has
+    written so two read.
+    """
+
+    def config(name: str, steps: int, kind: str = "fsdp2", sharded: bool = True) -> Any:
+        kept = CheckpointConfig(every_steps=None, every_minutes=None, sharded=sharded)
+        return distillation_config(tmp_path / name, max_steps=steps, parallel=kind, checkpoint=kept)
+
+    assert run_processes(2, train, config("whole", 5, sharded=False)) == ["", ""]
+    for steps in (2, 5):
+        assert run_processes(2, train, config("parts", steps)) == ["", ""]
+    path = latest_checkpoint(tmp_path / "parts" / "checkpoints")
+    assert path is not None
+    assert {file.name for file in path.iterdir()} == {
+        *("state.pt", "meta.json", "shards", "stage-rank-00000.pt", "stage-rank-00001.pt")
+    }
+    sizes = [file.stat().st_size for file in (path / "shards").glob("__*.distcp")]
+    assert len(sizes) == 2
+    assert max(sizes) < 0.7 * sum(sizes)
+    monkeypatch.setattr("distill.trainer.load_stage_state", lambda *_: {"stream": torch.zeros(6)})
+    forget_processes()
+    train(config("parts", 5, "ddp", sharded=False), resume=str(path))
+    exported = [torch.load(tmp_path / run / "export" / "student.pt") for run in ("whole", "parts")]
+    assert_same(exported[1], exported[0])
+    forget_processes()
+    train(config("one", 2, "ddp"))
+    assert run_processes(2, train, config("one", 5)) == ["", ""]
+    assert_close(torch.load(tmp_path / "one" / "export" / "student.pt"), exported[0])
 
 
 @pytest.mark.slow

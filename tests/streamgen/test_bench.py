@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import streamgen.bench
-from streamgen import Session, StreamEvent, load_pipeline
+from streamgen import InputError, Session, StreamEvent, load_pipeline
+from streamgen.roofline import parts
 from streamgen.stream.state import FrameChunk
 from tests.streams import BLUE, RED
 from tests.tiny_checkpoints import write_checkpoint
@@ -21,14 +22,14 @@ def test_parts_wait_for_the_device_outside_of_the_network(
     """
     pipeline = load_pipeline(write_checkpoint(tmp_path / "model"), runner="plain")
     waits: list[str] = []
-    monkeypatch.setattr(streamgen.bench, "synchronize", lambda device: waits.append(device.type))
+    monkeypatch.setattr(parts, "synchronize", lambda device: waits.append(device.type))
 
     def check() -> None:
         waits.clear()
         session = pipeline.open(RED, 1)
         runner = session.runner
         next(session)
-        with streamgen.bench._parts(session, True) as copies:
+        with parts.timed_parts(session, True) as copies:
             assert not pipeline.dit._forward_hooks
             # the commit that was due, and the wait before the pictures are copied
             next(session)
@@ -39,7 +40,27 @@ def test_parts_wait_for_the_device_outside_of_the_network(
             assert (len(waits), len(copies)) == (2 + 2 + 1, 2)
         assert session.runner is runner
 
-    assert_needs(check, monkeypatch, streamgen.bench, "_waiting", lambda work, device: work)
+    assert_needs(check, monkeypatch, parts, "_waiting", lambda work, device: work)
+
+
+@pytest.mark.parametrize(("name", "beside"), [("ahead", False), ("wave", False), ("plain", True)])
+def test_chunks_that_overlap_are_measured(name: str, beside: bool, tmp_path: Path) -> None:
+    """What is no part of its own takes no time: a commit in a step's forward."""
+    pipeline = load_pipeline(write_checkpoint(tmp_path / "model", steps=2), runner=name)
+    if beside:
+        pipeline.decode_beside()
+    unguided = {"text_guidance": 1.0, "motion_guidance": 0.0}
+    effort = streamgen.bench.Effort(warm=0, openings=1, switches=1, recaches=1)
+    options = streamgen.bench.BenchOptions(20, unguided, protocol=True, effort=effort)
+    report = streamgen.bench.run_bench(pipeline, options)
+    assert (report["runner"], report["decoder"]) == (name, {"device": "cpu", "beside": beside})
+    assert report["pixel_fps"] > 0
+    assert (report["chunk_ms"]["commit"]["p50"] == 0) == (name != "plain")
+    assert report["chunk_ms"]["denoise"]["p50"] > 0
+    assert report["sixth_chunk"]["fps"] > 0
+    if name == "wave":
+        with pytest.raises(InputError, match="--roofline: chunks of runner wave overlap"):
+            streamgen.bench.run_bench(pipeline, streamgen.bench.BenchOptions(20, unguided, roofline=True))
 
 
 def test_the_sixth_chunk_of_fresh_streams(tmp_path: Path) -> None:

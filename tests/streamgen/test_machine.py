@@ -5,7 +5,6 @@ import torch
 
 from streamgen import machine
 from streamgen.errors import InputError
-from streamgen.families import device_of
 
 MPS = torch.device("mps")
 MEGABYTE = 2**20
@@ -41,5 +40,5 @@ def test_a_full_one_has_nothing_free(apple: list[str], monkeypatch: pytest.Monke
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="has an Apple GPU")
 def test_a_machine_without_says_so_in_one_line() -> None:
     with pytest.raises(InputError, match="device mps: ") as caught:
-        device_of("mps")
+        machine.device_of("mps")
     assert "\n" not in str(caught.value)

@@ -1,5 +1,7 @@
 """The runner of models with a writer (`models.writer`): chunks are committed by weights of their own."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -9,9 +11,23 @@ from models.causal_dit import CausalDiT, committing
 from models.kv_cache import CacheCursor
 
 from ...errors import InputError
+from ..batch import BatchedRunner
+from ..choice import Chosen
 from ..decoder import DecoderState
+from ..onnx.runner import OnnxRunner
+from ..parallel.ulysses import UlyssesRunner
+from ..program.compiled import GraphRunner, ProgramRunner
 from ..quantize import Quantization, keeps_cache, quantization, quantized
 from ..runner import CommitTask, DenoiseTask, PlainRunner, Runner
+from .live_lora import LiveLoraRunner
+
+# what a writer goes with, and what the others are called where it does not
+_SERVED = (PlainRunner, OnnxRunner, ProgramRunner, GraphRunner)
+_BARS: Mapping[type[object], str] = {
+    LiveLoraRunner: "LoRAs whose strength may change",
+    UlyssesRunner: "several processes",
+    BatchedRunner: "streams at once",
+}
 
 
 class WriterRunner(PlainRunner):
@@ -28,13 +44,6 @@ class WriterRunner(PlainRunner):
         self.denoiser, self.writer = denoiser, writer
         self.name, self.quantize, self.batch = denoiser.name, denoiser.quantize, denoiser.batch
         self.decoder = denoiser.decoder
-
-    @classmethod
-    def of(cls, denoiser: Runner, writer: Runner) -> "WriterRunner":
-        """Of two runners that were chosen alike."""
-        assert isinstance(denoiser, PlainRunner), "all that a writer goes with are"
-        assert isinstance(writer, PlainRunner), "all that a writer goes with are"
-        return cls(denoiser, writer)
 
     def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
@@ -55,37 +64,37 @@ class WriterRunner(PlainRunner):
         return self.denoiser.decode(latents, state)
 
 
+def writing(dit: CausalDiT, chosen: Chosen, choose: Callable[[CausalDiT, str], Chosen]) -> Chosen:
+    """The runner of a network with a writer; the chosen one where it has none.
+
+    Args:
+        chosen: the runner of the network alone.
+        choose: a runner of another network, by name.
+
+    Raises:
+        InputError: one that commits in its own way.
+    """
+    if not dit.config.writer:
+        return chosen
+    denoiser = chosen.runner
+    bar = _BARS.get(type(denoiser), f"runner {denoiser.name}")
+    if keeps_cache(denoiser.quantize):
+        bar = "a cache in eight bits"
+    elif quantization(dit) is not None:
+        bar = "weights in eight bits alone"
+    elif type(denoiser) in _SERVED:
+        bar = ""
+    if bar or not isinstance(denoiser, PlainRunner):
+        raise InputError(f"the model has a writer of commits, which cannot be had with {bar}")
+    writer = choose(committing_in(dit, denoiser), denoiser.name).runner
+    assert isinstance(writer, PlainRunner), "as the other is"
+    return replace(chosen, runner=WriterRunner(denoiser, writer))
+
+
 def committing_in(dit: CausalDiT, runner: Runner) -> CausalDiT:
     """What a network's writer makes of it, in the eight bits of a runner, if any."""
     plain = committing(dit)
     return plain if runner.quantize is None else quantized(plain, cast(Quantization, runner.quantize))
-
-
-def check_can_write(
-    dit: CausalDiT,
-    live: object = None,
-    mesh: object = None,
-    batch: object = None,
-    quantize: str | None = None,
-) -> None:
-    """Raise InputError where a network has a writer that streams cannot have.
-
-    Args:
-        live: LoRAs whose strength may change, if any.
-        mesh: of several processes that compute each stream, if any.
-        batch: the place among streams that are computed at once, if any.
-        quantize: what is in eight bits.
-    """
-    bars = {
-        "LoRAs whose strength may change": live is not None,
-        "several processes": mesh is not None,
-        "streams at once": batch is not None,
-        "a cache in eight bits": keeps_cache(quantize),
-        "weights in eight bits alone": quantization(dit) is not None,
-    }
-    found = [what for what, barred in bars.items() if barred]
-    if dit.config.writer and found:
-        raise InputError(f"the model has a writer of commits, which cannot be had with {found[0]}")
 
 
 def check_same_commit(dit: CausalDiT, trained: float, asked: float) -> None:

@@ -117,8 +117,8 @@ class WaveRunner(AheadRunner):
                 "0, or runner plain"
             )
         sampling = replace(task.sampling, exit_step=None, with_gradient=False)
-        start, _ = self.draws(replace(task, sampling=replace(sampling, renoise=False)))
-        return Begun(task.index, task.frames, task.conditioning, task.noise, sampling, start)
+        first, _ = self.draws(replace(task, sampling=replace(sampling, renoise=False)))
+        return Begun(task.index, task.frames, task.conditioning, task.noise, sampling, task.begun(first))
 
     @torch.no_grad()
     def tick(

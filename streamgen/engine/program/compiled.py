@@ -83,9 +83,9 @@ class ProgramRunner(PlainRunner):
         )  # fmt: skip
         assert not sampling.with_gradient, "training runs on the plain runner"
         own = conditioning.strengths is None and conditioning.text.negative is None
-        if sampling.exit_step is not None or not own or task.masked or not self.serves(view):
+        if sampling.exit_step is not None or not own or task.compares or not self.serves(view):
             return super().denoise(task)
-        start, fresh = self.draws(task)
+        first, fresh = self.draws(task)
         branches, weights = _branches(conditioning, self.dit.config.guidance)
         told = conditioning.weights() if self.dit.config.guidance else None
         key = ProgramKey(
@@ -99,7 +99,7 @@ class ProgramRunner(PlainRunner):
         )
         with self.buffers.lease(), attention_scope(self.kernels):
             modulations = [self.tables.at(1000 * s, told, view.frames) for s in sampling.sigmas[:-1]]
-            inputs = self._inputs(view, branches, start, modulations, fresh)
+            inputs = self._inputs(view, branches, task.begun(first), modulations, fresh)
             if weights is not None:
                 inputs = self._weighted(inputs, weights)
             self._run(view, key, lambda: denoise_program(self.network, inputs, key))

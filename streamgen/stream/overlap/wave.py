@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...engine.decoder import DecoderState
+from ...engine.decoder import DecoderState, Decoding
 from ...engine.overlap.wave import WaveRunner
 from ...engine.runner import DenoiseTask
 from ..conditioning import chunk_conditioning
@@ -22,6 +22,8 @@ from ..recache import commit_task
 from ..state import FrameChunk, StreamState
 from ..step import Decision, check_positions, prepared, settled, steps_of
 from .flight import InFlight
+
+_Pictures = tuple[Tensor | Decoding, DecoderState | Decoding | None]
 
 
 def may_begin(runner: WaveRunner, state: StreamState, decision: Decision) -> bool:
@@ -75,13 +77,13 @@ def tick(
     Raises:
         NonFiniteError: a chunk came to NaN or infinity.
     """
-    latents, decoded = state.latents, list[tuple[Tensor, DecoderState]]()
+    latents, decoded = state.latents, list[_Pictures]()
     began, spent = time.perf_counter(), list[float]()
 
     def made(clean: Tensor) -> None:
         if state.decoder is not None and runner.shows and not decoded:
             before = time.perf_counter()
-            decoded.append(runner.decode(clean, state.decoder))
+            decoded.append(model.decoded(runner, clean, state.decoder))
             spent.append(time.perf_counter() - before)
 
     due = commit_task(latents, latents.cursor, latents.recent[-1], state.noise) if latents.due else None
@@ -100,7 +102,7 @@ def tick(
 
 
 def _landed(
-    model: StreamModel, state: StreamState, first: InFlight, decoded: tuple[Tensor, DecoderState] | None
+    model: StreamModel, state: StreamState, first: InFlight, decoded: _Pictures | None
 ) -> tuple[StreamState, FrameChunk]:
     """The state with its oldest chunk finished, and the chunk."""
     begun, geometry = first.begun, model.geometry
@@ -108,12 +110,13 @@ def _landed(
     motion = begun.conditioning.motion
     chunk = LatentChunk(begun.index, first.start, begun.x, motion, first.text, level, drawn)
     opens, stop = geometry.frame_range(first.start, begun.frames)
-    frames, decoder = model.no_frames(), state.decoder
+    frames: Tensor | Decoding = model.no_frames()
+    decoder = state.decoder
     if decoded is not None:
         frames, decoder = decoded
-    elif decoder is not None:
+    elif state.decoder is not None:
         # the first process has the pictures; the others count them
-        frames = frames.new_zeros(1).expand(stop - opens, geometry.height, geometry.width, 3)
+        frames = model.no_frames().new_zeros(1).expand(stop - opens, geometry.height, geometry.width, 3)
     latents = state.latents.followed_by(chunk)
     moved = state.moved(latents, state.controls, decoder, state.log, state.heard)
     made = (begun.index, state.epoch, first.receipts, first.timings, chunk.latents, first.steps)

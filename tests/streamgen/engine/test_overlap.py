@@ -1,11 +1,16 @@
 """Chunks that overlap: commit-ahead is the plain runner, and a wave what its definition says."""
 
+import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from models.causal_dit import CausalDiT, TextContext
@@ -23,7 +28,7 @@ from streamgen.engine.runner import CommitTask, DenoiseTask, PlainRunner
 from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import add_noise
 from streamgen.motion.tracks import drag
-from tests.command_line import call
+from tests.command_line import ROOT, call, environment
 from tests.streams import BLUE, RED
 from tests.thread_mesh import CPU, together
 from tests.tiny_checkpoints import write_checkpoint
@@ -351,3 +356,26 @@ def test_what_cannot_overlap(
     )  # fmt: skip
     assert done.code == 2
     assert "--save-state: not here, chunks of runner wave overlap" in done.error()
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over gloo: one video, of the pictures that one process makes."""
+    model = write_checkpoint(tmp_path / "model", PLANS[0], steps=3)
+    options = ["--model", model, "--seconds", 1, "--at", f"0.5:{BLUE}", "--threads", 1, "-q", "--png"]
+    options += ["--runner", "wave", "--set", "text_guidance=1", "--set", "motion_guidance=0"]
+    one, two = tmp_path / "one.mp4", tmp_path / "two.mp4"
+    assert call(capsys, "render", RED, "-o", one, *options).code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "streamgen", "render", RED, "-o", str(two), *map(str, options)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.with_suffix(".json").read_text()) for path in (one, two)]
+    assert [(record["runner"], record["processes"]) for record in records] == [("wave", 1), ("wave", 2)]
+    assert records[0]["receipts"] == records[1]["receipts"]
+    folders = [sorted(path.with_suffix(".frames").iterdir()) for path in (one, two)]
+    assert [file.name for file in folders[0]] == [file.name for file in folders[1]]
+    for first, second in zip(*folders, strict=True):
+        assert np.abs(np.asarray(Image.open(first)).astype(int) - np.asarray(Image.open(second))).max() <= 1

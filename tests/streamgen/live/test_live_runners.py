@@ -1,5 +1,6 @@
 """Streams that listen on every runner: what the plain one makes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from streamgen.engine.batch import TOLERANCE, BatchedRunner
 from streamgen.engine.onnx.runner import OnnxRunner
 from streamgen.engine.program.capture import EagerCapture
 from streamgen.engine.program.compiled import ProgramRunner
-from streamgen.engine.runner import BatchPlace, DenoiseTask, PlainRunner
+from streamgen.engine.runner import BatchPlace, DenoiseTask
 from tests.live_input import clip, listening
 from tests.streams import BLUE
 from tests.tiny_checkpoints import write_checkpoint
@@ -42,11 +43,12 @@ def runner_of(name: str, pipeline: Pipeline) -> Any:
 
 
 def steered(session: Session) -> list[Tensor]:
-    """A full window, other strengths, a mask, a recache."""
+    """A full window, other strengths, a mask, a recache, words of the input."""
     changes = {
         5: StreamEvent(settings={"strength": 0.6}),
         7: StreamEvent(BLUE, mask=torch.eye(4)),
-        9: StreamEvent(settings={"strength": 1.0}, mask=torch.ones(1, 1)),
+        8: StreamEvent(settings={"input_prompt": "a red circle"}, mask=torch.ones(1, 1)),
+        9: StreamEvent(settings={"strength": 1.0, "input_prompt": ""}),
     }
     made = []
     for chunk in range(11):
@@ -81,12 +83,11 @@ def test_the_comparison_needs_the_input_in_the_draws(
     pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner that begins at noise is found."""
-    draws = PlainRunner.draws
+    denoise = ProgramRunner.denoise
 
-    def deaf(self: PlainRunner, task: DenoiseTask) -> Any:
-        start, fresh = draws(self, task)
-        if isinstance(self, ProgramRunner):
-            start = task.noise.initial(task.index, tuple(start.shape))
-        return start, fresh
+    def deaf(self: ProgramRunner, task: DenoiseTask) -> Tensor:
+        return denoise(self, replace(task, source=None))
 
-    assert_needs(lambda: agrees("compile", "euler", pipelines[0]), monkeypatch, PlainRunner, "draws", deaf)
+    assert_needs(
+        lambda: agrees("compile", "euler", pipelines[0]), monkeypatch, ProgramRunner, "denoise", deaf
+    )

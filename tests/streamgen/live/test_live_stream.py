@@ -126,8 +126,8 @@ def test_denoising_begins_at_the_input_noised_to_the_nearest_level_under_the_str
     assert (first.steps, second.steps) == (1, 2)
     source = tasks[1].source
     assert source is not None
-    start, _ = PlainRunner(pipeline.dit).draws(tasks[1])
-    draw = tasks[1].noise.initial(1, tuple(start.shape))
+    draw, _ = PlainRunner(pipeline.dit).draws(tasks[1])
+    start = tasks[1].begun(draw)
     assert torch.allclose(start, source.latents / 7 + 6 / 7 * draw, atol=1e-6)
 
 

@@ -19,8 +19,10 @@ from streamgen.errors import Interrupted
 from streamgen.live.open import RawFrames, open_input
 from streamgen.live.read import EndsEarly, ReadInput, ThreadFrames, resampled
 from streamgen.live.taken import Order, Taken
+from streamgen.video.read import read_clip
 from streamgen.video.write import VideoFileSink
 from tests.live_input import clip
+from tests.streamgen.video.test_containers import MAKERS
 
 GEOMETRY = LatentGeometry(32, 32)
 
@@ -113,6 +115,13 @@ def test_a_clip_of_another_size_and_rate(tmp_path: Path) -> None:
     chunks = taken(source, *[4] * 5)
     assert [len(set(c.numbers)) for c in chunks] == [4, 4, 4, 4, 0]
     assert chunks[0].frames.shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["rotation", "non-square pixels", "odd sizes"])
+def test_clips_are_seen_as_a_start_from_them_is(kind: str, tmp_path: Path) -> None:
+    path = MAKERS[kind](tmp_path)
+    (first,) = taken(opened(path), 4)
+    assert torch.equal(first.frames, torch.from_numpy(read_clip(path, 16, 32, 32, 4)))
 
 
 @pytest.mark.parametrize("chroma", ["444", "420", "420jpeg", "420mpeg2", "420paldv", "422", "mono"])

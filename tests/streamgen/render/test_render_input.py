@@ -319,6 +319,41 @@ def test_job_rows_that_cannot_be_stop_the_run_in_one_line(
     assert "line 1" in outcome.error()
 
 
+def test_what_the_model_of_a_job_cannot_do_costs_its_item_alone(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line each; the item beside them is made."""
+    reference = {"at": 0.5, "picture": {"file": "photo.png", "use": "reference"}}
+    rows: list[tuple[dict[str, Any], str]] = [
+        ({"input": "in.mp4", "strength": 0.5}, "strength: expected 0.75 to 1"),
+        ({"input": "in.mp4", "set": {"input_prompt": 3}}, "input_prompt: expected str, found 3"),
+        ({"shots": [reference], "set": {"sink_frames": 0}}, "has no sink whose place a reference"),
+        ({"seconds": 0.3}, ""),
+    ]
+    jobs = [{"prompt": RED, "seconds": 1} | row for row, _ in rows]
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)), encoding="utf-8")
+    outcome = render(capsys, model, "jobs.jsonl", "-o", "clips")
+    assert outcome.code == 1, outcome
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    for number, (line, (_, message)) in enumerate(zip(errors, rows, strict=False), 1):
+        assert line.startswith(f"error: line {number}: ")
+        assert message in line
+    assert len(list(Path("clips").glob("*.mp4"))) == 1
+
+
+def test_a_timeline_whose_strength_the_model_has_no_level_for_is_refused(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opening = {"prompt": RED, "settings": {"strength": 0.5}, "input": [0]}
+    row = {"format": "streamgen-timeline", "version": 1, "fps": 16, "seed": 0}
+    row |= {"events": [{"chunk": 0, "frame": 0, **opening}]}
+    Path("told.json").write_text(json.dumps(row), encoding="utf-8")
+    refused = render(capsys, model, "told.json", "-o", "out.mp4", "--input", "in.mp4")
+    assert "strength: expected 0.75 to 1" in refused.error()
+    assert not Path("out.mp4").exists()
+
+
 @pytest.mark.slow
 def test_an_input_that_cannot_be_heard_costs_its_item_alone(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
