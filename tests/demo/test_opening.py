@@ -115,6 +115,8 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.mark.slow
 def test_the_first_seconds(page: Page) -> None:
     """Before a start, then words, presets and the figure; in one page, since each costs seconds."""
+    tools = "window.streamgen.part.tools.getBoundingClientRect().bottom"
+    assert page.evaluate(tools) <= 720, "words by kind leave the tools in sight"
     assert page.evaluate("window.busy") <= 1.0, "seconds of its thread until it can be used"
     page.evaluate(WATCH_SHIFT)
     before_a_start(page)

@@ -113,32 +113,35 @@ def test_restarting_keeps_what_played_as_a_branch(page: Page, way: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_that_is_loaded_again_has_everything_it_had(page: Page) -> None:
+def test_a_page_that_is_loaded_again_has_everything_it_had(browser: Browser, tmp_path: Path) -> None:
     """Pins that hold, prompts that wait, text that is being typed, the theme that was chosen."""
-    page.check("[data-part=tools] input[value=pin]")
-    page.click("[data-part=paint]", position={"x": 60, "y": 60})
-    page.wait_for_selector("[data-part=log] li[data-kind=pins]")
-    pins = page.evaluate("window.streamgen.paint.pins.map((pin) => pin.x)")
-    page.fill("[data-part=prompt]", "a blue ball")
-    page.fill("[data-part=hold]", "500")
-    page.click("[data-do=queue]")
-    page.fill("[data-part=prompt]", "half a sent")
-    dark = page.evaluate("document.body.classList.contains('dark')")
-    page.click("[data-do=theme]")
-    at = frame_now(page)
-    page.reload()
-    page.wait_for_selector(".sg[data-state=playing]")
-    shown(page, at)
-    assert page.evaluate("window.streamgen.paint.pins.map((pin) => pin.x)") == pytest.approx(pins)
-    assert page.locator("[data-part=queue] li span").text_content() == "a blue ball"
-    assert page.input_value("[data-part=prompt]") == "half a sent"
-    assert page.evaluate("document.body.classList.contains('dark')") is not dark
-    page.keyboard.press("c")
-    page.wait_for_selector("[data-part=log] li[data-kind=release]")
-    page.reload()
-    page.wait_for_selector(".sg[data-state=playing]")
-    shown(page, 1)
-    assert page.evaluate("window.streamgen.paint.pins.length") == 0
+    # a browser on a busy machine takes its time to come back
+    with served(tmp_path, closed_seconds=20.0) as stage, context_of(browser) as context:
+        page = open_page(context, stage)
+        page.check("[data-part=tools] input[value=pin]")
+        page.click("[data-part=paint]", position={"x": 60, "y": 60})
+        page.wait_for_selector("[data-part=log] li[data-kind=pins]")
+        pins = page.evaluate("window.streamgen.paint.pins.map((pin) => pin.x)")
+        page.fill("[data-part=prompt]", "a blue ball")
+        page.fill("[data-part=hold]", "500")
+        page.click("[data-do=queue]")
+        page.fill("[data-part=prompt]", "half a sent")
+        dark = page.evaluate("document.body.classList.contains('dark')")
+        page.click("[data-do=theme]")
+        at = frame_now(page)
+        page.reload()
+        page.wait_for_selector(".sg[data-state=playing]")
+        shown(page, at)
+        assert page.evaluate("window.streamgen.paint.pins.map((pin) => pin.x)") == pytest.approx(pins)
+        assert page.locator("[data-part=queue] li span").text_content() == "a blue ball"
+        assert page.input_value("[data-part=prompt]") == "half a sent"
+        assert page.evaluate("document.body.classList.contains('dark')") is not dark
+        page.keyboard.press("c")
+        page.wait_for_selector("[data-part=log] li[data-kind=release]")
+        page.reload()
+        page.wait_for_selector(".sg[data-state=playing]")
+        shown(page, 1)
+        assert page.evaluate("window.streamgen.paint.pins.length") == 0
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from ..sampler import Velocity
 from .members import Member, one_pass, velocities
 
 # largest difference to a chunk of the plain runner from the same state in float32, in standard deviations
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5
 
 
 class AheadRunner(PlainRunner):
