@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,15 +126,19 @@ def killed_at(write: int, config: RunConfig) -> int:
             flush(descriptor)
 
         checkpoint._flush = deadly
-        toy_trainer(config, ToyStage()).run()
-        os._exit(0)
+        # whatever happens, the child must not go on with the tests
+        try:
+            toy_trainer(config, ToyStage()).run()
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def assert_needs_again(check: Callable[[], None], patched: pytest.MonkeyPatch) -> None:
     """The check fails when checkpoints are written under their final names."""
 
-    def in_place(self: CheckpointWriter, step: int, files: Any, meta: Any) -> Path:
+    def in_place(self: CheckpointWriter, step: int, files: Any, meta: Any, shares: Any = None) -> Path:
         final = self._root / f"step-{step:09d}"
         final.mkdir(parents=True)
         checkpoint._write_files(final, files)
