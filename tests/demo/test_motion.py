@@ -156,7 +156,10 @@ def test_a_drag_reaches_the_model_as_tracks_of_its_chunk(live: LiveSession) -> N
     assert [point is not None for point in points] == [True] * 4 + [False]
     live.handle(Simple("clear"))
     play(live, 1)
-    assert live.stream.timeline()["events"][-1]["gestures"] == {"drag 1": None}
+    event = live.stream.timeline()["events"][-1]
+    assert event["frame"] == 13
+    assert event["motion"] is None  # all of it ends
+    assert held_by(live) == ()
 
 
 def stream_of(session: LiveSession) -> SessionStream:

@@ -23,6 +23,7 @@ DISTRIBUTION_OF = {
     "PIL": "pillow",
     "yaml": "omegaconf",
     "cv2": "opencv-python-headless",
+    "minify_html": "minify-html",
     "prometheus_client": "prometheus-client",
 }
 
