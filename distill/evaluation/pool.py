@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from streamgen import Pipeline, load_pipeline
+from streamgen import Pipeline, StreamgenError, load_pipeline
 
 from .measures import Instruments, Read, read_video
 from .rows import TRUTH, Row, row_of
@@ -71,6 +72,9 @@ def each(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any], processes: in
     """`do(work, task)` of each task as it is done, begun in their order, in several processes of one thread.
 
     `work` is sent to each process once; `do` is a function of a module.
+
+    Raises:
+        StreamgenError: a process was killed, as the system does where memory runs out.
     """
     context = multiprocessing.get_context("spawn")
     count = min(processes, len(tasks))
@@ -81,6 +85,11 @@ def each(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any], processes: in
         try:
             for done in as_completed(waiting):
                 yield done.result()
+        except BrokenProcessPool:
+            raise StreamgenError(
+                "evaluation: one of its processes was killed (out of memory?); the same command goes on from "
+                "what is done, and --processes 1 takes less memory"
+            ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
