@@ -16,10 +16,7 @@ def _killed_at(wanted: int, task: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_one_line_and_what_was_done_is_there() -> None:
-    done = []
+def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(StreamgenError, match="one of its processes was killed") as error:
-        for found in each(2, _killed_at, range(4), 1):
-            done.append(found)
-    assert done == [0, 1]
+        list(each(2, _killed_at, range(4), 1))
     assert "\n" not in str(error.value)
