@@ -230,8 +230,8 @@ def test_a_folder_gone_bad_leaves_the_run_as_it_was(
     overrides = ["max_steps=2", "max_minutes=null", "schedule=steps", "trackers=[]", "log_every=1"]
     overrides += ["preview.at_start=false", "preview.at_end=false", "data.frames=5", "data.pca_clips=4"]
     overrides += ["data.image_batch=2", "data.video_batch=2", "data.statistics_clips=4"]
-    overrides += ["model.dim=32", "model.encoder_spatial=1", "model.decoder_spatial=1"]
-    overrides += [f"run_dir={tmp_path / 'run'}", f"clips.path={folder}", "clips.frames=17"]
+    overrides += ["model.dim=32", "model.heads=2", "model.encoder_spatial=1", "model.decoder_spatial=1"]
+    overrides += ["init=null", f"run_dir={tmp_path / 'run'}", f"clips.path={folder}", "clips.frames=17"]
     overrides += [f"clips.directory={tmp_path / 'cache'}", "clips.height=32", "clips.width=32"]
     command = [str(ROOT / "configs" / "distill" / "clips" / "tokenizer.yaml"), *overrides]
     assert main(command) == 0

@@ -21,7 +21,7 @@ import streamgen.stream.session
 import streamgen.stream.step
 from models.causal_dit import CausalDiT
 from models.kv_cache import CacheRing
-from streamgen import InputError, NonFiniteError, Pipeline, Session, StreamEvent, load_pipeline
+from streamgen import FrameChunk, InputError, NonFiniteError, Pipeline, Session, StreamEvent, load_pipeline
 from streamgen.engine.decoder import StreamingDecoder
 from streamgen.engine.runner import PlainRunner
 from streamgen.motion.tracks import TrackSet, drag
@@ -91,13 +91,15 @@ def steered(
     """Pictures of the next chunks of a fork, the event's chunk under the tracer; and what was told."""
     session = base.fork()
     receipts = [] if event is None else [session.submit(event)]
-    parts: list[Tensor] = []
-    made = lambda: parts.append(next(session).frames)  # noqa: E731
+    chunks: list[FrameChunk] = []
+    # the chunk, not its pictures: it is handed over before anybody asks for these
+    made = lambda: chunks.append(next(session))  # noqa: E731
     if tracer is not None:
         traced(made, tracer)
-    while len(parts) < CHUNKS:
+    while len(chunks) < CHUNKS:
         made()
-    return torch.cat(parts), [r.to_json() for r in receipts] + session.timeline.to_json()["events"]
+    told = [receipt.to_json() for receipt in receipts] + session.timeline.to_json()["events"]
+    return torch.cat([chunk.frames for chunk in chunks]), told
 
 
 def base_session(pipeline: Pipeline, mode: str) -> Session:
