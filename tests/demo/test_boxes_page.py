@@ -105,6 +105,7 @@ def test_a_drag_stays_drawn_until_it_is_over_and_says_where_it_led(page: Page, s
     said(page, "log", "something red, from the upper left to the lower right")
 
 
+@pytest.mark.slow
 def test_a_box_by_keyboard(page: Page, stage: Stage) -> None:
     page.focus("canvas[data-part=paint]")
     page.keyboard.press("b")

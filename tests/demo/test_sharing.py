@@ -97,6 +97,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_and_outdated_links_change_nothing_but_fields(browser: Browser, stage: Stage) -> None:
     with context_of(browser) as context:
         page = context.new_page()

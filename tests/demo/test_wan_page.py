@@ -104,6 +104,7 @@ def test_a_page_waits_for_its_model_and_starts_by_hand(browser: Browser) -> None
         page.close()
 
 
+@pytest.mark.slow
 def test_why_a_model_could_not_be_loaded_stands_on_the_page(browser: Browser) -> None:
     load = SlowLoad(CheckpointError(MEMORY))
     engine = LateEngine(load.engine.info, load)

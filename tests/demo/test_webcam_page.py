@@ -67,6 +67,7 @@ def test_cameras_that_cannot_be_are_told(page: Page) -> None:
     said(page, "webcamText", "over https, or on localhost, alone")
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_lost_is_told_and_the_stream_goes_on(page: Page, stage: Stage) -> None:
     page.click("[data-part=webcam]")
     page.wait_for_function("window.heardRows.length > 1")

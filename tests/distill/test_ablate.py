@@ -146,6 +146,7 @@ def test_streams_of_different_trainings_are_not_mixed_up(
     assert_needs(check, monkeypatch, distill.ablate.table, "_SEED_STRIDE", 0)
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_leaves_the_others_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its row says why, and it is tried again; where what all share fails, the seed's cells are not begun."""
     (place / "grid.yaml").write_text(GRID.replace("0.9", "13"))

@@ -96,6 +96,7 @@ def tokenizer_run(tmp_path: Path, clips: ClipFolderConfig | None, **changes: Any
     return replace(run, scenes=SceneConfig(size=32), **changes)
 
 
+@pytest.mark.slow
 def test_the_causal_stage_trains_on_a_folder(tmp_path: Path, clips: Path) -> None:
     """From clips that are no squares to a model that streams, knowing the captions' words."""
     config = causal_run(tmp_path, small(clips, tmp_path / "cache"), preview=replace(QUIET, at_end=True))

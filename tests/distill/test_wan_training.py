@@ -354,6 +354,7 @@ def test_a_text_encoder_of_another_width(tmp_path: Path, clips: Path) -> None:
         build_stage(config, CPU)
 
 
+@pytest.mark.slow
 def test_missing_clips_end_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

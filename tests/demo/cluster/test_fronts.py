@@ -232,6 +232,7 @@ def test_a_front_whose_workers_are_all_gone_says_so_and_comes_back(hall: Hall) -
             until(socket, kind("reopened"))
 
 
+@pytest.mark.slow
 def test_a_session_that_runs_is_not_given_to_a_second_page(hall: Hall) -> None:
     with front(hall) as client:
         token = ticket(client)

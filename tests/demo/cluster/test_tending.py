@@ -42,6 +42,7 @@ def test_status_has_a_line_for_each_worker(hall: Hall) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_renewed_workers_are_others_and_streams_go_on_where_they_were(hall: Hall) -> None:
     before = {name: worker.about().address for name, worker in hall.workers.items()}
     with front(hall) as client:

@@ -290,9 +290,8 @@ def test_a_chunk_is_one_graph(pipelines: list[Pipeline]) -> None:
     assert counter.frame_count == len({key for _, _, key in seen}) <= 3
 
 
-@pytest.mark.parametrize(
-    "plan", [pytest.param(i, marks=[] if i == 1 else [pytest.mark.slow]) for i in range(len(PLANS))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", range(len(PLANS)))
 def test_every_path_is_warmed_at_load(
     plan: int, pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +346,7 @@ def test_every_path_is_warmed_at_load(
         assert_needs(check, monkeypatch, warm, "_paths", without(kind))
 
 
+@pytest.mark.slow
 def test_a_storage_is_lent_again() -> None:
     pool, dit = RingPool(1), tiny_dit()
     shape = CacheShape(dit.config.layers, dit.config.heads, dit.config.head_dim, GRID)

@@ -183,10 +183,8 @@ def scripted(session: Session, script: list[tuple[int, dict[str, Any]]], chunks:
         yield next(session).latents
 
 
-@pytest.mark.parametrize(
-    "script",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("over", "blend")), "blend, over"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["over", "blend", "blend, over"])
 def test_words_that_come_gradually_are_read_at_the_strength(
     script: str, live: Pipeline, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
