@@ -1,9 +1,11 @@
 """What tests of streams share: prompts, and taking chunks."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from streamgen import Session
+from streamgen import Session, StreamEvent
 
 RED, BLUE = "a red circle", "a blue star over sand"
 
@@ -12,6 +14,16 @@ def take(session: Session, chunks: int) -> Tensor:
     """Pictures of the next chunks."""
     empty = torch.empty(0, 32, 32, 3, dtype=torch.uint8)
     return torch.cat([empty, *(next(session).frames for _ in range(chunks))])
+
+
+def changed_latents(session: Session, changes: Mapping[int, StreamEvent], chunks: int) -> list[Tensor]:
+    """Latents of the next chunks, each change submitted before the chunk of its number."""
+    made = []
+    for chunk in range(chunks):
+        if chunk in changes:
+            session.submit(changes[chunk])
+        made.append(next(session).latents)
+    return made
 
 
 def context_keys(session: Session) -> Tensor:

@@ -15,7 +15,7 @@ from streamgen import InputError, Pipeline, Session, StreamEvent, load_pipeline
 from streamgen.engine.quantize import keeps_cache, of_linears
 from streamgen.motion.tracks import drag
 from streamgen.stream.snapshot import read_meta
-from tests.streams import BLUE, RED
+from tests.streams import BLUE, RED, changed_latents
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
 
@@ -39,12 +39,7 @@ def steered(session: Session, chunks: int = 10) -> list[Tensor]:
         4: StreamEvent(prompt=BLUE),
         7: StreamEvent(prompt=RED, cache="clear"),
     }
-    made = []
-    for chunk in range(chunks):
-        if chunk in changes:
-            session.submit(changes[chunk])
-        made.append(next(session).latents)
-    return made
+    return changed_latents(session, changes, chunks)
 
 
 def relative(found: list[Tensor], expected: list[Tensor]) -> float:

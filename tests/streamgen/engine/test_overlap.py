@@ -29,7 +29,7 @@ from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import add_noise
 from streamgen.motion.tracks import drag
 from tests.command_line import ROOT, call, environment
-from tests.streams import BLUE, RED
+from tests.streams import BLUE, RED, changed_latents
 from tests.thread_mesh import CPU, together
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import GRID, assert_needs, tiny_dit, tiny_ring
@@ -56,12 +56,7 @@ def steered(session: Session, chunks: int = 14) -> list[Tensor]:
         7: StreamEvent(prompt=RED, cache="clear", settings={"context_noise": 0.1}),
         10: StreamEvent(prompt=BLUE, cache="keep"),
     }
-    made = []
-    for chunk in range(chunks):
-        if chunk in changes:
-            session.submit(changes[chunk])
-        made.append(next(session).latents)
-    return made
+    return changed_latents(session, changes, chunks)
 
 
 def farthest(found: list[Tensor], expected: list[Tensor]) -> float:

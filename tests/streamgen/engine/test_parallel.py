@@ -23,7 +23,7 @@ from streamgen.engine.parallel.mesh import Mesh, joined
 from streamgen.engine.parallel.ulysses import TOLERANCE, UlyssesContext, slab_axis
 from streamgen.motion.tracks import drag
 from tests.command_line import ROOT, call, environment
-from tests.streams import BLUE, RED
+from tests.streams import BLUE, RED, changed_latents
 from tests.thread_mesh import CPU, together
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs, tiny_dit
@@ -47,12 +47,7 @@ def steered(session: Session, chunks: int = 8) -> list[Tensor]:
         4: StreamEvent(prompt=BLUE),
         6: StreamEvent(prompt=RED, cache="clear", settings={"text_guidance": 1.5, "context_noise": 0.1}),
     }
-    made = []
-    for chunk in range(chunks):
-        if chunk in changes:
-            session.submit(changes[chunk])
-        made.append(next(session).latents)
-    return made
+    return changed_latents(session, changes, chunks)
 
 
 def over(parts: Any, size: int, settings: dict[str, Any]) -> list[list[Tensor]]:
