@@ -23,6 +23,8 @@ from tests.quick_instruments import quick_instruments
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "streamgen" / "weights" / "tiny"
 
+TOKENIZER = Path(__file__).resolve().parents[2] / "streamgen" / "weights" / "tiny"
+
 
 def world_vocabulary() -> Vocabulary:
     return Vocabulary(caption_vocabulary())
@@ -156,6 +158,9 @@ def test_tokenizers_beside_each_other(
         (["--processes", "0"], "--processes"),
         (["--runner", "onix"], "did you mean 'onnx'"),
         (["--quantize", "int9"], "int9"),
+        (["--clip", "a.mp4"], "--clip: is for --tokenizer, found none"),
+        (["--quick", "--model", "tiny"], "--quick: is for --tokenizer, found none"),
+        (["--clip", "none.mp4", "--tokenizer", str(TOKENIZER)], "none.mp4"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -79,24 +79,6 @@ def test_clips_are_read_as_own_ones_are(tmp_path: Path) -> None:
         read_natural([first, first], 32)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--clip", "a.mp4"], "--clip: is for --tokenizer, found none"),
-        (["--quick", "--model", "tiny"], "--quick: is for --tokenizer, found none"),
-        (["--clip", "none.mp4", "--tokenizer", str(WEIGHTS)], "none.mp4"),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluate.main(["-o", str(tmp_path / "out"), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
-
-
 @pytest.mark.slow
 def test_pixels_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tiny model's tokenizer, and once more without its network: worse on the same clips."""
