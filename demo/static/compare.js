@@ -11,6 +11,9 @@ export class Compare {
     this.videos = [part.videoA, part.videoB];
     this.running = false;
     this.frames = 0;
+    this.frame = 0;
+    // a frame asked for while another was sought
+    for (const video of this.videos) video.addEventListener("seeked", () => this.seek(video));
     live.does({ compareClose: () => part.compare.close(), comparePlay: () => this.play(!this.running) });
     part.compareAt.addEventListener("input", () => { this.play(false); this.go(Number(part.compareAt.value)); });
     part.compare.addEventListener("close", () => this.close());
@@ -83,14 +86,19 @@ export class Compare {
 
   /** @param {number} frame */
   go(frame) {
-    const { part, fps } = this.live;
+    const { part } = this.live;
+    this.frame = frame;
     part.compareAt.value = String(frame);
     part.compareTime.textContent = this.live.time(frame);
-    for (const video of this.videos) {
-      // the middle of the frame, so that no rounding shows its neighbour; while one is sought the next waits
-      const wanted = Math.min((frame + 0.5) / fps, video.duration || Infinity);
-      if (!video.seeking && Math.abs(video.currentTime - wanted) > 0.25 / fps) video.currentTime = wanted;
-    }
+    for (const video of this.videos) this.seek(video);
+  }
+
+  /** @param {HTMLVideoElement} video */
+  seek(video) {
+    const { fps } = this.live;
+    // the middle of the frame, so that no rounding shows its neighbour; while one is sought the next waits
+    const wanted = Math.min((this.frame + 0.5) / fps, video.duration || Infinity);
+    if (!video.seeking && Math.abs(video.currentTime - wanted) > 0.25 / fps) video.currentTime = wanted;
   }
 
   close() {
