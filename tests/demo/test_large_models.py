@@ -20,6 +20,7 @@ from streamgen.wan.options import WanOptions
 from tests.demo_viewers import Clock, Room
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL
+from tests.waiting import PATIENCE
 
 MEMORY = CheckpointError("memory: a stream needs 9.8 GiB, 4.1 are free")
 
@@ -122,7 +123,7 @@ def test_a_late_engine_knows_its_model_before_and_after() -> None:
     engine = PipelineEngine(pipeline)
     before = LateEngine(engine.info, lambda tell: engine)
     before.start()
-    before.wait(60)
+    before.wait(PATIENCE)
     assert before.loading is None
     assert (before.info.width, before.info.height, before.info.tracks) == (48, 32, False)
     assert before.info.words == ()
@@ -141,7 +142,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_opens_nothing() -> None:
 
     engine = LateEngine(FakeEngine().info, load)
     engine.start()
-    engine.wait(60)
+    engine.wait(PATIENCE)
     assert engine.failure is MEMORY
     assert engine.loading == Loading("placing weights", 0.5)
 

@@ -122,7 +122,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path, launch
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if launcher == "accelerate":
         environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "world.txt").read_text() == "2"
     one, two = (

@@ -15,7 +15,8 @@ from demo.cluster.front import Front, FrontOptions, front_app
 from demo.fake_engine import FakeEngine
 from demo.server import SERVER_OPTIONS
 from tests.demo_hall import Hall
-from tests.demo_pages import PATIENCE, context_of, free_port, open_page, said, shown
+from tests.demo_pages import PATIENCE, context_of, open_page, said, shown
+from tests.ports import free_port
 
 
 @dataclass

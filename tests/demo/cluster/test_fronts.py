@@ -346,14 +346,14 @@ def test_a_cluster_without_the_weights_is_told_in_one_line(tmp_path: Path) -> No
     hall.add("0", _no_weights)
     order = Order(_no_weights, RULES, Limits(), tmp_path, tmp_path, "{}")
     with pytest.raises(InputError, match=r"^worker 0: model nowhere: no such model$"):
-        first_of(hall, order, 5.0)
+        first_of(hall, order, PATIENCE)
     assert hall.dismissed == ["0"]
 
 
 def test_fronts_of_one_fleet_ask_for_the_same(hall: Hall) -> None:
     order = Order(partial(FakeEngine), RULES, Limits(), hall.shelf, hall.shelf, json.dumps({"model": "b"}))
     with pytest.raises(InputError, match=r"^--model: the workers .* were begun with None, .*found b"):
-        first_of(hall, order, 5.0)
+        first_of(hall, order, PATIENCE)
     hall.workers.clear()
     with pytest.raises(InputError, match="no worker has begun"):
         first_of(hall, order, 0.1)
