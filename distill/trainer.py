@@ -46,7 +46,7 @@ from .trained import TrainedModule
 
 __all__ = ["Outcome", "Stage", "Tick", "Trainer", "TrainingError", "make_accelerator"]
 
-
+_CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 #: Scalars, float64; where an update has nothing to say of one it is not a number.
 Metrics = dict[str, Tensor]
 
@@ -81,7 +81,7 @@ class Gradients:
 class Trainer:
     """Trains `stage` as `config` says. `resume` is "latest", "none" or a checkpoint directory.
 
-    `clock` returns seconds and exists for tests. Raises CheckpointError when a checkpoint does not fit and
+    `clock` returns seconds, None: as the config says. Raises CheckpointError when a checkpoint does not fit and
     TrainingError when the loss or a gradient is not finite.
     """
 
@@ -90,7 +90,7 @@ class Trainer:
         config: RunConfig,
         stage: Stage,
         accelerator: Accelerator,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.config = config
         self.stage = stage
@@ -98,9 +98,9 @@ class Trainer:
         self.parallel = Parallel(accelerator, config.parallel, config.shards, config.sequence)
         self.run_dir = Path(config.run_dir)
         self.step = 0
-        self._clock = clock
+        self._clock = clock or _CLOCKS[config.clock]
         self._elapsed_before = 0.0
-        self._started = clock()
+        self._started = self._clock()
         self._signals = StopSignals()
         self._stop_signal = 0
         self.frozen = stage.frozen() if isinstance(stage, FrozenStage) else {}
