@@ -171,9 +171,9 @@ class RunConfig(Checked):
 
     `schedule: steps` measures progress as step / max_steps; `schedule: time` as elapsed minutes /
     max_minutes, where elapsed is the time of the training loop (previews and checkpoints included) and
-    continues over a resume. `max_minutes` and `max_steps` are hard limits either way. Minutes are those of the
-    wall's clock, or with `clock: processor` those that the main process computed, on all its cores together:
-    on a machine that others use, too, they are what makes budgets equal.
+    continues over a resume. `max_minutes` and `max_steps` are hard limits either way. Minutes are those of
+    the wall's clock, or with `clock: processor` those that the main process computed, on all its cores
+    together: on a machine that others use, too, they are what makes budgets equal.
 
     `parallel` says what several processes do: `ddp` keeps whole networks on each, `fsdp2` spreads parameters,
     gradients, optimizers and averages over them, `hsdp` over each group of `shards` of them. `sequence`

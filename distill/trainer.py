@@ -81,7 +81,7 @@ class Gradients:
 class Trainer:
     """Trains `stage` as `config` says. `resume` is "latest", "none" or a checkpoint directory.
 
-    `clock` returns seconds, None: as the config says. Raises CheckpointError when a checkpoint does not fit and
+    `clock` returns seconds; None is the config's. Raises CheckpointError when a checkpoint does not fit and
     TrainingError when the loss or a gradient is not finite.
     """
 

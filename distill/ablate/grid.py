@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,8 +87,8 @@ class Grid:
         return next(iter(self.cells))
 
 
-def read_grid(path: Path) -> Grid:
-    """Read and check a grid.
+def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
+    """Read and check a grid. `overrides` are of all cells: `stage.key=value`, or `evaluate.key=value`.
 
     Raises:
         ConfigError: unknown keys, also of stages and of the evaluation; cells that repeat; figures that are
@@ -99,6 +100,14 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"grid {path}: expected cells by name, found {cells!r}")
     known = {str(name): build(CellConfig, cell or {}) for name, cell in cells.items()}
     stages = tuple(build(GridStage, stage) for stage in mapping.get("stages", ()))
+    given: dict[str, list[str]] = {name: [] for name in ("evaluate", *(stage.name for stage in stages))}
+    for override in overrides:
+        name, _, rest = override.partition(".")
+        if name not in given:
+            raise ConfigError(f"grid {path}: override {override!r}: {unknown_key(name, given, noun='part')}")
+        given[name].append(rest)
+    stages = tuple(replace(s, overrides=(*s.overrides, *given[s.name])) for s in stages)
+    mapping["evaluate"] = [*mapping.get("evaluate", ()), *given["evaluate"]]
     claims = tuple(build(Claim, claim) for claim in mapping.get("claims", ()))
     grid = build(Grid, mapping | {"cells": known, "stages": stages, "claims": claims})
     _check(grid, path)
