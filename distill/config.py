@@ -110,6 +110,8 @@ class PreviewConfig(Checked, section="preview"):
     """When to evaluate with the EMA weights (null switches a trigger off).
 
     `weights` also exports them beside the pictures, so that figures over training time can be measured later.
+    With `sharded` all processes make previews together, each with its share of sharded networks, so that none
+    holds a whole one; an export, at the end, is whole in the main process either way.
     """
 
     every_steps: Count | None = None
@@ -117,6 +119,11 @@ class PreviewConfig(Checked, section="preview"):
     at_start: bool = True
     at_end: bool = True
     weights: bool = False
+    sharded: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not (self.sharded and self.weights), "preview.weights", "false with preview.sharded", True)
 
 
 @dataclass(frozen=True)
@@ -179,8 +186,9 @@ class RunConfig(Checked):
     gradients, optimizers and averages over them, `hsdp` over each group of `shards` of them. `sequence`
     processes share each batch, a slab of every latent frame each (`distill.sequence`).
     `activation_checkpointing` computes blocks again in the backward pass instead of keeping what they
-    computed. `precision: auto` is bf16 (autocast) where the device computes in it, else fp32. `frozen` says
-    how networks that only score or teach are held.
+    computed; `compile` has programs compute what blocks do around attention. `precision: auto` is bf16
+    (autocast) where the device computes in it, else fp32. `frozen` says how networks that only score or teach
+    are held.
     """
 
     stage: str
@@ -203,6 +211,7 @@ class RunConfig(Checked):
     shards: Count | None = None
     sequence: Count = 1
     activation_checkpointing: bool = False
+    compile: bool = False
     lora: LoraConfig | None = None
     frozen: FrozenConfig = field(default_factory=FrozenConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
