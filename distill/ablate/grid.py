@@ -37,11 +37,18 @@ class GridStage:
 
 @dataclass(frozen=True)
 class CellConfig:
-    """In what a cell differs: overrides `stage.key=value`, stream `settings` and what is evaluated."""
+    """In what a cell differs: overrides `stage.key=value`, stream `settings`, what is evaluated, and which of
+    the grid's `stages` it trains, by name; null: all.
+    """
 
     overrides: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
+    stages: tuple[str, ...] | None = None
+
+    def trains(self, stage: GridStage) -> bool:
+        """Whether the cell trains a stage."""
+        return self.stages is None or stage.shared or stage.name in self.stages
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,9 @@ def _check_overrides(grid: Grid, path: Path, name: str) -> None:
         key, equals, _ = rest.partition("=")
         if not equals or not has_key(config_class(str(kind)), key):
             raise ConfigError(f"grid {path}: override {override!r}: stage {stage} has no key {key!r}")
+    for stage in grid.cells[name].stages or ():
+        if stage not in of_stage:
+            raise ConfigError(f"grid {path}: cell {name}: {unknown_key(stage, of_stage, noun='stage')}")
     for override in grid.cells[name].overrides:
         if of_stage[override.partition(".")[0]].shared:
             raise ConfigError(f"grid {path}: cell {name}: {override!r} is of a stage that all cells share")
