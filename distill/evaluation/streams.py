@@ -151,9 +151,9 @@ def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: 
 
 
 def rolled_to(chunk: int) -> int | None:
-    """Which early chunk's last picture takes the sink's place before a chunk, where the sink rolls; None before
-    most. There and back over the first ones (after Rolling Sink, arXiv 2602.07775), each as a still picture,
-    which is what a sink is made from.
+    """Which early chunk's last picture takes the sink's place before a chunk, where the sink rolls; None
+    before most. There and back over the first ones (after Rolling Sink, arXiv 2602.07775), each as a still
+    picture, which is what a sink is made from.
     """
     past = chunk - _ROLL_FROM
     if past < 0 or past % _ROLL_EVERY:
