@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,15 @@ def test_time_schedule_follows_the_clock_and_continues(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     factors = [row["lr"] for row in rows if row["kind"] == "train"]
     assert factors == pytest.approx([1.0, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("clock", ["wall", "processor"])
+def test_minutes_of_the_processor_leave_out_waiting(tmp_path: Path, clock: str) -> None:
+    began = time.monotonic()
+    stage = ToyStage(at={1: lambda _x: time.sleep(0.2)})
+    spent = 60 * toy_trainer(toy_config(tmp_path, clock=clock), stage).run().minutes
+    waited = time.monotonic() - began - spent
+    assert waited > 0.19 if clock == "processor" else spent > 0.19
 
 
 def test_previews_at_the_start_and_every_steps_use_the_average(tmp_path: Path) -> None:
