@@ -1,11 +1,13 @@
 """What the demo's sessions do for models that take long to load, to encode words, and much memory."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo.commands import _Command
 from demo.engine import Loading, PipelineEngine
+from demo.engine_of import late_engine
 from demo.fake_engine import SNAPSHOT_BYTES, FakeEngine
 from demo.history import Marks
 from demo.live import Limits, LiveSession
@@ -13,11 +15,13 @@ from demo.loading import LateEngine
 from demo.lobby import Lobby, Rules
 from demo.messages import Simple, Start, parse
 from demo.outgoing import Outgoing
-from streamgen import load_pipeline
+from streamgen import Pipeline, load_pipeline, rehearsal
+from streamgen.cli.options import WAN_OPTIONS
 from streamgen.errors import CheckpointError
 from streamgen.families import describe
 from streamgen.wan.options import WanOptions
 from tests.demo_viewers import Clock, Room
+from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL
 from tests.waiting import PATIENCE
@@ -133,6 +137,36 @@ def test_a_late_engine_knows_its_model_before_and_after() -> None:
         stream.step()
     assert stream.snapshot_bytes == pytest.approx(stream.snapshot().size_bytes(), rel=0.1)
     assert before.encode("a blue boat", {}) == ()
+
+
+def test_what_a_gpu_plans_by_shape_is_planned_before_anybody_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = dict.fromkeys((*WAN_OPTIONS, "threads", "quantize", "deadline"))
+    given = told | {"model": str(write_checkpoint(tmp_path / "model")), "device": "cpu", "runner": "plain"}
+    given |= {"loras": (), "live_loras": (), "model_set": ()}
+    seen: list[str] = []
+
+    def rehearse(pipeline: Pipeline, tell: Any) -> None:
+        tell("rehearsing", 0.5)
+        seen.append(pipeline.choose().runner.name)
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+
+    def check() -> None:
+        seen.clear()
+        engine = late_engine(given)
+        engine.start()
+        engine.wait(60)
+        assert engine.failure is None
+        assert seen == ["plain"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rehearsal, "plans_by_shape", lambda device: device.type == "cpu")
+        check()
+    with pytest.raises(AssertionError):
+        # nothing is planned so here
+        check()
 
 
 def test_a_model_that_cannot_be_loaded_says_why_and_opens_nothing() -> None:
