@@ -13,14 +13,17 @@ from typing import Any
 import decord
 
 from tests.command_line import spawn
+from tests.forked import Forked
 
 
 class Worker:
-    """One process of a run, whose events are read as they come."""
+    """One process of a run, whose events are read as they come; forked, or else started anew."""
 
-    def __init__(self, jobs: Path, out: Path, model: Path, options: Sequence[object] = ()) -> None:
+    def __init__(
+        self, jobs: Path, out: Path, model: Path, options: Sequence[object] = (), anew: bool = False
+    ) -> None:
         arguments = ["render", jobs, "-o", out, "--model", model, "--threads", 1, "--json", *options]
-        self.process = spawn(*arguments, cwd=jobs.parent)
+        self.process = (spawn if anew else Forked)(*arguments, cwd=jobs.parent)
         self.rendering, self.writing = threading.Event(), threading.Event()
         self.errors = ""
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -1,5 +1,6 @@
 """Several training processes in a test: forked, so that nothing is imported again."""
 
+import importlib
 import multiprocessing
 import os
 import traceback
@@ -10,6 +11,14 @@ from accelerate.state import AcceleratorState, PartialState
 
 from tests.ports import free_port
 
+# What sharded training imports when it needs it, and a process that ends has imported for itself alone.
+_NEEDED = (
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.distributed.tensor.parallel",
+)
 # Seconds for the work of a process; a loaded machine may give it little.
 PATIENCE = 240.0
 
@@ -25,6 +34,8 @@ def run_processes(count: int, function: Callable[..., Any], *arguments: Any) -> 
 
     Errors are in order of rank, empty where there was none.
     """
+    for name in _NEEDED:
+        importlib.import_module(name)
     port = free_port()
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(count)]

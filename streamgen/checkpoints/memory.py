@@ -15,6 +15,7 @@ from models.kv_cache import CacheShape
 from ..engine.geometry import LatentGeometry
 from ..engine.quantize import is_rounded
 from ..errors import CheckpointError
+from .outline import ShapesAlone
 
 GIB = 2**30
 
@@ -55,7 +56,7 @@ class _Sizes:
 
 @lru_cache(maxsize=64)
 def _sizes(dit: CausalDiTConfig) -> _Sizes:
-    with torch.device("meta"):
+    with ShapesAlone():
         shapes = {name: x.shape for name, x in CausalDiT(dit).named_parameters()}
     small = [shape for name, shape in shapes.items() if is_rounded(name)]
     return _Sizes(sum(map(prod, shapes.values())), sum(map(prod, small)), sum(shape[0] for shape in small))

@@ -21,6 +21,7 @@ from ..checkpoints.memory import (
     prompt_bytes,
     smaller_windows,
 )
+from ..checkpoints.outline import ShapesAlone
 from ..machine import free_bytes
 from .config import TinyConfig
 
@@ -54,7 +55,7 @@ def stream_parts(
 
 def check_memory(config: TinyConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Raise CheckpointError where a model with one stream of its own settings does not fit what is free."""
-    with torch.device("meta"):
+    with ShapesAlone():
         modules = (
             CausalDiT(config.dit),
             TextEncoder(config.text_encoder),

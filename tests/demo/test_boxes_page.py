@@ -110,18 +110,27 @@ def test_a_drag_stays_drawn_until_it_is_over_and_says_where_it_led(page: Page, s
 
 @pytest.mark.slow
 def test_a_box_by_keyboard(page: Page, stage: Stage) -> None:
+    # so that it is still there when it is looked at
+    page.click("[data-part=play]")
+    page.wait_for_selector(".sg[data-state=paused]")
     page.focus("canvas[data-part=paint]")
     page.keyboard.press("b")
     for key in ["Enter", *["Shift+ArrowRight"] * 2, *["Shift+ArrowDown"] * 2, "Enter"]:
         page.keyboard.press(key)
     for key in [*["ArrowLeft"] * 6, *["Shift+ArrowUp"] * 2, "Enter"]:
         page.keyboard.press(key)
-    said(page, "log", "box: something red, ")
+    said(page, "held", "box: something red, ")
     (row,) = page.evaluate("window.streamgen.held.rows.map((row) => row.knots)")
     first, last = row[0][1:], row[-1][1:]
     assert last[2] - last[0] == pytest.approx(first[2] - first[0])
     assert last[3] - last[1] == pytest.approx(first[3] - first[1] + 0.1, abs=0.01)
     assert (last[0] + last[2]) / 2 < 0.5
+    # a pin, as the box may be over before all is let go of
+    page.keyboard.press("i")
+    page.keyboard.press("Enter")
+    page.click("[data-part=play]")
+    said(page, "log", "box: something red, ")
+    said(page, "log", "pins: 1 held")
     page.keyboard.press("c")
     said(page, "log", "let go: all")
     shown(page, 8)

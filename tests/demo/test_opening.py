@@ -188,8 +188,9 @@ def chips(page: Page) -> None:
 
 def presets(page: Page) -> None:
     page.click("[data-preset=in]")
-    said(page, "log", "camera: zooms in, 4 s")
+    # this one first: it is there for four seconds
     said(page, "held", "camera: zooms in, 4 s")
+    said(page, "log", "camera: zooms in, 4 s")
     page.click("[data-part=advanced] > summary")
     assert "read again under the new words" in page.inner_text("[data-part=advanced]")
     assert not page.is_visible("[data-figure=control]")

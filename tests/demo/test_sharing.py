@@ -77,13 +77,14 @@ def test_a_stream_is_watched_exported_and_begun_again_by_links(browser: Browser,
 
         # exports of the dialog
         page.click("[data-do=share]")
+        assert page.locator("[data-part=scale] option:checked").text_content() == "512×512"
+        page.select_option("[data-part=scale]", index=0)
         for suffix in ("webm", "gif"):
             page.select_option("[data-part=format]", suffix)
             with page.expect_download() as saved:
                 page.click("[data-do=export]")
             assert saved.value.suggested_filename == f"streamgen.{suffix}"
             assert saved.value.path().stat().st_size > 1000
-        assert page.locator("[data-part=scale] option:checked").text_content() == "512×512"
         page.click("[data-do=unwatch]")
         watcher.wait_for_selector(".sg[data-state=lost]")
         said(watcher, "coverText", "The link to watch was taken back.")

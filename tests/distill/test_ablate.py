@@ -269,9 +269,13 @@ def shipped() -> list[Any]:
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
 def test_shipped_grids_can_be_run(path: Path, tmp_path: Path) -> None:
-    """Every cell's stages take its overrides, and every figure is measured."""
+    """Every cell's stages take its overrides, and every figure is measured. Of one seed: no other key of
+    the stages differs between seeds.
+    """
     grid = read_grid(path)
-    for cell in cells_of(grid, tmp_path):
+    cells = [cell for cell in cells_of(grid, tmp_path) if cell.seed == grid.seeds[0]]
+    assert cells
+    for cell in cells:
         for step in steps_of(grid, path.parent, cell, tmp_path):
             if step.module == "distill":
                 run = load_run(step.arguments[0], step.arguments[1:])

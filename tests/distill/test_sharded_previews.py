@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ def train(config: Any) -> None:
 @pytest.mark.slow
 def test_shares_show_what_whole_networks_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Averages of adapters beside weights that stay in shares: the third update is the student's first."""
+    # once, and not in each of the processes
+    import_module("peft")
 
     def shown(name: str, sharded: bool) -> Tensor:
         config = self_forcing_run(
             tmp_path,
             run_dir=str(tmp_path / name),
             max_steps=4,
+            trackers=(),
             parallel="fsdp2",
             preview=replace(PREVIEW, sharded=sharded),
             optim=OptimConfig(matrices="adamw", lr=0.05, warmup_steps=0),

@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from streamgen.video.write import VideoFileSink
-from tests.command_line import call, call_process
+from tests.command_line import call
+from tests.forked import call_forked
 from tests.tiny_checkpoints import write_checkpoint
 
 GOOD = ["render", "a red circle", "-o", "out.mp4", "--seconds", "1"]
@@ -388,7 +389,7 @@ def test_output_folders(place: Path, checkpoint: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_unwritable_folder(place: Path, checkpoint: Path) -> None:
     (place / "closed").mkdir(mode=0o500)
-    line = call_process("render", "a red circle", "-o", "closed/out.mp4", "--model", checkpoint, cwd=place)
+    line = call_forked("render", "a red circle", "-o", "closed/out.mp4", "--model", checkpoint, cwd=place)
     assert "permission denied" in line.error()
 
 
@@ -405,7 +406,7 @@ def test_read_only_disk(place: Path, checkpoint: Path, capsys: pytest.CaptureFix
 )
 def test_full_disk(room: int, place: Path, checkpoint: Path) -> None:
     """No file may grow beyond `room` bytes; whatever is cut off, no final name appears."""
-    done = call_process(*GOOD, "--seconds", "4", "--model", checkpoint, cwd=place, largest_file=room)
+    done = call_forked(*GOOD, "--seconds", "4", "--model", checkpoint, cwd=place, largest_file=room)
     assert "out.mp4: cannot be written (file too large)" in done.error()
     assert {path.name for path in place.iterdir()} <= {"out.mp4.part"}
 
@@ -415,6 +416,6 @@ def test_a_disk_too_full_for_the_record(place: Path, checkpoint: Path) -> None:
     """The video fits and its record does not: neither gets its name."""
     prompts = [f"{i / 16}:sea {i} " + "gargoyle " * 200 for i in range(1, 16)]
     options = [part for prompt in prompts for part in ("--at", prompt)]
-    done = call_process(*GOOD, *options, "--model", checkpoint, cwd=place, largest_file=30_000)
+    done = call_forked(*GOOD, *options, "--model", checkpoint, cwd=place, largest_file=30_000)
     assert "out.json: cannot be written (file too large)" in done.error()
     assert [path.name for path in place.iterdir()] == ["out.mp4.part"]

@@ -3,6 +3,7 @@
 The long form, thirty kills over forty items of two processes, is under -m soak.
 """
 
+import datetime
 import json
 import os
 import signal
@@ -16,11 +17,13 @@ import decord
 import pytest
 import torch
 
+import streamgen.render.manifest
 from streamgen.render.folder import OutputFolder
 from streamgen.render.items import items_of
 from streamgen.render.job_file import parse_jobs
 from tests.batch_storm import Worker, check_folder, interrupt, run_once, storm
-from tests.command_line import ROOT, call_process, environment
+from tests.command_line import ROOT, environment
+from tests.forked import call_forked
 from tests.tiny_checkpoints import write_checkpoint
 
 
@@ -97,13 +100,13 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path, checkpoint: 
     jobs, out = write_jobs(tmp_path, 2, 17), tmp_path / "out"
     arguments = ["render", jobs, "-o", out, "--model", checkpoint, "--threads", 1, "-q"]
     for largest in (600, 6000):
-        full = call_process(*arguments, cwd=tmp_path, largest_file=largest)
+        full = call_forked(*arguments, cwd=tmp_path, largest_file=largest)
         assert full.code == 1, full
         assert len(full.stderr.splitlines()) == 1
         assert full.stderr.startswith("error: ")
         assert "cannot be written (file too large)" in full.stderr
         assert not [path for path in out.glob("*.json") if not path.with_suffix(".mp4").exists()]
-    done = call_process(*arguments, cwd=tmp_path)
+    done = call_forked(*arguments, cwd=tmp_path)
     assert done.code == 0, done
     check_folder(out, 2)
 
@@ -113,7 +116,7 @@ def test_a_read_only_folder_is_one_clear_line(tmp_path: Path, checkpoint: Path) 
     jobs, out = write_jobs(tmp_path, 1, 5), tmp_path / "out"
     out.mkdir()
     out.chmod(0o555)
-    done = call_process("render", jobs, "-o", out, "-q", "--model", checkpoint, cwd=tmp_path)
+    done = call_forked("render", jobs, "-o", out, "-q", "--model", checkpoint, cwd=tmp_path)
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr == f"error: -o {out}: cannot be made (permission denied)\n"
     assert not list(out.iterdir())
@@ -154,29 +157,27 @@ def test_claims_die_with_their_process_and_know_no_clock(tmp_path: Path) -> None
             assert mine
 
 
+def jump(seconds: float) -> None:
+    """Turn this process's clock forward, or back."""
+    plain = time.time
+    time.time = lambda: plain() + seconds
+
+    class Shifted(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime.fromtimestamp(plain() + seconds, tz)
+
+    streamgen.render.manifest.datetime = Shifted  # type: ignore[misc]
+
+
 @pytest.mark.slow
 def test_clock_jumps_change_nothing(tmp_path: Path, checkpoint: Path) -> None:
     """The clock of each process is off by years, and goes backwards from one to the next."""
     jobs, out = write_jobs(tmp_path, 3, 5), tmp_path / "out"
     for limit, offset in ((1, 3e8), (2, -3e8), (3, 0.0)):
-        code = f"""
-            import datetime, os, sys, time
-            plain = time.time
-            time.time = lambda: plain() + {offset}
-            class Shifted(datetime.datetime):
-                @classmethod
-                def now(cls, tz=None):
-                    return cls.fromtimestamp(plain() + {offset}, tz)
-            datetime.datetime = Shifted
-            from streamgen.cli.app import main
-            main()
-        """
         arguments = ["render", jobs, "-o", out, "--model", checkpoint, "--threads", 1, "-q", "--limit", limit]
-        command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        done = call_forked(*arguments, cwd=ROOT, before=lambda offset=offset: jump(offset))
+        assert done.code == 0, done
         for path in out.rglob("*.lock"):
             os.utime(path, (0, 0))
     check_folder(out, 3)

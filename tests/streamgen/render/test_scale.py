@@ -95,7 +95,7 @@ def ray_run(jobs: Path, out: Path, model: Path) -> Worker:
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "240"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    return Worker(jobs, out, model, ["--engine", "ray"])
+    return Worker(jobs, out, model, ["--engine", "ray"], anew=True)
 
 
 def written(out: Path) -> int:

@@ -6,9 +6,9 @@ same pictures come, none twice and none lost, with the same receipts and the sam
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -57,10 +57,21 @@ class Interrupter:
     def __init__(self, place: Place | None = None) -> None:
         self.place = place
         self.seen: set[Place] = set()
+        self._watched: dict[CodeType, bool] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        name = frame.f_code.co_filename
-        return self.line if name.startswith(OURS) or name in CACHE else None
+        code = frame.f_code
+        watched = self._watched.get(code)
+        if watched is None:
+            watched = self._watched[code] = self._watches(code)
+        return self.line if watched else None
+
+    def _watches(self, code: CodeType) -> bool:
+        """Whether its lines are looked at: those of a function without the place are none of it."""
+        name = code.co_filename
+        if self.place is not None:
+            return name == self.place[0] and any(line == self.place[1] for _, _, line in code.co_lines())
+        return name.startswith(OURS) or name in CACHE
 
     def line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
@@ -110,13 +121,18 @@ def base_session(pipeline: Pipeline, mode: str) -> Session:
     return session
 
 
-def every_line_once(pipeline: Pipeline, mode: str, name: str, stride: int) -> int:
-    """Interrupt at the lines of the chunk; returns how many places there were."""
+def every_line_once(
+    pipeline: Pipeline, mode: str, name: str, stride: int, elsewhere: Set[Place] | None = None
+) -> int:
+    """Interrupt at every `stride`-th line of the chunk that is also interrupted elsewhere, and at every other
+    one; returns how many lines there were.
+    """
     base, event = base_session(pipeline, mode), EVENTS[name]
     expected = steered(base, event, None)
     seen = Interrupter()
     assert torch.equal(steered(base, event, seen)[0], expected[0])
-    for place in sorted(seen.seen)[::stride]:
+    shared = seen.seen if elsewhere is None else seen.seen & elsewhere
+    for place in [*sorted(seen.seen - shared), *sorted(shared)[::stride]]:
         found = steered(base, event, Interrupter(place))
         assert torch.equal(found[0], expected[0]), place
         assert found[1] == expected[1], place
@@ -129,10 +145,26 @@ def test_a_chunk_interrupted_at_every_eleventh_line(pipeline: Pipeline, mode: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["chunks", "joint"])
-@pytest.mark.parametrize("name", ["none", "recache", "clear"])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("chunks", "none"),
+        ("chunks", "recache"),
+        ("joint", "recache"),
+        ("chunks", "clear"),
+        ("joint", "clear"),
+    ],
+)
 def test_a_chunk_interrupted_at_every_line(pipeline: Pipeline, mode: str, name: str) -> None:
     assert every_line_once(pipeline, mode, name, 1) > 200
+
+
+@pytest.mark.slow
+def test_a_chunk_without_an_event_interrupted_where_joint_recaches_differ(pipeline: Pipeline) -> None:
+    """All else it runs through is the same in both modes, and interrupted at every line in the other one."""
+    seen = Interrupter()
+    steered(base_session(pipeline, "chunks"), None, seen)
+    assert every_line_once(pipeline, "joint", "none", 11, seen.seen) > 200
 
 
 @pytest.mark.parametrize(
