@@ -27,8 +27,7 @@ from tests.toy_stage import final_state
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("distill.tracking.write_plots", lambda *_: [])
+def _alone() -> Iterator[None]:
     yield
     forget_processes()
 

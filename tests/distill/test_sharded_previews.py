@@ -30,7 +30,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         torch.save(stream(pipeline, "a big red circle over the sea", 3, 9), out_dir / "shown.pt")
 
     monkeypatch.setattr("distill.families.tiny.preview_sheets", shown)
-    monkeypatch.setattr("distill.tracking.write_plots", lambda *_: [])
     yield
     forget_processes()
 

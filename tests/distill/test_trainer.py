@@ -37,8 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("distill.tracking.write_plots", lambda *_: [])
+def _alone() -> Any:
     yield
     forget_processes()
 

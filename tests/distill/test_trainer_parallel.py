@@ -26,8 +26,7 @@ PREVIEWS = PreviewConfig(every_steps=3, every_minutes=None, at_start=True, at_en
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("distill.tracking.write_plots", lambda *_: [])
+def _alone() -> Iterator[None]:
     yield
     forget_processes()
 
