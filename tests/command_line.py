@@ -43,27 +43,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-# Permissions hold for root, too, in the program that this becomes: it may neither write (1) nor read (2)
-# against them. 24 is PR_CAPBSET_DROP.
-_WITHOUT_ROOT_POWERS = """
-import ctypes, os, sys
-for capability in (1, 2):
-    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
-
-def spawn(*arguments: object, cwd: Path, largest_file: int | None = None) -> subprocess.Popen[str]:
-    """Start in a process of its own, in which no file may grow beyond `largest_file` bytes and permissions
-    hold for everybody.
-    """
-    command = ["-m", "streamgen.cli.app"]
-    if largest_file is not None:
-        limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))"
-        command = ["-c", f"import resource; from streamgen.cli.app import main; {limit}; main()"]
-    plain = ["-c", _WITHOUT_ROOT_POWERS] if sys.platform == "linux" else []
+def spawn(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """Start in a process of its own, started anew: seconds of imports. See `tests.forked`."""
     return subprocess.Popen(
-        [sys.executable, *plain, *command, *map(str, arguments)],
+        [sys.executable, "-m", "streamgen.cli.app", *map(str, arguments)],
         cwd=cwd,
         env=environment(),
         text=True,
@@ -72,8 +55,8 @@ def spawn(*arguments: object, cwd: Path, largest_file: int | None = None) -> sub
     )
 
 
-def call_process(*arguments: object, cwd: Path, largest_file: int | None = None) -> Outcome:
+def call_process(*arguments: object, cwd: Path) -> Outcome:
     """Run in a process of its own."""
-    process = spawn(*arguments, cwd=cwd, largest_file=largest_file)
+    process = spawn(*arguments, cwd=cwd)
     out, err = process.communicate(timeout=300)
     return Outcome(process.returncode, out, err)

@@ -44,6 +44,7 @@ def options(tmp_path: Path, name: str, **changes: Any) -> dict[str, Any]:
         "network": NETWORK,
         "plan": PLAN,
         "log_every": 1,
+        "trackers": (),
         "scenes": SceneConfig(size=32, change_probability=0.6, drag_probability=0.4),
         "cache": CacheConfig(directory=str(tmp_path / "cache"), clips=16, frames=33, images=8),
         "optim": OptimConfig(matrices="adamw", warmup_steps=1, decay="none"),
