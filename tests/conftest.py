@@ -4,6 +4,7 @@ Markers are described in pyproject.toml, what goes into which tier in CONTRIBUTI
 """
 
 import contextlib
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -53,6 +54,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     text = collection_path.read_text(encoding="utf-8")
     return None if any(name in text for name in ASKED_FOR) else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """What is imported and collected stays to the end: no garbage is looked for in it, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -72,7 +72,5 @@ def test_settings_camera_and_drawn_paths_are_added_and_played(page: Page) -> Non
     page.wait_for_function("window.streamgen.settings.holds.steps === 7")
 
     # in the log, as it is soon over
-    paths = "document.querySelectorAll('[data-part=log] li[data-kind=path]').length"
-    before = page.evaluate(paths)
     draw(page)
-    page.wait_for_function(f"before => {paths} > before", arg=before)
+    page.wait_for_selector("[data-part=log] li[data-kind=drag]")
