@@ -37,6 +37,8 @@ def read_names(source: str | Path) -> Any:
         return read_payload(Path(source), names_only=True)
     remote = parse_hub(source)
     suffix = PurePosixPath(remote.path).suffix.lower()
+    if suffix == ".gguf":
+        raise _packed(remote)
     if suffix == ".json":
         # an index is small, but its shards are not
         return _read_remote_shards(remote)
@@ -44,6 +46,9 @@ def read_names(source: str | Path) -> Any:
         raise CheckpointError(f"weights {remote}: expected a file that ends in {', '.join(SUFFIXES)}")
     file, size = open_remote(remote)
     with file:
+        start = file.peek(_BEGINNING)[:_BEGINNING]
+        _refuse_pages(remote, start)
+        _refuse_texts(remote, start, size)
         if suffix == ".safetensors":
             return parse_header(file, size, remote).tensors
         return _load_pickle(file, "meta", str(remote))
@@ -75,12 +80,12 @@ def read_payload(path: Path, names_only: bool = False) -> Any:
     suffix = path.suffix.lower()
     start = _start(path)
     if suffix == ".gguf" or start.startswith(b"GGUF"):
-        raise CheckpointError(f"weights {path}: GGUF is not read, use the safetensors file in bf16 or fp8")
+        raise _packed(path)
     if suffix not in SUFFIXES:
         raise CheckpointError(f"weights {path}: expected a file that ends in {', '.join(SUFFIXES)}")
     _refuse_pages(path, start)
     if suffix != ".json":
-        _refuse_texts(path, start)
+        _refuse_texts(path, start, path.stat().st_size)
     if suffix == ".json":
         return _read_shards(path, names_only)
     # a length below 2^40, and the brace that JSON begins with
@@ -134,19 +139,23 @@ def one_line(error: Exception, limit: int = 400) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-# bytes of the longest text that is taken for an answer of a server
-_ANSWER = 1000
+# bytes of a file that say what it is, and of the longest text that is taken for an answer of a server
+_BEGINNING, _ANSWER = 1024, 1000
+
+
+def _packed(place: object) -> CheckpointError:
+    return CheckpointError(f"weights {place}: GGUF is not read, use the safetensors file in bf16 or fp8")
 
 
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(1024)
+            return file.read(_BEGINNING)
     except OSError as error:
         raise CheckpointError(f"weights {path}: cannot be read ({error.strerror or error})") from None
 
 
-def _refuse_pages(path: Path, start: bytes) -> None:
+def _refuse_pages(path: object, start: bytes) -> None:
     """Raise CheckpointError for what downloads leave in place of weights."""
     if start.startswith(b"version https://git-lfs"):
         found = re.search(rb"^size (\d{1,18})$", start, re.MULTILINE)
@@ -159,12 +168,12 @@ def _refuse_pages(path: Path, start: bytes) -> None:
         raise CheckpointError(f"weights {path}: an HTML page, not weights: the download was refused or moved")
 
 
-def _refuse_texts(path: Path, start: bytes) -> None:
+def _refuse_texts(path: object, start: bytes, size: int) -> None:
     """Raise CheckpointError for an answer that a server gave in place of weights, `Entry not found` for
     instance: a short file of text alone.
     """
     text = start.decode("utf-8", "replace").strip()
-    short = 0 < len(start) < _ANSWER and path.stat().st_size == len(start)
+    short = 0 < len(start) < _ANSWER and size == len(start)
     if short and text and all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text:
         said = " ".join(text.split())
         raise CheckpointError(f"weights {path}: a text, not weights: {shorten(said)}; fetch the file again")
