@@ -46,6 +46,8 @@ def device_of(device: str) -> torch.device:
         return auto_device()
     try:
         chosen = torch.device(device)
+        if chosen.type == "mps" and not torch.backends.mps.is_available():
+            raise InputError(f"device {device}: needs a GPU of Apple, and torch built for it; expected cpu")
         if chosen.type == "meta":
             raise InputError(f"device {device}: holds no values, expected cpu or a GPU")
         torch.empty(0, device=chosen)

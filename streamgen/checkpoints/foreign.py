@@ -165,7 +165,10 @@ def _refuse_pages(path: object, start: bytes) -> None:
             "give hf://owner/repo/file"
         )
     if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
-        raise CheckpointError(f"weights {path}: an HTML page, not weights: the download was refused or moved")
+        raise CheckpointError(
+            f"weights {path}: an HTML page, not weights: the download was refused or moved, "
+            "fetch it again or give hf://owner/repo/file"
+        )
 
 
 def _refuse_texts(path: object, start: bytes, size: int) -> None:
@@ -184,7 +187,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"weights {path}: truncated or not safetensors ({one_line(error, 120)})"
+            f"weights {path}: truncated or not safetensors ({one_line(error, 120)}): fetch it again"
         ) from None
 
 
@@ -214,7 +217,7 @@ def _load_pickle(file: Any, device: str, where: str) -> Any:
         text = one_line(error, 4000)
         if "GLOBAL " not in text and "Unsupported" not in text:
             raise CheckpointError(
-                f"weights {where}: truncated or not a file of torch.save ({text[:120]})"
+                f"weights {where}: truncated or not a file of torch.save ({text[:120]}): fetch it again"
             ) from None
         name = text.split("GLOBAL ")[1].split(" ")[0][:80] if "GLOBAL " in text else "other objects"
         raise CheckpointError(
@@ -222,7 +225,7 @@ def _load_pickle(file: Any, device: str, where: str) -> Any:
         ) from None
     except Exception as error:  # what a damaged pickle raises is whatever its bytes happen to call
         raise CheckpointError(
-            f"weights {where}: truncated or not a file of torch.save ({one_line(error, 120)})"
+            f"weights {where}: truncated or not a file of torch.save ({one_line(error, 120)}): fetch it again"
         ) from None
 
 
@@ -234,7 +237,7 @@ def _read_shards(path: Path, names_only: bool) -> dict[str, Tensor]:
     if missing:
         raise CheckpointError(
             f"weights {path}: {len(missing)} of its {len(shards)} shards are missing, "
-            f"the first is {shorten(missing[0])}"
+            f"the first is {shorten(missing[0])}: fetch them, too"
         )
     out: dict[str, Tensor] = {}
     for file in files.values():

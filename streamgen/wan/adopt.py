@@ -275,7 +275,7 @@ def _sizes(read: Unwrapped) -> dict[str, Any]:
         out["size"] = f"{size_word(dit.dim)}: width {dit.dim}, {dit.layers} layers, {heads}"
         foreign = foreign_layers(read.tensors)
         if foreign is not None:
-            out["problem"] = f"{foreign}, which streamgen has no layers for"
+            out["problem"] = f"{foreign}, which does not stream here: take a text-to-video model of Wan2.1"
     if compared["missing"]:
         some = ", ".join(compared["missing"][:3])
         out["problem"] = f"{len(compared['missing'])} tensors are missing ({some}, ...)"
@@ -389,7 +389,7 @@ def _problems(adoption: Adoption) -> list[str]:
     out = [str(file.report["problem"]) for file in adoption.files if "problem" in file.report]
     dit = adoption.chosen.get("dit")
     if dit is None:
-        if any(file.part == "lora" for file in adoption.files):
+        if any(file.part == "lora" and "problem" not in file.report for file in adoption.files):
             return [*out, "a LoRA alone: it is given as --lora FILE[:strength] beside a model"]
         for kind, option in _ALONE.items():
             if any(file.read is not None and file.read.kind == kind for file in adoption.files):
@@ -433,7 +433,13 @@ def config_of(adoption: Adoption, options: AdoptOptions) -> WanConfig:
         raise InputError(f"--like {name}: expected one of {', '.join(wan_model_names())}")
     content = read_yaml(base)
     sizes = dit_config_of(dit.read.tensors)
-    content["dit"] = content["dit"] | asdict(sizes) | {"motion_channels": content["dit"]["motion_channels"]}
+    tracks = content["dit"]["motion_channels"]
+    if sizes.motion_channels > tracks:
+        raise CheckpointError(
+            f"weights {dit.place}: patch_embedding.weight: reads {sizes.motion_channels} channels besides "
+            f"its latents, {name} has {tracks}: a control model, or one for tracks (--like wan-1.3b-motion)"
+        )
+    content["dit"] = content["dit"] | asdict(sizes) | {"motion_channels": tracks}
     # a published width has heads of 128; another one is what the config says
     if sizes.dim % HEAD_DIM:
         content["dit"]["heads"] = int(read_yaml(base)["dit"]["heads"])

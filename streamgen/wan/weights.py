@@ -229,7 +229,7 @@ class _Reader:
         other, own = foreign_layers(tensors), self.config.dit
         weight = tensors.get("patch_embedding.weight")
         if other is not None:
-            raise CheckpointError(f"weights {self._place}: {other}, which no text-to-video model here has")
+            raise CheckpointError(f"weights {self._place}: {other}, which no text-to-video model is")
         if weight is None or weight.dim() != 5 or weight.shape[0] == own.dim:
             return
         found, expected = size_word(weight.shape[0]), size_word(own.dim)

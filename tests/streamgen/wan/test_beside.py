@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from streamgen import InputError, load_pipeline
+from streamgen.cli.options import WAN_OPTIONS, wan_options
 from streamgen.errors import CheckpointError
 from streamgen.wan import adopt as adopting
 from streamgen.wan.adopt import AdoptOptions, adopt
@@ -27,6 +28,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     write_published(folder)
     return folder
+
+
+def bare(published: Path) -> dict[str, torch.Tensor]:
+    network = torch.load(published / "self_forcing_dmd.pt", weights_only=True)["generator_ema"]
+    return {name.removeprefix("model._fsdp_wrapped_module."): x for name, x in network.items()}
 
 
 def write_encoder(path: Path) -> Path:
@@ -54,9 +60,8 @@ def as_comfy(published: Path, root: Path) -> Path:
         torch.load(published / "Wan2.1_VAE.pth", weights_only=True), root / "vae" / "wan_2.1_vae.safetensors"
     )
     write_encoder(root / "text_encoders" / "umt5_xxl_fp16.safetensors")
-    network = torch.load(published / "self_forcing_dmd.pt", weights_only=True)["generator_ema"]
     path = root / "diffusion_models" / "self_forcing_dmd.safetensors"
-    save_file({name.removeprefix("model._fsdp_wrapped_module."): x for name, x in network.items()}, path)
+    save_file(bare(published), path)
     return path
 
 
@@ -80,6 +85,8 @@ def test_parts_around_a_file(
         assert taken == {"dit": str(path), "vae": str(root / vae), "text_encoder": str(root / text)}
 
     assert_needs(check, monkeypatch, adopting, "look_beside", lambda *_: None)
+    if layout is as_wan:
+        return
     report = adopt(str(path), tmp_path / "own", OPTIONS)
     assert report["problems"] == []
     assert report["next"] == f"streamgen render PROMPT --model {tmp_path / 'own'} -o clip.mp4"
@@ -126,6 +133,41 @@ def test_what_streams_with_a_network_alone_is_told(published: Path, tmp_path: Pa
         report = adopt(str(place))
         assert report["usable"]
         assert f"alone: it is given as {option} FILE beside a network" in report["problems"][0]
+
+
+def test_networks_of_other_kinds_are_told(published: Path, tmp_path: Path) -> None:
+    """By shapes alone: Wan2.2's image-to-video and 5B models, one with channels for tracks, half a LoRA."""
+    network = bare(published)
+    patches, head = torch.zeros(24, 36, 1, 2, 2), {"head.head.weight": torch.zeros(192, 24)}
+    for name, changes, message in (
+        (
+            "i2v",
+            {"patch_embedding.weight": patches},
+            "an image-to-video or control DiT (it reads 36 channels",
+        ),
+        ("5b", head, "a DiT over the 48 channels of Wan2.2's VAE, which does not stream here"),
+        ("tracks", {"patch_embedding.weight": patches[:, :32]}, "for tracks (--like wan-1.3b-motion)"),
+        ("lokr", {}, "expected a LoRA, found LoKr"),
+    ):
+        state = {"blocks.0.ffn.0.lokr_w1": patches} if name == "lokr" else network | changes
+        save_file({n: x.clone() for n, x in state.items()}, tmp_path / f"{name}.safetensors")
+        report = adopt(str(tmp_path / f"{name}.safetensors"), options=OPTIONS)
+        assert message in report["problems"][0 if name != "tracks" else -1], report["problems"]
+        assert not any("a LoRA alone" in problem for problem in report["problems"])
+        assert report["usable"] == (name == "tracks")
+    like = AdoptOptions("wan-1.3b-motion", overrides=SMALL)
+    assert "no picture decoder" in adopt(str(tmp_path / "tracks.safetensors"), options=like)["problems"][-1]
+
+
+def test_an_adopted_model_tells_how_its_files_were_read(published: Path, tmp_path: Path) -> None:
+    """Without an option of the family nobody was listening."""
+    adopt(str(published / "self_forcing_dmd.pt"), tmp_path / "own", OPTIONS)
+    given = dict.fromkeys(WAN_OPTIONS) | {"loras": (), "live_loras": (), "model_set": ()}
+    told: list[str] = []
+    options = wan_options(given | {"model": str(tmp_path / "own")}, told.append)
+    assert options is not None
+    assert options.note == told.append
+    assert wan_options(given | {"model": "tiny"}) is None
 
 
 def test_the_report_is_for_reading(
