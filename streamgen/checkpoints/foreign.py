@@ -4,7 +4,6 @@ import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,12 +53,34 @@ def read_names(source: str | Path) -> Any:
         return _load_pickle(file, "meta", str(remote))
 
 
+def names_weights(source: HubSource) -> bool:
+    """Whether a name on the hub is one of a weights file, and not of a folder (`v1.0`) or repository."""
+    return PurePosixPath(source.path).suffix.lower() in (*SUFFIXES, ".gguf")
+
+
+def fetch_weights(source: HubSource) -> Path:
+    """The local file of weights on the hub, see `hub.fetch`; with an index come its shards.
+
+    Raises:
+        CheckpointError: a file that cannot be had, or an index that names what is none.
+    """
+    path = fetch(source)
+    if path.suffix == ".json":
+        for shard in _remote_shards(source, path):
+            fetch(shard)
+    return path
+
+
+def _remote_shards(index: HubSource, local: Path) -> list[HubSource]:
+    """The shards of an index on the hub."""
+    shards = sorted({_shard(local, shard).relative_to(local.parent) for shard in _weight_map(local).values()})
+    return [index.folder().file(shard.as_posix()) for shard in shards]
+
+
 def _read_remote_shards(index: HubSource) -> dict[str, Tensor]:
-    local = fetch(index)
     out: dict[str, Tensor] = {}
-    for shard in sorted(set(_weight_map(local).values())):
-        _shard(local, shard)
-        out |= read_names(str(replace(index, path=str(PurePosixPath(index.path).with_name("") / shard))))
+    for shard in _remote_shards(index, fetch(index)):
+        out |= read_names(str(shard))
     return out
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -18,7 +18,7 @@ from models.state_dict import Kind
 from models.unwrap import GENERATOR_SECTIONS, Unwrapped, unwrap
 
 from ..checkpoints.directory import with_settings
-from ..checkpoints.foreign import KIND_NAMES, SUFFIXES, one_line, read_names
+from ..checkpoints.foreign import KIND_NAMES, SUFFIXES, names_weights, one_line, read_names
 from ..checkpoints.hub import is_hub, list_files, parse_hub, pinned
 from ..errors import CheckpointError, InputError, StreamgenError
 from ..structured import StructureError, build, read_yaml, to_plain
@@ -186,7 +186,7 @@ def places(source: str) -> list[str]:
     """
     if is_hub(source):
         remote = pinned(parse_hub(source))
-        if PurePosixPath(remote.path).suffix in (*SUFFIXES, ".gguf"):
+        if names_weights(remote):
             return [str(remote)]
         inside = f"{remote.path}/" if remote.path else ""
         names = [name for name in list_files(remote.repo, remote.revision) if name.startswith(inside)]
@@ -370,7 +370,8 @@ def _encoder_place(file: Adopted) -> str | None:
     if file.read is None or file.read.kind not in ("umt5", "wan_umt5") or "problem" in file.report:
         return None
     if is_hub(file.place):
-        return None if file.place.split("@")[0].endswith(".json") else file.place
+        remote = parse_hub(file.place)
+        return str(remote.folder()) if remote.path.endswith(".json") else file.place
     path = Path(file.place)
     if path.name.startswith("models_t5") or path.with_name("config.json").is_file():
         return str(path.parent)

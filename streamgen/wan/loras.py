@@ -14,7 +14,7 @@ from models.live_lora import LiveLoras, check_live, factor_count
 from models.lora import Lora, merge_lora, read_lora
 from models.state_dict import Tensors
 
-from ..checkpoints.foreign import SUFFIXES, expect_kind, one_line, read_foreign
+from ..checkpoints.foreign import SUFFIXES, expect_kind, fetch_weights, names_weights, one_line, read_foreign
 from ..checkpoints.header import read_header
 from ..checkpoints.hub import fetch, is_hub, list_files, parse_hub
 from ..errors import CheckpointError, InputError
@@ -143,7 +143,7 @@ def _path(lora: LoraFile) -> Path:
             return path
         return path / _one_file(lora.place, [file.name for file in path.iterdir() if file.is_file()])
     source = parse_hub(lora.place)
-    if PurePosixPath(source.path).suffix not in SUFFIXES:
+    if not names_weights(source):
         inside = f"{source.path}/" if source.path else ""
         names = [name for name in list_files(source.repo, source.revision) if name.startswith(inside)]
         below = [name.removeprefix(inside) for name in names]
@@ -151,7 +151,7 @@ def _path(lora: LoraFile) -> Path:
     told = replace(source, path=PurePosixPath(source.path).with_name(_BESIDE).as_posix())
     if told.path in list_files(source.repo, source.revision):
         fetch(told)
-    return fetch(source)
+    return fetch_weights(source)
 
 
 def _one_file(place: str, names: Sequence[str]) -> str:

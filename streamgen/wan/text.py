@@ -9,7 +9,9 @@ import html
 import re
 import threading
 from collections.abc import Mapping
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 import torch
@@ -20,8 +22,8 @@ from torch import Tensor, nn
 from models.state_dict import umt5_to_transformers
 from models.text_encoder import Words, beginning
 
-from ..checkpoints.foreign import expect_kind, read_foreign
-from ..checkpoints.hub import fetch, is_hub, parse_hub
+from ..checkpoints.foreign import expect_kind, fetch_weights, names_weights, read_foreign
+from ..checkpoints.hub import fetch, is_hub, list_files, parse_hub
 from ..engine.quantize import QuantizedLinear, kernel_missing
 from ..errors import CheckpointError
 from ..machine import give_back
@@ -31,6 +33,8 @@ from .options import TextOptions
 _KEPT = 256
 # the tokenizer that Wan was trained with, by its name on the hub and in Wan's own folders
 _TOKENIZER = "google/umt5-xxl"
+# how Wan calls the file of its encoder
+_PUBLISHED = "models_t5_*.pth"
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 
 
@@ -89,8 +93,8 @@ class UMT5Prompts:
 
     Args:
         source: a folder of transformers, a folder as Wan2.1-T2V publishes it (`models_t5_*.pth` beside
-            `google/umt5-xxl`), one weights file in either naming, quantised or inside a whole checkpoint
-            (`hf://owner/repo/file` on the hub), or the name of a repository of transformers on the hub.
+            `google/umt5-xxl`), one weights file in either naming, quantised or inside a whole checkpoint;
+            any of them on the hub (`hf://owner/repo[/folder or file]`), or the name of a repository there.
         config: the width and length that the network reads.
     """
 
@@ -164,7 +168,8 @@ class UMT5Prompts:
     def _tokens(self, prompt: str) -> list[int]:
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = _from_pretrained("AutoTokenizer", _tokenizer_folder(self.source))
+                place, options = _tokenizer_place(self.source)
+                self._tokenizer = _from_pretrained("AutoTokenizer", place, **options)
             # a fast tokenizer's truncation settings are its own state
             ids: list[int] = self._tokenizer(clean_prompt(prompt), add_special_tokens=True)["input_ids"]
         if len(ids) > self.config.length:
@@ -194,8 +199,8 @@ class UMT5Prompts:
         if path is not None:
             model = _encoder_of_file(path, self.options.dtype)
         else:
-            inner = _first_folder(self.source, ("text_encoder",))
-            model = _from_pretrained("UMT5EncoderModel", inner, dtype=self.options.dtype)
+            place, options = _pretrained_place(self.source, ("text_encoder",))
+            model = _from_pretrained("UMT5EncoderModel", place, dtype=self.options.dtype, **options)
         found = int(model.config.d_model)
         if found != self.config.dim:
             raise CheckpointError(
@@ -301,21 +306,43 @@ def _encoder_file(source: str) -> Path | None:
         CheckpointError: on the hub, where it cannot be had.
     """
     if is_hub(source):
-        return fetch(parse_hub(source))
+        remote = parse_hub(source)
+        if names_weights(remote):
+            return fetch_weights(remote)
+        names = [PurePosixPath(name) for name in list_files(remote.repo, remote.revision)]
+        inside = [name.name for name in names if name.parent == PurePosixPath(remote.path)]
+        published = next((name for name in inside if fnmatch(name, _PUBLISHED)), None)
+        return None if published is None else fetch(remote.file(published))
     path = Path(source)
     if path.is_dir():
-        return next(iter(sorted(path.glob("models_t5_*.pth"))), None)
+        return next(iter(sorted(path.glob(_PUBLISHED))), None)
     return path if path.is_file() else None
 
 
-def _tokenizer_folder(source: str) -> str:
+def _pretrained_place(source: str, inside: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """What transformers loads: the first of the folders inside a source that is there, else the source; and
+    what it has to be told besides, of a name on the hub.
+    """
+    if not is_hub(source):
+        return _first_folder(source, inside), {}
+    remote = parse_hub(source)
+    names = list_files(remote.repo, remote.revision)
+    folders = [normpath(PurePosixPath(remote.path) / name) for name in inside]
+    found = next((f for f in folders if any(name.startswith(f"{f}/") for name in names)), remote.path)
+    return remote.repo, {"revision": remote.revision or "main", "subfolder": found}
+
+
+def _tokenizer_place(source: str) -> tuple[str, dict[str, Any]]:
     """Where an encoder's tokenizer is: inside its folder or beside its file, else the published one."""
+    inside = (_TOKENIZER, "tokenizer", "../tokenizer")
     if is_hub(source):
-        return _TOKENIZER
+        # of a file alone it is not known that it has one
+        alone = names_weights(parse_hub(source))
+        return (_TOKENIZER, {}) if alone else _pretrained_place(source, inside)
     path = Path(source)
     if not path.is_file():
-        return _first_folder(source, (_TOKENIZER, "tokenizer", "../tokenizer"))
-    return _first_folder(str(path.parent), (_TOKENIZER, "umt5-xxl", "tokenizer", "../tokenizer"), _TOKENIZER)
+        return _first_folder(source, inside), {}
+    return _first_folder(str(path.parent), ("umt5-xxl", *inside), _TOKENIZER), {}
 
 
 def _encoder_of_file(path: Path, dtype: torch.dtype) -> Any:
