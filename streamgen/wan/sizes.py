@@ -34,8 +34,10 @@ def foreign_layers(tensors: Mapping[str, Tensor]) -> str | None:
     """
     named = next((word for part, word in _FOREIGN if any(part in name for name in tensors)), None)
     weight, head = tensors.get("patch_embedding.weight"), tensors.get("head.head.weight")
-    if named is not None or weight is None or head is None or weight.dim() != 5 or weight.shape[3] < 1:
+    if named is not None or weight is None or head is None:
         return named
+    if weight.dim() != 5 or weight.shape[3] < 1 or head.dim() != 2:
+        return None
     found, latents = weight.shape[1], head.shape[0] // weight.shape[3] ** 2
     if latents == _LATENTS_22:
         return f"a DiT over the {latents} channels of Wan2.2's VAE"
