@@ -33,6 +33,7 @@ from streamgen.engine.attention import (
     sage_attention,
 )
 from streamgen.errors import InputError
+from streamgen.machine import versions
 from tests.tiny_models import GRID, assert_needs, tiny_cache, tiny_dit, tiny_latents
 
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
@@ -154,7 +155,8 @@ def test_flash_attention_3_stands_in_where_it_is(packages: set[str], monkeypatch
     assert place_flash((9, 0)) is None
     packages.add("flash_attn_interface")
     assert place_flash(None) is place_flash((10, 0)) is place_flash((8, 6)) is None
-    assert place_flash((9, 0)) == current_flash_attention_impl() == "FA3"
+    assert "attention" not in versions()
+    assert place_flash((9, 0)) == current_flash_attention_impl() == versions()["attention"] == "FA3"
     assert kernel_order((9, 0), lambda kernel: True, replaced=True)[0] == FLASH
     monkeypatch.setenv(ATTENTION_VARIABLE, "torch")
     assert place_flash((9, 0)) is current_flash_attention_impl() is None
