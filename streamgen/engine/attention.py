@@ -118,7 +118,7 @@ def place_flash(capability: tuple[int, int] | None) -> str | None:
 def _why_not(name: str, package: str, capability: tuple[int, int] | None) -> str | None:
     """Have it stand in; why that cannot be, or None."""
     if capability is None:
-        return "runs on CUDA devices, the model is on another one"
+        return "runs on CUDA devices, and the model is on none"
     if name == FA3 and capability[0] != 9:
         return f"runs on compute capability 9.x, the device has {capability[0]}.{capability[1]}"
     if find_spec(package) is None:
