@@ -71,6 +71,19 @@ def test_the_frame_of_a_switch_is_that_of_its_own_receipt(checkpoint: Path) -> N
     assert 41 <= video.event <= 46
 
 
+def test_a_change_that_takes_effect_late_is_watched_as_long(checkpoint: Path) -> None:
+    """Overlapping chunks take a change up later; what is read behind it needs the same number of frames."""
+    spec = SuiteBuilder(EvaluationConfig(), Vocabulary(caption_vocabulary())).switches("recache")[3]
+    settings = {"text_guidance": 1.0, "motion_guidance": 0.0, "steps": 2}
+    reader = FrameReader(SceneConfig(size=32))
+    plain, wave = (
+        streams.render(load_pipeline(checkpoint, runner=name), reader, spec, settings)
+        for name in ("plain", "wave")
+    )
+    assert wave.event > plain.event
+    assert len(wave.frames) - wave.event == len(plain.frames) - plain.event == spec.frames - plain.event
+
+
 FEW = [
     "unseen=1",
     "drags=1",
