@@ -86,6 +86,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="what of them is in eight bits, as `streamgen render` has it; the report tells the error of the "
         "velocity, too",
     )
+    parser.add_argument(
+        "--readers",
+        type=Path,
+        metavar="FILE",
+        help="with --model, --run and --tokenizer: keeps what the readers of shapes and motions learn, so that further evaluations begin at "
+        "once; written where it is not there",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
     parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
     return parser.parse_intermixed_args(list(arguments))
@@ -144,7 +151,7 @@ def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str,
     if options.quantize is not None:
         os.environ[QUANTIZE_VARIABLE] = check_quantization(options.quantize)
     settings = parse_settings(options.settings)
-    return Evaluator(model, _config(options), out_dir, settings, options.processes).run()
+    return Evaluator(model, _config(options), out_dir, settings, options.processes, options.readers).run()
 
 
 def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
@@ -156,8 +163,11 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
     from .evaluation.comparison import compare_pixels, compare_tokenizers
 
-    compare = compare_pixels if options.quick else compare_tokenizers
-    yield compare([Path(path) for path in options.tokenizer], _config(options), out_dir, options.clip)
+    tokenizers, config = [Path(path) for path in options.tokenizer], _config(options)
+    if options.quick:
+        yield compare_pixels(tokenizers, config, out_dir, options.clip)
+    else:
+        yield compare_tokenizers(tokenizers, config, out_dir, options.clip, options.readers)
 
 
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
