@@ -90,8 +90,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--readers",
         type=Path,
         metavar="FILE",
-        help="with --model, --run and --tokenizer: keeps what the readers of shapes and motions learn, so that further evaluations begin at "
-        "once; written where it is not there",
+        help="with --model, --run and --tokenizer: keeps what the readers of shapes and motions learn, for "
+        "evaluations to come; written where it is not there",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
     parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
