@@ -149,7 +149,7 @@ def test_streams_of_different_trainings_are_not_mixed_up(
 def test_switches_under_a_cells_own_policy_are_held_against_the_usual_ones(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cell may differ in what becomes of the cache: its rows have another variant, its streams are equal."""
+    """A cell may differ in what becomes of the cache: rows of another variant, streams that are equal."""
     grid = read_grid(place / "grid.yaml")
     first, second = (
         [cell for cell in cells_of(grid, place / "out") if cell.name == n] for n in ("plain", "same")
