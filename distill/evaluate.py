@@ -161,9 +161,11 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 
 
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
+    from .config import require
     from .evaluation.comparison import compare_pixels, compare_tokenizers
 
     tokenizers, config = [Path(path) for path in options.tokenizer], _config(options)
+    require(config.clips > 0, "clips", ">= 8 with --tokenizer", config.clips)
     if options.quick:
         yield compare_pixels(tokenizers, config, out_dir, options.clip)
     else:

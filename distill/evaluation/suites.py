@@ -53,7 +53,8 @@ class EvaluationConfig(Checked):
         policy: the first of these; the others are controls.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
         sink: what becomes of the sink of these, see `streams.rolled_to`.
-        clips: clips of the world for the tokenizer and, at most, for each control on the truth.
+        clips: clips of the world for the tokenizer and, at most, for each control on the truth; 0 leaves
+            both out.
         edits: clips as live input, each made anew at every strength of `edits.STRENGTHS`.
         edits_told: whether these streams are told what the clip shows (the setting `input_prompt`).
         controls: false leaves out the streams without a track and under `keep` and `clear`, which tell what
@@ -76,7 +77,7 @@ class EvaluationConfig(Checked):
     long_drift: _Streams = 1
     long_drift_seconds: _Seconds = 240.0
     sink: SinkWay = "stays"
-    clips: Annotated[int, Bound(">= 8", lambda count: count >= 8)] = 48
+    clips: Annotated[int, Bound("0, or >= 8", lambda count: count == 0 or count >= 8)] = 48
     edits: _Streams = 0
     edits_told: bool = False
     controls: bool = True
