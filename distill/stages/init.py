@@ -59,8 +59,8 @@ class InitConfig(Checked, section="distillation"):
 
 @dataclass(frozen=True)
 class InitRun(WindowRun):
-    """Config of the init stage; `teacher` is the checkpoint of the causal stage, also the usual `init`, or that
-    of the teacher stage for `scoring` of whole windows.
+    """Config of the init stage; `teacher` is the checkpoint of the causal stage, also the usual `init`; for
+    `scoring` of whole windows it is that of the teacher stage.
     """
 
     teacher: str = "runs/tiny/causal/export"
