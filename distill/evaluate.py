@@ -70,6 +70,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "each way (linear, spherical, at once), compared in pairs; how many: switches=32",
     )
     parser.add_argument("--over", type=float, default=2.0, metavar="SECONDS", help="with --ways (default: 2)")
+    _add_streaming(parser)
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def _add_streaming(parser: argparse.ArgumentParser) -> None:
+    """How much is streamed, by what, and where the report goes."""
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
         "overrides",
@@ -95,7 +101,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
     parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
-    return parser.parse_intermixed_args(list(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,6 +130,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     for name, given_with in (("--clip", options.clip), ("--quick", options.quick)):
         if given_with and mode != "--tokenizer":
             raise InputError(f"{name}: is for --tokenizer, found none")
+    if options.readers is not None and mode in ("--report", "--rows", "--ways"):
+        raise InputError(f"--readers: is for --model, --run and --tokenizer, found {mode}")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
         if options.json:

@@ -107,6 +107,7 @@ class MotionReader:
 def write_learned(file: Path, config: SceneConfig, networks: Mapping[str, nn.Module]) -> None:
     """Keep networks, by name, in a safetensors file that appears when it is whole."""
     tensors = {f"{n}/{key}": t for n, network in networks.items() for key, t in network.state_dict().items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     save_file(tensors, part, {_WORLD: _world_of(config)})
     os.replace(part, file)

@@ -220,6 +220,7 @@ def test_tokenizers_beside_each_other(
         (["--runner", "onix"], "did you mean 'onnx'"),
         (["--quantize", "int9"], "int9"),
         (["--tokenizer", str(TOKENIZER), "clips=0"], "clips: expected >= 8 with --tokenizer, found 0"),
+        (["--readers", "a", "--rows", "r"], "--readers: is for --model, --run and --tokenizer, found --rows"),
         (["--clip", "a.mp4"], "--clip: is for --tokenizer, found none"),
         (["--quick", "--model", "tiny"], "--quick: is for --tokenizer, found none"),
         (["--clip", "none.mp4", "--tokenizer", str(TOKENIZER)], "none.mp4"),
