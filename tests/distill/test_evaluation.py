@@ -172,7 +172,7 @@ def test_tokenizers_beside_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The shipped one against itself without its network, which is a linear PCA."""
-    monkeypatch.setattr(comparison, "Instruments", lambda world: quick_instruments(world.size))
+    monkeypatch.setattr(comparison, "Instruments", lambda world, kept=None: quick_instruments(world.size))
     linear = tmp_path / "linear"
     shutil.copytree(WEIGHTS, linear)
     tokenizer, _ = load_tokenizer(WEIGHTS, torch.device("cpu"))
