@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from .edits import world_clip
 from .reading import FrameReader, torus_step
 
 Policy = Literal["recache", "keep", "clear"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 #: What becomes of the sink of a long stream: it stays, or another early picture takes its place now and then.
 SinkWay = Literal["stays", "rolls"]
 #: Of a sink that rolls: the chunk from which on it does, every how many, and over how many of the first.

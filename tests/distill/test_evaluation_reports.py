@@ -30,7 +30,7 @@ def _quick() -> Iterator[None]:
     """Reports without half a minute of training and without processes: what they say is the matter here."""
     threads, interrupt = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Instruments", lambda world: quick_instruments(world.size))
+        patch.setattr(runner, "Instruments", lambda world, kept=None: quick_instruments(world.size))
         patch.setattr(pool, "ProcessPoolExecutor", AtOnce)
         yield
     torch.set_num_threads(threads)
