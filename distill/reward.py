@@ -31,7 +31,7 @@ _FACTORS = (0.8, 0.88, 0.96)
 _TEMPERATURE = 0.7
 #: Pixels of 64 around a shape that may have its outline's colours.
 _NEAR = 3
-#: Pixels of 64 x 64 of what lies beside, that count 1; and such as weigh as nothing in a comparison.
+#: Pixels of 64 x 64 of what lies beside that count half; and such as weigh as nothing in a comparison.
 _BESIDE, _LEAST = 200.0, 1.0
 
 
@@ -43,7 +43,7 @@ class RewardConfig(Checked, section="reward"):
     """
 
     share: Share = 0.0
-    weight: NonNegative = 1.0
+    weight: NonNegative = 0.03
     sharpness: Positive = 0.02
     beside: NonNegative = 1.0
 
@@ -54,7 +54,7 @@ class Shown:
 
     Attributes:
         fits: `(B, O, S)` Dice coefficients in [0, 1] of the pixels of each object's colour with each shape.
-        beside: `(B,)` what is of any object's colour and belongs to none that was told, in `_BESIDE` pixels.
+        beside: `(B,)` in [0, 1) how much is of any object's colour and belongs to none that was told.
         there: `(B, O)` objects that were told of, in pictures that can be judged: whose captions give each
             object a colour, and no two the same.
         shape: `(B, O)` shape that was told of each.
@@ -122,9 +122,9 @@ class PictureReward:
         fits = 2 * both / (masks.sum((-2, -1))[:, :, None] + drawn.sum((-2, -1)) + _LEAST)
         told_ones = shape[..., None, None, None].expand(-1, -1, 1, *drawn.shape[3:])
         own = (drawn.gather(2, told_ones)[:, :, 0] * there[..., None, None]).amax(1)
-        far = shares.sum(1) * (1 - _widened(own))
-        pixels = (WORLD_SIZE / pictures.shape[-1]) ** 2
-        return Shown(fits, far.sum((-2, -1)) * pixels / _BESIDE, there, shape)
+        far = (shares.sum(1) * (1 - _widened(own))).sum((-2, -1))
+        much = _BESIDE * (pictures.shape[-1] / WORLD_SIZE) ** 2
+        return Shown(fits, far / (far + much), there, shape)
 
     def _fitting(self, masks: Tensor, size: Tensor) -> Tensor:
         """For each of the masks `(B, O, H, W)` every shape, `(B, O, S, H, W)`, drawn where and as large as
