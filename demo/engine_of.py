@@ -25,6 +25,7 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
     from streamgen.errors import InputError
     from streamgen.families import describe
     from streamgen.machine import device_of
+    from streamgen.rehearsal import plans_by_shape, rehearse
     from streamgen.wan.loras import live_name
 
     from .engine import PipelineEngine, info_of
@@ -63,6 +64,8 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
         chosen = pipeline.choose(progress=programs).note
         if chosen is not None:
             note(chosen)
+        if plans_by_shape(pipeline.device):
+            rehearse(pipeline, tell)
         return PipelineEngine(pipeline, given["deadline"])
 
     return LateEngine(info, load)

@@ -110,6 +110,8 @@ class PreviewConfig(Checked, section="preview"):
     """When to evaluate with the EMA weights (null switches a trigger off).
 
     `weights` also exports them beside the pictures, so that figures over training time can be measured later.
+    With `sharded` all processes make previews together, each with its share of sharded networks, so that none
+    holds a whole one; an export, at the end, is whole in the main process either way.
     """
 
     every_steps: Count | None = None
@@ -117,6 +119,11 @@ class PreviewConfig(Checked, section="preview"):
     at_start: bool = True
     at_end: bool = True
     weights: bool = False
+    sharded: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not (self.sharded and self.weights), "preview.weights", "false with preview.sharded", True)
 
 
 @dataclass(frozen=True)
@@ -170,15 +177,18 @@ class RunConfig(Checked):
     """What every stage's config has; a stage adds its own fields by inheritance.
 
     `schedule: steps` measures progress as step / max_steps; `schedule: time` as elapsed minutes /
-    max_minutes, where elapsed is the wall time of the training loop (previews and checkpoints included) and
-    continues over a resume. `max_minutes` and `max_steps` are hard limits either way.
+    max_minutes, where elapsed is the time of the training loop (previews and checkpoints included) and
+    continues over a resume. `max_minutes` and `max_steps` are hard limits either way. Minutes are those of
+    the wall's clock, or with `clock: processor` those that the main process computed, on all its cores
+    together: on a machine that others use, too, they are what makes budgets equal.
 
     `parallel` says what several processes do: `ddp` keeps whole networks on each, `fsdp2` spreads parameters,
     gradients, optimizers and averages over them, `hsdp` over each group of `shards` of them. `sequence`
     processes share each batch, a slab of every latent frame each (`distill.sequence`).
     `activation_checkpointing` computes blocks again in the backward pass instead of keeping what they
-    computed. `precision: auto` is bf16 (autocast) where the device computes in it, else fp32. `frozen` says
-    how networks that only score or teach are held.
+    computed; `compile` has programs compute what blocks do around attention. `precision: auto` is bf16
+    (autocast) where the device computes in it, else fp32. `frozen` says how networks that only score or teach
+    are held.
     """
 
     stage: str
@@ -187,6 +197,7 @@ class RunConfig(Checked):
     seed: Natural
     max_minutes: Positive | None = None
     schedule: Literal["steps", "time"] = "steps"
+    clock: Literal["wall", "processor"] = "wall"
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     threads: Count | None = None
     gradient_accumulation: Count = 1
@@ -200,6 +211,7 @@ class RunConfig(Checked):
     shards: Count | None = None
     sequence: Count = 1
     activation_checkpointing: bool = False
+    compile: bool = False
     lora: LoraConfig | None = None
     frozen: FrozenConfig = field(default_factory=FrozenConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -71,17 +71,21 @@ class TrainedModule:
         return [name for name, grad in gradients.items() if not bool(torch.isfinite(local(grad)).all())]
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self, whole: bool = True) -> Iterator[None]:
         """The averaged weights in place, whole and with adapters merged, in evaluation mode.
 
-        Called by all processes together; only in the main one is there anything to use.
+        Called by all processes together; only in the main one is there anything to use. Not `whole`, they are
+        as they lie, with adapters beside them, and used by all processes together.
         """
         with ExitStack() as stack:
-            if self._shards is not None:
+            if not whole:
+                stack.enter_context(self.ema.applied())
+                self.module.eval()
+            elif self._shards is not None:
                 stack.enter_context(self._shards.whole(self.ema.averages(), self._parallel.main))
             elif self._parallel.main:
                 stack.enter_context(self.ema.applied())
-            if self._parallel.main:
+            if whole and self._parallel.main:
                 stack.enter_context(lora.merged(self.module))
                 self.module.eval()
             try:

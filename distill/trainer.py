@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from .checkpoint import (
     set_aside_after,
     stage_file,
 )
+from .compiled import as_written, compile_blocks
 from .config import ConfigError, RunConfig, differing_keys, write_yaml
 from .errors import TrainingError
 from .nonfinite import write_batches
@@ -46,7 +48,7 @@ from .trained import TrainedModule
 
 __all__ = ["Outcome", "Stage", "Tick", "Trainer", "TrainingError", "make_accelerator"]
 
-
+_CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 #: Scalars, float64; where an update has nothing to say of one it is not a number.
 Metrics = dict[str, Tensor]
 
@@ -81,7 +83,7 @@ class Gradients:
 class Trainer:
     """Trains `stage` as `config` says. `resume` is "latest", "none" or a checkpoint directory.
 
-    `clock` returns seconds and exists for tests. Raises CheckpointError when a checkpoint does not fit and
+    `clock` returns seconds; None is the config's. Raises CheckpointError when a checkpoint does not fit and
     TrainingError when the loss or a gradient is not finite.
     """
 
@@ -90,7 +92,7 @@ class Trainer:
         config: RunConfig,
         stage: Stage,
         accelerator: Accelerator,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.config = config
         self.stage = stage
@@ -98,9 +100,9 @@ class Trainer:
         self.parallel = Parallel(accelerator, config.parallel, config.shards, config.sequence)
         self.run_dir = Path(config.run_dir)
         self.step = 0
-        self._clock = clock
+        self._clock = clock or _CLOCKS[config.clock]
         self._elapsed_before = 0.0
-        self._started = clock()
+        self._started = self._clock()
         self._signals = StopSignals()
         self._stop_signal = 0
         self.frozen = stage.frozen() if isinstance(stage, FrozenStage) else {}
@@ -110,6 +112,8 @@ class Trainer:
                 f"found {', '.join(config.frozen.networks) or 'none'}"
             )
         for name, module in self.frozen.items():
+            if config.compile:
+                compile_blocks(module)
             self.parallel.freeze(module, config.frozen.of(name))
         self._bases: dict[str, str] = {}
         self.parts = self._build(stage.modules())
@@ -188,7 +192,7 @@ class Trainer:
         gradients.part.step()
 
     def _build(self, modules: Mapping[str, nn.Module]) -> dict[str, TrainedModule]:
-        """Adapters, then recomputation, then data parallelism, then what rests on the final parameters."""
+        """Adapters, programs, recomputation, data parallelism, then what rests on the final parameters."""
         config = self.config
         for name in config.lora.modules if config.lora else ():
             if name not in modules:
@@ -197,6 +201,8 @@ class Trainer:
             lora.adapt(name, modules[name], config.lora, config.seed)
             self._bases[name] = lora.base_digest(modules[name])
         for module in modules.values():
+            if config.compile:
+                compile_blocks(module)
             if config.activation_checkpointing:
                 checkpoint_blocks(module)
         prepared = {name: self.parallel.prepare(module) for name, module in modules.items()}
@@ -288,22 +294,28 @@ class Trainer:
         return Outcome(f"stopped by {number.name}", SIGNAL_EXIT[number], self.step, self.minutes())
 
     @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Averaged weights in place, whole in the main process, and modules in evaluation mode."""
+    def _averaged(self, whole: bool = True) -> Iterator[None]:
+        """Averaged weights in place, whole in the main process or as they lie in all, and modules in
+        evaluation mode.
+        """
         with ExitStack() as stack:
+            stack.enter_context(as_written(self.config.compile))
             for part in self.parts.values():
-                stack.enter_context(part.averaged())
+                stack.enter_context(part.averaged(whole))
             yield
 
     def _preview(self, tracker: Tracker) -> None:
         out_dir = self.run_dir / "previews" / f"step-{self.step:09d}"
         metrics: dict[str, float] = {}
-        with self._averaged():
-            if self.parallel.main:
-                out_dir.mkdir(parents=True, exist_ok=True)
-                metrics = self.stage.evaluate(self.step, out_dir)
-                if self.config.preview.weights:
-                    self._export(out_dir / "export")
+        main, whole = self.parallel.main, self.parallel.mesh is None or not self.config.preview.sharded
+        with self._averaged(whole), TemporaryDirectory() as unused:
+            if main or not whole:
+                # what the others make on the way is the same once more
+                place = out_dir if main else Path(unused)
+                place.mkdir(parents=True, exist_ok=True)
+                metrics = self.stage.evaluate(self.step, place)
+            if main and self.config.preview.weights:
+                self._export(out_dir / "export")
         tracker.preview(self.step, metrics, out_dir, self.minutes())
 
     def _finish(self, tracker: Tracker) -> None:

@@ -8,6 +8,7 @@ is shown; the functions that make one are the kinds of a causal stage's mixture 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class WindowConfig(Checked, section="windows"):
         keep_share: of whole clips those with a change of caption, each frame read under its own one, as in a
             stream that keeps its cache; the others have none.
         context_noise: highest noise level of what was committed; `clean_share` of the samples have none.
+            forcing: `teacher`, one level for all that a sample has committed, or `diffusion`, one for each
+            chunk (diffusion forcing, arXiv 2407.01392).
         text_drop: samples without any text; target_text_drop: chunks that are to be made without text behind
             a past that was committed with it, as the branch of guidance without text; target_motion_drop:
             the same for tracks.
@@ -63,6 +66,7 @@ class WindowConfig(Checked, section="windows"):
     keep_share: Share = 0.15
     context_noise: Share = 0.15
     clean_share: Share = 0.5
+    forcing: Literal["teacher", "diffusion"] = "teacher"
     text_drop: Share = 0.03
     target_text_drop: Share = 0.12
     target_motion_drop: Share = 0.1
@@ -207,13 +211,16 @@ def flow_batch(
     """
     rows, frames, copies = layout.rows, layout.frames, config.copies
     size, count = layout.weight.shape
-    starts = chunk_starts(plan, frames.shape[1])[-count:]
+    chunks = chunk_starts(plan, frames.shape[1])
+    starts = chunks[-count:]
     # of all copies, one after the other
     starts = (starts - starts[0] + count * torch.arange(copies)[:, None]).flatten()
     targets = copies * count
     x0 = clips.latents[rows[:, None], frames].float()
     sigma = sample_sigmas((size, targets), config.shift, generator)[:, starts]
-    level = torch.rand(size, 1, generator=generator) * config.context_noise
+    levels = frames.shape[1] if config.forcing == "diffusion" else 1
+    level = torch.rand(size, levels, generator=generator) * config.context_noise
+    level = level[:, chunks if levels > 1 else [0]]
     level = level * (torch.rand(size, 1, generator=generator) >= config.clean_share)
     nothing = torch.rand(size, 1, generator=generator) < config.text_drop
     untold = torch.rand(size, targets, generator=generator)[:, starts] < config.target_text_drop

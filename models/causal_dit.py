@@ -278,10 +278,31 @@ class DiTBlock(nn.Module):
         self, x: Tensor, time: Tensor, text: TextContext, layer: int, context: AttentionContext
     ) -> Tensor:
         """`x (B, T, N, D)`, `time (B, T, 6, D)`."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time)[:, :, :, None].unbind(2)
-        x = x + gate1 * self.self_attn(self._norm(x) * (1 + scale1) + shift1, layer, context)
+        found = context.attend(layer, *self.asked(x, time))
+        x = self.joined(x, time, found)
         x = x + self.cross_attn(self.norm3(x), text, layer)
-        return x + gate2 * self.ffn(self._norm(x) * (1 + scale2) + shift2)
+        return self.fed(x, time)
+
+    def asked(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self-attention, `(B, T * N, heads, head_dim)` each. This and the two
+        below are functions of tensors alone, which can be compiled.
+        """
+        shift, scale, _ = self._modulated(time, 0)
+        return self.self_attn.ask((self._norm(x) * (1 + scale) + shift).flatten(1, 2))
+
+    def joined(self, x: Tensor, time: Tensor, found: Tensor) -> Tensor:
+        """`x` and what self-attention `found (B, T * N, heads, head_dim)`."""
+        _, _, gate = self._modulated(time, 0)
+        return x + gate * self.self_attn.o(found.flatten(2)).view_as(x)
+
+    def fed(self, x: Tensor, time: Tensor) -> Tensor:
+        """`x` and what the feed-forward makes of it."""
+        shift, scale, gate = self._modulated(time, 3)
+        return x + gate * self.ffn(self._norm(x) * (1 + scale) + shift)
+
+    def _modulated(self, time: Tensor, first: int) -> tuple[Tensor, ...]:
+        """Shift, scale and gate, `(B, T, 1, D)` each."""
+        return (self.modulation + time)[:, :, first : first + 3, None].unbind(2)
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
@@ -306,14 +327,13 @@ class _Projections(nn.Module):
 class SelfAttention(_Projections):
     """Attention over the chunk's own tokens and whatever the context holds."""
 
-    def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
-        flat = x.flatten(1, 2)
-        q, k, v = (
-            self.split(self.norm_q(self.q(flat))),
-            self.split(self.norm_k(self.k(flat))),
-            self.split(self.v(flat)),
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `(B, L, heads, head_dim)` of `x (B, L, D)`; `o` takes what is found."""
+        return (
+            self.split(self.norm_q(self.q(x))),
+            self.split(self.norm_k(self.k(x))),
+            self.split(self.v(x)),
         )
-        return self.o(context.attend(layer, q, k, v).flatten(2)).view_as(x)
 
 
 class CrossAttention(_Projections):

@@ -1,6 +1,7 @@
 """Speed of a model on this machine: rate, latencies, and whether a long stream stays as fast and as small."""
 
 import itertools
+import pickle
 import random
 import statistics
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .engine.attention import attention_text
 from .engine.overlap.wave import WaveRunner
 from .engine.runner import Runner
 from .errors import InputError
-from .machine import device_name, memory_mb, peak_memory_mb, synchronize
+from .machine import device_name, forget_peak, memory_mb, peak_memory_mb, synchronize
 from .pipeline import Pipeline
 from .roofline.parts import timed_parts
 from .roofline.peaks import measure_peaks
@@ -30,13 +31,12 @@ from .stream.state import FrameChunk
 # Words of the shipped model; to another one they are as good as any.
 _PROMPTS = ("a small red circle moves right over the sea", "a large blue star stays over sand")
 _LONG = 300
-# one chunk of a model by name, with nothing loaded before
+# one chunk of a model that is loaded as this one was, with nothing loaded before
 _COLD = """
-import sys, torch
+import pickle, sys, torch
 from streamgen import load_pipeline
-model, device, threads, runner, quantize = sys.argv[1:]
-torch.set_num_threads(int(threads))
-next(load_pipeline(model, device, runner=runner, quantize=quantize).open("a red circle"))
+torch.set_num_threads(int(sys.argv[1]))
+next(load_pipeline(**pickle.load(sys.stdin.buffer)).open("a red circle"))
 print("made", flush=True)
 """
 _NUMBERS = itertools.count()
@@ -63,12 +63,16 @@ class Effort:
     turn_chunks: int = 8
 
 
+# for large models, and for a first look
+QUICK = Effort(warm=2, openings=2, switches=6, recaches=3, turns=3, turn_chunks=3)
+
+
 @dataclass(frozen=True)
 class BenchOptions:
     """What is measured, and how.
 
     Attributes:
-        chunks: to be timed, at least 20; from 300 on, `long_stream` is measured too.
+        chunks: to be timed; from 300 on, `long_stream` is measured too.
         settings: `StreamSettings` by name, over the checkpoint's.
         deadline_ms: what a chunk may take, see `Pipeline.open`.
         vs: another runner, in full precision, with which the stream is measured in turns.
@@ -77,6 +81,7 @@ class BenchOptions:
         protocol: also by the protocol of FlashDreams, see `sixth_chunks`.
         roofline: also count a chunk's work, measure the device's ceilings, and tell the shares of them.
         effort: how often things are measured.
+        loaded: what the model was loaded with besides its name, as `load_pipeline` takes it.
     """
 
     chunks: int = 100
@@ -88,6 +93,7 @@ class BenchOptions:
     roofline: bool = False
     protocol: bool = False
     effort: Effort = field(default_factory=Effort)
+    loaded: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_bench(
@@ -108,6 +114,7 @@ def run_bench(
         InputError: a setting, deadline or other runner that cannot be.
     """
     device, fps, chunks, effort = pipeline.device, pipeline.geometry.fps, options.chunks, options.effort
+    memory = _Memory(pipeline)
     session = pipeline.open(_PROMPTS[0], 0, settings=options.settings, deadline_ms=options.deadline_ms)
     if options.roofline and isinstance(session.runner, WaveRunner):
         raise InputError(f"--roofline: chunks of runner {session.runner.name} overlap, expected another one")
@@ -139,9 +146,9 @@ def run_bench(
         "switch_latency_ms": _spread(latencies) | {"n": len(latencies)},
         "recache_ms": round(statistics.median(recaches) * 1000, 3),
         "chunk_ms": _by_part(parts, copied) | {"total": _spread(steady)},
-        "peak_memory_mb": round(peak_memory_mb(device), 1),
         "params_m": round(sum(count_parameters(pipeline).values()) / 1e6, 4),
     }
+    result |= memory.taken()
     if chunks >= _LONG:
         result["long_stream"] = stream.long_stream()
     if options.deadline_ms is not None:
@@ -153,6 +160,24 @@ def run_bench(
         progress("work of a chunk, and the device's ceilings")
         result["roofline"] = _roofline(session, result["chunk_ms"])
     return result | _asked_for(session, other, options, progress)
+
+
+class _Memory:
+    """Most memory of all, and what of it came over the loaded model: one stream with its cache, and what a
+    chunk or a rebuilding of the cache takes for a while.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.device = pipeline.device
+        pipeline.choose()
+        self.loaded, self.before = memory_mb(self.device), peak_memory_mb(self.device)
+        self.anew = forget_peak(self.device)
+
+    def taken(self) -> dict[str, float]:
+        """In MiB; the second one where the system can tell."""
+        peak = peak_memory_mb(self.device)
+        most = {"peak_memory_mb": round(max(self.before, peak), 1)}
+        return most | ({"stream_memory_mb": round(peak - self.loaded, 1)} if self.anew else {})
 
 
 def _by_part(parts: Sequence[Mapping[str, float]], copied: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -217,7 +242,8 @@ def _asked_for(
     assert isinstance(pipeline, Pipeline)
     if options.cold:
         progress(f"first frame of {options.cold} new processes")
-        result["first_frame_cold_ms"] = _spread([_cold_seconds(pipeline) for _ in range(options.cold)])
+        cold = [_cold_seconds(pipeline, options.loaded) for _ in range(options.cold)]
+        result["first_frame_cold_ms"] = _spread(cold)
     if other is not None:
         progress(f"in turns with runner {other.name}")
         result["vs"] = in_turns(pipeline, (session.runner, other), options)
@@ -366,25 +392,29 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _cold_seconds(pipeline: Pipeline) -> float:
+def _cold_seconds(pipeline: Pipeline, loaded: Mapping[str, Any]) -> float:
     """From the start of a new process to its first frame on the host.
 
     Raises:
-        InputError: it did not come to that; the model was loaded with options that a name does not tell.
+        InputError: it did not come to that.
     """
     runner = pipeline.choose().runner
-    told = (
-        pipeline.name,
-        str(pipeline.device),
-        str(torch.get_num_threads()),
-        runner.name,
-        runner.quantize or "none",
-    )
+    told = dict(loaded) | {
+        "name": pipeline.name,
+        "device": str(pipeline.device),
+        "runner": runner.name,
+        "quantize": runner.quantize or "none",
+    }
+    wan = told.get("wan")
+    if wan is not None:
+        # whom to tell stays here
+        told["wan"] = replace(wan, note=None, progress=None)
+    command = [sys.executable, "-c", _COLD, str(torch.get_num_threads())]
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", _COLD, *told], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=pickle.dumps(told), capture_output=True, check=False)
     seconds = time.perf_counter() - started
-    if done.returncode or "made" not in done.stdout:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if done.returncode or b"made" not in done.stdout:
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
         raise InputError(f"--cold: a new process made no frame ({last[:200]})")
     return seconds
 

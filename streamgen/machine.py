@@ -83,8 +83,8 @@ def give_back(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory that tensors took on a GPU, or the process on the CPU, since it started (MiB). Apple's GPUs
-    tell what torch holds now, which it seldom gives back.
+    """Most memory that tensors took on a GPU, or the process on the CPU, since it started or since
+    `forget_peak` (MiB). Apple's GPUs tell what torch holds now, which it seldom gives back.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEGABYTE
@@ -93,18 +93,27 @@ def peak_memory_mb(device: torch.device) -> float:
     return _peak_resident_mb()
 
 
+def forget_peak(device: torch.device) -> bool:
+    """Let `peak_memory_mb` begin anew; returns whether it does, which some systems cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        # Linux: the most that was resident is what is resident now
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return device.type == "cpu"
+
+
 def memory_mb(device: torch.device) -> float:
     """Memory in use now (MiB): of tensors on a GPU, of the process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / _MEGABYTE
     if device.type == "mps":
         return torch.mps.current_allocated_memory() / _MEGABYTE
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-    return _peak_resident_mb()
+    resident = _of_process("VmRSS")
+    return _peak_resident_mb() if resident is None else resident
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -130,9 +139,22 @@ def free_bytes(device: torch.device) -> int | None:
     return min(free, max(0, limit - used + _dropped_files()))
 
 
+def _of_process(name: str) -> float | None:
+    """A figure of this process that Linux tells in kibibytes, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) / 1024
+    return None
+
+
 def _peak_resident_mb() -> float:
     if sys.platform == "win32":
         return 0.0
+    peak_now = _of_process("VmHWM")
+    if peak_now is not None:
+        return peak_now
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

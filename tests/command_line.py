@@ -75,5 +75,5 @@ def spawn(*arguments: object, cwd: Path, largest_file: int | None = None) -> sub
 def call_process(*arguments: object, cwd: Path, largest_file: int | None = None) -> Outcome:
     """Run in a process of its own."""
     process = spawn(*arguments, cwd=cwd, largest_file=largest_file)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return Outcome(process.returncode, out, err)

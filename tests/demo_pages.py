@@ -1,7 +1,6 @@
 """The demo's page in a real browser over a fake engine, served from a thread of the tests' own process."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,16 +15,11 @@ from demo.app import build_app
 from demo.fake_engine import FakeEngine
 from demo.lobby import Rules
 from demo.server import SERVER_OPTIONS, Options
+from tests.ports import free_port
 
 # Seconds; a machine that has nothing else to do needs a small part of it.
 PATIENCE = 240.0
 RULES = Rules(max_sessions=32, closed_seconds=0.3)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -123,6 +117,11 @@ def said(page: Page, part: str, text: str) -> None:
     page.wait_for_function(
         "([part, text]) => window.streamgen.part[part].textContent.includes(text)", arg=[part, text]
     )
+
+
+def settled(page: Page) -> None:
+    """Wait until what was asked for so far has been drawn, and another picture of the browser after it."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def words(page: Page, prompt: str) -> None:

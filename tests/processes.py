@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
+
+from tests.ports import free_port
 
 # Seconds for the work of a process; a loaded machine may give it little.
 PATIENCE = 240.0
@@ -24,9 +25,7 @@ def run_processes(count: int, function: Callable[..., Any], *arguments: Any) -> 
 
     Errors are in order of rank, empty where there was none.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     processes = [

@@ -160,7 +160,7 @@ ROOMS = (
     ("families",),
     ("pipeline",),
     ("roofline",),
-    ("bench",),
+    ("bench", "rehearsal"),
     ("check",),
     ("render",),
     ("cli",),

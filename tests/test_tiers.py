@@ -67,7 +67,7 @@ def run(folder: Path, text: str, *arguments: str, **variables: str) -> str:
     }
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, str(folder)]
     done = subprocess.run(
-        command, cwd=folder, env=kept | variables, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=folder, env=kept | variables, capture_output=True, text=True, check=False, timeout=300
     )
     return done.stdout + done.stderr
 

@@ -28,6 +28,7 @@ export class Compare {
     const here = live.player.shown + 1;
     try {
       const urls = await Promise.all([this.clip(here), this.clip(take.frame, take.id)]);
+      if (!part.compare.open) return;
       await Promise.all(urls.map((url, i) => loaded(this.videos[i], url)));
     } catch (error) {
       part.compareText.textContent = `Not shown: ${error.message}.`;

@@ -34,7 +34,7 @@ export class Lane {
     // edits by block; those without one of the server's have an id of this page
     /** @type {Map<string, Change>} */
     this.changes = new Map();
-    this.epoch = 0;
+    this.epoch = this.loads = 0;
     this.chosen = "";
     this.additions = new Additions(live, this);
     /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -70,10 +70,11 @@ export class Lane {
   async load() {
     const { live } = this;
     if (!live.part.lane.open || !live.online || live.watching || this.changes.size || !live.connection.token) return;
+    const load = (this.loads += 1);
     try {
-      const answer = await fetched(live.connection.url("lane"));
-      if (this.changes.size) return;
-      const { epoch, blocks } = await answer.json();
+      const { epoch, blocks } = await (await fetched(live.connection.url("lane"))).json();
+      // somebody is at it by now, or a later answer says what is there
+      if (this.changes.size || load !== this.loads) return;
       this.epoch = epoch;
       this.blocks = blocks;
       this.draw();

@@ -45,6 +45,8 @@ export class Notices {
    * @param {string} text
    */
   chip(key, text, seconds = 0) {
+    // what is said already is not newer for being said again
+    if (text && !seconds && this.chips.get(key) === text) return;
     this.chips.delete(key);
     if (text) this.chips.set(key, text);
     const { chip } = this.live.part;

@@ -9,6 +9,8 @@ export class Prompts {
     this.live = live;
     this.last = 0;
     this.notes = this.kept = this.holds = "";
+    // words that came while a stream was being begun
+    this.awaited = "";
     const { part, options } = live;
     const draft = recall("draft");
     // what the field held when it was last sent, or set from the stream
@@ -30,6 +32,7 @@ export class Prompts {
     }
     live.on("place", (place) => this.place(place));
     live.on("receipt", (receipt) => this.receipt(receipt));
+    live.on("turned", (state) => this.turned(state));
   }
 
   // whether there is text in the field that was not sent
@@ -73,12 +76,25 @@ export class Prompts {
     const { live } = this;
     words = words.trim();
     if (!words || this.tooLong(words)) return;
+    if (live.state === "opening") {
+      this.awaited = words;
+      this.say("Takes effect once the stream has begun …");
+      return;
+    }
     if (!live.running) {
       if (own || !this.typing) live.transport.start();
       return;
     }
     if (!this.words({ prompt: words })) return;
     this.settled(words);
+  }
+
+  /** @param {import("./types.js").State} state */
+  turned(state) {
+    const words = this.awaited;
+    if (!words || state === "opening" || state === "retry") return;
+    this.awaited = "";
+    if (this.live.running) this.apply(words);
   }
 
   /**

@@ -21,10 +21,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "have been found. Goes on where it was stopped; a cell that fails leaves the others alone.",
     )
     parser.add_argument("grid", help="a grid, such as configs/ablations/objectives.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of all cells: STAGE.key=value, such as self_forcing.max_minutes=3, or evaluate.prompts=32",
+    )
     parser.add_argument("-o", "--out", required=True, help="folder of the cells and the table")
     parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
     parser.add_argument("--table", action="store_true", help="make the table of what is there, run nothing")
-    return parser.parse_args(list(arguments))
+    return parser.parse_intermixed_args(list(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +47,7 @@ def _ablate(options: argparse.Namespace) -> int:
 
     check_processes(options.jobs, "--jobs")
     path = Path(options.grid)
-    grid = read_grid(path)
+    grid = read_grid(path, options.overrides)
     out = out_folder(options.out)
     signal.signal(signal.SIGTERM, _stop)
     results = []

@@ -77,9 +77,12 @@ def steps_of(grid: Grid, place: Path, cell: Cell, out: Path) -> list[Step]:
         / stage.name
         / "export"
         for stage in grid.stages
+        if config.trains(stage)
     }
     steps = [
-        _training(stage, place, cell, config, exports) for stage in grid.stages if stage.shared == shared
+        _training(stage, place, cell, config, exports)
+        for stage in grid.stages
+        if stage.shared == shared and config.trains(stage)
     ]
     return steps if shared else [*steps, _judging(grid, cell, config, list(exports.values()))]
 

@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,11 +37,18 @@ class GridStage:
 
 @dataclass(frozen=True)
 class CellConfig:
-    """In what a cell differs: overrides `stage.key=value`, stream `settings` and what is evaluated."""
+    """In what a cell differs: overrides `stage.key=value`, stream `settings`, what is evaluated, and which of
+    the grid's `stages` it trains, by name; null: all.
+    """
 
     overrides: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
+    stages: tuple[str, ...] | None = None
+
+    def trains(self, stage: GridStage) -> bool:
+        """Whether the cell trains a stage."""
+        return self.stages is None or stage.shared or stage.name in self.stages
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,8 @@ class Grid:
         return next(iter(self.cells))
 
 
-def read_grid(path: Path) -> Grid:
-    """Read and check a grid.
+def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
+    """Read and check a grid. `overrides` are of all cells: `stage.key=value`, or `evaluate.key=value`.
 
     Raises:
         ConfigError: unknown keys, also of stages and of the evaluation; cells that repeat; figures that are
@@ -99,6 +107,14 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"grid {path}: expected cells by name, found {cells!r}")
     known = {str(name): build(CellConfig, cell or {}) for name, cell in cells.items()}
     stages = tuple(build(GridStage, stage) for stage in mapping.get("stages", ()))
+    given: dict[str, list[str]] = {name: [] for name in ("evaluate", *(stage.name for stage in stages))}
+    for override in overrides:
+        name, _, rest = override.partition(".")
+        if name not in given:
+            raise ConfigError(f"grid {path}: override {override!r}: {unknown_key(name, given, noun='part')}")
+        given[name].append(rest)
+    stages = tuple(replace(s, overrides=(*s.overrides, *given[s.name])) for s in stages)
+    mapping["evaluate"] = [*mapping.get("evaluate", ()), *given["evaluate"]]
     claims = tuple(build(Claim, claim) for claim in mapping.get("claims", ()))
     grid = build(Grid, mapping | {"cells": known, "stages": stages, "claims": claims})
     _check(grid, path)
@@ -161,6 +177,9 @@ def _check_overrides(grid: Grid, path: Path, name: str) -> None:
         key, equals, _ = rest.partition("=")
         if not equals or not has_key(config_class(str(kind)), key):
             raise ConfigError(f"grid {path}: override {override!r}: stage {stage} has no key {key!r}")
+    for stage in grid.cells[name].stages or ():
+        if stage not in of_stage:
+            raise ConfigError(f"grid {path}: cell {name}: {unknown_key(stage, of_stage, noun='stage')}")
     for override in grid.cells[name].overrides:
         if of_stage[override.partition(".")[0]].shared:
             raise ConfigError(f"grid {path}: cell {name}: {override!r} is of a stage that all cells share")

@@ -1,18 +1,19 @@
 """Settings of a folder of one's own clips."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..config import require
+from ..config import Bound, Checked, Count, Decay, Positive, require
 
 TrackSource = Literal["none", "files", "auto"]
 
+_Side = Annotated[int, Bound("a multiple of 16", lambda size: size >= 16 and size % 16 == 0)]
 # Ids of words are stored in 16 bits.
 _MOST_WORDS = 30_000
 
 
 @dataclass(frozen=True)
-class ClipFolderConfig:
+class ClipFolderConfig(Checked, section="clips"):
     """Which clips to train on, and how they are cut.
 
     Attributes:
@@ -38,42 +39,28 @@ class ClipFolderConfig:
 
     path: str
     directory: str = "runs/cache"
-    height: int = 64
-    width: int = 64
-    fps: int = 16
-    frames: int = 81
-    stride: int | None = None
+    height: _Side = 64
+    width: _Side = 64
+    fps: Annotated[int, Bound("1 to 1000", lambda rate: 1 <= rate <= 1000)] = 16
+    frames: Annotated[int, Bound("1 + 4k, above 1", lambda count: count > 1 and count % 4 == 1)] = 81
+    stride: Count | None = None
     max_seconds: float = 120.0
-    images: int = 4
+    images: Count = 4
     tracks: TrackSource = "files"
-    points: int = 16
-    timeout: float = 60.0
-    readers: int = 2
+    points: Count = 16
+    timeout: Positive = 60.0
+    readers: Count = 2
     retry: bool = False
-    share: float = 1.0
-    held_out: float = 0.1
-    min_count: int = 2
+    share: Annotated[float, Bound("above 0, at most 1", lambda share: 0 < share <= 1)] = 1.0
+    held_out: Decay = 0.1
+    min_count: Count = 2
     world_words: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.path.strip()), "clips.path", "a folder", repr(self.path))
-        for name in ("height", "width"):
-            size = self.__dict__[name]
-            require(size >= 16 and size % 16 == 0, f"clips.{name}", "a multiple of 16", size)
-        require(1 <= self.fps <= 1000, "clips.fps", "1 to 1000", self.fps)
-        require(self.frames > 1 and self.frames % 4 == 1, "clips.frames", "1 + 4k, above 1", self.frames)
-        require(self.stride is None or self.stride >= 1, "clips.stride", ">= 1 or null", self.stride)
-        require(
-            self.max_frames >= self.frames,
-            "clips.max_seconds",
-            f"at least clips.frames ({self.frames / self.fps:g} s)",
-            self.max_seconds,
-        )
-        for name in ("images", "points", "readers", "min_count"):
-            require(self.__dict__[name] >= 1, f"clips.{name}", ">= 1", self.__dict__[name])
-        require(self.timeout > 0, "clips.timeout", "above 0", self.timeout)
-        require(0 < self.share <= 1, "clips.share", "above 0, at most 1", self.share)
-        require(0 <= self.held_out < 1, "clips.held_out", "within [0, 1)", self.held_out)
+        least = f"at least clips.frames ({self.frames / self.fps:g} s)"
+        require(self.max_frames >= self.frames, "clips.max_seconds", least, self.max_seconds)
 
     @property
     def max_frames(self) -> int:

@@ -9,12 +9,12 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from streamgen.errors import InputError, OutputError
@@ -87,36 +87,27 @@ class Shelf:
         Raises:
             InputError: it is not there, or damaged.
         """
-        path = self.path(key)
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(path) from error
+        with self._open(key) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def length(self, key: str, name: str) -> int:
-        """First size of one tensor of a result, which is not read.
-
-        Raises:
-            InputError: it is not there, or damaged.
-        """
-        try:
-            with safe_open(self.path(key), "pt") as file:
-                return int(file.get_slice(name).get_shape()[0])
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(self.path(key)) from error
+        """First size of one tensor of a result, which is not read; raises as `load`."""
+        with self._open(key) as file:
+            return int(file.get_slice(name).get_shape()[0])
 
     def part(self, key: str, name: str, start: int, stop: int) -> Tensor:
-        """Rows `[start, stop)` of one tensor of a result; no others are read.
+        """Rows `[start, stop)` of one tensor of a result; no others are read; raises as `load`."""
+        with self._open(key) as file:
+            rows: Tensor = file.get_slice(name)[start:stop]
+            return rows
 
-        Raises:
-            InputError: it is not there, or damaged.
-        """
+    @contextlib.contextmanager
+    def _open(self, key: str) -> Iterator[Any]:
         try:
             with safe_open(self.path(key), "pt") as file:
-                rows: Tensor = file.get_slice(name)[start:stop]
-                return rows
+                yield file
         except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(self.path(key)) from error
+            raise InputError(f"{self.path(key)}: missing or damaged, delete it and start again") from error
 
     def _failed(self, key: str) -> Path:
         return self.folder / f"{key}.failed.json"
@@ -219,7 +210,3 @@ def remove_stale_parts(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - part.stat().st_mtime > _STALE_SECONDS:
                 part.unlink()
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: missing or damaged, delete it and start again")

@@ -1,9 +1,8 @@
-"""Words of own captions, and texts encoded once."""
+"""Words of own captions."""
 
-import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,11 +14,9 @@ from streamgen.errors import CheckpointError
 
 from ..checkpoint import list_checkpoints
 from .folder import ClipFolder
-from .store import Shelf, fingerprint, write_whole
+from .store import write_whole
 
 _FILE = "vocabulary.txt"
-
-Encode = Callable[[Sequence[str]], Sequence[Tensor]]
 
 
 def caption_words(
@@ -67,40 +64,6 @@ def run_vocabulary(run_dir: Path, words: Sequence[str], main: bool) -> Vocabular
     return Vocabulary(words)
 
 
-class TextCache:
-    """Encoded texts on disk, in at most 256 files, each a mapping from a text's digest to a tensor.
-
-    `settings` name the encoder and how it is used: a frozen text encoder's digest and length, or, where the
-    encoder is trained along, the vocabulary, the result being word ids.
-    """
-
-    def __init__(self, folder: Path, settings: str, encode: Encode) -> None:
-        self._shelf = Shelf(folder / fingerprint(settings))
-        self._encode = encode
-
-    def build(self, texts: Iterable[str], rank: int = 0, world: int = 1) -> None:
-        """Encode this process' share of the texts that are missing."""
-        for number, (bucket, members) in enumerate(sorted(_buckets(texts).items())):
-            if number % world != rank:
-                continue
-            found = self._shelf.load(bucket) if self._shelf.has(bucket) else {}
-            missing = {key: text for key, text in members.items() if key not in found}
-            if missing:
-                encoded = zip(missing, self._encode(list(missing.values())), strict=True)
-                new = found | {key: value.cpu().clone() for key, value in encoded}
-                self._shelf.make(bucket, lambda new=new: new)  # type: ignore[misc]
-
-    def load(self, texts: Sequence[str]) -> list[Tensor]:
-        """What was encoded, in the order of `texts`.
-
-        Raises:
-            InputError: a file is missing or damaged.
-        """
-        buckets = {bucket: self._shelf.load(bucket) for bucket in _buckets(texts)}
-        keys = [_digest(text) for text in texts]
-        return [buckets[key[:2]][key] for key in keys]
-
-
 class CaptionIds(Protocol):
     """How captions become the ids `(L,)` that a model's text encoder reads."""
 
@@ -114,16 +77,13 @@ class CaptionIds(Protocol):
 
 
 class WordIds:
-    """Word ids of a folder's captions, kept on disk (`CaptionIds`)."""
+    """Word ids of a folder's captions, int16 `(length,)` each (`CaptionIds`)."""
 
     def __init__(self, folder: ClipFolder, vocabulary: Vocabulary, length: int) -> None:
         self.folder, self.vocabulary, self.length = folder, vocabulary, length
-        settings = repr((vocabulary.words, length))
-        self._cache = TextCache(folder.root / "texts", settings, word_ids(vocabulary, length))
 
     def build(self, captions: Sequence[str], rank: int, world: int) -> None:
-        """See `CaptionIds`."""
-        self._cache.build(captions, rank, world)
+        """See `CaptionIds`: nothing is worth keeping; says how many captions are too long."""
         long = sum(self.vocabulary.encode(text, self.length).dropped > 0 for text in set(captions))
         if rank == 0 and long:
             sys.stderr.write(
@@ -132,26 +92,4 @@ class WordIds:
 
     def load(self, captions: Sequence[str]) -> list[Tensor]:
         """See `CaptionIds`."""
-        return self._cache.load(captions)
-
-
-def word_ids(vocabulary: Vocabulary, length: int) -> Encode:
-    """Texts to word ids, int16 `(length,)`."""
-
-    def encode(texts: Sequence[str]) -> list[Tensor]:
-        return [vocabulary.encode(text, length).ids.to(torch.int16) for text in texts]
-
-    return encode
-
-
-def _buckets(texts: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Texts by the first two digits of their digests, and by their digests."""
-    buckets: dict[str, dict[str, str]] = {}
-    for text in texts:
-        key = _digest(text)
-        buckets.setdefault(key[:2], {})[key] = text
-    return buckets
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        return [self.vocabulary.encode(text, self.length).ids.to(torch.int16) for text in captions]

@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.video_tokenizer import VideoTokenizer
 from streamgen.errors import CheckpointError
 
 from ..command import say
 from ..families.tiny import load_tokenizer
-from ..scenes import MOTIONS, SceneConfig, contact_sheet
+from ..scenes import MOTIONS, SceneConfig
 from .figures import nested
 from .intervals import Figure
 from .measures import Instruments
-from .natural import natural_figures, natural_sheet, read_natural, world_figures
+from .natural import coded_sheet, natural_figures, read_natural, world_figures
 from .page import Part, Picture, Section, Table, figure_at, layout, write_page
 from .runner import TRUTH_SEED, coded_clips
 from .streams import Video
 from .suites import EvaluationConfig
-from .tokenizer import decibels, reconstruct, to_pixels, tokenizer_figures, tokenizer_reads
+from .tokenizer import decibels, reconstruct, tokenizer_figures, tokenizer_reads
 from .truth import Truth, TruthSuite
 
 #: Frames of the clips of other sizes.
@@ -84,9 +83,10 @@ def compare_tokenizers(
     rows.sort(key=lambda row: -row["psnr_tokenizer"])
     (out_dir / "tokenizers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     named = [(str(path), tokenizer) for path, tokenizer, _ in loaded]
-    _sheet(named, videos, out_dir / "tokenizers.png")
+    shown = {video.spec.prompt: video.frames for video in videos[:_SHEET_CLIPS]}
+    coded_sheet(named, shown, out_dir / "tokenizers.png")
     if natural:
-        natural_sheet(named, natural, out_dir / "natural.png")
+        coded_sheet(named, natural, out_dir / "natural.png")
     _write_page(rows, out_dir / "index.html")
     return rows
 
@@ -124,7 +124,7 @@ def compare_pixels(
     parts: list[Part] = [said, Table(["tokenizer", *figures[0]], cells)]
     parts.append("; ".join(f"{path} is {digest}" for path, _, digest in loaded))
     if natural:
-        natural_sheet([(path, tokenizer) for path, tokenizer, _ in loaded], natural, out_dir / "natural.png")
+        coded_sheet([(path, tokenizer) for path, tokenizer, _ in loaded], natural, out_dir / "natural.png")
         parts.append(Picture("natural.png"))
     write_page(out_dir / "index.html", "tokenizers", [Section("", parts)])
     return rows
@@ -158,23 +158,6 @@ def _psnr(tokenizer: VideoTokenizer, videos: Sequence[Video], frames: int = _SHO
         for before, after in (reconstruct(tokenizer, video.frames[:frames]) for video in videos)
     ]
     return float(decibels(torch.stack(squares).mean()))
-
-
-def _sheet(tokenizers: Sequence[tuple[str, VideoTokenizer]], videos: Sequence[Video], path: Path) -> None:
-    """Originals, and below each what every tokenizer makes of it."""
-    clips, captions = [], []
-    for video in videos[:_SHEET_CLIPS]:
-        clips.append(_twice(video.frames))
-        captions.append(video.spec.prompt)
-        for name, tokenizer in tokenizers:
-            after = reconstruct(tokenizer, video.frames)[1]
-            clips.append(_twice(to_pixels(after)))
-            captions.append(name)
-    contact_sheet(clips, captions, path, frames=12)
-
-
-def _twice(frames: Tensor) -> Tensor:
-    return frames.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -20,6 +20,8 @@ from .tokenizer import decibels, reconstruct, to_pixels
 NATURAL_FPS, NATURAL_FRAMES = 16, 65
 #: Frames of a piece, from which intervals are resampled: half a second, since neighbours are much alike.
 _PIECE = 8
+#: Of each clip on a sheet.
+_PICTURES = 12
 
 
 def read_natural(paths: Sequence[Path], size: int) -> dict[str, Tensor]:
@@ -86,7 +88,7 @@ def _world(tokenizer: VideoTokenizer, video: Video) -> list[float]:
     return [float(square.sum()), float(square.numel()), float((square * mask).sum()), float(mask.sum())]
 
 
-def natural_sheet(
+def coded_sheet(
     tokenizers: Sequence[tuple[str, VideoTokenizer]], clips: Mapping[str, Tensor], path: Path
 ) -> None:
     """Every clip, and below it what each tokenizer makes of it."""
@@ -96,7 +98,7 @@ def natural_sheet(
         for caption, video in ((name, frames), *coded):
             captions.append(caption)
             videos.append(video.repeat_interleave(2, 1).repeat_interleave(2, 2))
-    contact_sheet(videos, captions, path, frames=10)
+    contact_sheet(videos, captions, path, frames=_PICTURES)
 
 
 def _pieces(tokenizer: VideoTokenizer, frames: Tensor) -> Tensor:

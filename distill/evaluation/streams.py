@@ -13,13 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamgen import Pipeline, Receipt, Session, StreamEvent
+from streamgen import Picture, Pipeline, Receipt, Session, StreamEvent
 from streamgen.motion.tracks import TrackSet
 
 from .edits import world_clip
 from .reading import FrameReader, torus_step
 
 Policy = Literal["recache", "keep", "clear"]
+#: What becomes of the sink of a long stream: it stays, or another early picture takes its place now and then.
+SinkWay = Literal["stays", "rolls"]
+#: Of a sink that rolls: the chunk from which on it does, every how many, and over how many of the first.
+_ROLL_FROM, _ROLL_EVERY, _ROLL_OVER = 22, 4, 21
 #: Part of the frame that a drag keeps to.
 _INSIDE = (0.16, 0.84)
 _TRAVEL = (0.35, 0.6)
@@ -94,6 +98,7 @@ class StreamSpec:
     variant: str = "plain"
     kind: str = ""
     edit: Edit | None = None
+    sink: SinkWay = "stays"
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,27 @@ def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: 
             path = _plan_drag(torch.cat(parts), reader, spec)
             receipt = _start_drag(session, path) if spec.drag.told else None
             event, waiting = seen, False
+        early = rolled_to(len(parts)) if spec.sink == "rolls" else None
+        if early is not None:
+            session.submit(StreamEvent(picture=Picture(parts[early][-1], use="reference")))
         borders.append(seen)
         parts.append(next(session).frames)
     # its own receipt: other events of the stream take effect elsewhere
     if receipt is not None and receipt.frame is not None:
         event = receipt.frame
     return Video(spec, torch.cat(parts)[: spec.frames].cpu(), event, path, tuple(borders[1:]))
+
+
+def rolled_to(chunk: int) -> int | None:
+    """Which early chunk's last picture takes the sink's place before a chunk, where the sink rolls; None
+    before most. There and back over the first ones (after Rolling Sink, arXiv 2602.07775), each as a still
+    picture, which is what a sink is made from.
+    """
+    past = chunk - _ROLL_FROM
+    if past < 0 or past % _ROLL_EVERY:
+        return None
+    place = (past // _ROLL_EVERY + 1) % (2 * _ROLL_OVER - 2)
+    return min(place, 2 * _ROLL_OVER - 2 - place)
 
 
 def _made_anew(pipeline: Pipeline, spec: StreamSpec, edit: Edit, settings: Mapping[str, Any]) -> Video:
@@ -187,7 +207,8 @@ def _plan_drag(frames: Tensor, reader: FrameReader, spec: StreamSpec) -> Tensor:
 
 def stream_name(spec: StreamSpec, weights: str, settings: str) -> str:
     """A file name for a stream, made of everything it is a function of."""
-    told = {name: value for name, value in asdict(spec).items() if name != "edit" or value is not None}
+    seldom = {"edit": None, "sink": "stays"}
+    told = {n: value for n, value in asdict(spec).items() if n not in seldom or value != seldom[n]}
     key = json.dumps([_FORMAT, told, weights, settings], sort_keys=True)
     return f"{spec.suite}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 

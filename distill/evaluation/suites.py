@@ -16,7 +16,7 @@ from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, build_cap
 from ..scenes.vocabulary import held_out_indices
 from .classifiers import MOTION_FRAMES
 from .edits import STRENGTHS, variant_of, world_clip
-from .streams import Drag, Edit, Policy, StreamSpec, Subject, Switch
+from .streams import Drag, Edit, Policy, SinkWay, StreamSpec, Subject, Switch
 
 FPS = 16
 SWITCH_KINDS = ("colour", "shape", "background", "motion")
@@ -51,6 +51,7 @@ class EvaluationConfig(Checked):
         drags: streams with a drag, each once more without its track; `pairs` such streams of two objects.
         switches: streams with a switch, each under the policies `recache`, `keep` and `clear`.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
+        sink: what becomes of the sink of these, see `streams.rolled_to`.
         clips: clips of the world for the tokenizer and, at most, for each control on the truth.
         edits: clips as live input, each made anew at every strength of `edits.STRENGTHS`.
         edits_told: whether these streams are told what the clip shows (the setting `input_prompt`).
@@ -72,6 +73,7 @@ class EvaluationConfig(Checked):
     drift_seconds: _Seconds = 60.0
     long_drift: _Streams = 1
     long_drift_seconds: _Seconds = 240.0
+    sink: SinkWay = "stays"
     clips: Annotated[int, Bound(">= 8", lambda count: count >= 8)] = 48
     edits: _Streams = 0
     edits_told: bool = False
@@ -86,7 +88,8 @@ class EvaluationConfig(Checked):
     @property
     def what(self) -> dict[str, Any]:
         """What each stream is, counts aside: rows of one report agree in it."""
-        told = {"edits_told": True} if self.edits_told else {}
+        told: dict[str, Any] = {"edits_told": True} if self.edits_told else {}
+        told |= {} if self.sink == "stays" else {"sink": self.sink}
         return told | {
             "seed": self.seed,
             "seconds": [self.seconds, self.drift_seconds, self.long_drift_seconds],
@@ -209,7 +212,7 @@ class SuiteBuilder:
         )
         frames = 1 + round(seconds * FPS)
         return [
-            StreamSpec(name, canonical(s), self._seed(number, i), frames, (s,))
+            StreamSpec(name, canonical(s), self._seed(number, i), frames, (s,), sink=config.sink)
             for i, s in enumerate(self._subjects(number, count, self._trained))
         ]
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from streamgen.checkpoints.directory import TOKENIZER, load_into, read_tensors
 from ..clips import ClipFolderConfig
 from ..clips.pixels import open_pixels
 from ..clips.training import open_folder, without_objects
-from ..config import RunConfig, require, write_yaml
+from ..config import Bound, Checked, Count, RunConfig, Share, write_yaml
 from ..evaluation.features import ReaderFeatures
 from ..mixture import GOLDEN, PLASTIC, SILVER, Turns
 from ..optim import ParameterGroups, split_parameters
@@ -37,7 +38,7 @@ PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, section="data"):
     """Batches of one process.
 
     The first `image_phase` of the budget sees images alone, of the world's own size; later `image_share` of
@@ -45,30 +46,16 @@ class DataConfig:
     about the same number of pixels: progressive training as OmniTokenizer's (arXiv 2406.09399, section 3.2).
     """
 
-    frames: int = 17
-    image_batch: int = 48
-    video_batch: int = 8
-    image_phase: float = 0.2
-    image_share: float = 0.25
-    pca_clips: int = 256
-    statistics_clips: int = 512
-    held_out_clips: int = 64
-    sheet_clips: int = 8
+    frames: Annotated[int, Bound(">= 2", lambda count: count >= 2)] = 17
+    image_batch: Count = 48
+    video_batch: Count = 8
+    image_phase: Share = 0.2
+    image_share: Share = 0.25
+    pca_clips: Count = 256
+    statistics_clips: Count = 512
+    held_out_clips: Count = 64
+    sheet_clips: Count = 8
     sizes: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(0 <= self.image_phase <= 1, "data.image_phase", "within [0, 1]", self.image_phase)
-        require(0 <= self.image_share <= 1, "data.image_share", "within [0, 1]", self.image_share)
-        require(self.frames >= 2, "data.frames", ">= 2", self.frames)
-        for name in (
-            "image_batch",
-            "video_batch",
-            "pca_clips",
-            "statistics_clips",
-            "held_out_clips",
-            "sheet_clips",
-        ):
-            require(self.__dict__[name] >= 1, f"data.{name}", ">= 1", self.__dict__[name])
 
 
 @dataclass(frozen=True)

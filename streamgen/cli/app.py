@@ -7,7 +7,7 @@ what needs it.
 import errno
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,8 @@ import typer
 from ..errors import InputError, Interrupted, StreamgenError
 from ..suggest import shorten
 from .arguments import (
+    AsJson,
+    Deadline,
     DecodeBeside,
     DecoderDevice,
     Device,
@@ -27,7 +29,10 @@ from .arguments import (
     Model,
     ModelSet,
     Quantize,
+    Quiet,
     RandomWeights,
+    Runner,
+    Settings,
     Size,
     TextCache,
     TextDevice,
@@ -35,8 +40,10 @@ from .arguments import (
     TextInt8,
     Weights,
 )
+from .bench import bench
 from .motion import app as motion_app
 from .progress import Stop, say
+from .tables import show
 
 # typer brings click under its own name in newer versions and as a dependency in older ones
 _USAGE_ERROR: type[Exception] = next(
@@ -69,7 +76,6 @@ _STRENGTH = "How much of the input is made anew: above 0, at most 1."
 _MASK = "Where it is: a picture, bright where it may change, or .npy."
 _PICTURE = "A picture that begins a scene at a time, SECONDS:FILE. Repeatable."
 _REFERENCE = "A picture that takes the sink's place, SECONDS:FILE. Repeatable."
-_SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
 _SAVE = "Save the stream at the end of the clip."
 _CONTINUE = "Go on with a saved stream; times count from there, PROMPT is optional."
 _EXTEND = "With --continue-from: put the new frames behind those of this clip, in one video."
@@ -80,15 +86,6 @@ _ENGINE = "local, or ray: as tasks on a Ray cluster (extra `ray`)."
 _PREVIEW = "Also a small animation: gif or webp."
 _FORMAT = "Format of the jobs: txt, jsonl, csv or yaml, where the name does not say it."
 _THREADS = "CPU threads; frames are bit-exact for one number."
-_RUNNER = (
-    "What computes chunks: auto (the fastest here), plain, onnx, compile, graph (CUDA), ahead or wave; by "
-    "default a record's or saved stream's own."
-)
-_QUANTIZE = (
-    "In eight bits: linear layers (int8, fp8), the cache (cache) or both (int8+cache); none by default, or a "
-    "record's own."
-)
-_DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
 _BATCH = "Render so many clips at once, in larger passes of the network (runner plain)."
 _JOBS = "Jobs file"
 _STEER = "One clip"
@@ -113,7 +110,6 @@ Strength = Annotated[float | None, typer.Option(help=_STRENGTH, rich_help_panel=
 Mask = Annotated[str | None, typer.Option(help=_MASK, rich_help_panel=_LIVE)]
 Pictures = Annotated[list[str] | None, typer.Option("--picture", help=_PICTURE, rich_help_panel=_LIVE)]
 References = Annotated[list[str] | None, typer.Option("--reference", help=_REFERENCE, rich_help_panel=_LIVE)]
-Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
 SaveState = Annotated[Path | None, typer.Option(help=_SAVE, rich_help_panel=_STEER)]
 ContinueFrom = Annotated[Path | None, typer.Option(help=_CONTINUE, rich_help_panel=_STEER)]
 Extend = Annotated[Path | None, typer.Option(help=_EXTEND, rich_help_panel=_STEER)]
@@ -133,11 +129,7 @@ Schema = Annotated[
 Png = Annotated[bool, typer.Option("--png", help="Also every frame as a PNG file.")]
 Preview = Annotated[Literal["gif", "webp"] | None, typer.Option(help=_PREVIEW)]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help=_THREADS)]
-Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
-Deadline = Annotated[float | None, typer.Option(help=_DEADLINE)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 AsEvents = Annotated[bool, typer.Option("--json", help="JSON events on stdout, one a line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -295,77 +287,7 @@ def _rendered(given: dict[str, Any]) -> None:
     raise typer.Exit(render_source(RenderOptions(**given), Stop()))
 
 
-@app.command()
-def bench(
-    *,
-    model: Model = "tiny",
-    device: Device = "auto",
-    chunks: Annotated[
-        int, typer.Option(min=20, max=10_000_000, help="Chunks to time; from 300 on also early against late.")
-    ] = 100,
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; torch decides by default.")
-    ] = None,
-    runner: Runner = None,
-    quantize: Quantize = None,
-    decode_beside: DecodeBeside = False,
-    decoder_device: DecoderDevice = None,
-    settings: Settings = None,
-    deadline: Deadline = None,
-    vs: Annotated[
-        str | None, typer.Option(help="Also in turns with this runner: ratios with their spread.")
-    ] = None,
-    beside: Annotated[
-        int, typer.Option(min=0, max=64, help="Also the rate beside so many endless loops.")
-    ] = 0,
-    cold: Annotated[
-        int, typer.Option(min=0, max=20, help="Processes started for the first frame with nothing loaded.")
-    ] = 1,
-    roofline: Annotated[
-        bool, typer.Option("--roofline", help="Also the share of the device's ceilings, by part of a chunk.")
-    ] = False,
-    protocol: Annotated[
-        Literal["flashdreams"] | None,
-        typer.Option(help="Also by this latency protocol: the parts of the sixth chunk of fresh streams."),
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure rate and latencies of a model on this machine."""
-    import torch
-
-    from ..bench import BenchOptions, run_bench
-    from ..engine.budget import StepBudget
-    from ..engine.choice import check_runner
-    from ..engine.parallel.mesh import joined
-    from ..pipeline import load_pipeline
-    from ..render.job import parse_settings
-    from .options import note_runner
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if vs is not None:
-        check_runner(vs)
-    if deadline is not None:
-        StepBudget.of(deadline)
-    values = parse_settings(settings or ())
-    mesh = joined(device)
-    if mesh is not None and (vs or beside or roofline or deadline):
-        raise InputError("--vs, --beside, --roofline, --deadline: not over several processes")
-    flash = protocol is not None
-    options = BenchOptions(chunks, values, deadline, vs, beside, 0 if mesh else cold, roofline, flash)
-    pipeline = load_pipeline(
-        model, device, runner=runner, quantize=quantize, mesh=mesh, keep_full=vs is not None
-    )
-    if threads is None:
-        pipeline.settle_threads()
-    if decode_beside or decoder_device is not None:
-        pipeline.decode_beside(decoder_device)
-    note_runner(pipeline, lambda note: say(f"note: {note}"))
-    leads = mesh is None or mesh.leads
-    result = run_bench(pipeline, options, say if leads and not quiet else lambda text: None)
-    if leads:
-        _show(result, f"streamgen bench: {model}", as_json)
+app.command()(bench)
 
 
 @app.command()
@@ -398,7 +320,7 @@ def inspect(
 
     path = Path(checkpoint) if Path(checkpoint).is_file() else find_model(checkpoint)
     report = inspect_checkpoint(path)
-    _show(report, str(path), as_json)
+    show(report, str(path), as_json)
     if report["problems"]:
         count = len(report["problems"])
         raise InputError(
@@ -427,7 +349,7 @@ def adopt(
 
     options = AdoptOptions(like, vae, tiny_decoder, tuple(model_set or ()))
     report = adopt_weights(source, output, options)
-    _show(report, f"streamgen adopt: {source}", as_json)
+    show(report, f"streamgen adopt: {source}", as_json)
     if not report["usable"]:
         raise InputError(report["problems"][0])
 
@@ -461,7 +383,7 @@ def convert(
     kind = None if dtype is None else getattr(torch, dtype)
     changes, merged = tuple(model_set or ()), parse_loras(loras or ())
     report = convert_weights(source, output, to, model, changes, kind, quantize, merged)
-    _show(report, f"streamgen convert: {source}", as_json)
+    show(report, f"streamgen convert: {source}", as_json)
 
 
 @app.command()
@@ -477,41 +399,8 @@ def compare(
     from ..render.compare import compare_renders
 
     result = compare_renders(first, second)
-    _show(result, f"{first} and {second}", as_json)
+    show(result, f"{first} and {second}", as_json)
     raise typer.Exit(0 if result["equal"] else 1)
-
-
-def _show(values: Mapping[str, Any], title: str, as_json: bool) -> None:
-    """A report on stdout, as one JSON object or as a table."""
-    if as_json:
-        print(json.dumps(values, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "", title=title, title_justify="left", show_header=False)
-    for name, value in _rows(values):
-        table.add_row(name, value)
-    # where there is no terminal, lines are as long as they need to be
-    Console(width=None if sys.stdout.isatty() else 400, markup=False, highlight=False).print(table)
-
-
-def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
-            rows += [(f"{name}.{key}", _text(inner)) for key, inner in value.items()]
-        else:
-            rows.append((name, _text(value)))
-    return rows
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items()) or "none"
-    if isinstance(value, list):
-        return "; ".join(map(str, value)) if value else "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,17 @@ DecodeBeside = Annotated[
 DecoderDevice = Annotated[
     str | None, typer.Option(help="Decode there, beside the next chunk: cpu, cuda:1, ...")
 ]
+_RUNNER = (
+    "What computes chunks: auto (the fastest here), plain, onnx, compile, graph (CUDA), ahead or wave; by "
+    "default a record's or saved stream's own."
+)
+Runner = Annotated[str | None, typer.Option(help=_RUNNER)]
+_DEADLINE = "Milliseconds that a chunk may take: it gets as many of the trained steps as fit."
+Deadline = Annotated[float | None, typer.Option(help=_DEADLINE)]
+_SETTINGS = "A setting as key=value, e.g. steps=8. Repeatable."
+Settings = Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors stay.")]
 _WAN = "Models of the Wan family"
 _WEIGHTS = "Folder or file of weights, or hf://owner/repo/file@revision."
 Weights = Annotated[str | None, typer.Option(help=_WEIGHTS, rich_help_panel=_WAN)]

@@ -1,9 +1,18 @@
 """Boxes, grids and numbered gestures on the page, in a real browser over a fake engine."""
 
+from collections.abc import Iterator
+
 import pytest
 from playwright.sync_api import Page
 
-from tests.demo_pages import Stage, said, shown
+from tests.demo_pages import Stage, said, served, shown
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    # a browser on a busy machine takes its time to come back
+    with served(tmp_path_factory.mktemp("shelf"), closed_seconds=20.0) as made:
+        yield made
 
 
 def pull(page: Page, *points: tuple[float, float]) -> None:
@@ -26,19 +35,13 @@ def in_force(stage: Stage) -> set[str]:
     return {gesture.name for gesture in stage.engine.opened[-1].gestures}
 
 
-def painted(page: Page, x: float, y: float) -> bool:
-    """Whether something is drawn over the picture about a point."""
-    return bool(
-        page.evaluate(
-            """([x, y]) => {
-              const canvas = window.streamgen.part.paint, size = 14;
-              const [left, top] = [x * canvas.width - size / 2, y * canvas.height - size / 2];
-              const data = canvas.getContext("2d").getImageData(left, top, size, size).data;
-              return data.some((value, i) => i % 4 === 3 && value > 100);
-            }""",
-            [x, y],
-        )
-    )
+# Whether something is drawn over the picture about a point.
+PAINTED = """([x, y]) => {
+  const canvas = window.streamgen.part.paint, size = 14;
+  const [left, top] = [x * canvas.width - size / 2, y * canvas.height - size / 2];
+  const data = canvas.getContext("2d").getImageData(left, top, size, size).data;
+  return data.some((value, i) => i % 4 === 3 && value > 100);
+}"""
 
 
 @pytest.mark.slow
@@ -78,8 +81,8 @@ def test_what_is_placed_while_paused_is_drawn_numbered_and_let_go_of_one_by_one(
     pull(page, (0.1, 0.5), (0.4, 0.5))
     page.wait_for_function("window.streamgen.held.rows.length === 4")
     assert in_force(stage) == set()
-    assert painted(page, 0.5, 0.8)
-    assert not painted(page, 0.95, 0.95)
+    page.wait_for_function(PAINTED, arg=[0.5, 0.8])
+    assert not page.evaluate(PAINTED, [0.95, 0.95])
 
     page.get_by_role("button", name="Let go of path 2").click()
     page.wait_for_function("window.streamgen.held.rows.length === 3")

@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from streamgen.video.read import read_clip
-from tests.demo_pages import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds; a machine that has nothing else to do needs a small part of it.
@@ -62,7 +62,7 @@ def address() -> Iterator[str]:
                 time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/"
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -145,10 +145,12 @@ def test_a_stream_from_start_to_download(context: BrowserContext, address: str, 
 
     page.click("[data-part=play]")
     page.wait_for_selector(".sg[data-state=paused]")
-    at = frame_now(page)
+    at, count = frame_now(page), page.evaluate("window.streamgen.player.counts.shown")
     page.click("[data-do=step]")
     shown(page, at + 1)
-    assert frame_now(page) == at + 1
+    # one picture: the next one that came, since a slow machine leaves some out for being late
+    assert page.evaluate("window.streamgen.player.counts.shown") == count + 1
+    assert frame_now(page) <= at + 4
 
     page.focus("[data-part=scrub]")
     for _ in range(30):
@@ -165,6 +167,7 @@ def test_a_stream_from_start_to_download(context: BrowserContext, address: str, 
     wait_colours(page, "c.red > 60 && c.red > 4 * c.blue")
     page.click("[data-part=takes] button")
     page.wait_for_function("window.streamgen.epoch === 3")
+    page.wait_for_selector(".sg[data-state=playing]")
     wait_colours(page, "c.blue > 60 && c.blue > 4 * c.red")
     check_downloads(page, tmp_path)
 

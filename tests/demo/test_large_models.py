@@ -1,11 +1,13 @@
 """What the demo's sessions do for models that take long to load, to encode words, and much memory."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo.commands import _Command
 from demo.engine import Loading, PipelineEngine
+from demo.engine_of import late_engine
 from demo.fake_engine import SNAPSHOT_BYTES, FakeEngine
 from demo.history import Marks
 from demo.live import Limits, LiveSession
@@ -13,13 +15,16 @@ from demo.loading import LateEngine
 from demo.lobby import Lobby, Rules
 from demo.messages import Simple, Start, parse
 from demo.outgoing import Outgoing
-from streamgen import load_pipeline
+from streamgen import Pipeline, load_pipeline, rehearsal
+from streamgen.cli.options import WAN_OPTIONS
 from streamgen.errors import CheckpointError
 from streamgen.families import describe
 from streamgen.wan.options import WanOptions
 from tests.demo_viewers import Clock, Room
+from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL
+from tests.waiting import PATIENCE
 
 MEMORY = CheckpointError("memory: a stream needs 9.8 GiB, 4.1 are free")
 
@@ -122,7 +127,7 @@ def test_a_late_engine_knows_its_model_before_and_after() -> None:
     engine = PipelineEngine(pipeline)
     before = LateEngine(engine.info, lambda tell: engine)
     before.start()
-    before.wait(60)
+    before.wait(PATIENCE)
     assert before.loading is None
     assert (before.info.width, before.info.height, before.info.tracks) == (48, 32, False)
     assert before.info.words == ()
@@ -134,6 +139,36 @@ def test_a_late_engine_knows_its_model_before_and_after() -> None:
     assert before.encode("a blue boat", {}) == ()
 
 
+def test_what_a_gpu_plans_by_shape_is_planned_before_anybody_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = dict.fromkeys((*WAN_OPTIONS, "threads", "quantize", "deadline"))
+    given = told | {"model": str(write_checkpoint(tmp_path / "model")), "device": "cpu", "runner": "plain"}
+    given |= {"loras": (), "live_loras": (), "model_set": ()}
+    seen: list[str] = []
+
+    def rehearse(pipeline: Pipeline, tell: Any) -> None:
+        tell("rehearsing", 0.5)
+        seen.append(pipeline.choose().runner.name)
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+
+    def check() -> None:
+        seen.clear()
+        engine = late_engine(given)
+        engine.start()
+        engine.wait(60)
+        assert engine.failure is None
+        assert seen == ["plain"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rehearsal, "plans_by_shape", lambda device: device.type == "cpu")
+        check()
+    with pytest.raises(AssertionError):
+        # nothing is planned so here
+        check()
+
+
 def test_a_model_that_cannot_be_loaded_says_why_and_opens_nothing() -> None:
     def load(tell: Any) -> Any:
         tell("placing weights", 0.5)
@@ -141,7 +176,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_opens_nothing() -> None:
 
     engine = LateEngine(FakeEngine().info, load)
     engine.start()
-    engine.wait(60)
+    engine.wait(PATIENCE)
     assert engine.failure is MEMORY
     assert engine.loading == Loading("placing weights", 0.5)
 

@@ -147,7 +147,7 @@ def test_a_server_that_drains_takes_nobody_new_and_goes_when_the_last_viewer_has
                 assert (refused.status_code, refused.json()) == (503, {"error": SENT_AWAY})
                 until(socket, lambda m: m["type"] == "frame" and m["frame"] > shown + 20)
                 assert not gone
-            end = time.monotonic() + 20
+            end = time.monotonic() + PATIENCE
             while not gone and time.monotonic() < end:
                 time.sleep(0.05)
             assert gone

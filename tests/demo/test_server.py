@@ -30,6 +30,7 @@ from demo.server import Options
 from streamgen.video.write import VideoFileSink
 from tests.demo_viewers import Clock
 from tests.tiny_models import assert_needs
+from tests.waiting import wait_until
 
 START = {"type": "start", "prompt": "a red ball", "seed": 1}
 HOST = {"host": "localhost:7860"}
@@ -337,7 +338,13 @@ def test_whoever_closes_is_gone_and_whoever_is_lost_is_waited_for(code: int, kep
         with connect(client, token) as socket:
             until(socket, kind("state"))
             socket.close(code)
-        time.sleep(0.9)
+        lobby = client.app.app.app.state.demo.lobby  # type: ignore[attr-defined]
+        if kept:
+            # longer than the place of a page that was closed is kept
+            wait_until(lambda: lobby.find(token).left is not None)
+            time.sleep(0.5)
+        else:
+            wait_until(lambda: lobby.find(token) is None)
         assert client.post(f"/live/{token}/back").json() == {"kept": kept}
 
 

@@ -22,7 +22,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from demo.messages import FRAME_HEADER
-from tests.demo.test_browser import PATIENCE, free_port
+from tests.demo.test_browser import PATIENCE
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = float(os.environ.get("STREAMGEN_SOAK_SECONDS", "3600"))

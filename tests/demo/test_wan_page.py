@@ -5,9 +5,8 @@ long, refusals for want of memory, other picture sizes, and a model of the Wan f
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +21,10 @@ from demo.fake_engine import FakeEngine
 from demo.loading import LateEngine, Tell
 from demo.server import SERVER_OPTIONS, Options
 from streamgen.errors import CheckpointError
-from tests.demo.test_browser import PATIENCE, frame_now, free_port, open_page, shown
+from tests.demo.test_browser import PATIENCE, frame_now, open_page, shown
+from tests.ports import free_port
 from tests.tiny_wan import SMALL
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = "memory: a stream of 832x480 needs 9.8 GiB on cuda:0, 4.1 are free; would fit: window_frames 3"
@@ -44,14 +45,7 @@ def served(engine: Engine) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.should_exit = True
-        thread.join(30)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        thread.join(PATIENCE)
 
 
 def new_context(browser: Browser) -> BrowserContext:
@@ -135,7 +129,14 @@ def test_words_that_take_long_and_streams_that_do_not_fit(browser: Browser) -> N
         page.click("[data-part=startButton]")
         expect(page, "chip", "encoding the words")
         assert not engine.opened
+        # other words meanwhile are the next ones, and not lost
+        page.fill("[data-part=prompt]", "a blue ball")
+        page.press("[data-part=prompt]", "Enter")
+        expect(page, "words", "Takes effect once the stream has begun")
         engine.finish_encoding()
+        wait_until(lambda: bool(engine.opened and engine._encoding))
+        engine.finish_encoding()
+        expect(page, "now", "a blue ball")
         shown(page, 8)
 
         slider = page.locator("[data-lora=style]")
@@ -175,7 +176,7 @@ def wan_demo(*more: str) -> Iterator[str]:
             yield address
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(PATIENCE)
 
 
 @pytest.mark.slow

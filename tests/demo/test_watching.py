@@ -17,6 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 import demo.pictures
 import demo.relay
 from demo.fake_engine import FakeEngine
+from demo.lobby import Rules
 from demo.messages import FRAME_HEADER
 from demo.pictures import OutFrame
 from demo.relay import BUNDLE_HEADER, Relay, pack
@@ -183,7 +184,7 @@ def test_so_many_watch_and_the_next_one_is_told(most: int) -> None:
 
 
 def test_a_stream_that_goes_on_elsewhere_is_still_under_its_link() -> None:
-    with serving() as client:
+    with serving(rules=Rules(closed_seconds=600.0)) as client:
         token = ticket(client)
         with connect(client, token) as steering:
             steering.send_json(START)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
-from tests.demo_pages import Stage, said, shown
+from tests.demo_pages import Stage, frame_now, said, shown
+from tests.waiting import wait_until
 
 BROWSER_ARGUMENTS = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
@@ -35,15 +36,11 @@ def test_a_made_camera_is_heard_and_turned_off(page: Page, stage: Stage) -> None
     assert stream.listens
     page.click("[data-part=webcam]")
     said(page, "webcamText", "The camera is off.")
-    shown(page, int(page.evaluate("window.streamgen.player.shown")) + 30)
-    assert not stream.listens
+    wait_until(lambda: not stream.listens)
+    shown(page, frame_now(page) + 8)
     page.fill("[data-part=strength]", "0.9")
     page.wait_for_function("window.streamgen.part.strengthValue.textContent === '0.90'")
-    for _ in range(200):
-        if stream.settings.get("strength") == 0.9:
-            break
-        page.wait_for_timeout(50)
-    assert stream.settings["strength"] == 0.9
+    wait_until(lambda: stream.settings.get("strength") == 0.9)
 
 
 def test_cameras_that_cannot_be_are_told(page: Page) -> None:
@@ -76,9 +73,9 @@ def test_a_camera_that_is_lost_is_told_and_the_stream_goes_on(page: Page, stage:
       track.dispatchEvent(new Event("ended"));
     }""")
     said(page, "webcamText", "The camera is gone.")
-    shown(page, int(page.evaluate("window.streamgen.player.shown")) + 30)
     stream: Any = stage.engine.opened[-1]
-    assert not stream.listens
+    wait_until(lambda: not stream.listens)
+    shown(page, frame_now(page) + 8)
 
 
 def test_a_dropped_picture_is_shown_cropped_and_then_asked_for(page: Page, stage: Stage) -> None:
@@ -97,7 +94,7 @@ def test_a_dropped_picture_is_shown_cropped_and_then_asked_for(page: Page, stage
         data,
     )
     said(page, "fileHint", "as it is cropped here")
-    assert page.is_visible("[data-part=picture]")
+    page.wait_for_selector("[data-part=picture]")
     page.click("[data-do=pictureScene]")
     said(page, "log", "a picture, scene")
     stream: Any = stage.engine.opened[-1]

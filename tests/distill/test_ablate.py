@@ -221,6 +221,33 @@ def test_grids_that_cannot_be_run_are_refused(place: Path, change: tuple[str, st
         read()
 
 
+def test_overrides_of_the_command_are_of_all_cells(place: Path) -> None:
+    """Behind those of the stage, before those of the cell; what no stage has is refused."""
+    grid = read_grid(place / "grid.yaml", ["init.optim.lr=0.1", "init.max_minutes=2", "evaluate.prompts=8"])
+    cells = {cell.name: cell for cell in cells_of(grid, place / "out")}
+    for name, own in (("plain", []), ("better", ["optim.lr=0.9"])):
+        training, judging = steps_of(grid, place, cells[name], place / "out")
+        assert list(training.arguments[4:]) == ["optim.lr=0.1", "max_minutes=2", *own]
+        assert judging.arguments[-1] == "prompts=8"
+    for override, message in (("inti.max_minutes=2", "init"), ("init.max_minuts=2", "no key 'max_minuts'")):
+        with pytest.raises(ConfigError, match=message):
+            read_grid(place / "grid.yaml", [override])
+
+
+def test_a_cell_may_leave_out_stages(place: Path) -> None:
+    """What it trains last is judged, and an export that it does not make cannot be named."""
+    text = (place / "grid.yaml").read_text().replace("overrides: [init=@causal]", "overrides: []")
+    (place / "grid.yaml").write_text(text.replace("  plain:", "  plain: {stages: []}"))
+    grid = read_grid(place / "grid.yaml")
+    cell, other = (Cell(name, 0, place / name) for name in ("plain", "better"))
+    (judging,) = steps_of(grid, place, cell, place)
+    assert judging.arguments[1] == str(place / "shared" / "seed-0" / "causal" / "export")
+    assert [step.module for step in steps_of(grid, place, other, place)] == ["distill", "distill.evaluate"]
+    (place / "grid.yaml").write_text(text.replace("  plain:", "  plain: {stages: [inti]}"))
+    with pytest.raises(ConfigError, match="cell plain: unknown stage 'inti'"):
+        read_grid(place / "grid.yaml")
+
+
 def test_bad_input_ends_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(place / "out")
     assert ablate.main([str(place / "none.yaml"), "-o", out]) == 2

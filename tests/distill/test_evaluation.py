@@ -12,14 +12,16 @@ from safetensors.torch import save_file
 
 from distill import evaluate
 from distill.config import ConfigError
-from distill.evaluation import comparison, runner
+from distill.evaluation import comparison, runner, streams
 from distill.evaluation.rows import row_of
 from distill.evaluation.suites import EvaluationConfig, SuiteBuilder, evaluation_config
 from distill.families.tiny import load_tokenizer
 from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, caption_vocabulary
 from models.text_encoder import Vocabulary
+from streamgen import load_pipeline
 from streamgen.errors import InputError
 from tests.quick_instruments import quick_instruments
+from tests.tiny_checkpoints import write_checkpoint
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "streamgen" / "weights" / "tiny"
 
@@ -82,6 +84,30 @@ def test_objects_of_a_pair_differ_as_their_kind_says() -> None:
         assert one.colour != two.colour
         assert (one.shape == two.shape) == (spec.kind == "same shape")
         assert (one.motion == two.motion) == (spec.kind == "same motion")
+
+
+def test_a_rolling_sink_goes_there_and_back_over_the_first_pictures() -> None:
+    rolls = {chunk: at for chunk in range(22, 400) if (at := streams.rolled_to(chunk)) is not None}
+    assert set(rolls) == set(range(22, 400, 4))
+    assert list(rolls.values())[:22] == [*range(1, 21), 19, 18]
+    assert list(rolls.values())[36:44] == [3, 2, 1, 0, 1, 2, 3, 4]
+    assert [streams.rolled_to(chunk) for chunk in range(22)] == [None] * 22
+
+
+@pytest.mark.slow
+def test_a_rolling_sink_is_seen_from_its_first_roll_on(tmp_path: Path) -> None:
+    """Before, the stream is that of a sink that stays; rows of both are not mixed."""
+    plain, rolling = EvaluationConfig(drift=1), EvaluationConfig(drift=1, sink="rolls")
+    assert plain.what != rolling.what
+    pipeline = load_pipeline(write_checkpoint(tmp_path / "model", words=caption_vocabulary()))
+    video = {}
+    for config in (plain, rolling):
+        (spec,) = SuiteBuilder(config, world_vocabulary()).drift(long=False)
+        spec = dataclasses.replace(spec, frames=1 + 4 * 23)
+        video[config.sink] = streams.render(pipeline, None, spec, {}).frames  # type: ignore[arg-type]
+    same = (video["stays"] == video["rolls"]).flatten(1).all(1)
+    assert same[: 1 + 4 * 21].all()
+    assert not same[1 + 4 * 21 :].all()
 
 
 def test_motions_without_words_are_left_out() -> None:

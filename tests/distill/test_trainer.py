@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path, launch
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if launcher == "accelerate":
         environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "world.txt").read_text() == "2"
     one, two = (
@@ -218,6 +219,15 @@ def test_time_schedule_follows_the_clock_and_continues(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     factors = [row["lr"] for row in rows if row["kind"] == "train"]
     assert factors == pytest.approx([1.0, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("clock", ["wall", "processor"])
+def test_minutes_of_the_processor_leave_out_waiting(tmp_path: Path, clock: str) -> None:
+    began = time.monotonic()
+    stage = ToyStage(at={1: lambda _x: time.sleep(0.2)})
+    spent = 60 * toy_trainer(toy_config(tmp_path, clock=clock), stage).run().minutes
+    waited = time.monotonic() - began - spent
+    assert waited > 0.19 if clock == "processor" else spent > 0.19
 
 
 def test_previews_at_the_start_and_every_steps_use_the_average(tmp_path: Path) -> None:

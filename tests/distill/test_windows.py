@@ -139,6 +139,14 @@ def test_what_was_committed_has_little_noise_or_none() -> None:
     assert torch.equal(committed.sigma, committed.sigma[:, :1].expand(-1, LATENTS))
     assert (committed.sigma <= 0.15).all()
     assert 0.4 < (committed.sigma[:, 0] == 0).float().mean() < 0.6
+    # under diffusion forcing each chunk at its own
+    apart = WindowConfig(frames=9, context_noise=1.0, clean_share=0.0, forcing="diffusion")
+    committed = whole_batch(marked_clips(), 50, apart, ChunkPlan(3, 3, 3, 3)).committed
+    assert committed is not None
+    levels = committed.sigma.unflatten(1, (3, 3))
+    assert torch.equal(levels, levels[:, :, :1].expand(-1, -1, 3))
+    assert (levels[:, 0] != levels[:, 1]).all()
+    assert levels.max() > 0.8
 
 
 def test_whole_clips_are_steady_but_for_their_share(monkeypatch: pytest.MonkeyPatch) -> None:

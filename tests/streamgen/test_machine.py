@@ -32,6 +32,21 @@ def test_memory_and_queue_are_its_own(apple: list[str]) -> None:
     assert apple == ["synchronize", "empty_cache"]
 
 
+def test_the_peak_begins_anew_where_the_system_can() -> None:
+    cpu = torch.device("cpu")
+    held = torch.ones(64 * MEGABYTE // 4)
+    least = machine.memory_mb(cpu)
+    del held
+    peak = machine.peak_memory_mb(cpu)
+    # the system counts pages in bundles
+    assert peak > least - 8
+    if machine.forget_peak(cpu):
+        assert machine.peak_memory_mb(cpu) < peak - 32
+        held = torch.ones(64 * MEGABYTE // 4)
+        assert machine.peak_memory_mb(cpu) > machine.memory_mb(cpu) - 8
+        assert float(held[-1]) == 1.0
+
+
 def test_a_full_one_has_nothing_free(apple: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2000 * MEGABYTE)
     assert machine.free_bytes(MPS) == 0

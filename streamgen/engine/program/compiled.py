@@ -37,6 +37,8 @@ from .fused import FusedNetwork, Modulation, ModulationTables
 TOLERANCE = 2e-4
 # captures of one stream's ring; the one that was used longest ago gives way
 MOST_CAPTURES = 24
+# of these, what is left beside those that are made at load: sliders that join several passes, scenes
+_SPARE_CAPTURES = 8
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 Compiler = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
@@ -68,7 +70,11 @@ class ProgramRunner(PlainRunner):
         self.buffers = StaticBuffers(dit.head.head.weight.device)
         # captures know the ring's addresses, and live as long as it does
         self._captured: WeakKeyDictionary[RingStorage, OrderedDict[ProgramKey, Work]] = WeakKeyDictionary()
-        self.captures = 0
+        self.captures, self.most_captures = 0, MOST_CAPTURES
+
+    def make_room(self, paths: int) -> None:
+        """Let a ring keep so many captures, and some more: what is made at load is there to stay."""
+        self.most_captures = max(self.most_captures, paths + _SPARE_CAPTURES)
 
     def serves(self, view: CacheView) -> bool:
         """Whether there is a program: for one stream, and no chunk of the sink."""
@@ -136,7 +142,7 @@ class ProgramRunner(PlainRunner):
             else:
                 known[key] = self.capture.capture(work)
                 self.captures += 1
-                if len(known) > MOST_CAPTURES:
+                if len(known) > self.most_captures:
                     known.popitem(last=False)
         if key.turns:
             ring.rotated = [view.shift] * len(ring.rotated)

@@ -75,6 +75,7 @@ def warm_up(
         RuntimeError: whatever the compiler or the device has to say.
     """
     paths = warm_paths(dit, sizes, runner.capture is not None)
+    runner.make_room(len(paths))
     for done, path in enumerate(paths):
         progress(done, len(paths), path.label)
         shift = None if path.turned else ring.plan.sink_shift(path.trial.behind)

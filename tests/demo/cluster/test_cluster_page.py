@@ -15,7 +15,8 @@ from demo.cluster.front import Front, FrontOptions, front_app
 from demo.fake_engine import FakeEngine
 from demo.server import SERVER_OPTIONS
 from tests.demo_hall import Hall
-from tests.demo_pages import PATIENCE, context_of, free_port, open_page, said, shown
+from tests.demo_pages import PATIENCE, context_of, frame_now, open_page, said, shown
+from tests.ports import free_port
 
 
 @dataclass
@@ -51,15 +52,15 @@ def test_a_page_outlives_its_worker_and_the_last_worker(chromium: str, tmp_path:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         with context_of(browser) as context:
             page = open_page(context, door)  # type: ignore[arg-type]
-            shown(page, 40)
+            shown(page, 12)
             hall.kill(page.evaluate("window.streamgen.connection.token").rpartition(".")[2])
             said(page, "noticeText", "The machine that made your stream is gone. Your stream goes on from")
             page.wait_for_selector(".sg[data-state=playing]")
-            shown(page, 60)
+            shown(page, frame_now(page) + 12)
             hall.kill(hall.names()[0])
             said(page, "coverText", "No machine is there to make your stream. Your stream waits.")
             hall.add("2")
             page.wait_for_selector(".sg[data-state=playing]")
-            shown(page, 80)
+            shown(page, frame_now(page) + 8)
         browser.close()
     hall.kill("2")

@@ -27,7 +27,7 @@ from demo.engine import Loading
 from demo.fake_engine import FakeEngine
 from demo.limits import Limits
 from demo.lobby import Rules
-from demo.shelf import Keeper
+from demo.shelf import Keeper, Shelf
 from streamgen.errors import InputError
 from tests.demo.test_server import PATIENCE, START, connect, kind, ticket, until
 from tests.demo_hall import RULES, Hall
@@ -35,7 +35,8 @@ from tests.tiny_models import assert_needs
 
 
 @pytest.fixture
-def hall(tmp_path: Path) -> Iterator[Hall]:
+def hall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hall]:
+    monkeypatch.setattr(demo.shelf, "KEEP_SECONDS", 0.5)
     hall = Hall(tmp_path)
     hall.add("0")
     hall.add("1")
@@ -73,6 +74,21 @@ def closed_with(socket: Any) -> int:
 def after(client: TestClient, token: str) -> dict[str, Any]:
     row: dict[str, Any] = client.post("/live/session", params={"after": token}).json()
     return row
+
+
+def until_kept(
+    hall: Hall, socket: Any, token: str, frame: int, patience: float = PATIENCE
+) -> tuple[int, int]:
+    """Play until a stream lies on the shelf as it is at this frame or later; where that is, and what was seen
+    meanwhile.
+    """
+    end = time.monotonic() + patience
+    while True:
+        seen = until(socket, kind("frame"))["frame"]
+        kept = Shelf(hall.shelf).find(token[:-2])
+        if kept is not None and kept.frame >= frame:
+            return kept.frame, seen
+        assert time.monotonic() < end, "it is not kept while it plays"
 
 
 def test_ids_name_their_worker_and_names_of_files_do_not() -> None:
@@ -128,20 +144,17 @@ def test_a_stream_goes_on_at_another_worker_when_its_own_is_gone(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is lost is what was made since a stream was last kept, and the viewer is told."""
-    monkeypatch.setattr(demo.shelf, "KEEP_SECONDS", 0.5)
     names = iter("23")
-    # a stream that was not kept begins anew: the word is not to come, however long one waits
-    patience = iter((PATIENCE, 5.0))
+    # where it is not kept again, some seconds are enough
+    patience = iter((PATIENCE, 3.0))
 
     def check() -> None:
         with front(hall) as one, front(hall) as other:
             token = ticket(one)
-            seen: list[tuple[float, int]] = []
             with connect(one, token) as socket:
                 socket.send_json(START)
-                begun = time.monotonic()
-                while time.monotonic() < begun + 3:
-                    seen.append((time.monotonic(), until(socket, kind("frame"))["frame"]))
+                begun = until(socket, kind("frame"))["frame"]
+                kept, seen = until_kept(hall, socket, token, begun + 12, next(patience))
                 hall.kill(token[-1])
                 assert until(socket, kind("moved"))["text"] == DIED
                 assert closed_with(socket) == 4404
@@ -150,10 +163,9 @@ def test_a_stream_goes_on_at_another_worker_when_its_own_is_gone(
             hall.add(next(names))
             assert row["session"][-1] != token[-1]
             with connect(other, row["session"]) as socket:
-                goes_on = until(socket, kind("reopened"), next(patience))["frame"]
+                goes_on = until(socket, kind("reopened"))["frame"]
                 until(socket, frames(goes_on + 8))
-        earlier = [frame for moment, frame in seen if moment < seen[-1][0] - 1.5]
-        assert max(earlier) <= goes_on <= seen[-1][1] + 12
+        assert kept <= goes_on <= seen + 12
 
     assert_needs(check, monkeypatch, Keeper, "due", lambda self, *_: self._since < 0)
 
@@ -210,7 +222,7 @@ def test_a_front_whose_workers_are_all_gone_says_so_and_comes_back(hall: Hall) -
         token = ticket(client)
         with connect(client, token) as socket:
             socket.send_json(START)
-            until(socket, frames(80))
+            until_kept(hall, socket, token, 8)
             for name in hall.names():
                 hall.kill(name)
             until(socket, kind("moved"))
@@ -238,7 +250,7 @@ def test_a_session_that_runs_is_not_given_to_a_second_page(hall: Hall) -> None:
         token = ticket(client)
         with connect(client, token) as socket:
             socket.send_json(START)
-            until(socket, frames(80))
+            until_kept(hall, socket, token, 8)
             assert not after(client, token)["kept"]
 
 
@@ -346,14 +358,14 @@ def test_a_cluster_without_the_weights_is_told_in_one_line(tmp_path: Path) -> No
     hall.add("0", _no_weights)
     order = Order(_no_weights, RULES, Limits(), tmp_path, tmp_path, "{}")
     with pytest.raises(InputError, match=r"^worker 0: model nowhere: no such model$"):
-        first_of(hall, order, 5.0)
+        first_of(hall, order, PATIENCE)
     assert hall.dismissed == ["0"]
 
 
 def test_fronts_of_one_fleet_ask_for_the_same(hall: Hall) -> None:
     order = Order(partial(FakeEngine), RULES, Limits(), hall.shelf, hall.shelf, json.dumps({"model": "b"}))
     with pytest.raises(InputError, match=r"^--model: the workers .* were begun with None, .*found b"):
-        first_of(hall, order, 5.0)
+        first_of(hall, order, PATIENCE)
     hall.workers.clear()
     with pytest.raises(InputError, match="no worker has begun"):
         first_of(hall, order, 0.1)

@@ -23,6 +23,7 @@ from streamgen.cli.progress import Stop
 from streamgen.roofline.peaks import Probe
 from tests.command_line import ROOT, call, call_process, environment
 from tests.tiny_checkpoints import write_checkpoint
+from tests.tiny_wan import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,30 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
         min(result[key] for key in ("time_to_first_frame_ms", "recache_ms", "peak_memory_mb", "params_m")) > 0
     )
     assert "long_stream" not in result
+    assert 0 < result["stream_memory_mb"] < result["peak_memory_mb"]
+
+
+@pytest.mark.slow
+def test_bench_takes_what_a_large_model_is_loaded_with(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, changes of the config and precision as `render` has them; the new process of --cold, too."""
+
+    def measured(pipeline: Pipeline, options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
+        sizes = (pipeline.geometry.width, options.chunks, options.effort.switches)
+        cold = streamgen.bench._cold_seconds(pipeline, options.loaded)
+        return {"dtype": str(pipeline.dtype), "sizes": sizes, "cold": cold}
+
+    monkeypatch.setattr(streamgen.bench, "run_bench", measured)
+    small = [x for pair in SMALL for x in ("--model-set", pair)]
+    model = ["--model", "wan-1.3b-longlive", "--random-weights", *small, "--size", "64x32"]
+    done = call(capsys, "bench", *model, "--dtype", "bfloat16", "--quick", "--runner", "plain", "--json")
+    result = json.loads(done.stdout)
+    assert (result["dtype"], result["sizes"]) == ("torch.bfloat16", [64, 8, 6])
+    assert result["cold"] > 0
+    # the other process is given the same options: without weights it would make no frame
+    monkeypatch.setattr(streamgen.bench, "replace", lambda wan, **changes: None)
+    assert "--cold: a new process made no frame" in call(capsys, "bench", *model, "--runner", "plain").error()
 
 
 def fewer_turns(monkeypatch: pytest.MonkeyPatch, turns: int) -> None:

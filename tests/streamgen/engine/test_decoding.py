@@ -18,6 +18,7 @@ from tests.streams import BLUE, RED
 from tests.thread_mesh import CPU
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
+from tests.waiting import PATIENCE
 
 UNGUIDED = {"text_guidance": 1.0, "motion_guidance": 0.0}
 RUNNERS = ("plain", "onnx", "ahead", "wave")
@@ -71,7 +72,7 @@ def test_the_next_chunk_is_made_meanwhile(model: Path, monkeypatch: pytest.Monke
     gate, decode = threading.Event(), StreamingDecoder.decode
 
     def waiting(self: StreamingDecoder, latents: Tensor, state: DecoderState) -> Any:
-        assert gate.wait(30)
+        assert gate.wait(PATIENCE)
         return decode(self, latents, state)
 
     monkeypatch.setattr(StreamingDecoder, "decode", waiting)
@@ -90,11 +91,11 @@ def test_the_next_chunk_is_made_meanwhile(model: Path, monkeypatch: pytest.Monke
     thread = threading.Thread(target=lambda: second.append(next(session)))
     thread.start()
     # the second one is denoised, and waits: no more than one chunk's pictures are on their way
-    assert denoised.wait(30)
+    assert denoised.wait(PATIENCE)
     thread.join(0.05)
     assert not second
     gate.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert len(first.frames) == 1
     assert len(second[0].frames) == 4
 

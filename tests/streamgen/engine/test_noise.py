@@ -8,6 +8,7 @@ from torch import Tensor
 
 from streamgen.engine.noise import SeededNoise
 from tests.tiny_models import assert_needs
+from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 SHAPE = (1, 2, 4, 6, 8)
@@ -72,7 +73,7 @@ def test_threads_get_the_same_draws() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     for made in found:
         assert all(torch.equal(*pair) for pair in zip(made, expected, strict=True))
 

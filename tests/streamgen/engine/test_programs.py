@@ -4,6 +4,7 @@ and few of them serve all chunks.
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from streamgen.engine.program import compiled, warm
 from streamgen.engine.program.buffers import StaticBuffers
 from streamgen.engine.program.capture import EagerCapture
 from streamgen.engine.program.chunk import ChunkInputs, ProgramContext, ProgramKey, Sink, denoise_program
-from streamgen.engine.program.compiled import MOST_CAPTURES, TOLERANCE, ProgramRunner
+from streamgen.engine.program.compiled import TOLERANCE, ProgramRunner
 from streamgen.engine.program.fused import FusedNetwork, ModulationTables
 from streamgen.engine.program.leases import RingPool
 from streamgen.engine.program.warm import warm_up
@@ -308,7 +309,7 @@ def test_every_path_is_warmed_at_load(
         ring = pipeline.new_ring(pipeline.settings)
         warm_up(runner, pipeline.dit, sizes, ring, lambda *at: told.append(at))
         made = runner.captures
-        assert 4 <= made <= MOST_CAPTURES
+        assert 4 <= made < runner.most_captures
         del ring
         gc.collect()
         session = pipeline.open(RED, runner=runner, decode=False)
@@ -344,6 +345,21 @@ def test_every_path_is_warmed_at_load(
         lambda path: path.trial.sampling is not None and len(path.trial.sampling.sigmas) == 2,
     ):
         assert_needs(check, monkeypatch, warm, "_paths", without(kind))
+
+
+def test_what_is_made_at_load_is_kept(pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a model with more paths than a ring keeps by itself, as motion without strengths has."""
+    monkeypatch.setattr(compiled, "MOST_CAPTURES", 3)
+    pipeline = pipelines[0]
+    sizes = replace(pipeline._sizes(), samplings=())
+
+    def check() -> None:
+        runner, ring = program(pipeline, True), pipeline.new_ring(pipeline.settings)
+        warm_up(runner, pipeline.dit, sizes, ring)
+        (kept,) = runner._captured.values()
+        assert len(kept) == runner.captures == len(warm.warm_paths(pipeline.dit, sizes, True)) > 3
+
+    assert_needs(check, monkeypatch, ProgramRunner, "make_room", lambda self, paths: None)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from streamgen.live.pushed import PushedInput
 from streamgen.live.taken import Order, Taken
 from tests.live_input import clip
 from tests.tiny_models import assert_needs
+from tests.waiting import PATIENCE
 
 COUNT = 4
 
@@ -108,14 +109,14 @@ def test_a_stall_holds_the_last_frame_and_is_over_with_the_next_one() -> None:
 
 
 def test_a_chunk_waits_for_frames_that_are_on_their_way() -> None:
-    source = PushedInput((32, 32), 16, 8, patience=20.0)
+    source = PushedInput((32, 32), 16, 8, patience=PATIENCE)
     source.feed(clip(1))
     taken: list[Any] = []
     thread = threading.Thread(target=lambda: taken.append(Listener(source).take()))
     thread.start()
     for number in range(1, 4):
         source.feed(clip(1, seed=number))
-    thread.join(20)
+    thread.join(PATIENCE)
     assert taken[0].numbers == (0, 1, 2, 3)
     assert taken[0].held == 0
 

@@ -23,6 +23,7 @@ from streamgen.video.read import read_clip
 from streamgen.video.write import VideoFileSink
 from tests.live_input import clip
 from tests.streamgen.video.test_containers import MAKERS
+from tests.waiting import PATIENCE
 
 GEOMETRY = LatentGeometry(32, 32)
 
@@ -246,7 +247,7 @@ def test_a_pipe_without_end_is_read_as_far_as_it_is_wanted(tmp_path: Path) -> No
     assert chunks[-1].numbers == (157, 158, 159, 160)
     assert not gone.is_set()
     del source, chunks
-    assert gone.wait(20)
+    assert gone.wait(PATIENCE)
 
 
 def test_a_silent_pipe_can_be_left(tmp_path: Path) -> None:

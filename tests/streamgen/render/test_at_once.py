@@ -22,6 +22,7 @@ from streamgen.video.outputs import Outputs
 from tests.batch_folder import items, lines, raw, run
 from tests.command_line import call
 from tests.tiny_checkpoints import write_checkpoint
+from tests.waiting import PATIENCE
 
 SECONDS = 0.75
 ROWS: list[Any] = [
@@ -63,7 +64,7 @@ def test_clips_at_once_are_those_of_one_after_the_other(
 
     def begun(clip: Any, hooks: Any, outputs: Any) -> Any:
         if clip.origin["index"] < 3 and clip.session.runner.batch is not None:
-            gate.wait(60)
+            gate.wait(PATIENCE)
         return made(clip, hooks, outputs=outputs)
 
     monkeypatch.setattr(item_runner, "write_clip", begun)

@@ -267,7 +267,7 @@ def test_ctrl_c_leaves_a_part_that_plays(tmp_path: Path, checkpoint: Path) -> No
     while not part.exists() or part.stat().st_size < 4000:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     lines = [line for line in err.splitlines() if not line.startswith("long.mp4: ")]
     assert len(lines) == 1, err

@@ -1,5 +1,6 @@
 """One folder, many processes: `accelerate launch`, shards of a job array, and tasks on a Ray cluster."""
 
+import contextlib
 import json
 import os
 import signal
@@ -97,6 +98,16 @@ def ray_run(jobs: Path, out: Path, model: Path) -> Worker:
     return Worker(jobs, out, model, ["--engine", "ray"])
 
 
+def written(out: Path) -> int:
+    """Bytes of the largest clip that is being made."""
+    most = 0
+    for path in out.glob("*.mp4.part"):
+        # it may be done by now, and have another name
+        with contextlib.suppress(FileNotFoundError):
+            most = max(most, path.stat().st_size)
+    return most
+
+
 def render_workers(driver: int) -> list[int]:
     """Processes of a driver's Ray cluster that are at a task."""
     found = []
@@ -117,7 +128,7 @@ def test_ray_takes_up_what_a_killed_worker_left(tmp_path: Path, checkpoint: Path
     deadline = time.monotonic() + 200
     killed = 0
     while not killed and time.monotonic() < deadline and driver.process.poll() is None:
-        if any(path.stat().st_size > 2000 for path in out.glob("*.mp4.part")):
+        if written(out) > 2000:
             for pid in render_workers(driver.process.pid)[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed += 1

@@ -17,10 +17,11 @@ from streamgen.engine.program.compiled import ProgramRunner
 from streamgen.engine.runner import PassRunner, PlainRunner
 from streamgen.stream.session import Session
 from streamgen.wan.options import WanOptions
-from tests.streamgen.stream.test_texts import SlowWords, parts, slow, wait_for  # noqa: F401  fixtures
+from tests.streamgen.stream.test_texts import SlowWords, parts, slow  # noqa: F401  fixtures
 from tests.streams import BLUE, RED
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL
+from tests.waiting import wait_until
 
 AWAY = "blurry water"
 
@@ -178,13 +179,13 @@ def test_slow_words_are_encoded_ahead_and_a_failure_refuses_the_event(
     pipeline, prompts = slow
     session = pipeline.open(RED)
     receipt = session.submit(StreamEvent(settings={"negative_prompt": BLUE}))
-    wait_for(lambda: session._queue.items[0].ready)
+    wait_until(lambda: session._queue.items[0].ready)
     assert BLUE in prompts.encoded
     next(session)
     assert receipt.status == "applied"
     prompts.failing.add("a large blue star")
     receipt = session.submit(StreamEvent(settings={"negative_prompt": "a large blue star"}))
-    wait_for(lambda: session._queue.items[0].ready)
+    wait_until(lambda: session._queue.items[0].ready)
     next(session)
     assert receipt.status == "refused"
     assert "cannot be encoded (the encoder fell over)" in str(receipt.reason)

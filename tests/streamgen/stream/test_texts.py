@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from streamgen.tiny.text import WordPrompts
 from tests.streams import BLUE, RED, take
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
+from tests.waiting import PATIENCE, wait_until
 
 
 class SlowWords(WordPrompts):
@@ -33,7 +33,7 @@ class SlowWords(WordPrompts):
 
     def embed(self, prompt: str) -> Tensor:
         if prompt in self.gates:
-            assert self.gates[prompt].wait(30), "the test never let go"
+            assert self.gates[prompt].wait(PATIENCE), "the test never let go"
         if prompt in self.failing:
             raise RuntimeError("the encoder\nfell over")
         self.encoded.append(prompt)
@@ -50,13 +50,6 @@ def slow(parts: ModelParts) -> tuple[Pipeline, SlowWords]:
     assert isinstance(parts.prompts, WordPrompts)
     prompts = SlowWords(parts.prompts)
     return Pipeline(ModelParts(parts.name, parts.config, parts.networks, prompts, parts.digest)), prompts
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.005)
 
 
 def test_a_quick_encoder_runs_inside_submit(parts: ModelParts) -> None:
@@ -77,7 +70,7 @@ def test_no_chunk_waits_for_a_live_prompt(slow: tuple[Pipeline, SlowWords]) -> N
         assert next(session).receipts == ()
     assert (receipt.status, session.controls.prompt) == ("accepted", RED)
     prompts.gates[BLUE].set()
-    wait_for(lambda: session._queue.items[0].ready)
+    wait_until(lambda: session._queue.items[0].ready)
     chunk = next(session)
     assert (receipt.status, receipt.chunk, session.controls.prompt) == ("applied", chunk.index, BLUE)
     assert torch.equal(take(pipeline.replay(session.timeline), 7)[-8:], take(session, 2))
@@ -93,7 +86,7 @@ def test_a_scheduled_prompt_is_encoded_ahead_and_its_chunk_waits(
         pipeline._texts.clear()
         prompts.encoded.clear()
         session = steered(pipeline)
-        wait_for(lambda: BLUE in prompts.encoded)
+        wait_until(lambda: BLUE in prompts.encoded)
         assert session.next_frame == 0, "encoded before any chunk was made"
         pipeline._texts.clear()
         gate = prompts.gates[BLUE] = threading.Event()
@@ -120,7 +113,7 @@ def test_a_failing_encoder_refuses_its_event_and_the_stream_goes_on(slow: tuple[
     session, plain = pipeline.open(RED, seed=2), pipeline.open(RED, seed=2)
     live = session.submit(StreamEvent(prompt=BLUE, settings={"steps": 2}))
     scheduled = session.submit(StreamEvent(prompt=BLUE), at_frame=9)
-    wait_for(lambda: all(item.ready for item in session._queue.items))
+    wait_until(lambda: all(item.ready for item in session._queue.items))
     assert torch.equal(take(session, 5), take(plain, 5))
     for receipt in (live, scheduled):
         assert receipt.status == "refused"
@@ -253,7 +246,7 @@ def test_no_chunk_waits_for_the_empty_prompt(slow: tuple[Pipeline, SlowWords]) -
     gate, null = threading.Event(), prompts.null
 
     def slowly() -> Tensor:
-        gate.wait(30)
+        gate.wait(PATIENCE)
         return null()
 
     prompts.null = slowly  # type: ignore[method-assign]
@@ -263,6 +256,6 @@ def test_no_chunk_waits_for_the_empty_prompt(slow: tuple[Pipeline, SlowWords]) -
     take(session, 2)
     assert receipt.status == "accepted"
     gate.set()
-    wait_for(lambda: session._queue.items[0].ready)
+    wait_until(lambda: session._queue.items[0].ready)
     next(session)
     assert receipt.status == "applied"

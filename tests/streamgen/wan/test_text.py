@@ -25,6 +25,7 @@ from streamgen.wan.options import TextOptions
 from streamgen.wan.text import HashedPrompts, UMT5Prompts, clean_prompt
 from tests.tiny_models import assert_needs, randomize
 from tests.tiny_wan import tiny_tokenizer, tiny_umt5
+from tests.waiting import PATIENCE
 
 CONFIG = TextConfig(dim=16, length=12)
 FLOAT = TextOptions(dtype=torch.float32)
@@ -223,19 +224,25 @@ def test_clean_prompt() -> None:
 
 
 def test_first_prompts_that_come_at_once_load_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads, each with its first prompt; the loader is slow, so that both would be in it."""
+    """Two threads, each with its first prompt; the loader waits, so that both would be in it."""
     loads: list[str] = []
     tokenizer, model = tiny_tokenizer(), tiny_umt5()
 
     def loader(kind: str, source: str, **options: object) -> object:
         loads.append(kind)
-        time.sleep(0.2)
+        # for the other thread, which is not to come; where it may, however late it does
+        end = time.monotonic() + limit[0]
+        while loads.count(kind) < 2 and time.monotonic() < end:
+            time.sleep(0.005)
         return tokenizer if kind == "AutoTokenizer" else model
 
     monkeypatch.setattr(streamgen.wan.text, "_from_pretrained", loader)
 
+    patience, limit = iter((0.2, PATIENCE)), [0.0]
+
     def check() -> None:
         loads.clear()
+        limit[0] = next(patience)
         prompts = UMT5Prompts("nowhere", TextConfig(dim=16, length=6))
         start = threading.Barrier(2)
         found: dict[str, torch.Tensor] = {}
