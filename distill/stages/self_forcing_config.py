@@ -176,12 +176,8 @@ def _check_objective(config: SelfForcingRun) -> None:
     fits = not rewarded or (config.prompts is None and config.wan is None and config.clips is None)
     what = "0 without clips of the procedural world, which the reward reads"
     require(fits, "reward.share", what, config.reward.share)
-    require(
-        not rewarded or (config.rollout.first_share > 0 and config.plan.first_chunk_frames == 1),
-        "reward.share",
-        "0 without rollout.first_share, or with first chunks of more than a frame",
-        config.reward.share,
-    )
+    single = not rewarded or config.plan.first_chunk_frames == 1
+    require(single, "reward.share", "0 with first chunks of more than a frame", config.reward.share)
     objective = objective_of(config)
     if objective.needs_clips or not objective.needs_scores:
         require(
