@@ -89,10 +89,11 @@ class PictureReward:
         """What is to be added to the student's loss for first latents `(B, 1, C, h, w)`, and of the objects
         the share whose shape fits best (`reward/right`) and what lies `reward/beside` them.
         """
-        weight = self.codec.latent_mean
-        state = self.codec.initial_state(len(latents), latents.device, weight.dtype)
+        dtype = self.codec.latent_mean.dtype
+        state = self.codec.initial_state(len(latents), latents.device, dtype)
+        # in the codec's own digits, whatever the student is trained in
         with torch.autocast(latents.device.type, enabled=False):
-            raw = self.codec.denormalize(latents.to(weight.dtype), 0)
+            raw = self.codec.denormalize(latents.to(dtype), 0)
             shown = self.shown(self.codec.decode_chunk(raw, state)[0][:, 0], told)
         there, config = shown.there, self.config
         if not bool(there.any()):
