@@ -1,9 +1,10 @@
 """LoRAs in the namings that people have, and merging them.
 
 PEFT (`base_model.model.X.lora_A.weight`), diffusers (`transformer.X.lora_A.weight`, `X.lora.down.weight`),
-ComfyUI and musubi (`diffusion_model.X.lora_down.weight`), kohya
-(`lora_unet_blocks_0_self_attn_q.lora_down.weight`), each over Wan's or diffusers' layer names; `X.alpha`, a
-rank for every layer, whole differences (`X.diff`, `X.diff_b`, `X.diff_m`), DoRA's magnitudes for every row.
+ComfyUI and musubi (`diffusion_model.X.lora_down.weight`), DiffSynth-Studio (`pipe.dit.X.lora_A.weight`),
+kohya (`lora_unet_blocks_0_self_attn_q.lora_down.weight`) and VideoX-Fun (`lora_unet__blocks_0_...`), each
+over Wan's or diffusers' layer names; `X.alpha`, a rank for every layer, whole differences (`X.diff`,
+`X.diff_b`, `X.diff_m`, LyCORIS's `X.w_norm`, `X.b_norm`), DoRA's magnitudes for every row.
 Tensors in, tensors out; errors are ValueErrors of one line.
 """
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from .state_dict import DIT_LAYERS, Tensors, dit_layer, strip_wrappers
 
-_PREFIX = re.compile(r"^(?:base_model\.model\.|model\.|transformer\.|diffusion_model\.|unet\.|dit\.|net\.)+")
-_UNDERSCORED = re.compile(r"^(?:lora_unet|lora_transformer|lycoris)_(.+)$")
+_PREFIX = re.compile(
+    r"^(?:base_model\.model\.|model\.|transformer\.|diffusion_model\.|unet\.|pipe\.|dit\.|net\.)+"
+)
+_UNDERSCORED = re.compile(r"^(?:lora_unet|lora_transformer|lycoris)_+(?:diffusion_model_)?(.+)$")
 # what a tensor is to its layer, by how its name ends
 _ROLES: tuple[tuple[str, str], ...] = (
     ("down", r"\.lora_(?:A|down)(?:\.\w+)?\.weight|\.lora\.down\.weight|_lora\.down\.weight|\.lora_A"),
@@ -26,9 +29,9 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("magnitude", r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?|\.dora_scale"),
     ("alpha", r"\.alpha"),
     ("up_bias", r"\.lora_(?:B|up)(?:\.\w+)?\.bias"),
-    ("bias", r"\.diff_b"),
+    ("bias", r"\.diff_b|\.b_norm"),
     ("modulation", r"\.diff_m"),
-    ("diff", r"\.diff"),
+    ("diff", r"\.diff|\.w_norm"),
 )
 _ENDS = tuple((role, re.compile(rf"(?P<layer>.+?)(?:{pattern})")) for role, pattern in _ROLES)
 _OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "lora_mid": "LoCon", "glora": "GLoRA", "oft_": "OFT"}
@@ -39,7 +42,8 @@ _HEAD_DIM = 128
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One low-rank change: `down (rank, in)` and `up (out, rank)`; `alpha`, one number, is its scale times
+    """One low-rank change: `down (rank, in)` and `up (out, rank)`, of a convolution with its inputs side by
+    side; `alpha`, one number, is its scale times
     the rank (None: the rank); `magnitude` and `bias` (out,) are DoRA's and PEFT's `lora_bias`.
     """
 
@@ -132,13 +136,14 @@ def merge_lora(
     for layer, pair in lora.pairs.items():
         name = f"{layer}.weight"
         check_pair(out, layer, pair, rank)
-        wide = torch.promote_types(out[name].dtype, torch.float32)
-        weight = out[name].to(wide)
+        own = out[name]
+        wide = torch.promote_types(own.dtype, torch.float32)
+        weight = own.to(wide).flatten(1)
         # in place: one array besides the weights, of a layer at a time
         change = (pair.up.to(wide) @ pair.down.to(wide)).mul_(scale_of(layer, pair, alpha))
         if pair.magnitude is not None:
             change = _dora(change.add_(weight), pair.magnitude.to(wide)).sub_(weight)
-        out[name] = change.mul_(strength).add_(weight).to(out[name].dtype)
+        out[name] = change.mul_(strength).add_(weight).to(own.dtype).reshape(own.shape)
         if pair.bias is not None:
             _add(out, f"{layer}.bias", strength * scale_of(layer, pair, alpha), pair.bias)
     for name, diff in lora.diffs.items():
@@ -246,7 +251,8 @@ def _is_diffusers(layer: str) -> bool:
 
 
 def _unflattened(flat: str, name: str) -> str:
-    """`blocks_0_self_attn_q` as a layer: kohya writes underscores for dots."""
+    """`blocks_0_self_attn_q` as a layer: kohya writes underscores for dots, others some of them."""
+    flat = flat.replace(".", "_")
     block = re.fullmatch(r"blocks_(\d+)_(.+)", flat)
     inner, place = (block[2], f"blocks.{block[1]}.") if block else (flat, "")
     for layer in DIT_LAYERS["block" if block else "top"]:
@@ -263,6 +269,7 @@ def _add_layer(lora: Lora, layer: str, roles: dict[str, Tensor]) -> None:
     if (down is None) != (up is None):
         raise ValueError(f"{layer}.lora_{'A' if down is None else 'B'}.weight: missing")
     if down is not None and up is not None:
+        down, up = _flat(down), _flat(up)
         if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]:
             raise ValueError(
                 f"{layer}: expected lora_A (rank, in) and lora_B (out, rank) of one rank, found "
@@ -286,6 +293,11 @@ def _add_layer(lora: Lora, layer: str, roles: dict[str, Tensor]) -> None:
             lora.diffs[layer if whole else f"{layer}.{parameter}"] = roles[role]
 
 
+def _flat(factor: Tensor) -> Tensor:
+    """A factor of a convolution over patches as one of the linear layer that it is; others as they are."""
+    return factor.flatten(1) if factor.dim() == 5 else factor
+
+
 def check_pair(tensors: Mapping[str, Tensor], layer: str, pair: LoraPair, rank: int | None) -> None:
     """Raise ValueError where a change does not fit its layer, or has another rank than is expected."""
     weight, found = tensors.get(f"{layer}.weight"), pair.down.shape[0]
@@ -294,10 +306,14 @@ def check_pair(tensors: Mapping[str, Tensor], layer: str, pair: LoraPair, rank: 
     if rank is not None and found != rank:
         raise ValueError(f"{layer}: expected a LoRA of rank {rank}, found {found}")
     expected = (pair.up.shape[0], pair.down.shape[1])
-    if tuple(weight.shape) != expected:
+    own = tuple(weight.shape[:1]) + ((math.prod(weight.shape[1:]),) if weight.dim() > 2 else weight.shape[1:])
+    if own == expected:
+        return
+    if weight.dim() == 5 and own[0] == expected[0] and expected[1] % own[1] == 0:
         raise ValueError(
-            f"{layer}: expected a LoRA for shape {tuple(weight.shape)}, found one for {expected}"
+            f"{layer}: a control LoRA, which reads {expected[1] // own[1]} times the channels of this model"
         )
+    raise ValueError(f"{layer}: expected a LoRA for shape {tuple(weight.shape)}, found one for {expected}")
 
 
 def scale_of(layer: str, pair: LoraPair, alpha: float | None) -> float:

@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 _SIGNS: tuple[tuple[Kind, str], ...] = (
     (
         "lora",
-        r"[._]lora[._](A|B|down|up)(\.|$)|\.diff(_[bm])?$|^lora_unet_|^lycoris_|\.(lokr|hada)_|\.dora_scale$",
+        r"[._]lora[._](A|B|down|up)(\.|$)|\.diff(_[bm])?$|^lora_unet_|^lycoris_|\.(lokr|hada)_|\.dora_scale$|\.[wb]_norm$",
     ),
     ("streamgen", r"^dit\.patch_embedding\.weight$"),
     ("diffusers_dit", r"^condition_embedder\.|^blocks\.\d+\.attn1\."),

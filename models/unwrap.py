@@ -35,7 +35,10 @@ _PREFERRED = (
     *("model", "state_dict", ""),
 )
 # what may lie between a section and the names of a network, without a meaning of its own
-_PLAIN = ("model", "module", "diffusion_model", "transformer", "base_model", "unet", "state_dict")
+_PLAIN = (
+    *("model", "module", "diffusion_model", "transformer", "base_model", "unet", "state_dict"),
+    *("pipe", "dit"),
+)
 _PARTS = ("vae", "first_stage_model", "text_encoder", "text_encoders", "cond_stage_model", "umt5xxl")
 # networks of a training that are not what streams
 _COMPANIONS = (

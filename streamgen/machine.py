@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch.nn.attention import current_flash_attention_impl
 
 from .errors import InputError
 
@@ -22,13 +23,14 @@ def own_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a render's record names."""
+    """Versions that a render's record names, and what stands in for torch's own attention."""
+    other = current_flash_attention_impl()
     return {
         "streamgen": own_version(),
         "torch": torch.__version__,
         "av": version("av"),
         "python": platform.python_version(),
-    }
+    } | ({} if other is None else {"attention": other})
 
 
 def auto_device() -> torch.device:
@@ -46,6 +48,8 @@ def device_of(device: str) -> torch.device:
         return auto_device()
     try:
         chosen = torch.device(device)
+        if chosen.type == "mps" and not torch.backends.mps.is_available():
+            raise InputError(f"device {device}: needs a GPU of Apple, and torch built for it; expected cpu")
         if chosen.type == "meta":
             raise InputError(f"device {device}: holds no values, expected cpu or a GPU")
         torch.empty(0, device=chosen)

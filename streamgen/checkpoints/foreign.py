@@ -4,7 +4,6 @@ import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +36,8 @@ def read_names(source: str | Path) -> Any:
         return read_payload(Path(source), names_only=True)
     remote = parse_hub(source)
     suffix = PurePosixPath(remote.path).suffix.lower()
+    if suffix == ".gguf":
+        raise _packed(remote)
     if suffix == ".json":
         # an index is small, but its shards are not
         return _read_remote_shards(remote)
@@ -44,17 +45,42 @@ def read_names(source: str | Path) -> Any:
         raise CheckpointError(f"weights {remote}: expected a file that ends in {', '.join(SUFFIXES)}")
     file, size = open_remote(remote)
     with file:
+        start = file.peek(_BEGINNING)[:_BEGINNING]
+        _refuse_pages(remote, start)
+        _refuse_texts(remote, start, size)
         if suffix == ".safetensors":
             return parse_header(file, size, remote).tensors
         return _load_pickle(file, "meta", str(remote))
 
 
+def names_weights(source: HubSource) -> bool:
+    """Whether a name on the hub is one of a weights file, and not of a folder (`v1.0`) or repository."""
+    return PurePosixPath(source.path).suffix.lower() in (*SUFFIXES, ".gguf")
+
+
+def fetch_weights(source: HubSource) -> Path:
+    """The local file of weights on the hub, see `hub.fetch`; with an index come its shards.
+
+    Raises:
+        CheckpointError: a file that cannot be had, or an index that names what is none.
+    """
+    path = fetch(source)
+    if path.suffix == ".json":
+        for shard in _remote_shards(source, path):
+            fetch(shard)
+    return path
+
+
+def _remote_shards(index: HubSource, local: Path) -> list[HubSource]:
+    """The shards of an index on the hub."""
+    shards = sorted({_shard(local, shard).relative_to(local.parent) for shard in _weight_map(local).values()})
+    return [index.folder().file(shard.as_posix()) for shard in shards]
+
+
 def _read_remote_shards(index: HubSource) -> dict[str, Tensor]:
-    local = fetch(index)
     out: dict[str, Tensor] = {}
-    for shard in sorted(set(_weight_map(local).values())):
-        _shard(local, shard)
-        out |= read_names(str(replace(index, path=str(PurePosixPath(index.path).with_name("") / shard))))
+    for shard in _remote_shards(index, fetch(index)):
+        out |= read_names(str(shard))
     return out
 
 
@@ -75,12 +101,12 @@ def read_payload(path: Path, names_only: bool = False) -> Any:
     suffix = path.suffix.lower()
     start = _start(path)
     if suffix == ".gguf" or start.startswith(b"GGUF"):
-        raise CheckpointError(f"weights {path}: GGUF is not read, use the safetensors file in bf16 or fp8")
+        raise _packed(path)
     if suffix not in SUFFIXES:
         raise CheckpointError(f"weights {path}: expected a file that ends in {', '.join(SUFFIXES)}")
     _refuse_pages(path, start)
     if suffix != ".json":
-        _refuse_texts(path, start)
+        _refuse_texts(path, start, path.stat().st_size)
     if suffix == ".json":
         return _read_shards(path, names_only)
     # a length below 2^40, and the brace that JSON begins with
@@ -134,19 +160,23 @@ def one_line(error: Exception, limit: int = 400) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-# bytes of the longest text that is taken for an answer of a server
-_ANSWER = 1000
+# bytes of a file that say what it is, and of the longest text that is taken for an answer of a server
+_BEGINNING, _ANSWER = 1024, 1000
+
+
+def _packed(place: object) -> CheckpointError:
+    return CheckpointError(f"weights {place}: GGUF is not read, use the safetensors file in bf16 or fp8")
 
 
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(1024)
+            return file.read(_BEGINNING)
     except OSError as error:
         raise CheckpointError(f"weights {path}: cannot be read ({error.strerror or error})") from None
 
 
-def _refuse_pages(path: Path, start: bytes) -> None:
+def _refuse_pages(path: object, start: bytes) -> None:
     """Raise CheckpointError for what downloads leave in place of weights."""
     if start.startswith(b"version https://git-lfs"):
         found = re.search(rb"^size (\d{1,18})$", start, re.MULTILINE)
@@ -156,15 +186,18 @@ def _refuse_pages(path: Path, start: bytes) -> None:
             "give hf://owner/repo/file"
         )
     if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
-        raise CheckpointError(f"weights {path}: an HTML page, not weights: the download was refused or moved")
+        raise CheckpointError(
+            f"weights {path}: an HTML page, not weights: the download was refused or moved, "
+            "fetch it again or give hf://owner/repo/file"
+        )
 
 
-def _refuse_texts(path: Path, start: bytes) -> None:
+def _refuse_texts(path: object, start: bytes, size: int) -> None:
     """Raise CheckpointError for an answer that a server gave in place of weights, `Entry not found` for
     instance: a short file of text alone.
     """
     text = start.decode("utf-8", "replace").strip()
-    short = 0 < len(start) < _ANSWER and path.stat().st_size == len(start)
+    short = 0 < len(start) < _ANSWER and size == len(start)
     if short and text and all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text:
         said = " ".join(text.split())
         raise CheckpointError(f"weights {path}: a text, not weights: {shorten(said)}; fetch the file again")
@@ -175,7 +208,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"weights {path}: truncated or not safetensors ({one_line(error, 120)})"
+            f"weights {path}: truncated or not safetensors ({one_line(error, 120)}): fetch it again"
         ) from None
 
 
@@ -205,7 +238,7 @@ def _load_pickle(file: Any, device: str, where: str) -> Any:
         text = one_line(error, 4000)
         if "GLOBAL " not in text and "Unsupported" not in text:
             raise CheckpointError(
-                f"weights {where}: truncated or not a file of torch.save ({text[:120]})"
+                f"weights {where}: truncated or not a file of torch.save ({text[:120]}): fetch it again"
             ) from None
         name = text.split("GLOBAL ")[1].split(" ")[0][:80] if "GLOBAL " in text else "other objects"
         raise CheckpointError(
@@ -213,7 +246,7 @@ def _load_pickle(file: Any, device: str, where: str) -> Any:
         ) from None
     except Exception as error:  # what a damaged pickle raises is whatever its bytes happen to call
         raise CheckpointError(
-            f"weights {where}: truncated or not a file of torch.save ({one_line(error, 120)})"
+            f"weights {where}: truncated or not a file of torch.save ({one_line(error, 120)}): fetch it again"
         ) from None
 
 
@@ -225,7 +258,7 @@ def _read_shards(path: Path, names_only: bool) -> dict[str, Tensor]:
     if missing:
         raise CheckpointError(
             f"weights {path}: {len(missing)} of its {len(shards)} shards are missing, "
-            f"the first is {shorten(missing[0])}"
+            f"the first is {shorten(missing[0])}: fetch them, too"
         )
     out: dict[str, Tensor] = {}
     for file in files.values():

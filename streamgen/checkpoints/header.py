@@ -112,10 +112,10 @@ def _check_places(path: object, places: list[tuple[int, int]], found: int) -> No
             raise _bad(path, f"tensors that {'overlap' if begin < end else 'leave a gap'} at byte {begin:,}")
         end = stop
     if end > found:
-        raise _bad(path, f"{found:,} bytes of tensors where its header says {end:,}: it is truncated")
+        raise _bad(path, f"{found:,} bytes of tensors where its header says {end:,}")
     if end < found:
         raise _bad(path, f"{found - end:,} bytes behind its last tensor")
 
 
 def _bad(path: object, found: str) -> CheckpointError:
-    return CheckpointError(f"weights {path}: truncated or not safetensors, found {found}")
+    return CheckpointError(f"weights {path}: truncated or not safetensors, found {found}: fetch it again")

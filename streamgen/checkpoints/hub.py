@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError, InputError
@@ -39,15 +39,18 @@ class HubSource:
         """A file of it by its name inside."""
         return replace(self, path=f"{self.path}/{name}" if self.path else name)
 
-    def find(self, names: tuple[str, ...]) -> Path | None:
-        """The first of the files that the repository has, downloaded; None where it has none of them.
+    def find(self, names: tuple[str, ...]) -> "HubSource | None":
+        """The first of the files that the repository has; None where it has none of them.
 
         Raises:
             CheckpointError: the hub cannot be asked, or refuses.
         """
         there = set(list_files(self.repo, self.revision))
-        found = next((source for name in names if (source := self.file(name)).path in there), None)
-        return None if found is None else fetch(found)
+        return next((source for name in names if (source := self.file(name)).path in there), None)
+
+    def folder(self) -> "HubSource":
+        """The folder that a file lies in; the repository for one at its top."""
+        return replace(self, path=PurePosixPath(self.path).parent.as_posix().strip("."))
 
 
 def is_hub(text: str | Path) -> bool:

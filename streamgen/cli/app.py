@@ -337,6 +337,7 @@ def adopt(
     like: Annotated[str | None, typer.Option(help="Take chunks, window and steps of this model.")] = None,
     vae: Annotated[str | None, typer.Option(help="VAE that the source lacks: file or hf://...")] = None,
     tiny_decoder: Annotated[str | None, typer.Option(help="TAEHV in place of a VAE.")] = None,
+    text_encoder: TextEncoder = None,
     model_set: ModelSet = None,
     as_json: AsJson = False,
 ) -> None:
@@ -346,10 +347,11 @@ def adopt(
     """
     from ..wan.adopt import AdoptOptions
     from ..wan.adopt import adopt as adopt_weights
+    from .adopted import show_adopted
 
-    options = AdoptOptions(like, vae, tiny_decoder, tuple(model_set or ()))
+    options = AdoptOptions(like, vae, tiny_decoder, text_encoder, tuple(model_set or ()))
     report = adopt_weights(source, output, options)
-    show(report, f"streamgen adopt: {source}", as_json)
+    show_adopted(report, as_json)
     if not report["usable"]:
         raise InputError(report["problems"][0])
 

@@ -51,7 +51,7 @@ Size = Annotated[str | None, typer.Option(help=_SIZE, rich_help_panel=_WAN)]
 _FIT = "GiB that the model and one stream may take: decoder and window are chosen so."
 Fit = Annotated[float | None, typer.Option(min=0.001, help=_FIT, rich_help_panel=_WAN)]
 TextEncoder = Annotated[
-    str | None, typer.Option(help="Folder or hub name of the text encoder.", rich_help_panel=_WAN)
+    str | None, typer.Option(help="Folder, file or hub name of the text encoder.", rich_help_panel=_WAN)
 ]
 TextDevice = Annotated[str | None, typer.Option(help="Device of the text encoder.", rich_help_panel=_WAN)]
 TextCache = Annotated[Path | None, typer.Option(help="Folder for encoded prompts.", rich_help_panel=_WAN)]

@@ -17,6 +17,7 @@ from ..render.job import LiveOptions
 from ..suggest import shorten
 from ..video.outputs import Outputs, PreviewKind
 from ..video.read import image_size
+from ..wan.config import config_file
 from ..wan.loras import parse_loras
 from ..wan.options import TextOptions, WanOptions
 from ..wan.pictures import GRID, on_grid, parse_size, shaped_like
@@ -181,7 +182,8 @@ def wan_options(
     note: Callable[[str], None] | None = None,
     progress: Callable[[str, float | None], None] | None = None,
 ) -> WanOptions | None:
-    """What the options of `arguments` say about a model of the Wan family; None where none was given.
+    """What the options of `arguments` say about a model of the Wan family; None where none was given
+    and the model is of another one.
 
     Args:
         given: values by name; None, False and () where they were not given.
@@ -190,7 +192,9 @@ def wan_options(
     Raises:
         InputError: a LoRA that cannot be.
     """
-    if all(given[name] in (None, False, ()) for name in WAN_OPTIONS):
+    plain = all(given[name] in (None, False, ()) for name in WAN_OPTIONS)
+    # a model of the family has notes and progress to tell without any of them, too
+    if plain and config_file(given["model"]) is None:
         return None
     text = TextOptions(
         given["text_device"] or "cpu",
@@ -251,6 +255,7 @@ def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
         note = pipeline.choose(progress=progress).note
     if note is not None:
         say(note)
+        pipeline.told.add(note)
 
 
 def refuse(options: RenderOptions, names: tuple[str, ...], why: str) -> None:

@@ -36,6 +36,8 @@ MAX_FRAMES = 24 * 3600 * 1000
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 10_000
 _OPTION_NAMES = "seconds|seed|motion|image|video|cache|input|strength|mask"
+# settings that are words, in which YAML would find signs of its own
+_WORDS = ("negative_prompt", "input_prompt", "lora")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # a longer name is none; file names are made of its beginning
 MAX_ID = 2000
@@ -315,7 +317,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         InputError: no "=", an empty or repeated key, or a value that is no YAML.
     """
     pairs = _pairs(settings, "--set", "key=value")
-    return {key: setting_value(value, f"--set {key}") for key, value in pairs.items()}
+    return {key: setting_value(key, value, f"--set {key}") for key, value in pairs.items()}
 
 
 def _clip_length(path: str, fps: float) -> int:
@@ -339,12 +341,15 @@ def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
     return parsed
 
 
-def setting_value(value: str, where: str) -> Any:
-    """The value in a text such as `4`, `1.5` or `euler`.
+def setting_value(key: str, value: str, where: str) -> Any:
+    """The value of a setting in a text such as `4`, `1.5` or `euler`; words are taken as they stand, unless
+    they are in quotes.
 
     Raises:
         InputError: no YAML.
     """
+    if key in _WORDS and not value.lstrip().startswith(("'", '"')):
+        return value.strip()
     try:
         found = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -258,7 +258,7 @@ def _csv_row(cells: dict[str, str]) -> dict[str, Any]:
     for key, value in cells.items():
         group, dot, inner = key.partition(".")
         if dot:
-            row.setdefault(group, {})[inner] = setting_value(value, key) if group == "set" else value
+            row.setdefault(group, {})[inner] = setting_value(inner, value, key) if group == "set" else value
         else:
             row[key] = value
     for key in ("seconds", "strength"):

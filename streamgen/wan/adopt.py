@@ -3,9 +3,10 @@ read, no number.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,20 +18,30 @@ from models.state_dict import Kind
 from models.unwrap import GENERATOR_SECTIONS, Unwrapped, unwrap
 
 from ..checkpoints.directory import with_settings
-from ..checkpoints.foreign import KIND_NAMES, SUFFIXES, one_line, read_names
+from ..checkpoints.foreign import KIND_NAMES, SUFFIXES, names_weights, one_line, read_names
 from ..checkpoints.hub import is_hub, list_files, parse_hub, pinned
 from ..errors import CheckpointError, InputError, StreamgenError
 from ..structured import StructureError, build, read_yaml, to_plain
+from .beside import look_beside
 from .config import CONFIG, CONFIGS, WanConfig, config_file, wan_model_names
 from .inspect import compare_names
 from .releases import Release, find_release
 from .sizes import HEAD_DIM, dit_config_of, expected_module, foreign_layers, size_word, vae_config_of
 
 DEFAULT = "wan-1.3b-self-forcing"
+PUBLISHED_VAE = "hf://Wan-AI/Wan2.1-T2V-1.3B/Wan2.1_VAE.pth"
 CARD = "adopted.json"
 _PARTS: Mapping[Kind, str] = {"wan_dit": "dit", "wan_vae": "vae", "taehv": "tiny_decoder", "lora": "lora"}
+# options of what streams with a network alone
+_ALONE: Mapping[Kind, str] = {
+    "wan_vae": "--vae",
+    "taehv": "--tiny-decoder",
+    "umt5": "--text-encoder",
+    "wan_umt5": "--text-encoder",
+}
 _MOST_FILES, _DEEPEST = 64, 4
 _INDEX = ".index.json"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -40,12 +51,14 @@ class AdoptOptions:
     Attributes:
         like: the config whose chunks, window, sink, steps and positions are taken; None: the release's own.
         vae, tiny_decoder: files or names on the hub for what the source does not hold.
+        text_encoder: a folder, a file, or a name on the hub.
         overrides: changes of the written config, dotted `key=value`.
     """
 
     like: str | None = None
     vae: str | None = None
     tiny_decoder: str | None = None
+    text_encoder: str | None = None
     overrides: tuple[str, ...] = ()
 
 
@@ -77,13 +90,14 @@ class Adoption:
 
     files: list[Adopted]
     chosen: dict[str, Adopted] = field(default_factory=dict)
+    text_encoder: str | None = None
 
     def report(self) -> dict[str, Any]:
         """Plain values: every file, and which are taken."""
-        return {
-            "files": {file.place: file.report for file in self.files},
-            "taken": {part: file.place for part, file in self.chosen.items()},
-        }
+        taken = {part: file.place for part, file in self.chosen.items()}
+        if self.text_encoder is not None:
+            taken["text_encoder"] = self.text_encoder
+        return {"files": {file.place: file.report for file in self.files}, "taken": taken}
 
 
 def adopt(source: str, output: Path | None = None, options: AdoptOptions | None = None) -> dict[str, Any]:
@@ -94,7 +108,8 @@ def adopt(source: str, output: Path | None = None, options: AdoptOptions | None 
         output: a folder that is empty or not there yet.
 
     Returns:
-        a report of plain values; `problems` has a line for each thing that keeps it from streaming.
+        a report of plain values; `problems` has a line for each thing that keeps it from streaming, `next` is
+        what to type then.
 
     Raises:
         StreamgenError: nothing there that could be read, or no network to write a config for.
@@ -106,26 +121,61 @@ def adopt(source: str, output: Path | None = None, options: AdoptOptions | None 
     _choose(adoption, options)
     report = adoption.report()
     problems = _problems(adoption)
+    config: WanConfig | None = None
     if "dit" in adoption.chosen:
         name, how = _base(adoption.chosen["dit"], options)
         report |= {"settings_of": f"{name} ({how})"}
+        try:
+            config = config_of(adoption, options)
+            report["settings"] = _settings(config)
+        except CheckpointError as error:
+            if output is not None:
+                raise
+            problems.append(str(error))
         networks = sum(file.part == "dit" for file in adoption.files)
         if networks > 1:
             report["note"] = f"one of {networks} networks is taken: name a file to take another"
     report["problems"] = problems
-    report["usable"] = any(file.part is not None and "problem" not in file.report for file in adoption.files)
+    report["usable"] = any(_is_usable(file) for file in adoption.files)
+    report["next"] = _next(adoption, source, output)
     if output is None:
         return report
-    if "dit" not in adoption.chosen:
+    if config is None:
         first = next((f.report["problem"] for f in adoption.files if "problem" in f.report), None)
         raise CheckpointError(first or f"{source}: expected a network among its files, found none")
-    config = config_of(adoption, options)
     output.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(
         OmegaConf.create(to_plain(config) | {"sampling": config.sampling.to_json()}), output / CONFIG
     )
     (output / CARD).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report | {"written": str(output)}
+
+
+def _is_usable(file: Adopted) -> bool:
+    known = file.part is not None or (file.read is not None and file.read.kind in _ALONE)
+    return known and "problem" not in file.report
+
+
+def _settings(config: WanConfig) -> str:
+    """How a config streams, in words."""
+    plan, sampling = config.plan, config.sampling
+    first = f", {sampling.first_steps} for the first chunk" if sampling.first_steps else ""
+    return (
+        f"chunk {plan.chunk_frames}, sink {plan.sink_frames}, window {plan.window_frames} latent frames; "
+        f"{sampling.steps} steps{first}; positions {sampling.rope}; {config.width}x{config.height}"
+    )
+
+
+def _next(adoption: Adoption, source: str, output: Path | None) -> str | None:
+    """The command that comes after this one; None where nothing can be done with what was found."""
+    if "dit" not in adoption.chosen:
+        lora = next((f.place for f in adoption.files if f.part == "lora" and "problem" not in f.report), None)
+        known = f"streamgen render PROMPT --model MODEL --lora {lora} -o clip.mp4"
+        return known if lora is not None else None
+    if output is not None:
+        return f"streamgen render PROMPT --model {output} -o clip.mp4"
+    decoded = {"vae", "tiny_decoder"} & set(adoption.chosen)
+    return f"streamgen adopt {source} -o my-model" + ("" if decoded else f" --vae {PUBLISHED_VAE}")
 
 
 def places(source: str) -> list[str]:
@@ -136,17 +186,17 @@ def places(source: str) -> list[str]:
     """
     if is_hub(source):
         remote = pinned(parse_hub(source))
-        if PurePosixPath(remote.path).suffix in SUFFIXES:
+        if names_weights(remote):
             return [str(remote)]
         inside = f"{remote.path}/" if remote.path else ""
         names = [name for name in list_files(remote.repo, remote.revision) if name.startswith(inside)]
         found = [str(replace(remote, path=name)) for name in _weights_alone(names)]
     else:
         path = Path(source)
-        if path.is_file():
+        if source and path.is_file():
             return [str(path.resolve())]
-        if not path.is_dir():
-            raise CheckpointError(f"{source}: no such file or folder")
+        if not source or not path.is_dir():
+            raise CheckpointError(f"{source or 'no name'}: no such file or folder")
         names = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()]
         found = [str((path / name).resolve()) for name in _weights_alone(names)]
     if not found:
@@ -176,6 +226,7 @@ def describe(place: str, kind: Kind | None = None) -> Adopted:
         "kind": KIND_NAMES[read.naming],
         "tensors": len(read.tensors),
         "parameters": sum(x.numel() for x in read.tensors.values()),
+        "dtypes": sorted({str(x.dtype).removeprefix("torch.") for x in read.tensors.values()}),
         "section": read.section or "none",
         "prefix": read.prefix or "none",
         "quantisation": read.quantisation or "none",
@@ -224,7 +275,7 @@ def _sizes(read: Unwrapped) -> dict[str, Any]:
         out["size"] = f"{size_word(dit.dim)}: width {dit.dim}, {dit.layers} layers, {heads}"
         foreign = foreign_layers(read.tensors)
         if foreign is not None:
-            out["problem"] = f"{foreign}, which streamgen has no layers for"
+            out["problem"] = f"{foreign}, which does not stream here: take a text-to-video model of Wan2.1"
     if compared["missing"]:
         some = ", ".join(compared["missing"][:3])
         out["problem"] = f"{len(compared['missing'])} tensors are missing ({some}, ...)"
@@ -232,29 +283,99 @@ def _sizes(read: Unwrapped) -> dict[str, Any]:
 
 
 def _choose(adoption: Adoption, options: AdoptOptions) -> None:
-    """Take one file for each part, known releases first, and what the options name."""
+    """Take one file for each part: what the options name, known releases first, what lies beside a file."""
     for part in ("dit", "vae", "tiny_decoder"):
         given = {"vae": options.vae, "tiny_decoder": options.tiny_decoder}.get(part)
         if given is not None:
-            remote = is_hub(given)
-            file = describe(str(pinned(parse_hub(given))) if remote else str(Path(given).resolve()))
-            if file.part != part:
-                found = file.report.get("kind", file.report.get("problem"))
-                raise InputError(f"--{part.replace('_', '-')} {given}: expected another kind, found {found}")
-            adoption.chosen[part] = file
+            adoption.chosen[part] = _given(given, part)
             continue
         fit = [f for f in adoption.files if f.part == part and "problem" not in f.report]
         known = [f for f in fit if f.release is not None and f.release.config is not None]
         if fit:
             adoption.chosen[part] = (known or fit)[0]
-        elif part == "vae":
-            inside = _vae_inside(adoption.chosen.get("dit"))
-            adoption.chosen |= {} if inside is None else {"vae": inside}
     dit = adoption.chosen.get("dit")
-    if dit is not None and dit.release is not None and dit.release.needs_lora:
+    if dit is None:
+        return
+    base = config_file(_base(dit, options)[0])
+    named = {} if base is None else read_yaml(base)["sources"]
+    for part in ("vae", "tiny_decoder"):
+        if part not in adoption.chosen:
+            inside = _vae_inside(dit) if part == "vae" else None
+            found = inside or _beside(dit, part, named)
+            adoption.chosen |= {} if found is None else {part: found}
+    if dit.release is not None and dit.release.needs_lora:
         loras = [f for f in adoption.files if f.part == "lora" and "problem" not in f.report]
-        if loras:
-            adoption.chosen["lora"] = loras[0]
+        found = loras[0] if loras else _beside(dit, "lora", named)
+        adoption.chosen |= {} if found is None else {"lora": found}
+    adoption.text_encoder = _text_encoder(adoption, dit, options.text_encoder, named)
+
+
+def _given(place: str, part: str) -> Adopted:
+    """The file that an option names for a part.
+
+    Raises:
+        InputError: it is of another kind, or cannot be read.
+    """
+    file = describe(str(pinned(parse_hub(place))) if is_hub(place) else str(Path(place).resolve()))
+    if file.part == part and "problem" not in file.report:
+        return file
+    expected = {"vae": "a Wan VAE", "tiny_decoder": "TAEHV"}[part]
+    found = file.report.get("problem") or f"found {file.report['kind']}"
+    raise InputError(f"--{part.replace('_', '-')} {place}: expected {expected}: {found}")
+
+
+def _beside(dit: Adopted, part: str, named: Mapping[str, Any]) -> Adopted | None:
+    """A part that lies beside the file of a network, or in a folder above it; `named` are the sources of the
+    config that streams it.
+    """
+    path = None if is_hub(dit.place) else look_beside(Path(dit.place), part, named.get(part, ()))
+    file = None if path is None else describe(str(path))
+    return file if file is not None and file.part == part and "problem" not in file.report else None
+
+
+def _text_encoder(
+    adoption: Adoption, dit: Adopted, given: str | None, named: Mapping[str, Any]
+) -> str | None:
+    """Where the text encoder is: a folder, a file, or a name on the hub; None where only its published name
+    is known.
+
+    Raises:
+        InputError: what was given is none of these.
+    """
+    if given is not None:
+        if is_hub(given):
+            return str(pinned(parse_hub(given)))
+        if Path(given).exists():
+            return str(Path(given).resolve())
+        if not _REPOSITORY.fullmatch(given):
+            raise InputError(f"--text-encoder {given}: no such file or folder, nor owner/repo on the hub")
+        return given
+    found = next((place for f in adoption.files if (place := _encoder_place(f)) is not None), None)
+    if found is not None:
+        return found
+    if dit.read is not None and any("text_encoder" in name for name in dit.read.beside):
+        inside = describe(dit.place, "umt5")
+        if inside.read is not None and inside.read.kind == "umt5":
+            return dit.place
+    places = [file.place for file in (dit, adoption.chosen.get("vae")) if file is not None]
+    own = [Path(place) for place in places if not is_hub(place)]
+    near = (look_beside(path, "text_encoder", named.get("text_encoder", ())) for path in own)
+    return next((str(path) for path in near if path is not None), None)
+
+
+def _encoder_place(file: Adopted) -> str | None:
+    """What the text encoder is loaded from where a file is one: the folder of Wan's own, and of one of
+    transformers with its config beside it, else the file itself.
+    """
+    if file.read is None or file.read.kind not in ("umt5", "wan_umt5") or "problem" in file.report:
+        return None
+    if is_hub(file.place):
+        remote = parse_hub(file.place)
+        return str(remote.folder()) if remote.path.endswith(".json") else file.place
+    path = Path(file.place)
+    if path.name.startswith("models_t5") or path.with_name("config.json").is_file():
+        return str(path.parent)
+    return None if path.suffix == ".json" else str(path)
 
 
 def _vae_inside(dit: Adopted | None) -> Adopted | None:
@@ -269,8 +390,11 @@ def _problems(adoption: Adoption) -> list[str]:
     out = [str(file.report["problem"]) for file in adoption.files if "problem" in file.report]
     dit = adoption.chosen.get("dit")
     if dit is None:
-        if any(file.part == "lora" for file in adoption.files):
+        if any(file.part == "lora" and "problem" not in file.report for file in adoption.files):
             return [*out, "a LoRA alone: it is given as --lora FILE[:strength] beside a model"]
+        for kind, option in _ALONE.items():
+            if any(file.read is not None and file.read.kind == kind for file in adoption.files):
+                return [*out, f"{KIND_NAMES[kind]} alone: it is given as {option} FILE beside a network"]
         own = [f.place for f in adoption.files if f.read is not None and f.read.kind == "streamgen"]
         if own:
             return [*out, f"a checkpoint of streamgen itself: --model {Path(own[0]).parent} takes its folder"]
@@ -280,7 +404,7 @@ def _problems(adoption: Adoption) -> list[str]:
     if dit.release is not None and dit.release.needs_lora and "lora" not in adoption.chosen:
         out.append(f"{dit.release.name} {dit.release.note}, which is not there")
     if "vae" not in adoption.chosen and "tiny_decoder" not in adoption.chosen:
-        out.append("no picture decoder: give --vae FILE, or --vae hf://Wan-AI/Wan2.1-T2V-1.3B/Wan2.1_VAE.pth")
+        out.append(f"no picture decoder: give --vae FILE, or --vae {PUBLISHED_VAE}")
     return out
 
 
@@ -310,7 +434,13 @@ def config_of(adoption: Adoption, options: AdoptOptions) -> WanConfig:
         raise InputError(f"--like {name}: expected one of {', '.join(wan_model_names())}")
     content = read_yaml(base)
     sizes = dit_config_of(dit.read.tensors)
-    content["dit"] = content["dit"] | asdict(sizes) | {"motion_channels": content["dit"]["motion_channels"]}
+    tracks = content["dit"]["motion_channels"]
+    if sizes.motion_channels > tracks:
+        raise CheckpointError(
+            f"weights {dit.place}: patch_embedding.weight: reads {sizes.motion_channels} channels besides "
+            f"its latents, {name} has {tracks}: a control model, or one for tracks (--like wan-1.3b-motion)"
+        )
+    content["dit"] = content["dit"] | asdict(sizes) | {"motion_channels": tracks}
     # a published width has heads of 128; another one is what the config says
     if sizes.dim % HEAD_DIM:
         content["dit"]["heads"] = int(read_yaml(base)["dit"]["heads"])
@@ -351,18 +481,6 @@ def _sources(names: Mapping[str, Any], adoption: Adoption) -> dict[str, Any]:
     lora = adoption.chosen.get("lora")
     out["lora"] = [lora.place] if lora is not None else []
     out["lora_rank"] = None
-    text = next((f.place for f in adoption.files if _is_text_encoder(f)), None)
-    if text is not None:
-        out["text_encoder"] = [str(Path(text).parent)]
+    if adoption.text_encoder is not None:
+        out["text_encoder"] = [adoption.text_encoder]
     return out
-
-
-def _is_text_encoder(file: Adopted) -> bool:
-    """Whether a local file is one that the text encoder is loaded from: Wan's own, or one of transformers
-    with its config beside it.
-    """
-    if file.read is None or is_hub(file.place):
-        return False
-    path = Path(file.place)
-    whole = file.read.kind == "umt5" and path.with_name("config.json").is_file()
-    return whole or (file.read.kind == "wan_umt5" and path.name.startswith("models_t5"))

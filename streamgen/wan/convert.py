@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +18,8 @@ from models.wan_vae import WanVAE
 
 from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors
-from ..checkpoints.foreign import KIND_NAMES, read_foreign
-from ..checkpoints.hub import HubSource, fetch, is_hub, list_files, parse_hub
+from ..checkpoints.foreign import KIND_NAMES, fetch_weights, names_weights, read_foreign
+from ..checkpoints.hub import HubSource, is_hub, list_files, parse_hub
 from ..engine.quantize import Quantization, stored
 from ..errors import CheckpointError, InputError
 from ..machine import own_version
@@ -124,7 +124,7 @@ def placed_source(source: str | Path) -> Path | HubSource:
     if not is_hub(source):
         return Path(source)
     named = parse_hub(source)
-    return fetch(named) if PurePosixPath(named.path).suffix else named
+    return fetch_weights(named) if names_weights(named) else named
 
 
 def write_model(

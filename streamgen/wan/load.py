@@ -17,7 +17,7 @@ from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
 from ..checkpoints.digest import tensor_digest
-from ..checkpoints.hub import HubSource
+from ..checkpoints.hub import HubSource, is_hub
 from ..engine.choice import AtLoad, default_runner
 from ..engine.networks import Networks
 from ..engine.quantize import (
@@ -240,14 +240,32 @@ def prompt_encoder(
 
     Args:
         directory: a weights folder that may hold the encoder.
-        source: a folder or hub name, over what the folder and the config say.
+        source: a folder, file or hub name, over what the folder and the config say.
+
+    Raises:
+        CheckpointError: the config names one by an absolute path, and it is not there.
     """
     if config.text.kind == "hashed":
         return HashedPrompts(config.text)
-    if source is None and isinstance(directory, Path):
-        inside = (directory / name for name in config.sources.text_encoder)
-        source = next((str(folder) for folder in inside if folder.is_dir()), None)
+    if source is None:
+        source = _encoder_of(config, directory)
     return UMT5Prompts(source or config.text.source, config.text, options)
+
+
+def _encoder_of(config: WanConfig, directory: Path | HubSource | None) -> str | None:
+    """The text encoder that a config names: of the places that are there the first."""
+    for name in config.sources.text_encoder:
+        if is_hub(name):
+            return name
+        own = Path(name).is_absolute()
+        path = Path(name) if own or not isinstance(directory, Path) else directory / name
+        if path.exists() and (own or isinstance(directory, Path)):
+            return str(path)
+        if own:
+            raise CheckpointError(
+                f"text encoder {path}: no such file or folder; --text-encoder names another place"
+            )
+    return None
 
 
 def _digest(config: WanConfig, tensors: WanTensors, options: WanOptions, live: LiveLoras | None) -> str:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from models.live_lora import LiveLoras, check_live, factor_count
 from models.lora import Lora, merge_lora, read_lora
 from models.state_dict import Tensors
 
-from ..checkpoints.foreign import expect_kind, one_line, read_foreign
+from ..checkpoints.foreign import SUFFIXES, expect_kind, fetch_weights, names_weights, one_line, read_foreign
 from ..checkpoints.header import read_header
-from ..checkpoints.hub import fetch, is_hub, parse_hub
+from ..checkpoints.hub import fetch, is_hub, list_files, parse_hub
 from ..errors import CheckpointError, InputError
 from ..suggest import shorten
 
@@ -24,11 +24,14 @@ SECTIONS = ("generator_lora", "generator_ema", "generator", "model", "state_dict
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf(inity)?)", re.IGNORECASE)
 # PEFT writes how it was trained beside the file, diffusers into its header
 _BESIDE, _INSIDE = "adapter_config.json", "lora_adapter_metadata"
+_USUAL = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA by its file, or by its name on the hub, and its strength: 0 changes nothing, 1 is as trained."""
+    """A LoRA by its file or folder, or by its name on the hub, and its strength: 0 changes nothing, 1 is as
+    trained.
+    """
 
     place: str
     strength: float = 1.0
@@ -128,7 +131,37 @@ def live_factor_count(loras: Sequence[LoraFile]) -> int:
 
 
 def _path(lora: LoraFile) -> Path:
-    return fetch(parse_hub(lora.place)) if is_hub(lora.place) else Path(lora.place)
+    """The local file of a LoRA that is named by its file or by the folder it lies in, of one on the hub with
+    what was written of its training beside it.
+
+    Raises:
+        CheckpointError: nothing there, or several that might be meant.
+    """
+    if not is_hub(lora.place):
+        path = Path(lora.place)
+        if not path.is_dir():
+            return path
+        return path / _one_file(lora.place, [file.name for file in path.iterdir() if file.is_file()])
+    source = parse_hub(lora.place)
+    if not names_weights(source):
+        inside = f"{source.path}/" if source.path else ""
+        names = [name for name in list_files(source.repo, source.revision) if name.startswith(inside)]
+        below = [name.removeprefix(inside) for name in names]
+        source = source.file(_one_file(lora.place, [name for name in below if "/" not in name]))
+    told = replace(source, path=PurePosixPath(source.path).with_name(_BESIDE).as_posix())
+    if told.path in list_files(source.repo, source.revision):
+        fetch(told)
+    return fetch_weights(source)
+
+
+def _one_file(place: str, names: Sequence[str]) -> str:
+    """The weights file of a folder's names: the one that PEFT or diffusers writes, or the only one."""
+    found = sorted(n for n in names if n.endswith(SUFFIXES) and not n.endswith(".json"))
+    usual = [name for name in found if name in _USUAL] or found
+    if len(usual) == 1:
+        return usual[0]
+    what = f"{len(usual)} ({', '.join(map(shorten, usual[:3]))}, ...): name one of them" if usual else "none"
+    raise CheckpointError(f"--lora {place}: expected one LoRA file ({_USUAL[0]} or another), found {what}")
 
 
 def live_name(lora: LoraFile) -> str:

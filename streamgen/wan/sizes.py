@@ -1,6 +1,6 @@
 """The sizes of Wan-family networks, read off their tensors."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from models.wan_vae import WAN_LATENT_MEAN, WAN_LATENT_STD, WanVAE, WanVAEConfig
 HEAD_DIM = 128
 TEXT_LENGTH = 512
 _BY_WIDTH = {1536: "1.3B", 3072: "5B", 5120: "14B"}
+# of Wan2.2's autoencoder, which the 5B models read
+_LATENTS_22 = 48
 _FOREIGN = (
     ("img_emb.", "an image-to-video DiT (img_emb)"),
     ("cross_attn.k_img.", "an image-to-video DiT (k_img)"),
@@ -26,10 +28,22 @@ def size_word(width: int) -> str:
     return _BY_WIDTH.get(width, "an unpublished size")
 
 
-def foreign_layers(names: Iterable[str]) -> str | None:
-    """What a DiT is whose layers streamgen does not have; None for a text-to-video one."""
-    names = list(names)
-    return next((word for part, word in _FOREIGN if any(part in name for name in names)), None)
+def foreign_layers(tensors: Mapping[str, Tensor]) -> str | None:
+    """What a DiT is whose layers streamgen does not have; None for a text-to-video one over Wan2.1's latents,
+    with or without channels for tracks.
+    """
+    named = next((word for part, word in _FOREIGN if any(part in name for name in tensors)), None)
+    weight, head = tensors.get("patch_embedding.weight"), tensors.get("head.head.weight")
+    if named is not None or weight is None or head is None:
+        return named
+    if weight.dim() != 5 or weight.shape[3] < 1 or head.dim() != 2:
+        return None
+    found, latents = weight.shape[1], head.shape[0] // weight.shape[3] ** 2
+    if latents == _LATENTS_22:
+        return f"a DiT over the {latents} channels of Wan2.2's VAE"
+    if found > 2 * latents:
+        return f"an image-to-video or control DiT (it reads {found} channels, {latents} of them its own)"
+    return None
 
 
 def expected_module(kind: Kind, tensors: Tensors) -> nn.Module | None:

@@ -8,7 +8,10 @@ import hashlib
 import html
 import re
 import threading
-from pathlib import Path
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 import torch
@@ -19,7 +22,8 @@ from torch import Tensor, nn
 from models.state_dict import umt5_to_transformers
 from models.text_encoder import Words, beginning
 
-from ..checkpoints.foreign import expect_kind, read_foreign
+from ..checkpoints.foreign import expect_kind, fetch_weights, names_weights, read_foreign
+from ..checkpoints.hub import fetch, is_hub, list_files, parse_hub
 from ..engine.quantize import QuantizedLinear, kernel_missing
 from ..errors import CheckpointError
 from ..machine import give_back
@@ -27,6 +31,10 @@ from .config import TextConfig
 from .options import TextOptions
 
 _KEPT = 256
+# the tokenizer that Wan was trained with, by its name on the hub and in Wan's own folders
+_TOKENIZER = "google/umt5-xxl"
+# how Wan calls the file of its encoder
+_PUBLISHED = "models_t5_*.pth"
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 
 
@@ -85,7 +93,8 @@ class UMT5Prompts:
 
     Args:
         source: a folder of transformers, a folder as Wan2.1-T2V publishes it (`models_t5_*.pth` beside
-            `google/umt5-xxl`), or a name on the hub.
+            `google/umt5-xxl`), one weights file in either naming, quantised or inside a whole checkpoint;
+            any of them on the hub (`hf://owner/repo[/folder or file]`), or the name of a repository there.
         config: the width and length that the network reads.
     """
 
@@ -159,8 +168,8 @@ class UMT5Prompts:
     def _tokens(self, prompt: str) -> list[int]:
         with self._lock:
             if self._tokenizer is None:
-                folder = _first_folder(self.source, ("google/umt5-xxl", "tokenizer", "../tokenizer"))
-                self._tokenizer = _from_pretrained("AutoTokenizer", folder)
+                place, options = _tokenizer_place(self.source)
+                self._tokenizer = _from_pretrained("AutoTokenizer", place, **options)
             # a fast tokenizer's truncation settings are its own state
             ids: list[int] = self._tokenizer(clean_prompt(prompt), add_special_tokens=True)["input_ids"]
         if len(ids) > self.config.length:
@@ -186,13 +195,12 @@ class UMT5Prompts:
             return self._model
 
     def _loaded(self) -> Any:
-        folder = Path(self.source)
-        published = sorted(folder.glob("models_t5_*.pth")) if folder.is_dir() else []
-        if published:
-            model = _published_encoder(published[0], folder, self.options.dtype)
+        path = _encoder_file(self.source)
+        if path is not None:
+            model = _encoder_of_file(path, self.options.dtype)
         else:
-            inner = _first_folder(self.source, ("text_encoder",))
-            model = _from_pretrained("UMT5EncoderModel", inner, dtype=self.options.dtype)
+            place, options = _pretrained_place(self.source, ("text_encoder",))
+            model = _from_pretrained("UMT5EncoderModel", place, dtype=self.options.dtype, **options)
         found = int(model.config.d_model)
         if found != self.config.dim:
             raise CheckpointError(
@@ -265,11 +273,10 @@ def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _first_folder(source: str, inside: tuple[str, ...]) -> str:
-    """The first of the folders inside a local source that is there, else the source itself."""
-    if not Path(source).is_dir():
-        return source
-    return next((str(Path(source) / name) for name in inside if (Path(source) / name).is_dir()), source)
+def _first_folder(source: str, inside: tuple[str, ...], otherwise: str | None = None) -> str:
+    """The first of the folders inside a local source that is there, else `otherwise`, the source itself."""
+    folders = (Path(source) / name for name in inside) if Path(source).is_dir() else ()
+    return next((str(folder) for folder in folders if folder.is_dir()), otherwise or source)
 
 
 def _transformers() -> Any:
@@ -292,29 +299,98 @@ def _from_pretrained(kind: str, source: str, **options: Any) -> Any:
         raise CheckpointError(f"text encoder {source}: cannot be loaded ({text[:160]})") from None
 
 
-def _published_encoder(path: Path, folder: Path, dtype: torch.dtype) -> Any:
-    """The encoder of Wan2.1's own file, with the sizes read from its tensors."""
-    read = read_foreign(path, ("", "model"), "wan_umt5")
-    expect_kind(path, read.kind, "wan_umt5")
-    tensors = read.tensors
+def _encoder_file(source: str) -> Path | None:
+    """The one weights file that an encoder is read from; None where transformers reads it by itself.
+
+    Raises:
+        CheckpointError: on the hub, where it cannot be had.
+    """
+    if is_hub(source):
+        remote = parse_hub(source)
+        if names_weights(remote):
+            return fetch_weights(remote)
+        names = [PurePosixPath(name) for name in list_files(remote.repo, remote.revision)]
+        inside = [name.name for name in names if name.parent == PurePosixPath(remote.path)]
+        published = next((name for name in inside if fnmatch(name, _PUBLISHED)), None)
+        return None if published is None else fetch(remote.file(published))
+    path = Path(source)
+    if path.is_dir():
+        return next(iter(sorted(path.glob(_PUBLISHED))), None)
+    return path if path.is_file() else None
+
+
+def _pretrained_place(source: str, inside: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """What transformers loads: the first of the folders inside a source that is there, else the source; and
+    what it has to be told besides, of a name on the hub.
+    """
+    if not is_hub(source):
+        return _first_folder(source, inside), {}
+    remote = parse_hub(source)
+    names = list_files(remote.repo, remote.revision)
+    folders = [normpath(PurePosixPath(remote.path) / name) for name in inside]
+    found = next((f for f in folders if any(name.startswith(f"{f}/") for name in names)), remote.path)
+    return remote.repo, {"revision": remote.revision or "main", "subfolder": found}
+
+
+def _tokenizer_place(source: str) -> tuple[str, dict[str, Any]]:
+    """Where an encoder's tokenizer is: inside its folder or beside its file, else the published one."""
+    inside = (_TOKENIZER, "tokenizer", "../tokenizer")
+    if is_hub(source):
+        # of a file alone it is not known that it has one
+        alone = names_weights(parse_hub(source))
+        return (_TOKENIZER, {}) if alone else _pretrained_place(source, inside)
+    path = Path(source)
+    if not path.is_file():
+        return _first_folder(source, inside), {}
+    return _first_folder(str(path.parent), ("umt5-xxl", *inside), _TOKENIZER), {}
+
+
+def _encoder_of_file(path: Path, dtype: torch.dtype) -> Any:
+    """The encoder of one file, in Wan2.1's naming or that of transformers, with the sizes read from its
+    tensors.
+    """
+    read = read_foreign(path, ("", "model"), "umt5")
+    if read.kind != "umt5":
+        expect_kind(path, read.kind, "wan_umt5")
     transformers = _transformers()
-    buckets, heads = tensors["blocks.0.pos_embedding.embedding.weight"].shape
-    config = transformers.UMT5Config(
-        vocab_size=tensors["token_embedding.weight"].shape[0],
-        d_model=tensors["token_embedding.weight"].shape[1],
-        d_kv=tensors["blocks.0.attn.q.weight"].shape[0] // heads,
-        d_ff=tensors["blocks.0.ffn.fc1.weight"].shape[0],
-        num_layers=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
-        num_heads=heads,
-        relative_attention_num_buckets=buckets,
-        feed_forward_proj="gated-gelu",
-    )
-    with torch.device("meta"):
-        model = transformers.UMT5EncoderModel(config)
     try:
-        renamed = {name: x.to(dtype) for name, x in umt5_to_transformers(tensors).items()}
-        model.load_state_dict(renamed, assign=True)
-    except (RuntimeError, ValueError) as error:
+        tensors = umt5_to_transformers(read.tensors) if read.kind == "wan_umt5" else read.tensors
+        # of a whole model, the half that encodes
+        tensors = {n: x.to(dtype) for n, x in tensors.items() if n.startswith(("shared.", "encoder."))}
+        # one table of words under two names
+        words = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
+        if words is None:
+            raise KeyError("shared.weight")
+        tensors |= {"shared.weight": words, "encoder.embed_tokens.weight": words}
+        config = transformers.UMT5Config(**_umt5_sizes(tensors))
+        with torch.device("meta"):
+            model = transformers.UMT5EncoderModel(config)
+        model.load_state_dict(tensors, assign=True)
+    except KeyError as error:
+        raise CheckpointError(f"text encoder {path}: {error.args[0]}: missing") from None
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
         text = " ".join(str(error).split())
         raise CheckpointError(f"text encoder {path}: does not fit ({text[:160]})") from None
     return model
+
+
+def _umt5_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What transformers has to be told of an encoder with these tensors, under its own names.
+
+    Raises:
+        KeyError, ValueError: too little is there to say.
+    """
+    first = "encoder.block.0.layer."
+    buckets, heads = tensors[f"{first}0.SelfAttention.relative_attention_bias.weight"].shape
+    blocks = {int(found[1]) for name in tensors if (found := re.match(r"encoder\.block\.(\d{1,4})\.", name))}
+    vocabulary, width = tensors["shared.weight"].shape
+    return {
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": tensors[f"{first}0.SelfAttention.q.weight"].shape[0] // heads,
+        "d_ff": tensors[f"{first}1.DenseReluDense.wi_0.weight"].shape[0],
+        "num_layers": len(blocks),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }

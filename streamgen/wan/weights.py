@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +14,15 @@ from models.unwrap import unwrap
 
 from ..checkpoints.digest import file_sha256
 from ..checkpoints.directory import MODEL, TOKENIZER, check_tensors, part_of, read_tensors
-from ..checkpoints.foreign import expect_kind, one_line, read_foreign, read_names
-from ..checkpoints.hub import HubSource, fetch, is_hub, parse_hub
+from ..checkpoints.foreign import (
+    expect_kind,
+    fetch_weights,
+    names_weights,
+    one_line,
+    read_foreign,
+    read_names,
+)
+from ..checkpoints.hub import HubSource, is_hub, parse_hub
 from ..engine.quantize import Quantization, hold_rounded, is_rounded, restored, rounded
 from ..errors import CheckpointError
 from .config import Sources, WanConfig
@@ -92,9 +99,9 @@ def placed(weights: str | Path, config: WanConfig) -> tuple[Path | HubSource, Wa
     """
     if is_hub(weights):
         source = parse_hub(weights)
-        if not PurePosixPath(source.path).suffix:
+        if not names_weights(source):
             return source, config
-        folder: Path | HubSource = replace(source, path=str(PurePosixPath(source.path).parent).strip("."))
+        folder: Path | HubSource = source.folder()
         name = str(source)
     else:
         path = Path(weights)
@@ -229,7 +236,7 @@ class _Reader:
         other, own = foreign_layers(tensors), self.config.dit
         weight = tensors.get("patch_embedding.weight")
         if other is not None:
-            raise CheckpointError(f"weights {self._place}: {other}, which no text-to-video model here has")
+            raise CheckpointError(f"weights {self._place}: {other}, which no text-to-video model is")
         if weight is None or weight.dim() != 5 or weight.shape[0] == own.dim:
             return
         found, expected = size_word(weight.shape[0]), size_word(own.dim)
@@ -327,10 +334,11 @@ def existing(directory: Path | HubSource, names: tuple[str, ...]) -> Path | None
     """
     for name in names:
         if is_hub(name):
-            return fetch(parse_hub(name))
+            return fetch_weights(parse_hub(name))
         if isinstance(directory, Path) or Path(name).is_absolute():
             path = directory / name if isinstance(directory, Path) else Path(name)
             if path.is_file():
                 return path
     inside = tuple(name for name in names if not Path(name).is_absolute())
-    return directory.find(inside) if isinstance(directory, HubSource) else None
+    found = directory.find(inside) if isinstance(directory, HubSource) else None
+    return None if found is None else fetch_weights(found)

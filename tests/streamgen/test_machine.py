@@ -54,6 +54,6 @@ def test_a_full_one_has_nothing_free(apple: list[str], monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="has an Apple GPU")
 def test_a_machine_without_says_so_in_one_line() -> None:
-    with pytest.raises(InputError, match="device mps: ") as caught:
+    with pytest.raises(InputError, match="device mps: needs a GPU of Apple") as caught:
         machine.device_of("mps")
     assert "\n" not in str(caught.value)

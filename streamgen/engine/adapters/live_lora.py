@@ -12,11 +12,10 @@ from models.live_lora import LiveLoras, adapted
 from models.video_codec import VideoCodec
 
 from ...errors import InputError
-from ..decoder import DecoderState
-from ..runner import BatchPlace, CommitTask, DenoiseTask, PlainRunner, Runner
+from ..runner import CommitTask, DenoiseTask, PlainRunner, Runner
 
 
-class LiveLoraRunner:
+class LiveLoraRunner(PlainRunner):
     """`PlainRunner` with LoRAs beside the weights. Each call computes at the strengths that its words carry,
     so that sessions with other strengths share it; it serves one call at a time.
 
@@ -24,34 +23,25 @@ class LiveLoraRunner:
         dit: the network without them, in full precision or in eight bits.
     """
 
-    name = "plain"
-    commits_ahead = False
-    batch: BatchPlace | None = None
-
     def __init__(self, dit: CausalDiT, live: LiveLoras, codec: VideoCodec | None = None) -> None:
         network, self.strengths = adapted(dit, live)
-        self._plain = PlainRunner(network, codec)
-        self.quantize = self._plain.quantize
+        super().__init__(network, codec)
         self._lock = threading.RLock()
 
     def denoise(self, task: DenoiseTask) -> Tensor:
         """See `Runner`."""
         with self._at(task.conditioning.text):
-            return self._plain.denoise(task)
+            return super().denoise(task)
 
     def commit(self, task: CommitTask) -> CacheCursor:
         """See `Runner`."""
         with self._at(task.text):
-            return self._plain.commit(task)
+            return super().commit(task)
 
     def rejoin(self, task: CommitTask, keep_sink: bool) -> CacheCursor:
         """See `Runner`."""
         with self._at(task.text):
-            return self._plain.rejoin(task, keep_sink)
-
-    def decode(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """See `Runner`."""
-        return self._plain.decode(latents, state)
+            return super().rejoin(task, keep_sink)
 
     @contextmanager
     def _at(self, text: TextContext) -> Iterator[None]:

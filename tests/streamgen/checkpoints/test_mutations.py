@@ -11,6 +11,7 @@ from streamgen.checkpoints.directory import check_tensors
 from streamgen.checkpoints.foreign import read_foreign
 from streamgen.errors import StreamgenError
 from streamgen.families import inspect_checkpoint
+from streamgen.wan.adopt import adopt
 from tests.command_line import call
 from tests.foreign_layouts import plain
 from tests.foreign_mutations import write_mutation
@@ -34,12 +35,15 @@ def outcome(path: Path) -> str:
 
 
 def inspected(path: Path) -> str:
-    """The refusal of `inspect`, or nothing."""
-    try:
-        inspect_checkpoint(path)
-    except StreamgenError as error:
-        return str(error)
-    return ""
+    """The refusals of `inspect` and `adopt`, or nothing."""
+    out = []
+    for look in (inspect_checkpoint, adopt):
+        try:
+            report = look(str(path) if look is adopt else path)  # type: ignore[arg-type]
+            out += report.get("problems", [])
+        except StreamgenError as error:
+            out.append(str(error))
+    return "".join(out)
 
 
 def run_mutations(seeds: range, folder: Path, inspect_every: int = 1) -> dict[str, int]:

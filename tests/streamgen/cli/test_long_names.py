@@ -68,8 +68,16 @@ def test_names_that_are_too_long_are_one_line(
     [("1e30", 1e30), ("-2E5", -2e5), ("1.5e-3", 0.0015), (".5e1", 5.0), ("1e", "1e"), ("e5", "e5"), ("4", 4)],
 )
 def test_numbers_with_exponents_are_numbers(text: str, value: Any) -> None:
-    found = setting_value(text, "--set x")
+    found = setting_value("x", text, "--set x")
     assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["!!!", "rain: yes", "[fog", "rain #2", "0.5", "null", "style:1, pace:0"])
+def test_words_are_taken_as_they_stand(text: str) -> None:
+    """A negative prompt of "!!!" was refused, "rain: yes" was no words and "rain #2" lost its end."""
+    for name in ("negative_prompt", "input_prompt", "lora"):
+        assert setting_value(name, f" {text} ", "--set") == text
+    assert setting_value("negative_prompt", '" rain"', "--set") == " rain"
 
 
 def test_a_setting_of_1e30_is_refused_by_its_range(

@@ -19,11 +19,13 @@ from streamgen.checkpoints.hub import HubSource, fetch, list_files, parse_hub, p
 from streamgen.errors import CheckpointError
 from streamgen.wan.adopt import AdoptOptions, adopt
 from streamgen.wan.config import read_wan_config
+from streamgen.wan.loras import LoraFile, with_loras
 from streamgen.wan.options import WanOptions
 from streamgen.wan.releases import RELEASES, find_release
 from tests.command_line import call
-from tests.foreign_layouts import Layout, write, write_shards
+from tests.foreign_layouts import Layout, plain, write, write_shards
 from tests.hub_server import COMMIT, Hub, serving
+from tests.lora_files import NAMINGS
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL, write_published
@@ -79,7 +81,7 @@ def test_a_folder_is_told_and_streams(published: Path, tmp_path: Path) -> None:
     assert read_wan_config(tmp_path / "own" / "config.yaml").sources.text_encoder == (str(folder),)
     assert report["settings_of"].startswith("wan-1.3b-longlive (known as LongLive 1.0 (base)")
     assert {Path(place).name for place in report["taken"].values()} == {
-        "longlive_base.pt", "lora.pt", "Wan2.1_VAE.pth",
+        "longlive_base.pt", "lora.pt", "Wan2.1_VAE.pth", "weights",
     }  # fmt: skip
     assert torch.equal(first_frames(tmp_path / "own"), first_frames("wan-1.3b-longlive", loading(folder)))
     assert json.loads((tmp_path / "own" / "adopted.json").read_text())["taken"] == report["taken"]
@@ -164,7 +166,7 @@ def test_a_release_changes_what_it_is_known_for(published: Path, tmp_path: Path)
     [
         (AdoptOptions("wan-9"), "--like wan-9: expected one of wan-1.3b-"),
         (small("dit.widht=3"), "adopted config: unknown key 'dit.widht'"),
-        (AdoptOptions(vae="nothing.pt"), "--vae nothing.pt: expected another kind, found weights .*no such"),
+        (AdoptOptions(vae="nothing.pt"), "--vae nothing.pt: expected a Wan VAE: weights .*no such"),
         (AdoptOptions(overrides=("x",)), "adopted config: "),
     ],
 )
@@ -324,6 +326,45 @@ def test_names_of_a_remote_file_cost_little(server: Hub, published: Path) -> Non
     report = adopt("hf://owner/big")
     assert report["files"][f"hf://owner/big/a.safetensors@{COMMIT}"]["kind"] == "a Wan DiT"
     assert server.sent < 2.2 * 2**20 < (folder / "a.safetensors").stat().st_size
+
+
+def test_loras_by_name_on_the_hub(server: Hub, published: Path) -> None:
+    """By their file or their repository alone; what PEFT wrote of their training comes with them."""
+    folder = published / "owner" / "style"
+    folder.mkdir(exist_ok=True)
+    save_file(NAMINGS["PEFT, no alpha"](), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "r": 2}), encoding="utf-8")
+    list_files.cache_clear()
+    expected = with_loras(plain(), [LoraFile(str(folder / "adapter_model.safetensors"))])[0]
+    for place in (
+        "hf://owner/style/adapter_model.safetensors",
+        "hf://owner/style",
+        f"hf://owner/style@{COMMIT}",
+    ):
+        found = with_loras(plain(), [LoraFile(place)])[0]
+        assert all(torch.equal(found[name], x) for name, x in expected.items()), place
+    save_file(NAMINGS["PEFT, no alpha"](), folder / "other.safetensors")
+    save_file(NAMINGS["PEFT, no alpha"](), folder / "third.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    list_files.cache_clear()
+    with pytest.raises(CheckpointError, match=r"--lora hf://owner/style: expected one LoRA file .*found 2"):
+        with_loras(plain(), [LoraFile("hf://owner/style")])
+
+
+def test_what_the_hub_has_in_place_of_weights_is_told(server: Hub, published: Path) -> None:
+    folder = published / "owner" / "wrong"
+    folder.mkdir(exist_ok=True)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5600000000\n"
+    for name, content, message in (
+        ("a.safetensors", pointer, "a Git LFS pointer of 5.6 GB"),
+        ("a.pt", "<!doctype html><html></html>", "an HTML page, not weights"),
+        ("b.pt", "Entry not found", "a text, not weights"),
+        ("c.gguf", "GGUF", "GGUF is not read"),
+    ):
+        (folder / name).write_text(content, encoding="utf-8")
+        report = adopt(f"hf://owner/wrong/{name}")
+        assert message in report["problems"][0], name
+        assert not report["usable"]
 
 
 def test_the_cache_is_enough_offline(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from streamgen import InputError, Pipeline, StreamEvent, load_pipeline
 from streamgen.engine.adapters.live_lora import LiveLoraRunner
 from streamgen.engine.runner import PlainRunner
 from streamgen.errors import CheckpointError
+from streamgen.roofline.parts import timed_parts
 from streamgen.stream import step
 from streamgen.stream.recache import ByChunk
 from streamgen.stream.session import Session
@@ -293,7 +294,12 @@ def test_models_and_runners_that_cannot_refuse(live: Pipeline) -> None:
     for runner in ("onnx", "compile", PlainRunner(live.dit, live.codec)):
         with pytest.raises(InputError, match="cannot change the strengths of LoRAs while it runs"):
             live.open("a red boat", runner=runner)
-    assert isinstance(live.open("a red boat", runner="auto").runner, LiveLoraRunner)
+    session = live.open("a red boat", runner="auto")
+    assert isinstance(session.runner, LiveLoraRunner)
+    # bench tells its parts apart as those of all others
+    with timed_parts(session, True) as copies:
+        next(session)
+    assert len(copies) == 1
 
 
 def test_loras_that_can_only_be_merged_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_live_loras_are_counted_and_held_once(tmp_path: Path, monkeypatch: pytes
         held: dict[int, int] = {}
         other = pipeline.open("a boat").runner
         assert isinstance(other, LiveLoraRunner)
-        for network in (session.runner._plain.dit, pipeline._live[0], other._plain.dit):
+        for network in (session.runner.dit, pipeline._live[0], other.dit):
             for module in network.modules():
                 if isinstance(module, AdaptedLinear):
                     held |= {x.data_ptr(): x.nbytes for x in (module.down, module.up)}

@@ -320,7 +320,7 @@ def broken(kind: str, directory: Path) -> None:
         ("int8", r"blocks\.0\.ffn\.0\.weight: int8 numbers without their scale"),
         ("whole numbers", r"head\.head\.bias: expected float32, float16 or bfloat16, found int64"),
         ("another size", r"a DiT of an unpublished size \(width 40\), this model's config is of"),
-        ("image to video", r"an image-to-video DiT \(k_img\), which no text-to-video model here has"),
+        ("image to video", r"an image-to-video DiT \(k_img\), which no text-to-video model is"),
         ("nan", r"head\.head\.bias: expected finite numbers, found NaN or infinity"),
         ("section", "expected one of the sections generator, model"),
         ("family", "longlive_base.pt: expected a Wan DiT, found a Wan VAE"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import streamgen.wan.text
@@ -23,7 +24,7 @@ from streamgen.wan.config import TextConfig
 from streamgen.wan.memory import UMT5_XXL_PARAMETERS, text_encoder_bytes
 from streamgen.wan.options import TextOptions
 from streamgen.wan.text import HashedPrompts, UMT5Prompts, clean_prompt
-from tests.tiny_models import assert_needs, randomize
+from tests.tiny_models import assert_needs, randomize, tiny_dit
 from tests.tiny_wan import tiny_tokenizer, tiny_umt5
 from tests.waiting import PATIENCE
 
@@ -172,6 +173,47 @@ def test_published_file_of_wan(tmp_path: Path) -> None:
         UMT5Prompts(str(tmp_path), CONFIG, FLOAT).embed(PROMPT)
 
 
+def files_of_one(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The encoder as one file, in the ways that ComfyUI's folders have it."""
+    plain = {name: x for name, x in state.items() if name != "encoder.embed_tokens.weight"}
+    inside = {f"text_encoders.umt5xxl.transformer.{name}": x for name, x in plain.items()}
+    return {
+        "transformers": plain | {"spiece_model": torch.zeros(5, dtype=torch.uint8)},
+        "Wan": published_names(state),
+        "whole model": plain | {"decoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(2, 2)},
+        "whole checkpoint": inside
+        | {f"model.diffusion_model.{name}": x for name, x in tiny_dit().state_dict().items()},
+    }
+
+
+@pytest.mark.parametrize("kind", files_of_one(dict.fromkeys(["shared.weight"], torch.zeros(1))))
+def test_an_encoder_of_one_file(kind: str, tmp_path: Path) -> None:
+    state = {name: x.clone() for name, x in tiny_umt5().state_dict().items()}
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    save_file(files_of_one(state)[kind], tmp_path / "umt5_xxl.safetensors")
+    found = UMT5Prompts(str(tmp_path / "umt5_xxl.safetensors"), CONFIG, FLOAT).embed(PROMPT)
+    assert (found - expected(PROMPT)).abs().max() < 1e-5
+
+
+def test_an_encoder_of_one_quantised_file(tmp_path: Path) -> None:
+    """ComfyUI's scaled fp8: what is computed with is what the codes say."""
+    state = {n: x.clone() for n, x in tiny_umt5().state_dict().items() if n != "encoder.embed_tokens.weight"}
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    codes: dict[str, Tensor] = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, x in state.items():
+        if "Attention.q" not in name and "wi_0" not in name:
+            codes[name] = x
+            continue
+        scale = x.abs().max() / 448
+        codes |= {name: (x / scale).to(torch.float8_e4m3fn), name.replace("weight", "scale_weight"): scale}
+        state[name] = codes[name].float() * scale
+    save_file(state, tmp_path / "a.safetensors")
+    save_file(codes, tmp_path / "b.safetensors")
+    whole, quantised = (UMT5Prompts(str(tmp_path / f"{n}.safetensors"), CONFIG, FLOAT) for n in "ab")
+    assert torch.equal(whole.embed(PROMPT), quantised.embed(PROMPT))
+    assert (whole.embed(PROMPT) - expected(PROMPT)).abs().max() > 1e-3
+
+
 def test_cache_and_free(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TextOptions(dtype=torch.float32, keep=False, cache=tmp_path)
     prompts = UMT5Prompts(str(folder), CONFIG, options)
@@ -192,12 +234,20 @@ def test_cache_and_free(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (TextConfig(dim=8, length=12), None, "expected width 8 (dit.text_dim), found 16"),
         (CONFIG, "/no/such/folder", "text encoder /no/such/folder: cannot be loaded"),
+        (CONFIG, "lora.safetensors", "expected a UMT5 text encoder in Wan naming, found a LoRA"),
+        (CONFIG, "half.safetensors", "0.SelfAttention.relative_attention_bias.weight: missing"),
+        (CONFIG, "words.safetensors", "text encoder"),
     ],
 )
 def test_unfit_encoder_is_one_line(
     config: TextConfig, source: str | None, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    state = {n: x.clone() for n, x in tiny_umt5().state_dict().items() if "embed_tokens" not in n}
+    save_file({n: x for n, x in state.items() if "relative" not in n}, folder / "half.safetensors")
+    save_file({n: x for n, x in state.items() if "encoder" in n}, folder / "words.safetensors")
+    save_file({"blocks.0.ffn.0.lora_A.weight": torch.zeros(2, 2)}, folder / "lora.safetensors")
+    source = str(folder / source) if source is not None else None
     with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
         UMT5Prompts(source or str(folder), config, FLOAT).embed(PROMPT)
     assert "\n" not in str(caught.value)
