@@ -64,6 +64,7 @@ def late_engine(given: Mapping[str, Any]) -> "LateEngine":
         chosen = pipeline.choose(progress=programs).note
         if chosen is not None:
             note(chosen)
+            pipeline.told.add(chosen)
         if plans_by_shape(pipeline.device):
             rehearse(pipeline, tell)
         return PipelineEngine(pipeline, given["deadline"])

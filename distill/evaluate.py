@@ -70,6 +70,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "each way (linear, spherical, at once), compared in pairs; how many: switches=32",
     )
     parser.add_argument("--over", type=float, default=2.0, metavar="SECONDS", help="with --ways (default: 2)")
+    _add_streaming(parser)
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def _add_streaming(parser: argparse.ArgumentParser) -> None:
+    """How much is streamed, by what, and where the report goes."""
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     parser.add_argument(
         "overrides",
@@ -86,9 +92,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="what of them is in eight bits, as `streamgen render` has it; the report tells the error of the "
         "velocity, too",
     )
+    parser.add_argument(
+        "--readers",
+        type=Path,
+        metavar="FILE",
+        help="with --model, --run and --tokenizer: keeps what the readers of shapes and motions learn, for "
+        "evaluations to come; written where it is not there",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
     parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
-    return parser.parse_intermixed_args(list(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,6 +130,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     for name, given_with in (("--clip", options.clip), ("--quick", options.quick)):
         if given_with and mode != "--tokenizer":
             raise InputError(f"{name}: is for --tokenizer, found none")
+    if options.readers is not None and mode in ("--report", "--rows", "--ways"):
+        raise InputError(f"--readers: is for --model, --run and --tokenizer, found {mode}")
     out_dir = out_folder(options.out)
     for found in do.get(mode, _streams)(options, out_dir):
         if options.json:
@@ -144,7 +158,7 @@ def _report(options: argparse.Namespace, model: str, out_dir: Path) -> dict[str,
     if options.quantize is not None:
         os.environ[QUANTIZE_VARIABLE] = check_quantization(options.quantize)
     settings = parse_settings(options.settings)
-    return Evaluator(model, _config(options), out_dir, settings, options.processes).run()
+    return Evaluator(model, _config(options), out_dir, settings, options.processes, options.readers).run()
 
 
 def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
@@ -154,10 +168,15 @@ def _again(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
 
 
 def _tokenizers(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:
+    from .config import require
     from .evaluation.comparison import compare_pixels, compare_tokenizers
 
-    compare = compare_pixels if options.quick else compare_tokenizers
-    yield compare([Path(path) for path in options.tokenizer], _config(options), out_dir, options.clip)
+    tokenizers, config = [Path(path) for path in options.tokenizer], _config(options)
+    require(config.clips > 0, "clips", ">= 8 with --tokenizer", config.clips)
+    if options.quick:
+        yield compare_pixels(tokenizers, config, out_dir, options.clip)
+    else:
+        yield compare_tokenizers(tokenizers, config, out_dir, options.clip, options.readers)
 
 
 def _ways(options: argparse.Namespace, out_dir: Path) -> Iterator[Any]:

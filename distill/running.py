@@ -51,6 +51,12 @@ class Script:
     tracks: Tracks
     strengths: Tensor
 
+    def of_words(self, ids: Tensor) -> "Script":
+        """A script of captions `(B, L)` alone, without switch and tracks."""
+        words = ids[:, None].to(self.words).expand(-1, 2, -1)
+        silent = replace(self.tracks, state=torch.zeros_like(self.tracks.state))
+        return Script(torch.cat([words, self.words[:, 2:]], 1), None, silent, self.strengths)
+
     def segment(self, places: Tensor) -> Tensor:
         """Which caption each of the latent frames `places (T,)` reads, `(B, T)`."""
         at = places.to(self.words.device)

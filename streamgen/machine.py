@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch.nn.attention import current_flash_attention_impl
 
 from .errors import InputError
 
@@ -22,13 +23,14 @@ def own_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a render's record names."""
+    """Versions that a render's record names, and what stands in for torch's own attention."""
+    other = current_flash_attention_impl()
     return {
         "streamgen": own_version(),
         "torch": torch.__version__,
         "av": version("av"),
         "python": platform.python_version(),
-    }
+    } | ({} if other is None else {"attention": other})
 
 
 def auto_device() -> torch.device:

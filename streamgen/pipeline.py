@@ -94,6 +94,8 @@ class Pipeline(StreamModel):
         self._runners: dict[tuple[Recorded, bool, bool, int], Chosen] = {}
         self._quantized: dict[str, CausalDiT] = {}
         self._choosing = threading.Lock()
+        # notes of `choose` that were said already
+        self.told: set[str] = set()
 
     def open(  # noqa: PLR0913  all that a stream can begin with, by name
         self,
@@ -178,7 +180,8 @@ class Pipeline(StreamModel):
         recorded: Recorded | None = None,
         quantize: str | None = None,
     ) -> Runner:
-        """The runner of `choose`, or the one that is given. Warns where it is another than was asked for.
+        """The runner of `choose`, or the one that is given. Warns where it is another than was asked for, and
+        the note on it is not among those `told`.
 
         Raises:
             InputError: see `choose`.
@@ -188,7 +191,7 @@ class Pipeline(StreamModel):
         if runner is not None and not isinstance(runner, str):
             return runner
         chosen = self.choose(runner, recorded, quantize)
-        if chosen.note is not None:
+        if chosen.note is not None and chosen.note not in self.told:
             warnings.warn(chosen.note, RuntimeWarning, stacklevel=3)
         return chosen.runner
 

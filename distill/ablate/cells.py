@@ -13,6 +13,7 @@ from .grid import CellConfig, Grid, GridStage
 
 SHARED = "shared"
 REPORT = "report"
+READERS = "readers.safetensors"
 _PLAN, _LOG = "plan.json", "log.txt"
 #: `(module, arguments)` to the command line of a process.
 Command = Callable[[str, Sequence[str]], list[str]]
@@ -84,7 +85,7 @@ def steps_of(grid: Grid, place: Path, cell: Cell, out: Path) -> list[Step]:
         for stage in grid.stages
         if stage.shared == shared and config.trains(stage)
     ]
-    return steps if shared else [*steps, _judging(grid, cell, config, list(exports.values()))]
+    return steps if shared else [*steps, _judging(grid, cell, config, list(exports.values()), out)]
 
 
 def _training(
@@ -104,8 +105,9 @@ def _training(
     return Step("distill", (config_file, *given), cell.folder / stage.name / "export" / "*.safetensors")
 
 
-def _judging(grid: Grid, cell: Cell, config: CellConfig, exports: list[Path]) -> Step:
-    what = (*grid.evaluate, *config.evaluate)
+def _judging(grid: Grid, cell: Cell, config: CellConfig, exports: list[Path], out: Path) -> Step:
+    # what the readers learn is the same for all cells
+    what = ("--readers", str(out / READERS), *grid.evaluate, *config.evaluate)
     if grid.judge == "tokenizer":
         arguments = ("--tokenizer", str(exports[-1]), "-o", str(cell.report), *what)
         return Step("distill.evaluate", arguments, cell.report / "tokenizers.json")

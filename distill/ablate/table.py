@@ -11,6 +11,7 @@ from ..evaluation.figures import figures_of, models_compared
 from ..evaluation.intervals import Figure
 from ..evaluation.page import Picture, Section, Table, markdown, write_page
 from ..evaluation.rows import Row, checked_rows
+from ..evaluation.streams import POLICIES
 from .cells import Cell, Result, cells_of
 from .grid import Claim, Grid
 
@@ -143,12 +144,17 @@ def _seeds(grid: Grid, out: Path, name: str, results: Mapping[tuple[str, int], R
 
 
 def _pooled(cells: Sequence[Cell]) -> list[Row]:
-    """The rows of several trainings; a stream's seed tells, too, by which training seed it was made."""
-    return [
-        replace(row, seed=row.seed + _SEED_STRIDE * cell.seed)
-        for cell in cells
-        for row in checked_rows(cell.report)[1]
-    ]
+    """The rows of several trainings; a stream's seed tells, too, by which training seed it was made. Switches
+    under the policy of a cell have the name that they have under the usual one, which they are held against.
+    """
+    pooled = []
+    for cell in cells:
+        about, rows = checked_rows(cell.report)
+        for row in rows:
+            own = row.suite == "switches" and row.variant == about.config.get("policy")
+            variant = POLICIES[0] if own else row.variant
+            pooled.append(replace(row, variant=variant, seed=row.seed + _SEED_STRIDE * cell.seed))
+    return pooled
 
 
 def _figures(grid: Grid, cells: Sequence[Cell]) -> dict[str, Figure]:

@@ -4,13 +4,20 @@ Training takes seconds and is a function of the seed; what the networks are wort
 part of every report (its control on the truth).
 """
 
+import json
 import math
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample
+
+from streamgen.errors import InputError
 
 from ..scenes import MOTIONS, SHAPES, SceneConfig, SceneGenerator
 from ..scenes.dynamics import NEVER, MotionPlan, Simulation
@@ -23,6 +30,9 @@ _CROP = 24
 STRIDE = 2
 LOOKS = 25
 _BATCH = 128
+#: Of a kept file: the world that its networks have learned to read.
+_WORLD = "world"
+Weights = Mapping[str, Tensor]
 #: Frames of a motion.
 MOTION_FRAMES = STRIDE * (LOOKS - 1) + 1
 
@@ -36,11 +46,22 @@ class ShapeReader:
         config: the world; held-out pairs are shown too, since a shape is no secret to an instrument.
         samples: objects it learns from.
         seed: of objects and network.
+        learned: weights of a network that has learned this before.
     """
 
-    def __init__(self, reader: FrameReader, config: SceneConfig, samples: int = 6000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        reader: FrameReader,
+        config: SceneConfig,
+        samples: int = 6000,
+        seed: int = 0,
+        learned: Weights | None = None,
+    ) -> None:
+        if learned is not None:
+            self.network = _with_weights(_shape_net(), learned)
+            return
         crops, labels = _shape_examples(reader, config, samples, seed)
-        self._net = _train(_shape_net, crops, labels, steps=400, rate=4e-3, seed=seed)
+        self.network = _train(_shape_net, crops, labels, steps=400, rate=4e-3, seed=seed)
 
     @torch.no_grad()
     def __call__(self, masks: Tensor, centre: Tensor) -> Tensor:
@@ -49,7 +70,7 @@ class ShapeReader:
         """
         if not len(masks):
             return torch.zeros(0, dtype=torch.long)
-        shapes: Tensor = self._net(_normalised(masks, centre)).argmax(1)
+        shapes: Tensor = self.network(_normalised(masks, centre)).argmax(1)
         return torch.where(masks.any(-1).any(-1), shapes, -1)
 
 
@@ -60,11 +81,18 @@ class MotionReader:
         config: the world.
         samples: trajectories per motion that it learns from.
         seed: of trajectories and network.
+        learned: weights of a network that has learned this before.
     """
 
-    def __init__(self, config: SceneConfig, samples: int = 2000, seed: int = 0) -> None:
+    def __init__(
+        self, config: SceneConfig, samples: int = 2000, seed: int = 0, learned: Weights | None = None
+    ) -> None:
+        if learned is not None:
+            self.network = _with_weights(_motion_net(), learned)
+            return
         positions, labels = _motion_examples(config, samples, seed)
-        self._net = _train(_motion_net, _motion_features(positions), labels, steps=3000, rate=2e-3, seed=seed)
+        features = _motion_features(positions)
+        self.network = _train(_motion_net, features, labels, steps=3000, rate=2e-3, seed=seed)
 
     @torch.no_grad()
     def __call__(self, positions: Tensor) -> Tensor:
@@ -72,8 +100,48 @@ class MotionReader:
         -1 where that is so in half of the frames.
         """
         seen = ~positions.isnan().any(-1)
-        motion: Tensor = self._net(_motion_features(_filled(positions, seen)[:, ::STRIDE])).argmax(1)
+        motion: Tensor = self.network(_motion_features(_filled(positions, seen)[:, ::STRIDE])).argmax(1)
         return torch.where(seen.float().mean(1) > 0.5, motion, -1)
+
+
+def write_learned(file: Path, config: SceneConfig, networks: Mapping[str, nn.Module]) -> None:
+    """Keep networks, by name, in a safetensors file that appears when it is whole."""
+    tensors = {f"{n}/{key}": t for n, network in networks.items() for key, t in network.state_dict().items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    save_file(tensors, part, {_WORLD: _world_of(config)})
+    os.replace(part, file)
+
+
+def read_learned(file: Path, config: SceneConfig) -> dict[str, dict[str, Tensor]]:
+    """The weights that `write_learned` has kept, by network.
+
+    Raises:
+        InputError: they are of another world, or the file is none of these.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(file, "pt") as opened:
+            world = (opened.metadata() or {}).get(_WORLD)
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                network, _, key = name.partition("/")
+                found.setdefault(network, {})[key] = opened.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"readers {file}: expected a file that an evaluation has kept, found {error}"
+        ) from None
+    if world != _world_of(config):
+        raise InputError(f"readers {file}: expected those of this world, found others; remove it")
+    return found
+
+
+def _world_of(config: SceneConfig) -> str:
+    return json.dumps([asdict(config), list(SHAPES), list(MOTIONS), _CROP, STRIDE, LOOKS], sort_keys=True)
+
+
+def _with_weights(network: nn.Module, weights: Weights) -> nn.Module:
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
 
 
 def _shape_examples(

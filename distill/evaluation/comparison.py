@@ -31,7 +31,11 @@ _SHEET_CLIPS = 3
 
 @torch.no_grad()
 def compare_tokenizers(
-    directories: Sequence[Path], config: EvaluationConfig, out_dir: Path, clips: Sequence[Path] = ()
+    directories: Sequence[Path],
+    config: EvaluationConfig,
+    out_dir: Path,
+    clips: Sequence[Path] = (),
+    readers: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of each tokenizer, best PSNR first, also as `tokenizers.json`, a page and a contact sheet.
 
@@ -39,6 +43,7 @@ def compare_tokenizers(
         directories: exports of the tokenizer stage, or checkpoint directories.
         config: `clips` clips of `seconds` are measured; nothing is streamed.
         clips: video files that are measured beside the world's.
+        readers: a file that keeps what the readers learn, see `Instruments`.
 
     Returns:
         Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), `psnr_by_size`: dB of
@@ -56,8 +61,7 @@ def compare_tokenizers(
     videos, others = coded_clips(world.size, config, motions)
     short = TruthSuite("prompts", "plain", config.clips, _SHORT)
     sizes = {size: Truth(size, motions, TRUTH_SEED).videos(short) for size in _sizes(world.size)}
-    say("learning to read shapes and motions")
-    instruments = Instruments(world)
+    instruments = Instruments(world, readers)
     rows: list[dict[str, Any]] = []
     for path, tokenizer, digest in loaded:
         say(f"tokenizer {path}")

@@ -9,14 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
+from ..command import say
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SceneConfig
-from .classifiers import MOTION_FRAMES, MotionReader, ShapeReader
+from .classifiers import MOTION_FRAMES, MotionReader, ShapeReader, read_learned, write_learned
 from .reading import MIN_AREA, FrameReader, Reading, torus_apart, torus_centres
 from .streams import Subject, Video
 from .suites import FPS, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
@@ -49,12 +51,25 @@ class View:
 
 
 class Instruments:
-    """The readers, made once; they can be sent to other processes."""
+    """The readers, made once; they can be sent to other processes.
 
-    def __init__(self, config: SceneConfig) -> None:
+    Args:
+        config: the world that they learn to read.
+        kept: a file that keeps what they learn, written where it is not there yet: half a minute of a core.
+
+    Raises:
+        InputError: `kept` is of another world, or no such file.
+    """
+
+    def __init__(self, config: SceneConfig, kept: Path | None = None) -> None:
+        known = read_learned(kept, config) if kept is not None and kept.exists() else {}
+        if not known:
+            say("learning to read shapes and motions")
         self.frames = FrameReader(config)
-        self.shapes = ShapeReader(self.frames, config)
-        self.motions = MotionReader(config)
+        self.shapes = ShapeReader(self.frames, config, learned=known.get("shapes"))
+        self.motions = MotionReader(config, learned=known.get("motions"))
+        if kept is not None and not known:
+            write_learned(kept, config, {"shapes": self.shapes.network, "motions": self.motions.network})
 
     def view(self, video: Video) -> View:
         """Read all frames of a video."""

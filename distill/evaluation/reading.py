@@ -89,13 +89,14 @@ class FrameReader:
         scale = 64 * 64 / (height * width)
         return Reading(background, masks, masks.sum((2, 3)) * scale, torus_centres(masks.float()))
 
-    def shares(self, frames: Tensor) -> Tensor:
+    def shares(self, frames: Tensor, temperature: float = _TEMPERATURE) -> Tensor:
         """How much of each pixel of float (T, H, W, 3), 0 to 255, belongs to an object of each colour, (T, C,
-        H, W) in [0, 1]: the masks before they are decided, with a gradient.
+        H, W) in [0, 1]: the masks before they are decided, with a gradient; the lower the temperature, the
+        nearer to them.
         """
         # without the floor: what is like nothing of the world is like something most
         likelihoods = self._likelihoods(frames, self._background(frames.detach()), -math.inf)
-        return (likelihoods / _TEMPERATURE).softmax(1)[:, 1:]
+        return (likelihoods / temperature).softmax(1)[:, 1:]
 
     def to(self, device: torch.device) -> "FrameReader":
         """This reader, on a device."""

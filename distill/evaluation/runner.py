@@ -46,6 +46,7 @@ class Evaluator:
         out_dir: keeps the rows, so that a cut evaluation goes on.
         settings: over the checkpoint's own, by dotted name.
         processes: streams at the same time.
+        readers: a file that keeps what the readers learn, see `Instruments`.
 
     Raises:
         CheckpointError, InputError: a model that cannot be loaded, or one of another world; a folder with
@@ -53,9 +54,16 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: str, config: EvaluationConfig, out_dir: Path, settings: Mapping[str, Any], processes: int
+        self,
+        model: str,
+        config: EvaluationConfig,
+        out_dir: Path,
+        settings: Mapping[str, Any],
+        processes: int,
+        readers: Path | None = None,
     ) -> None:
         self.model, self.config, self.out_dir, self.processes = model, config, out_dir, processes
+        self.readers = readers
         self.given = dict(settings)
         self.pipeline: Pipeline = load_pipeline(model)
         self.suites = SuiteBuilder(config, self.pipeline.vocabulary)
@@ -71,9 +79,8 @@ class Evaluator:
         specs, controls = self.missing()
         coding = sum(row.suite == "tokenizer" for row in self.file.rows) < self.config.clips
         if specs or controls or coding:
-            say("learning to read shapes and motions")
             with one_thread():
-                instruments = Instruments(self.world)
+                instruments = Instruments(self.world, self.readers)
             if coding:
                 self._tokenizer(instruments)
             self._stream(specs, controls, instruments)

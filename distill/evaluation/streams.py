@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from .edits import world_clip
 from .reading import FrameReader, torus_step
 
 Policy = Literal["recache", "keep", "clear"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 #: What becomes of the sink of a long stream: it stays, or another early picture takes its place now and then.
 SinkWay = Literal["stays", "rolls"]
 #: Of a sink that rolls: the chunk from which on it does, every how many, and over how many of the first.
@@ -130,8 +131,8 @@ def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: 
     parts: list[Tensor] = []
     borders: list[int] = []
     event, path = spec.frames, torch.zeros(0, 2)
-    waiting, receipt = True, None
-    while (seen := sum(len(part) for part in parts)) < spec.frames:
+    waiting, receipt, length = True, None, spec.frames
+    while (seen := sum(len(part) for part in parts)) < length:
         if waiting and spec.switch is not None and seen >= spec.switch.start:
             receipt = session.submit(StreamEvent(prompt=spec.switch.prompt, policy=spec.switch.policy))
             event, waiting = seen, False
@@ -144,10 +145,12 @@ def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: 
             session.submit(StreamEvent(picture=Picture(parts[early][-1], use="reference")))
         borders.append(seen)
         parts.append(next(session).frames)
-    # its own receipt: other events of the stream take effect elsewhere
-    if receipt is not None and receipt.frame is not None:
-        event = receipt.frame
-    return Video(spec, torch.cat(parts)[: spec.frames].cpu(), event, path, tuple(borders[1:]))
+        # its own receipt: other events of the stream take effect elsewhere
+        if receipt is not None and receipt.frame is not None:
+            # where chunks overlap it takes effect later, and as much is to be seen behind it
+            length += receipt.frame - event
+            event = receipt.frame
+    return Video(spec, torch.cat(parts)[:length].cpu(), event, path, tuple(borders[1:]))
 
 
 def rolled_to(chunk: int) -> int | None:

@@ -16,7 +16,7 @@ from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, build_cap
 from ..scenes.vocabulary import held_out_indices
 from .classifiers import MOTION_FRAMES
 from .edits import STRENGTHS, variant_of, world_clip
-from .streams import Drag, Edit, Policy, SinkWay, StreamSpec, Subject, Switch
+from .streams import POLICIES, Drag, Edit, Policy, SinkWay, StreamSpec, Subject, Switch
 
 FPS = 16
 SWITCH_KINDS = ("colour", "shape", "background", "motion")
@@ -50,9 +50,11 @@ class EvaluationConfig(Checked):
         unseen: plain streams of pairs that no training draws: the only held-out prompts.
         drags: streams with a drag, each once more without its track; `pairs` such streams of two objects.
         switches: streams with a switch, each under the policies `recache`, `keep` and `clear`.
+        policy: the first of these; the others are controls.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
         sink: what becomes of the sink of these, see `streams.rolled_to`.
-        clips: clips of the world for the tokenizer and, at most, for each control on the truth.
+        clips: clips of the world for the tokenizer and, at most, for each control on the truth; 0 leaves
+            both out.
         edits: clips as live input, each made anew at every strength of `edits.STRENGTHS`.
         edits_told: whether these streams are told what the clip shows (the setting `input_prompt`).
         controls: false leaves out the streams without a track and under `keep` and `clear`, which tell what
@@ -69,12 +71,13 @@ class EvaluationConfig(Checked):
     drags: _Streams = 16
     pairs: _Streams = 18
     switches: _Streams = 24
+    policy: Policy = "recache"
     drift: _Streams = 8
     drift_seconds: _Seconds = 60.0
     long_drift: _Streams = 1
     long_drift_seconds: _Seconds = 240.0
     sink: SinkWay = "stays"
-    clips: Annotated[int, Bound(">= 8", lambda count: count >= 8)] = 48
+    clips: Annotated[int, Bound("0, or >= 8", lambda count: count == 0 or count >= 8)] = 48
     edits: _Streams = 0
     edits_told: bool = False
     controls: bool = True
@@ -90,6 +93,7 @@ class EvaluationConfig(Checked):
         """What each stream is, counts aside: rows of one report agree in it."""
         told: dict[str, Any] = {"edits_told": True} if self.edits_told else {}
         told |= {} if self.sink == "stays" else {"sink": self.sink}
+        told |= {} if self.policy == "recache" else {"policy": self.policy}
         return told | {
             "seed": self.seed,
             "seconds": [self.seconds, self.drift_seconds, self.long_drift_seconds],
@@ -224,9 +228,10 @@ class SuiteBuilder:
         """
         specs = [*self.prompts(), *self.unseen(), *self.drags(told=True), *self.pairs(told=True)]
         specs += self.pairs(told=False)
-        specs += self.switches("recache")
+        specs += self.switches(self.config.policy)
         if self.config.controls:
-            specs += self.drags(told=False) + self.switches("keep") + self.switches("clear")
+            specs += self.drags(told=False)
+            specs += [s for policy in POLICIES if policy != self.config.policy for s in self.switches(policy)]
         return specs + self.edits(strengths) + self.drift(long=False) + self.drift(long=True)
 
     def _plain(self, suite: str, count: int, pairs: list[tuple[int, int]]) -> list[StreamSpec]:

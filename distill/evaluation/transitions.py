@@ -91,7 +91,6 @@ def compare_ways(
     file, rows = _kept(out_dir, [pipeline.digest, given, list(ways), seconds, config.what])
     missing = [spec for spec in specs if str(spec.seed) not in rows]
     if missing:
-        say("learning to read shapes and motions")
         with one_thread():
             instruments = Instruments(SceneConfig(size=pipeline.geometry.height))
         asked = Asked(model, given, tuple(ways), seconds, instruments)

@@ -254,7 +254,6 @@ def run_exam(exam: Exam, job: Job, out_dir: Path, processes: int) -> list[FactRo
     if missing:
         if job.maker is not None:
             job.videos.mkdir(exist_ok=True)
-        say("learning to read shapes and motions")
         with one_thread():
             work = Work(job.videos, Instruments(SceneConfig(size=exam.size)), job.maker)
         for number, rows in enumerate(each(work, do_task, missing, processes), len(done) + 1):

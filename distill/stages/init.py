@@ -6,7 +6,9 @@ Both methods train on clean context (teacher forcing), as a stream has it, and n
   Causal-Forcing, https://github.com/thu-ml/Causal-Forcing). The teacher takes one guided step down, and the
   student's clean estimate from above is drawn to the one its own moving average makes from below.
 - `ode`: causal ODE regression (CausVid, arXiv 2412.07772, with clean context). The teacher solves each chunk
-  from noise, and the student learns to name the end from the levels it will visit.
+  from noise, and the student learns to name the end from the levels it will visit. With `scoring: windows`
+  the teacher is bidirectional and solves whole windows, as CausVid's does; the student's past is what came
+  out of them. Causal-Forcing holds that this cannot be learned: what a frame becomes depends on later noise.
 """
 
 import copy
@@ -17,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from models.context import ChunkPlan
 from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
 from ..config import Checked, Count, Decay, Positive, require
@@ -26,6 +29,7 @@ from ..guidance import GuidanceRange, strengths_over
 from ..trainer import Tick
 from ..windows import WindowConfig, chunk_starts
 from .causal import WindowRun, WindowStage
+from .scorers import Scoring
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,24 @@ class InitConfig(Checked, section="distillation"):
 
 @dataclass(frozen=True)
 class InitRun(WindowRun):
-    """Config of the init stage; `teacher` is the checkpoint of the causal stage, also the usual `init`."""
+    """Config of the init stage; `teacher` is the checkpoint of the causal stage, also the usual `init`; for
+    `scoring` of whole windows it is that of the teacher stage.
+    """
 
     teacher: str = "runs/tiny/causal/export"
+    scoring: Scoring = "chunks"
     distillation: InitConfig = field(default_factory=InitConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scoring == "windows":
+            for name, expected, found in (
+                ("distillation.method", "ode", self.distillation.method),
+                ("mixture.changes.share", 0, self.mixture.changes.share),
+                ("windows.gap_share", 0, self.windows.gap_share),
+                ("windows.copies", 1, self.windows.copies),
+            ):
+                require(found == expected, name, f"{expected} where whole windows are solved", found)
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,8 @@ class InitStage(WindowStage):
             config.lora is None, "lora", "null in this stage, whose target follows all weights", config.lora
         )
         super().__init__(config, device)
-        self.options = config.distillation
+        self.options, self.scoring = config.distillation, config.scoring
+        self._check_teacher(config)
         specs = self.specs(config)
         self.teacher: FlowMatching = self.build("teacher", specs["teacher"])
         self.student: FewStepStudent = self.build("student", specs["student"])
@@ -133,8 +152,27 @@ class InitStage(WindowStage):
     def specs(cls, config: InitRun) -> dict[str, NetworkSpec[Any]]:
         """The student with its loss, the guided teacher, and the student's moving average."""
         student: NetworkSpec[Any] = NetworkSpec(FewStepStudent, config.init, guidance=True)
-        teacher: NetworkSpec[Any] = NetworkSpec(FlowMatching, config.teacher, frozen=True, sizes="teacher")
+        whole = None
+        if config.scoring == "windows":
+            frames = config.windows.frames or 1
+            whole = ChunkPlan(frames, frames, 0, 0)
+        teacher: NetworkSpec[Any] = NetworkSpec(
+            FlowMatching, config.teacher, plan=whole, frozen=True, sizes="teacher"
+        )
         return {"student": student, "teacher": teacher, "average": replace(student, frozen=True)}
+
+    def _check_teacher(self, config: InitRun) -> None:
+        """The teacher has to be of the kind that `scoring` asks for, as far as its checkpoint says."""
+        plan = self.family.plan_of(Path(config.teacher))
+        if plan is None:
+            return
+        bidirectional = plan.context_frames == 0 and plan.chunk_frames > config.plan.chunk_frames
+        wanted = f"a {'bidirectional' if config.scoring == 'windows' else 'causal'} one"
+        require(bidirectional == (config.scoring == "windows"), "teacher", wanted, f"a chunk plan of {plan}")
+        if bidirectional:
+            frames = config.windows.frames
+            most = plan.chunk_frames
+            require(frames is not None and frames <= most, "windows.frames", f"1 to {most}", frames)
 
     def frozen(self) -> dict[str, nn.Module]:
         """Networks that are never trained."""
@@ -172,7 +210,11 @@ class InitStage(WindowStage):
             sigmas = torch.tensor(falling[::-1], device=self.device)
             condition, past = condition_of(self.teacher, windows, strengths)
             make = _consistency if self.options.method == "consistency" else _regression
-            pair = make(self, batch, condition, past, sigmas)
+            if self.scoring == "windows":
+                pair = make(self, batch, condition, None, sigmas)
+                windows = replace(windows, x0=pair[2])
+            else:
+                pair = make(self, batch, condition, past, sigmas)
         loss, metrics = module(StudentBatch(windows, strengths, *pair))
         return loss, metrics | self.counted(windows)
 

@@ -26,15 +26,16 @@ from streamgen.stream.latents import LatentState
 
 from ..config import require
 from ..evaluation.features import ReaderFeatures
-from ..families import NetworkSpec
+from ..families import NetworkSpec, TinyFamily
 from ..flow import FlowMatching
 from ..objectives import FrechetConfig, FrechetMatching, Scores, Window
 from ..optim import ParameterGroups
 from ..pictured import Pictured
+from ..reward import PictureReward
 from ..running import RolloutStudent, RunningStreams, Script, draw_script, draw_switch, prompt_script
 from ..scoring import Critic, without_gradients
 from ..trainer import Tick
-from ..words.told import ToldBatch
+from ..words.told import CaptionSampler, ToldBatch
 from .diffusion import DiffusionStage
 from .scorers import Rolled, Scorers
 from .self_forcing_config import SelfForcingRun, check_run, objective_of, update_boundaries
@@ -50,7 +51,8 @@ class RolloutBatch:
     """What an update draws: a script for streams that begin with it, how many latent frames a stream may
     have, the exit step, the streams' seed, and the seed of the objective's noise; `first` where new streams
     are to show their first chunk alone; captions that the student's text encoder is `told`; `pictures` that
-    new streams are made from, clean latents `(B, T, C, h, w)` of their first chunk, noised to step `begin`.
+    new streams are made from, clean latents `(B, T, C, h, w)` of their first chunk, noised to step `begin`;
+    what captions of first pictures tell that are `judged` beside the objective.
     """
 
     script: Script
@@ -62,6 +64,7 @@ class RolloutBatch:
     told: ToldBatch | None = None
     pictures: Tensor | None = None
     begin: int = 0
+    judged: ToldBatch | None = None
 
 
 class SelfForcingStage(DiffusionStage):
@@ -94,6 +97,9 @@ class SelfForcingStage(DiffusionStage):
             self.scorers = Scorers(config, self.objective, teacher, critic, clips)
         else:
             self.pictured = self._pictured()
+        self.judge: tuple[PictureReward, CaptionSampler] | None = None
+        if config.reward.share:
+            self.judge = self._judge()
 
     @classmethod
     def specs(cls, config: SelfForcingRun) -> dict[str, NetworkSpec[Any]]:
@@ -197,9 +203,15 @@ class SelfForcingStage(DiffusionStage):
         told = self.told(tick) if self.target(tick.step) == "student" else None
         seeds = tick.generator_seed("streams"), tick.generator_seed("objective")
         pictures = self._pictures(script, generator) if heard else None
+        judged = None
+        may = self.judge is not None and first and self.target(tick.step) == "student"
+        if may and float(torch.rand((), generator=shared)) < self.config.reward.share:
+            assert self.judge is not None
+            judged, pictures, begin = self.judge[1].draw(size, generator), None, 0
+            script = script.of_words(judged.ids)
         # of the steps that are left from there
         exit_step = begin + exit_step % (rollout.steps - begin)
-        return RolloutBatch(script, limit, exit_step, *seeds, first, told, pictures, begin)
+        return RolloutBatch(script, limit, exit_step, *seeds, first, told, pictures, begin, judged)
 
     def _pictures(self, script: Script, generator: torch.Generator) -> Tensor:
         """What each new stream is made from: of some clips the first chunk of the one whose caption is most
@@ -246,7 +258,11 @@ class SelfForcingStage(DiffusionStage):
         if network is self.student:
             rolled = self.roll(module, batch, with_gradient=True)
             loss, metrics = self._student_loss(rolled, generator)
-            return loss + rolled.added, {**metrics, **rolled.metrics}
+            loss, metrics = loss + rolled.added, {**metrics, **rolled.metrics}
+            if self.judge is None or batch.judged is None:
+                return loss, metrics
+            reward, found = self.judge[0].loss(rolled.window.x, batch.judged)
+            return loss + reward, {**metrics, **found}
         assert self.scorers is not None
         with torch.no_grad():
             rolled = self.roll(self.student, batch, with_gradient=False)
@@ -273,6 +289,13 @@ class SelfForcingStage(DiffusionStage):
         total = self.clips.latents.shape[1]
         codec = cast(VideoCodec, self.family.codec)
         return Pictured(codec, features, self.clips, total, objective.clips, config.seed)
+
+    def _judge(self) -> tuple[PictureReward, CaptionSampler]:
+        """The reward, and captions of which it knows what they tell."""
+        config, family = self.config, self.family
+        assert isinstance(family, TinyFamily), "a config with a reward is of the procedural world"
+        reward = PictureReward(config.reward, config.scenes, family.codec, self.device)
+        return reward, CaptionSampler(family.vocabulary, config.network.text_length, config.scenes)
 
     def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
         """Carry the streams on to their next window, or begin others for their first chunk."""

@@ -10,6 +10,7 @@ from ..config import Checked, Count, Decay, Natural, NonNegative, Share, require
 from ..families import DiffusionRun
 from ..guidance import GuidanceRange
 from ..objectives import OBJECTIVES, DMDConfig, Objective, ObjectiveConfig
+from ..reward import RewardConfig
 from ..running import ScriptConfig
 
 
@@ -107,6 +108,7 @@ class SelfForcingRun(DiffusionRun):
     script: ScriptConfig = field(default_factory=ScriptConfig)
     guidance: GuidanceRange = field(default_factory=GuidanceRange)
     objective: ObjectiveConfig = field(default_factory=DMDConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
 
     @property
     def needs_clips(self) -> bool:
@@ -170,6 +172,12 @@ def _check_objective(config: SelfForcingRun) -> None:
         require(config.wan is None, "rollout.writer", "0 for a model of the Wan family", found)
         level, given = config.rollout.context_noise, config.sampling.get("context_noise", 0.0)
         require(given == level, "sampling.context_noise", f"{level:g}, at which the writer learns", given)
+    rewarded = config.reward.share > 0
+    fits = not rewarded or (config.prompts is None and config.wan is None and config.clips is None)
+    what = "0 without clips of the procedural world, which the reward reads"
+    require(fits, "reward.share", what, config.reward.share)
+    single = not rewarded or config.plan.first_chunk_frames == 1
+    require(single, "reward.share", "0 with first chunks of more than a frame", config.reward.share)
     objective = objective_of(config)
     if objective.needs_clips or not objective.needs_scores:
         require(

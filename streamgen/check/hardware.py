@@ -4,14 +4,14 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, current_flash_attention_impl
 from torch.profiler import ProfilerActivity, profile
 
 from models.attention import attend
 from models.context import ChunkPlan
 from models.kv_cache import CacheCursor, CacheRing, CacheShape
 
-from ..engine.attention import attention_kernels, attention_scope
+from ..engine.attention import SAGE, attention_kernels, attention_scope
 from ..engine.quantize import Quantization, kernel_missing, product, rounded
 from ..engine.runner import CommitTask, PlainRunner
 from ..machine import synchronize
@@ -109,6 +109,8 @@ def _judged(
     """Whether all attention of a pass was by the kernel that is asked for first."""
     order = attention_kernels(plan.device, plan.dtype, width)
     operation, mark = _KERNELS[order[0] if order else None]
+    if mark == "flash" and current_flash_attention_impl() == SAGE:
+        mark = "attn"
     operations, on_device = found
     right = operations == Counter({operation: expected})
     if on_device and mark:

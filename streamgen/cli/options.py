@@ -255,6 +255,7 @@ def note_runner(pipeline: Pipeline, say: Callable[[str], None]) -> None:
         note = pipeline.choose(progress=progress).note
     if note is not None:
         say(note)
+        pipeline.told.add(note)
 
 
 def refuse(options: RenderOptions, names: tuple[str, ...], why: str) -> None:

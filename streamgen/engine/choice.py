@@ -243,7 +243,9 @@ def _measured(
 
 
 def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    # what torch's compiler adds in paragraphs of its own is how to debug it
+    first, *_ = str(error).strip().split("\n\n")
+    return " ".join(first.split())[:200] or type(error).__name__
 
 
 @torch.no_grad()

@@ -146,6 +146,38 @@ def test_streams_of_different_trainings_are_not_mixed_up(
     assert_needs(check, monkeypatch, distill.ablate.table, "_SEED_STRIDE", 0)
 
 
+def test_switches_under_a_cells_own_policy_are_held_against_the_usual_ones(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell may differ in what becomes of the cache: rows of another variant, streams that are equal."""
+    grid = read_grid(place / "grid.yaml")
+    first, second = (
+        [cell for cell in cells_of(grid, place / "out") if cell.name == n] for n in ("plain", "same")
+    )
+    for cells, policy, dB in ((first, "recache", 30.0), (second, "keep", 20.0)):
+        for cell in cells:
+            cell.report.mkdir(parents=True)
+            about = {
+                "model": "m",
+                "weights": "w",
+                "settings": "s",
+                "sampling": {},
+                "config": {"policy": policy},
+            }
+            (cell.report / "evaluation.json").write_text(json.dumps(about))
+            read = {"hop": 1.0, "step": 1.0, "psnr": dB, "shown_after": 3}
+            row = {"source": "model", "suite": "switches", "variant": policy, "kind": "colour", "prompt": "p"}
+            row |= {"seed": 1, "then": "q", "expected": {}, "read": read, "weights": "w", "settings": "s"}
+            (cell.report / "rows.jsonl").write_text(json.dumps(row) + "\n")
+
+    def check() -> None:
+        found = compare(grid, first, second).get("switch_kept")
+        assert found is not None
+        assert (found.n, found.difference) == (2, -1.0)
+
+    assert_needs(check, monkeypatch, distill.ablate.table, "POLICIES", ("none",))
+
+
 @pytest.mark.slow
 def test_a_cell_that_fails_leaves_the_others_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its row says why, and it is tried again; where what all share fails, the seed's cells are not begun."""

@@ -1,6 +1,7 @@
 """The evaluation: its suites, tokenizers beside each other, bad input."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections import Counter
@@ -9,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.testing import assert_close
 
 from distill import evaluate
 from distill.config import ConfigError
-from distill.evaluation import comparison, runner, streams
+from distill.evaluation import classifiers, comparison, measures, runner, streams
 from distill.evaluation.rows import row_of
 from distill.evaluation.suites import EvaluationConfig, SuiteBuilder, evaluation_config
 from distill.families.tiny import load_tokenizer
-from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, caption_vocabulary
+from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, SceneConfig, caption_vocabulary
 from models.text_encoder import Vocabulary
 from streamgen import load_pipeline
 from streamgen.errors import InputError
@@ -78,6 +80,39 @@ def test_switches_change_one_thing_under_every_policy() -> None:
     assert keys[0] == keys[1] == keys[2]
 
 
+def test_a_policy_of_its_own_leaves_the_other_switches_to_the_controls() -> None:
+    """Switches under `keep` are a report's own, which other reports' rows are not mixed with."""
+    plain, kept = EvaluationConfig(switches=2), EvaluationConfig(switches=2, policy="keep")
+    assert plain.what != kept.what
+    found = SuiteBuilder(kept, world_vocabulary()).every()
+    assert Counter(s.variant for s in found if s.suite == "switches") == {"keep": 2, "recache": 2, "clear": 2}
+    alone = SuiteBuilder(dataclasses.replace(kept, controls=False), world_vocabulary()).every()
+    assert {s.variant for s in alone if s.suite == "switches"} == {"keep"}
+
+
+def test_what_readers_learn_is_kept_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once learned, it is read; that of another world is refused."""
+    learn = classifiers._train
+    monkeypatch.setattr(measures, "ShapeReader", functools.partial(classifiers.ShapeReader, samples=64))
+    monkeypatch.setattr(measures, "MotionReader", functools.partial(classifiers.MotionReader, samples=4))
+    quick = lambda *given, steps, **named: learn(*given, steps=2, **named)  # noqa: E731
+    monkeypatch.setattr(classifiers, "_train", quick)
+    file, world = tmp_path / "readers.safetensors", SceneConfig(size=32)
+    learned = measures.Instruments(world, file)
+    monkeypatch.delattr(classifiers, "_train")
+    again = measures.Instruments(world, file)
+    for first, second in ((learned.shapes, again.shapes), (learned.motions, again.motions)):
+        assert_close(second.network.state_dict(), first.network.state_dict(), rtol=0, atol=0)
+        assert not second.network.training
+    with pytest.raises(InputError, match="of this world"):
+        measures.Instruments(SceneConfig(size=64), file)
+    file.write_bytes(b"no readers")
+    with pytest.raises(
+        InputError, match=r"readers\.safetensors: expected a file that an evaluation has kept"
+    ):
+        measures.Instruments(world, file)
+
+
 def test_objects_of_a_pair_differ_as_their_kind_says() -> None:
     for spec in SuiteBuilder(EvaluationConfig(pairs=30), world_vocabulary()).pairs(told=False):
         one, two = spec.subjects
@@ -137,7 +172,7 @@ def test_tokenizers_beside_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The shipped one against itself without its network, which is a linear PCA."""
-    monkeypatch.setattr(comparison, "Instruments", lambda world: quick_instruments(world.size))
+    monkeypatch.setattr(comparison, "Instruments", lambda world, kept=None: quick_instruments(world.size))
     linear = tmp_path / "linear"
     shutil.copytree(WEIGHTS, linear)
     tokenizer, _ = load_tokenizer(WEIGHTS, torch.device("cpu"))
@@ -184,6 +219,8 @@ def test_tokenizers_beside_each_other(
         (["--processes", "0"], "--processes"),
         (["--runner", "onix"], "did you mean 'onnx'"),
         (["--quantize", "int9"], "int9"),
+        (["--tokenizer", str(TOKENIZER), "clips=0"], "clips: expected >= 8 with --tokenizer, found 0"),
+        (["--readers", "a", "--rows", "r"], "--readers: is for --model, --run and --tokenizer, found --rows"),
         (["--clip", "a.mp4"], "--clip: is for --tokenizer, found none"),
         (["--quick", "--model", "tiny"], "--quick: is for --tokenizer, found none"),
         (["--clip", "none.mp4", "--tokenizer", str(TOKENIZER)], "none.mp4"),

@@ -30,7 +30,7 @@ def _quick() -> Iterator[None]:
     """Reports without half a minute of training and without processes: what they say is the matter here."""
     threads, interrupt = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Instruments", lambda world: quick_instruments(world.size))
+        patch.setattr(runner, "Instruments", lambda world, kept=None: quick_instruments(world.size))
         patch.setattr(pool, "ProcessPoolExecutor", AtOnce)
         yield
     torch.set_num_threads(threads)
@@ -69,6 +69,19 @@ def test_the_frame_of_a_switch_is_that_of_its_own_receipt(checkpoint: Path) -> N
     spec = SuiteBuilder(EvaluationConfig(), Vocabulary(caption_vocabulary())).switches("recache")[0]
     video = streams.render(EventfulPipeline(checkpoint), FrameReader(SceneConfig(size=32)), spec, {})  # type: ignore[arg-type]
     assert 41 <= video.event <= 46
+
+
+def test_a_change_that_takes_effect_late_is_watched_as_long(checkpoint: Path) -> None:
+    """Overlapping chunks take a change up later; what is read behind it needs the same number of frames."""
+    spec = SuiteBuilder(EvaluationConfig(), Vocabulary(caption_vocabulary())).switches("recache")[3]
+    settings = {"text_guidance": 1.0, "motion_guidance": 0.0, "steps": 2}
+    reader = FrameReader(SceneConfig(size=32))
+    plain, wave = (
+        streams.render(load_pipeline(checkpoint, runner=name), reader, spec, settings)
+        for name in ("plain", "wave")
+    )
+    assert wave.event > plain.event
+    assert len(wave.frames) - wave.event == len(plain.frames) - plain.event == spec.frames - plain.event
 
 
 FEW = [

@@ -114,7 +114,7 @@ def test_pixels_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_report_on_tokenizers_shows_the_clips(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "Instruments", lambda world: quick_instruments(world.size))
+    monkeypatch.setattr(comparison, "Instruments", lambda world, kept=None: quick_instruments(world.size))
     clip, out = write_clip(tmp_path / "street.mp4", frames=65, height=64, width=80), tmp_path / "out"
     command = ["--tokenizer", str(WEIGHTS), "--clip", str(clip), "-o", str(out), "--json", "clips=8"]
     assert evaluate.main(command) == 0

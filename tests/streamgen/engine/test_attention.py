@@ -1,25 +1,39 @@
 """Which attention kernel is taken where, and that on CPUs no scores are written out."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import (
+    SDPBackend,
+    _registry,
+    current_flash_attention_impl,
+    restore_flash_attention_impl,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import models.attention
 from models.attention import attend, chosen_backend
 from models.context import ChunkPlan
+from streamgen.engine import attention as chosen
 from streamgen.engine.attention import (
+    ATTENTION_VARIABLE,
     attention_kernels,
     attention_scope,
     attention_text,
     kernel_order,
     own_attention_text,
+    place_flash,
+    sage_attention,
 )
+from streamgen.errors import InputError
+from streamgen.machine import versions
 from tests.tiny_models import GRID, assert_needs, tiny_cache, tiny_dit, tiny_latents
 
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
@@ -116,3 +130,83 @@ def test_a_scope_restricts_torch_while_it_lasts() -> None:
     assert enabled() == before
     with attention_scope(()):
         assert enabled() == before
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Packages of attention that seem to be installed, and nothing of theirs left behind."""
+    there: set[str] = set()
+    monkeypatch.delenv(ATTENTION_VARIABLE, raising=False)
+    monkeypatch.setattr(chosen, "find_spec", lambda name: name if name in there else None)
+    yield there
+    if current_flash_attention_impl() is not None:
+        restore_flash_attention_impl()
+
+
+class Stand:
+    """What stands in for torch's FlashAttention and does nothing."""
+
+    def remove(self) -> None:
+        pass
+
+
+def test_flash_attention_3_stands_in_where_it_is(packages: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_registry._FLASH_ATTENTION_IMPLS, "FA3", Stand)
+    assert place_flash((9, 0)) is None
+    packages.add("flash_attn_interface")
+    assert place_flash(None) is place_flash((10, 0)) is place_flash((8, 6)) is None
+    assert "attention" not in versions()
+    assert place_flash((9, 0)) == current_flash_attention_impl() == versions()["attention"] == "FA3"
+    assert kernel_order((9, 0), lambda kernel: True, replaced=True)[0] == FLASH
+    monkeypatch.setenv(ATTENTION_VARIABLE, "torch")
+    assert place_flash((9, 0)) is current_flash_attention_impl() is None
+
+    def broken() -> Stand:
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setitem(_registry._FLASH_ATTENTION_IMPLS, "FA3", broken)
+    monkeypatch.setenv(ATTENTION_VARIABLE, "auto")
+    assert place_flash((9, 0)) is None
+
+
+def test_sage_attention_stands_in_where_it_is_asked_for(
+    packages: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sageattn(*told: Tensor, tensor_layout: str, is_causal: bool, sm_scale: float | None) -> Tensor:
+        assert tensor_layout == "NHD"
+        q, k, v = (x.transpose(1, 2) for x in told)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=sm_scale)
+        return out.transpose(1, 2).contiguous()
+
+    packages.add("sageattention")
+    monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sageattn))
+    assert place_flash((9, 0)) is None
+    monkeypatch.setenv(ATTENTION_VARIABLE, "sage")
+    assert place_flash((8, 6)) == current_flash_attention_impl() == "SageAttention"
+    q, k, v = (torch.randn(2, n, 3, 16).transpose(1, 2) for n in (5, 7, 7))
+    out, sums, *_ = sage_attention(q, k, v)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v))
+    told = [x.to("meta") for x in (q, k, v)]
+    meta, meta_sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*told)
+    assert (out.shape, out.stride(), sums.shape) == (meta.shape, meta.stride(), meta_sums.shape)
+    # a backward pass would need it
+    assert bool(sums.isnan().all())
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "why"),
+    [
+        ("sgae", (9, 0), r"unknown attention 'sgae' .did you mean 'sage'"),
+        ("sage", (9, 0), "attention sage: needs the package sageattention"),
+        ("fa3", (9, 0), "attention fa3: needs the package flash_attn_interface"),
+        ("fa3", (8, 6), r"attention fa3: runs on compute capability 9.x, the device has 8\.6"),
+        ("fa3", None, "attention fa3: runs on CUDA devices"),
+    ],
+)
+def test_attention_that_cannot_be_had(
+    asked: str, capability: tuple[int, int] | None, why: str,
+    packages: set[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(ATTENTION_VARIABLE, asked)
+    with pytest.raises(InputError, match=why):
+        place_flash(capability)

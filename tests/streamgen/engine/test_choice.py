@@ -138,6 +138,23 @@ def test_what_fails_falls_back_with_one_line(
     assert torch.equal(take(session, 2), take(pipeline.open(RED, runner="plain"), 2))
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_command_says_it_once(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once more as a warning of Python's, and nothing of how to debug a compiler."""
+
+    def fails(*arguments: Any, **more: Any) -> None:
+        raise RuntimeError("no kernel\nfor this\n\nSet VERBOSE=1 for the stack")
+
+    monkeypatch.setattr(onnx_runner, "Program", fails)
+    given = ["--model", checkpoint, "--runner", "onnx", "--seconds", 1]
+    made = call(capsys, "render", RED, "-o", tmp_path / "a.mp4", *given)
+    assert made.code == 0, made
+    notes = [line for line in made.stderr.splitlines() if "runner onnx" in line]
+    assert notes == ["note: runner onnx: no kernel for this; going on with the plain one"]
+
+
 def test_weights_without_room_are_told(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "free_bytes", lambda device: 1000)
     with pytest.raises(InputError, match=r"runner onnx: needs [\d.]+ GiB for its own form of the weights"):
