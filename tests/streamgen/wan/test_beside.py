@@ -12,10 +12,11 @@ from streamgen.cli.options import WAN_OPTIONS, wan_options
 from streamgen.errors import CheckpointError
 from streamgen.wan import adopt as adopting
 from streamgen.wan.adopt import AdoptOptions, adopt
-from streamgen.wan.config import read_wan_config
+from streamgen.wan.config import CONFIGS, read_wan_config
 from streamgen.wan.load import prompt_encoder
 from streamgen.wan.options import TextOptions, WanOptions
 from streamgen.wan.text import UMT5Prompts
+from streamgen.wan.weights import placed
 from tests.command_line import call
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL, tiny_tokenizer, tiny_umt5, write_published
@@ -85,6 +86,10 @@ def test_parts_around_a_file(
         assert taken == {"dit": str(path), "vae": str(root / vae), "text_encoder": str(root / text)}
 
     assert_needs(check, monkeypatch, adopting, "look_beside", lambda *_: None)
+    # --weights FILE finds the same
+    config = read_wan_config(CONFIGS / "wan-1.3b-self-forcing.yaml", SMALL)
+    assert placed(path, config)[1].sources.vae == (str(root / vae),)
+    assert placed(path, config)[1].sources.text_encoder == (str(root / text),)
     if layout is as_wan:
         return
     report = adopt(str(path), tmp_path / "own", OPTIONS)
