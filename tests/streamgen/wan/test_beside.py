@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from streamgen import InputError, load_pipeline
+from streamgen import InputError
 from streamgen.cli.options import WAN_OPTIONS, wan_options
 from streamgen.errors import CheckpointError
 from streamgen.wan import adopt as adopting
 from streamgen.wan.adopt import AdoptOptions, adopt
 from streamgen.wan.config import CONFIGS, read_wan_config
 from streamgen.wan.load import prompt_encoder
-from streamgen.wan.options import TextOptions, WanOptions
+from streamgen.wan.options import TextOptions
 from streamgen.wan.text import UMT5Prompts
 from streamgen.wan.weights import placed
 from tests.command_line import call
@@ -90,15 +90,11 @@ def test_parts_around_a_file(
     config = read_wan_config(CONFIGS / "wan-1.3b-self-forcing.yaml", SMALL)
     assert placed(path, config)[1].sources.vae == (str(root / vae),)
     assert placed(path, config)[1].sources.text_encoder == (str(root / text),)
-    if layout is as_wan:
-        return
     report = adopt(str(path), tmp_path / "own", OPTIONS)
     assert report["problems"] == []
     assert report["next"] == f"streamgen render PROMPT --model {tmp_path / 'own'} -o clip.mp4"
-    found = load_pipeline(str(tmp_path / "own"), "cpu", wan=WanOptions(check_memory=False))
-    options = WanOptions(weights=published, overrides=(*SMALL, "decoder=vae"), check_memory=False)
-    expected = load_pipeline("wan-1.3b-self-forcing", "cpu", wan=options)
-    assert found.parts.digest == expected.parts.digest
+    own = read_wan_config(tmp_path / "own" / "config.yaml")
+    assert own.sources.vae == (str(root / vae),)
 
 
 def test_the_encoder_that_was_found_reads_the_prompts(published: Path, tmp_path: Path) -> None:
