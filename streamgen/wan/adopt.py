@@ -152,7 +152,7 @@ def adopt(source: str, output: Path | None = None, options: AdoptOptions | None 
         return report
     if config is None:
         first = next((f.report["problem"] for f in adoption.files if "problem" in f.report), None)
-        raise CheckpointError(first or f"{source}: expected a network among its files, found none")
+        raise CheckpointError(first or f"{source}: {problems[-1]}")
     output.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(
         OmegaConf.create(to_plain(config) | {"sampling": config.sampling.to_json()}), output / CONFIG

@@ -133,7 +133,10 @@ def test_what_streams_with_a_network_alone_is_told(published: Path, tmp_path: Pa
     ):
         report = adopt(str(place))
         assert report["usable"]
-        assert f"alone: it is given as {option} FILE beside a network" in report["problems"][0]
+        told = f"alone: it is given as {option} FILE beside a network"
+        assert told in report["problems"][0]
+        with pytest.raises(CheckpointError, match=told):
+            adopt(str(place), tmp_path / "own")
 
 
 def test_networks_of_other_kinds_are_told(published: Path, tmp_path: Path) -> None:
