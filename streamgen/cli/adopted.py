@@ -31,9 +31,10 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"    {line}" for line in _file_lines(file))
     for part, place in report["taken"].items():
         yield f"{_PARTS[part]}: {place}"
+    for part, place in report.get("published", {}).items():
+        option = f"--{part.replace('_', '-')}"
+        yield f"{_PARTS[part]}: {place}, downloaded when it is needed ({option} names another)"
     if "settings_of" in report:
-        if "text_encoder" not in report["taken"]:
-            yield "text encoder: google/umt5-xxl of the hub, unless --text-encoder names another"
         yield f"settings of {report['settings_of']}"
         if "settings" in report:
             yield f"    {report['settings']}"

@@ -29,7 +29,11 @@ from .releases import Release, find_release
 from .sizes import HEAD_DIM, dit_config_of, expected_module, foreign_layers, size_word, vae_config_of
 
 DEFAULT = "wan-1.3b-self-forcing"
-PUBLISHED_VAE = "hf://Wan-AI/Wan2.1-T2V-1.3B/Wan2.1_VAE.pth"
+# what every model of the family streams with, downloaded when it is first needed
+PUBLISHED: Mapping[str, str] = {
+    "vae": "hf://Wan-AI/Wan2.1-T2V-1.3B/Wan2.1_VAE.pth",
+    "text_encoder": "hf://Wan-AI/Wan2.1-T2V-1.3B",
+}
 CARD = "adopted.json"
 _PARTS: Mapping[Kind, str] = {"wan_dit": "dit", "wan_vae": "vae", "taehv": "tiny_decoder", "lora": "lora"}
 # options of what streams with a network alone
@@ -92,6 +96,12 @@ class Adoption:
     chosen: dict[str, Adopted] = field(default_factory=dict)
     text_encoder: str | None = None
 
+    def published(self) -> dict[str, str]:
+        """By part what the config names on the hub, since nothing of it was found here."""
+        decoded = {"vae", "tiny_decoder"} & set(self.chosen)
+        absent = {"vae": not decoded, "text_encoder": self.text_encoder is None}
+        return {part: place for part, place in PUBLISHED.items() if absent[part]}
+
     def report(self) -> dict[str, Any]:
         """Plain values: every file, and which are taken."""
         taken = {part: file.place for part, file in self.chosen.items()}
@@ -124,7 +134,7 @@ def adopt(source: str, output: Path | None = None, options: AdoptOptions | None 
     config: WanConfig | None = None
     if "dit" in adoption.chosen:
         name, how = _base(adoption.chosen["dit"], options)
-        report |= {"settings_of": f"{name} ({how})"}
+        report |= {"settings_of": f"{name} ({how})", "published": adoption.published()}
         try:
             config = config_of(adoption, options)
             report["settings"] = _settings(config)
@@ -142,7 +152,7 @@ def adopt(source: str, output: Path | None = None, options: AdoptOptions | None 
         return report
     if config is None:
         first = next((f.report["problem"] for f in adoption.files if "problem" in f.report), None)
-        raise CheckpointError(first or f"{source}: expected a network among its files, found none")
+        raise CheckpointError(first or f"{source}: {problems[-1]}")
     output.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(
         OmegaConf.create(to_plain(config) | {"sampling": config.sampling.to_json()}), output / CONFIG
@@ -174,8 +184,7 @@ def _next(adoption: Adoption, source: str, output: Path | None) -> str | None:
         return known if lora is not None else None
     if output is not None:
         return f"streamgen render PROMPT --model {output} -o clip.mp4"
-    decoded = {"vae", "tiny_decoder"} & set(adoption.chosen)
-    return f"streamgen adopt {source} -o my-model" + ("" if decoded else f" --vae {PUBLISHED_VAE}")
+    return f"streamgen adopt {source} -o my-model"
 
 
 def places(source: str) -> list[str]:
@@ -403,8 +412,6 @@ def _problems(adoption: Adoption) -> list[str]:
         out.append(f"{dit.release.name} {dit.release.note}")
     if dit.release is not None and dit.release.needs_lora and "lora" not in adoption.chosen:
         out.append(f"{dit.release.name} {dit.release.note}, which is not there")
-    if "vae" not in adoption.chosen and "tiny_decoder" not in adoption.chosen:
-        out.append(f"no picture decoder: give --vae FILE, or --vae {PUBLISHED_VAE}")
     return out
 
 
@@ -483,4 +490,4 @@ def _sources(names: Mapping[str, Any], adoption: Adoption) -> dict[str, Any]:
     out["lora_rank"] = None
     if adoption.text_encoder is not None:
         out["text_encoder"] = [adoption.text_encoder]
-    return out
+    return out | {part: [place] for part, place in adoption.published().items()}

@@ -35,7 +35,7 @@ class TextConfig:
     kind: Literal["umt5", "hashed"] = "umt5"
     dim: int = 4096
     length: int = 512
-    source: str = "google/umt5-xxl"
+    source: str = "hf://Wan-AI/Wan2.1-T2V-1.3B"
 
 
 @dataclass(frozen=True, kw_only=True)

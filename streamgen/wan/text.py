@@ -368,7 +368,7 @@ def _encoder_of_file(path: Path, dtype: torch.dtype) -> Any:
         model.load_state_dict(tensors, assign=True)
     except KeyError as error:
         raise CheckpointError(f"text encoder {path}: {error.args[0]}: missing") from None
-    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+    except (RuntimeError, ValueError, IndexError, AssertionError, ZeroDivisionError) as error:
         text = " ".join(str(error).split())
         raise CheckpointError(f"text encoder {path}: does not fit ({text[:160]})") from None
     return model

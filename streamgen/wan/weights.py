@@ -25,6 +25,7 @@ from ..checkpoints.foreign import (
 from ..checkpoints.hub import HubSource, is_hub, parse_hub
 from ..engine.quantize import Quantization, hold_rounded, is_rounded, restored, rounded
 from ..errors import CheckpointError
+from .beside import look_beside
 from .config import Sources, WanConfig
 from .sizes import foreign_layers, size_word
 
@@ -92,7 +93,7 @@ def gather(
 
 def placed(weights: str | Path, config: WanConfig) -> tuple[Path | HubSource, WanConfig]:
     """Where weights lie, and a config that finds them there: of a single file, its folder and a config whose
-    network is that file.
+    network is that file, with what lies beside it.
 
     Raises:
         InputError: no name on the hub; CheckpointError: nothing there, or a file without a network.
@@ -110,6 +111,7 @@ def placed(weights: str | Path, config: WanConfig) -> tuple[Path | HubSource, Wa
         if not path.is_file():
             raise CheckpointError(f"weights {path}: no such file or directory")
         folder, name = path.parent, str(path.resolve())
+        config = replace(config, sources=_beside(path, config.sources))
     try:
         kind = unwrap(read_names(name), config.sources.section, "wan_dit").kind
     except ValueError as error:
@@ -120,6 +122,21 @@ def placed(weights: str | Path, config: WanConfig) -> tuple[Path | HubSource, Wa
         raise CheckpointError(f"weights {weights}: a LoRA, which is given as --lora beside the weights")
     expect_kind(Path(weights), kind, "wan_dit")
     return folder, replace(config, sources=replace(config.sources, dit=(name,)))
+
+
+def _beside(path: Path, sources: Sources) -> Sources:
+    """The sources of what goes with the network in a file, as far as it is found around it."""
+
+    def around(part: str, named: tuple[str, ...]) -> tuple[str, ...]:
+        found = look_beside(path, part, named)
+        return named if found is None else (str(found),)
+
+    return replace(
+        sources,
+        vae=around("vae", sources.vae),
+        tiny_decoder=around("tiny_decoder", sources.tiny_decoder),
+        text_encoder=around("text_encoder", sources.text_encoder),
+    )
 
 
 def with_decoder(config: WanConfig, directory: Path | HubSource | None) -> tuple[WanConfig, str | None]:

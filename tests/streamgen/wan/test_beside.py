@@ -7,15 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from streamgen import InputError, load_pipeline
+from streamgen import InputError
 from streamgen.cli.options import WAN_OPTIONS, wan_options
 from streamgen.errors import CheckpointError
 from streamgen.wan import adopt as adopting
 from streamgen.wan.adopt import AdoptOptions, adopt
-from streamgen.wan.config import read_wan_config
+from streamgen.wan.config import CONFIGS, read_wan_config
 from streamgen.wan.load import prompt_encoder
-from streamgen.wan.options import TextOptions, WanOptions
+from streamgen.wan.options import TextOptions
 from streamgen.wan.text import UMT5Prompts
+from streamgen.wan.weights import placed
 from tests.command_line import call
 from tests.tiny_models import assert_needs
 from tests.tiny_wan import SMALL, tiny_tokenizer, tiny_umt5, write_published
@@ -85,15 +86,15 @@ def test_parts_around_a_file(
         assert taken == {"dit": str(path), "vae": str(root / vae), "text_encoder": str(root / text)}
 
     assert_needs(check, monkeypatch, adopting, "look_beside", lambda *_: None)
-    if layout is as_wan:
-        return
+    # --weights FILE finds the same
+    config = read_wan_config(CONFIGS / "wan-1.3b-self-forcing.yaml", SMALL)
+    assert placed(path, config)[1].sources.vae == (str(root / vae),)
+    assert placed(path, config)[1].sources.text_encoder == (str(root / text),)
     report = adopt(str(path), tmp_path / "own", OPTIONS)
     assert report["problems"] == []
     assert report["next"] == f"streamgen render PROMPT --model {tmp_path / 'own'} -o clip.mp4"
-    found = load_pipeline(str(tmp_path / "own"), "cpu", wan=WanOptions(check_memory=False))
-    options = WanOptions(weights=published, overrides=(*SMALL, "decoder=vae"), check_memory=False)
-    expected = load_pipeline("wan-1.3b-self-forcing", "cpu", wan=options)
-    assert found.parts.digest == expected.parts.digest
+    own = read_wan_config(tmp_path / "own" / "config.yaml")
+    assert own.sources.vae == (str(root / vae),)
 
 
 def test_the_encoder_that_was_found_reads_the_prompts(published: Path, tmp_path: Path) -> None:
@@ -132,7 +133,10 @@ def test_what_streams_with_a_network_alone_is_told(published: Path, tmp_path: Pa
     ):
         report = adopt(str(place))
         assert report["usable"]
-        assert f"alone: it is given as {option} FILE beside a network" in report["problems"][0]
+        told = f"alone: it is given as {option} FILE beside a network"
+        assert told in report["problems"][0]
+        with pytest.raises(CheckpointError, match=told):
+            adopt(str(place), tmp_path / "own")
 
 
 def test_networks_of_other_kinds_are_told(published: Path, tmp_path: Path) -> None:
@@ -156,7 +160,7 @@ def test_networks_of_other_kinds_are_told(published: Path, tmp_path: Path) -> No
         assert not any("a LoRA alone" in problem for problem in report["problems"])
         assert report["usable"] == (name == "tracks")
     like = AdoptOptions("wan-1.3b-motion", overrides=SMALL)
-    assert "no picture decoder" in adopt(str(tmp_path / "tracks.safetensors"), options=like)["problems"][-1]
+    assert adopt(str(tmp_path / "tracks.safetensors"), options=like)["problems"] == []
 
 
 def test_an_adopted_model_tells_how_its_files_were_read(published: Path, tmp_path: Path) -> None:
@@ -183,7 +187,8 @@ def test_the_report_is_for_reading(
         "    a LoRA, rank 256 in 20 layers, for a DiT of an unpublished size (width 24)",
         f"network: {published / 'models' / 'longlive_base.pt'}",
         f"LoRA: {published / 'models' / 'lora.pt'}",
-        "text encoder: google/umt5-xxl of the hub, unless --text-encoder names another",
+        "text encoder: hf://Wan-AI/Wan2.1-T2V-1.3B, downloaded when it is needed "
+        "(--text-encoder names another)",
         "settings of wan-1.3b-longlive (known as LongLive 1.0 (base) by its name)",
         "    chunk 3, sink 3, window 6 latent frames; 4 steps; positions absolute; 48x32",
         f"next: streamgen adopt {published / 'models'} -o my-model",
