@@ -21,6 +21,7 @@ _LESS = ("track_error", "switch_seconds", "switch_hop", "seam")
 #: A difference of this many standard errors is found in four of five tries (at 5 % two-sided).
 _FOUND = 1.959963984540054 + 0.8416212335729143
 _SEED_STRIDE = 1_000_000
+_NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def judged_cells(grid: Grid, out: Path, results: Mapping[tuple[str, int], Result
     for name, cells in known.items():
         if not cells:
             errors = [r.error for (cell, _), r in results.items() if cell == name and r.error]
-            found.append(Judged(name, (), {}, {}, errors[0] if errors else "not run yet"))
+            found.append(Judged(name, (), {}, {}, errors[0] if errors else _NOT_RUN))
             continue
         figures = _figures(grid, cells)
         reference = known[grid.reference]
@@ -212,7 +213,8 @@ def _plain(cell: Judged) -> dict[str, Any]:
 
 def _line(grid: Grid, cell: Judged) -> list[Any]:
     if cell.error is not None:
-        return [cell.name, f"failed: {cell.error}", *("-" for _ in grid.figures)]
+        how = cell.error if cell.error == _NOT_RUN else f"failed: {cell.error}"
+        return [cell.name, how, *("-" for _ in grid.figures)]
     return [cell.name, len(cell.seeds), *(cell.figures[name] for name in grid.figures)]
 
 
