@@ -211,6 +211,14 @@ def test_a_cell_that_fails_leaves_the_others_alone(place: Path, capsys: pytest.C
     assert not (place / "other" / "plain").exists()
 
 
+def test_a_cell_that_was_not_run_has_not_failed(place: Path) -> None:
+    (place / "out").mkdir()
+    write_table(read_grid(place / "grid.yaml"), place / "out", [])
+    text = (place / "out" / "table.md").read_text()
+    assert "not run yet" in text
+    assert "failed" not in text
+
+
 @pytest.mark.slow
 def test_stopping_lets_what_runs_save(place: Path) -> None:
     """SIGTERM to the command reaches the trainings, which are waited for."""
