@@ -185,7 +185,9 @@ def _against(name: str, difference: float, low: float, high: float, n: int) -> A
     up, down = ("worse", "better") if less else ("better", "worse")
     decided = up if low > 0 else down if high < 0 else "undecided"
     error = (high - low) / 2 / 1.959963984540054
-    return Against(difference, low, high, n, decided, _FOUND * error)
+    # pairs that all agree have no spread to go by: up to three in n may differ and none of n show it
+    smallest = _FOUND * error if error > 0 else 3 / n
+    return Against(difference, low, high, n, decided, smallest)
 
 
 def _training(cell: Cell) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import distill.ablate.table
 from distill.ablate import __main__ as ablate
 from distill.ablate.cells import Cell, Result, Runner, cells_of, steps_of
 from distill.ablate.grid import Grid, read_grid
-from distill.ablate.table import compare, verdict, write_table
+from distill.ablate.table import _against, compare, verdict, write_table
 from distill.config import ConfigError, read_mapping
 from distill.stages import load_run
 from tests.tiny_models import assert_needs
@@ -209,6 +209,12 @@ def test_a_cell_that_fails_leaves_the_others_alone(place: Path, capsys: pytest.C
     errors = [result.error for result in fresh.run()]
     assert errors.count("what all cells share has failed") == 6
     assert not (place / "other" / "plain").exists()
+
+
+def test_pairs_that_all_agree_have_not_found_the_smallest_difference() -> None:
+    """A grid said of 32 equal pairs that a difference of 0.000 would have been found."""
+    assert _against("switch_soon", 0.0, 0.0, 0.0, 32).smallest == 3 / 32
+    assert _against("switch_soon", 0.1, 0.05, 0.15, 32).smallest == pytest.approx(0.0715, abs=1e-4)
 
 
 def test_a_cell_that_was_not_run_has_not_failed(place: Path) -> None:
