@@ -1,6 +1,7 @@
 """Cells of a grid, one process after the other: trainings, then what judges them. All of it is resumed."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -200,7 +201,7 @@ class Runner:
                 continue
             self._running.remove(entry)
             if code:
-                yield Result(cell, time.monotonic() - began, _last_line(cell) or f"ended with {code}")
+                yield Result(cell, time.monotonic() - began, _reason(cell, code))
                 continue
             following = next(processes, None)
             if following is None:
@@ -230,7 +231,11 @@ def _check_plan(cell: Cell, steps: Sequence[Step]) -> None:
         )
 
 
-def _last_line(cell: Cell) -> str | None:
+def _reason(cell: Cell, code: int) -> str:
+    """Why a process ended with an exit code, in its own last words unless it was killed before any."""
+    if code < 0:
+        memory = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{memory}"
     text = (cell.folder / _LOG).read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else None
+    return lines[-1] if lines else f"ended with {code}"

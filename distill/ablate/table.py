@@ -21,6 +21,7 @@ _LESS = ("track_error", "switch_seconds", "switch_hop", "seam")
 #: A difference of this many standard errors is found in four of five tries (at 5 % two-sided).
 _FOUND = 1.959963984540054 + 0.8416212335729143
 _SEED_STRIDE = 1_000_000
+_NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def judged_cells(grid: Grid, out: Path, results: Mapping[tuple[str, int], Result
     for name, cells in known.items():
         if not cells:
             errors = [r.error for (cell, _), r in results.items() if cell == name and r.error]
-            found.append(Judged(name, (), {}, {}, errors[0] if errors else "not run yet"))
+            found.append(Judged(name, (), {}, {}, errors[0] if errors else _NOT_RUN))
             continue
         figures = _figures(grid, cells)
         reference = known[grid.reference]
@@ -184,7 +185,9 @@ def _against(name: str, difference: float, low: float, high: float, n: int) -> A
     up, down = ("worse", "better") if less else ("better", "worse")
     decided = up if low > 0 else down if high < 0 else "undecided"
     error = (high - low) / 2 / 1.959963984540054
-    return Against(difference, low, high, n, decided, _FOUND * error)
+    # pairs that all agree have no spread to go by: up to three in n may differ and none of n show it
+    smallest = _FOUND * error if error > 0 else 3 / n
+    return Against(difference, low, high, n, decided, smallest)
 
 
 def _training(cell: Cell) -> dict[str, Any]:
@@ -212,7 +215,8 @@ def _plain(cell: Judged) -> dict[str, Any]:
 
 def _line(grid: Grid, cell: Judged) -> list[Any]:
     if cell.error is not None:
-        return [cell.name, f"failed: {cell.error}", *("-" for _ in grid.figures)]
+        how = cell.error if cell.error == _NOT_RUN else f"failed: {cell.error}"
+        return [cell.name, how, *("-" for _ in grid.figures)]
     return [cell.name, len(cell.seeds), *(cell.figures[name] for name in grid.figures)]
 
 

@@ -15,7 +15,7 @@ import distill.ablate.table
 from distill.ablate import __main__ as ablate
 from distill.ablate.cells import Cell, Result, Runner, cells_of, steps_of
 from distill.ablate.grid import Grid, read_grid
-from distill.ablate.table import compare, verdict, write_table
+from distill.ablate.table import _against, compare, verdict, write_table
 from distill.config import ConfigError, read_mapping
 from distill.stages import load_run
 from tests.tiny_models import assert_needs
@@ -24,12 +24,15 @@ GRIDS = Path(__file__).resolve().parents[2] / "configs" / "ablations"
 
 #: Stands for `python -m`: trains for no time and judges by the seed and the cell's own overrides.
 WORK = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 module, arguments = sys.argv[1], sys.argv[2:]
 value = dict(a.split("=", 1) for a in arguments if "=" in a)
 if module == "distill":
     if value.get("optim.lr") == "13":
         sys.exit("a loss that is not finite")
+    if value.get("optim.lr") == "9":
+        print("the last words of a process that goes on", flush=True)
+        os.kill(os.getpid(), 9)
     folder = pathlib.Path(value["run_dir"])
     with open(folder.parent / "ran", "a") as file:
         file.write(folder.name + " " + value.get("init", "nothing") + "\\n")
@@ -181,10 +184,15 @@ def test_switches_under_a_cells_own_policy_are_held_against_the_usual_ones(
 @pytest.mark.slow
 def test_a_cell_that_fails_leaves_the_others_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its row says why, and it is tried again; where what all share fails, the seed's cells are not begun."""
-    (place / "grid.yaml").write_text(GRID.replace("0.9", "13"))
+    (place / "grid.yaml").write_text(GRID.replace("0.9", "13").replace("0.52", "9"))
     results = {(r.cell.name, r.cell.seed): r.error for r in runner(place).run()}
     assert results["better", 0] == results["better", 1] == "a loss that is not finite"
-    assert sum(error is not None for error in results.values()) == 2
+    assert results["same", 0] == "killed by SIGKILL (out of memory?)"
+    assert sum(error is not None for error in results.values()) == 4
+    (place / "grid.yaml").write_text(GRID.replace("0.9", "13"))
+    for seed in (0, 1):
+        (place / "out" / "same" / f"seed-{seed}" / "plan.json").unlink()
+    list(runner(place).run())
     grid = read_grid(place / "grid.yaml")
     cells = write_table(
         grid, place / "out", [Result(Cell("better", 0, place), 1.0, "a loss that is not finite")]
@@ -201,6 +209,20 @@ def test_a_cell_that_fails_leaves_the_others_alone(place: Path, capsys: pytest.C
     errors = [result.error for result in fresh.run()]
     assert errors.count("what all cells share has failed") == 6
     assert not (place / "other" / "plain").exists()
+
+
+def test_pairs_that_all_agree_have_not_found_the_smallest_difference() -> None:
+    """A grid said of 32 equal pairs that a difference of 0.000 would have been found."""
+    assert _against("switch_soon", 0.0, 0.0, 0.0, 32).smallest == 3 / 32
+    assert _against("switch_soon", 0.1, 0.05, 0.15, 32).smallest == pytest.approx(0.0715, abs=1e-4)
+
+
+def test_a_cell_that_was_not_run_has_not_failed(place: Path) -> None:
+    (place / "out").mkdir()
+    write_table(read_grid(place / "grid.yaml"), place / "out", [])
+    text = (place / "out" / "table.md").read_text()
+    assert "not run yet" in text
+    assert "failed" not in text
 
 
 @pytest.mark.slow
