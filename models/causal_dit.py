@@ -278,34 +278,37 @@ class DiTBlock(nn.Module):
         self, x: Tensor, time: Tensor, text: TextContext, layer: int, context: AttentionContext
     ) -> Tensor:
         """`x (B, T, N, D)`, `time (B, T, 6, D)`."""
-        found = context.attend(layer, *self.asked(x, time))
-        x = self.joined(x, time, found)
+        changes = self.modulation + time
+        found = context.attend(layer, *self.asked(x, changes))
+        x = self.joined(x, changes, found)
         x = x + self.cross_attn(self.norm3(x), text, layer)
-        return self.fed(x, time)
+        return self.fed(x, changes)
 
-    def asked(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of self-attention, `(B, T * N, heads, head_dim)` each. This and the two
-        below are functions of tensors alone, which can be compiled.
+    def asked(self, x: Tensor, changes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self-attention, `(B, T * N, heads, head_dim)` each; `changes (B, T, 6,
+        D)` are shift, scale and gate of it and of the feed-forward. This and the two below are functions of
+        tensors alone, which can be compiled.
         """
-        shift, scale, _ = self._modulated(time, 0)
+        shift, scale, _ = _three(changes, 0)
         return self.self_attn.ask((self._norm(x) * (1 + scale) + shift).flatten(1, 2))
 
-    def joined(self, x: Tensor, time: Tensor, found: Tensor) -> Tensor:
+    def joined(self, x: Tensor, changes: Tensor, found: Tensor) -> Tensor:
         """`x` and what self-attention `found (B, T * N, heads, head_dim)`."""
-        _, _, gate = self._modulated(time, 0)
+        _, _, gate = _three(changes, 0)
         return x + gate * self.self_attn.o(found.flatten(2)).view_as(x)
 
-    def fed(self, x: Tensor, time: Tensor) -> Tensor:
+    def fed(self, x: Tensor, changes: Tensor) -> Tensor:
         """`x` and what the feed-forward makes of it."""
-        shift, scale, gate = self._modulated(time, 3)
+        shift, scale, gate = _three(changes, 3)
         return x + gate * self.ffn(self._norm(x) * (1 + scale) + shift)
-
-    def _modulated(self, time: Tensor, first: int) -> tuple[Tensor, ...]:
-        """Shift, scale and gate, `(B, T, 1, D)` each."""
-        return (self.modulation + time)[:, :, first : first + 3, None].unbind(2)
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+
+def _three(changes: Tensor, first: int) -> tuple[Tensor, ...]:
+    """Shift, scale and gate, `(B, T, 1, D)` each."""
+    return changes[:, :, first : first + 3, None].unbind(2)
 
 
 class _Projections(nn.Module):

@@ -85,7 +85,7 @@ def test_overrides_are_of_some_stage(folder: Path, override: str, message: str) 
         ("optim.lr=1e-4", ["tokenizer", "words", "causal", "init", "self_forcing"]),
         ("windows.copies=2", ["causal", "init", "self_forcing"]),
         ("scenes.motion_weights.circles=2", ["tokenizer", "words", "causal", "init", "self_forcing"]),
-        ("scoring=windows", ["self_forcing"]),
+        ("scoring=windows", ["init", "self_forcing"]),
         # a stage and a section of other stages have that name
         ("words.gate=0.9", ["words"]),
         ("words.weight=0.2", ["causal", "init", "self_forcing"]),

@@ -129,7 +129,8 @@ def test_bench_prints_one_object(checkpoint: Path, capsys: pytest.CaptureFixture
         min(result[key] for key in ("time_to_first_frame_ms", "recache_ms", "peak_memory_mb", "params_m")) > 0
     )
     assert "long_stream" not in result
-    assert 0 < result["stream_memory_mb"] < result["peak_memory_mb"]
+    # nothing where memory that loading gave back is enough
+    assert 0 <= result["stream_memory_mb"] < result["peak_memory_mb"]
 
 
 @pytest.mark.slow
