@@ -1,13 +1,16 @@
-"""What was drawn on the picture as tracks: paths and boxes with their own timing, moves of the camera."""
+"""What was drawn on the picture as tracks: paths and boxes with their own timing, moves of the camera; and
+tracks as what could have been drawn.
+"""
 
 import itertools
 import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from streamgen.motion.boxes import Box, grid
-from streamgen.motion.tracks import TrackSet, camera, path
+from streamgen.motion.tracks import UNSPECIFIED, TrackSet, camera, path
 
 from .messages import Camera, Grid
 
@@ -16,6 +19,10 @@ Knots = list[tuple[float, ...]]
 
 # Farthest a thing is pulled per frame, of the picture: tracks faster than the model knows break things.
 MAX_STEP = 0.05
+# Of tracks that are drawn again: knots of one way, ways of tracks that do not go together, points held still.
+_MOST_KNOTS, _MOST_WAYS, _MOST_PINS = 64, 8, 64
+# Tracks that go together keep their distance up to this, of the picture.
+_TOGETHER = 0.01
 
 
 def path_tracks(
@@ -108,3 +115,56 @@ def _unhurried(knots: Sequence[tuple[float, ...]], fps: float) -> list[tuple[flo
 def clamped(value: float) -> float:
     """The nearest number in 0..1."""
     return min(max(value, 0.0), 1.0)
+
+
+def ways_of(kind: str, tracks: TrackSet, fps: float) -> list[Knots]:
+    """Tracks as they would have been drawn: knots in seconds since their frame 0, of each way one list.
+
+    Args:
+        kind: box: rows of (seconds, left, top, right, bottom); pins: a row of (0, x, y) for each; camera: how
+            long it takes; else rows of (seconds, x, y), one way for tracks that go together.
+    """
+    if kind == "camera":
+        return [[(tracks.num_frames / fps,)]]
+    said = tracks.state != UNSPECIFIED
+    frames = said.any(0).nonzero().flatten().tolist()
+    if not frames:
+        return []
+    if kind == "pins":
+        firsts = said.int().argmax(1)
+        points = tracks.points[torch.arange(len(firsts)), firsts][said.any(1)]
+        return [[(0.0, *point) for point in points[:_MOST_PINS].tolist()]]
+    if len(frames) > _MOST_KNOTS:
+        frames = [frames[round(i * (len(frames) - 1) / (_MOST_KNOTS - 1))] for i in range(_MOST_KNOTS)]
+    if kind == "box":
+        return [[(frame / fps, *_around(tracks.points[said[:, frame], frame])) for frame in frames]]
+    together = _middle(tracks, said, frames)
+    if together is not None:
+        return [[(frame / fps, *at) for frame, at in zip(frames, together, strict=True)]]
+    chosen = range(0, tracks.num_tracks, -(-tracks.num_tracks // _MOST_WAYS))
+    ways = [[(f / fps, *tracks.points[i, f].tolist()) for f in frames if said[i, f]] for i in chosen]
+    return [way for way in ways if way]
+
+
+def _middle(tracks: TrackSet, said: Tensor, frames: Sequence[int]) -> list[list[float]] | None:
+    """Where the middle of tracks that go together is in some frames; None where they do not."""
+    full = max(frames, key=lambda frame: int(said[:, frame].sum()))
+    seen = said[:, full]
+    points, said = tracks.points[seen], said[seen]
+    offsets = points[:, full] - points[:, full].mean(0)
+    middles: list[Tensor] = []
+    for frame in frames:
+        each = (points[:, frame] - offsets)[said[:, frame]]
+        middle = each.mean(0) if len(each) else middles[-1] if middles else points[:, full].mean(0)
+        if bool(((each - middle).abs() > _TOGETHER).any()):
+            return None
+        middles.append(middle)
+    return [middle.tolist() for middle in middles]
+
+
+def _around(points: Tensor) -> tuple[float, ...]:
+    """Edges of the box over which points (N, 2) are spread evenly, each in the middle of its part."""
+    low, high = points.amin(0), points.amax(0)
+    counts = [len(torch.unique((1000 * points[:, axis]).round())) for axis in (0, 1)]
+    past = (high - low) / (2 * (torch.tensor(counts) - 1).clamp(min=1))
+    return (*(low - past).tolist(), *(high + past).tolist())

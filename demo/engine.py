@@ -5,7 +5,7 @@ tests and measurements.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from streamgen.families import Description, find_model
 from streamgen.live.pushed import PushedInput
 from streamgen.live.taken import InputReceipt
 from streamgen.machine import device_name
+from streamgen.motion.gestures import Gesture
 from streamgen.stream.events import Receipt
 from streamgen.stream.snapshot import read_snapshot, write_snapshot
 from streamgen.stream.timeline import Applied, Timeline
@@ -144,6 +145,11 @@ class Stream(Listening, Protocol):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings now."""
+        ...
+
+    @property
+    def gestures(self) -> Sequence[Gesture]:
+        """The gestures in force in the last chunk."""
         ...
 
     @property
@@ -407,6 +413,10 @@ class SessionStream:
     @property
     def settings(self) -> dict[str, Any]:
         return self.session.controls.settings.to_json()
+
+    @property
+    def gestures(self) -> tuple[Gesture, ...]:
+        return self.session.controls.gestures
 
     @property
     def cache_fill(self) -> tuple[int, int]:

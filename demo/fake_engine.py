@@ -246,8 +246,9 @@ class FakeStream:
 
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         receipt = self._queue.receipt(0)
-        if event.settings and event.settings.get("steps") == 13:
-            return receipt.refuse("setting steps: 13 is unlucky")
+        for name, value in (event.settings or {}).items():
+            if str(value) == "13":
+                return receipt.refuse(f"setting {name}: 13 is unlucky")
         text = None if not event.changes_text else self.engine.words(" ".join(event.prompts))
         if text is not None and text.done():
             receipt.unknown, receipt.dropped = text.result().unknown, text.result().dropped

@@ -1,7 +1,7 @@
 """What a viewer does with their hands: it becomes gestures, and they are told what became of it."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -89,6 +89,19 @@ class Hands:
             self.reset()
         if changes is not None:
             self.tell()
+
+    def bring(self, stream: Stream, frame: int) -> None:
+        """A chunk has been made from a frame on: what it had in force of a timeline is shown as theirs is."""
+        self.desk.bring(stream.gestures, frame)
+        self.tell()
+
+    def leaves(self, message: HandMessage) -> Sequence[str]:
+        """Gestures of a timeline that a viewer lets go of."""
+        brought = self.desk.held.brought()
+        if isinstance(message, Remove):
+            held = self.desk.held.find(message.number)
+            return [name for name in brought if held is not None and held.gesture == name]
+        return brought if isinstance(message, Simple) else ()
 
     def tell(self) -> None:
         """Tell the page what is in force, where that has changed."""

@@ -252,6 +252,7 @@ class LiveSession:
         elif isinstance(message, Simple) and message.kind == "webcam_off":
             self.webcam.end(self.stream, "the camera is off")
         elif isinstance(message, HandMessage):
+            self.plan.let_go(self.hands.leaves(message))
             self.hands.take(message)
 
     def _event(self, message: Event) -> None:
@@ -388,7 +389,9 @@ class LiveSession:
         self.hands.seen.clear()
         self.answers.refuse_all("the stream went elsewhere before this took effect")
         self.hands.reset()
-        if frame and self.stream is not None and not keep:
+        if keep and self.stream is not None:
+            self.hands.desk.bring(self.stream.gestures, frame)
+        elif frame and self.stream is not None:
             # what the stream brought along from then is nobody's any more
             self.stream.submit(StreamEvent(motion=TrackSet.empty(0)))
         if self.state == "failed":
@@ -407,6 +410,7 @@ class LiveSession:
         with self._lock:
             if self.state == "ended" or epoch != self.epoch:
                 return
+            self.hands.bring(stream, made.start)
             # what a recache takes is reckoned apart
             apart = made.timings.get("event", 0.0) if made.recached else 0.0
             self.times.add(self.clock() - began - apart)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from streamgen.motion.boxes import covers_alike, held_grid, patch, together
+from streamgen.motion.gestures import Gesture
 from streamgen.motion.tracks import TrackSet, merge, pins
 
 from .drawn_tracks import MAX_STEP, XY, box_tracks, camera_tracks, path_tracks
@@ -203,6 +204,13 @@ class MotionDesk:
         elif "camera" not in self._ends:
             self.held.end("camera", None)
 
+    def bring(self, gestures: Sequence[Gesture], frame: int) -> None:
+        """Of the gestures in force in the chunk from a frame on, others than these hands' are shown, too.
+
+        One of theirs ends where they have said; a timeline may have another of the same name.
+        """
+        self.held.bring([one for one in gestures if self._ends.get(one.name) != one.end], frame)
+
     def end_strokes(self) -> None:
         """The hand is gone (a lost connection)."""
         for stroke in self._strokes.values():
@@ -232,7 +240,8 @@ class MotionDesk:
             self._changes["camera"] = self._travel(self._moving)
         for number, stroke in list(self._strokes.items()):
             self._changes[stroke.name] = self._advance(number, frames)
-        changes = {name: t for name, t in self._changes.items() if t is not None or name in self._ends}
+        goes = {*self._ends, *self.held.brought(start)}
+        changes = {name: t for name, t in self._changes.items() if t is not None or name in goes}
         self._changes = {}
         live = {stroke.name for stroke in self._strokes.values()}
         for name, tracks in changes.items():

@@ -1,6 +1,6 @@
 """Changes that are known before their frame comes: of an opened timeline, or put there by an edit."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from streamgen.stream.events import Receipt
 
@@ -37,6 +37,19 @@ class Plan:
             if receipt.status == "accepted":
                 stream.withdraw(receipt)
         self._waiting, self._asked = sorted(items, key=lambda item: item.frame), []
+
+    def let_go(self, gestures: Collection[str]) -> None:
+        """Of gestures in force, what is yet to come of the same taking hold is dropped."""
+        left = set(gestures)
+        kept = []
+        for item in self._waiting:
+            names = item.event.gesture_changes.keys()
+            if item.told:
+                left -= names
+            elif left.issuperset(names):
+                continue
+            kept.append(item)
+        self._waiting = kept
 
     def begin(self, stream: Stream) -> None:
         """A chunk begins: hand over what is due with it, and words somewhat before."""

@@ -4,7 +4,7 @@ import { make } from "./element.js";
 /** @typedef {import("./types.js").HeldRow} HeldRow */
 /** @typedef {import("./types.js").Point} Point */
 /** @type {Record<string, string>} */
-export const COLOURS = { drag: "#34d399", path: "#60a5fa", box: "#fbbf24", pin: "#f87171" };
+export const COLOURS = { drag: "#34d399", path: "#60a5fa", box: "#fbbf24", pin: "#f87171", pins: "#f87171" };
 
 export class Held {
   /** @param {import("./live.js").Live} live */
@@ -68,6 +68,7 @@ export class Held {
       if (row.kind === "camera") continue;
       const colour = COLOURS[row.kind], at = row.start === null ? 0 : now - row.start;
       if (row.kind === "box") this.box(pen, row, at, colour);
+      else if (row.kind === "pins") this.pins(pen, row);
       else this.line(pen, row, at, colour);
     }
     this.live.paint.pins.forEach((pin, i) => {
@@ -84,15 +85,24 @@ export class Held {
    * @param {string} colour
    */
   line(pen, row, at, colour) {
-    const drawn = row.kind === "drag" ? this.lines.get(row.id) || [] : row.knots.map(([, x, y]) => ({ x, y }));
+    const drawn = this.lines.get(row.id) || row.knots.map(([, x, y]) => ({ x, y }));
     if (!drawn.length) return;
     pen.line(drawn, colour, row.start === null ? 0.55 : 0.9);
-    if (row.kind === "path") {
+    if (row.knots.length) {
       const [x, y] = between(row.knots, at);
       pen.patch({ x, y }, row.grid, colour);
       pen.dot({ x, y }, colour, 7);
     }
     pen.badge(String(row.number), drawn[0], colour);
+  }
+
+  /**
+   * @param {import("./pen.js").Pen} pen
+   * @param {HeldRow} row
+   */
+  pins(pen, { knots, number }) {
+    for (const [, x, y] of knots) pen.dot({ x, y }, COLOURS.pin, 6);
+    pen.badge(String(number), { x: knots[0][1], y: knots[0][2] - 0.05 }, COLOURS.pin);
   }
 
   /**

@@ -45,7 +45,8 @@ export class Link {
     /** @type {string[]} */
     const notes = [];
     for (const [name, text] of said) {
-      if (name === "prompt") this.prompt(text, notes);
+      if (name === "prompt") { const words = this.words(name, text, notes); if (words) live.part.prompt.value = live.prompts.said = words; }
+      else if (name === "input_prompt") live.part.inputPrompt.value = live.settings.told = this.words(name, text, notes);
       else if (name === "seed") this.seed(text, notes);
       else if (name === "model") this.asked = text;
       else if (name in live.settings.inputs) this.setting(name, text, notes);
@@ -56,15 +57,17 @@ export class Link {
   }
 
   /**
+   * What can be taken of a text; "" for nothing.
+   * @param {string} name
    * @param {string} text
    * @param {string[]} notes
    */
-  prompt(text, notes) {
-    const { live } = this;
-    const words = text.replace(/\s+/g, " ").trim();
-    if (!words) { notes.push("prompt: it has no words"); return; }
-    if (words.length > live.options.limit) { notes.push(`prompt: ${live.options.limit} characters are taken, found ${words.length}`); return; }
-    live.part.prompt.value = live.prompts.said = words;
+  words(name, text, notes) {
+    const { limit } = this.live.options, words = text.replace(/\s+/g, " ").trim();
+    if (!words) notes.push(`${name}: it has no words`);
+    else if (words.length > limit) notes.push(`${name}: ${limit} characters are taken, found ${words.length}`);
+    else return words;
+    return "";
   }
 
   /**

@@ -1,4 +1,5 @@
-// Sliders: sent when they rest, and set to what holds when the stream goes elsewhere or refuses a change.
+// Sliders, and the words of the camera: sent when they rest, and set to what holds when the stream goes elsewhere
+// or refuses a change.
 import { make } from "./element.js";
 
 /** @type {[string, string, number, number, number][]} */
@@ -33,8 +34,17 @@ export class Settings {
     /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement }>} */
     this.loras = {};
     this.suited = false;
+    // what the field of the camera's words held when it was last sent, or set from the stream
+    this.told = "";
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
+    const { inputPrompt } = live.part;
+    inputPrompt.maxLength = live.options.limit;
+    inputPrompt.addEventListener("change", () => {
+      this.told = inputPrompt.value;
+      this.waiting.input_prompt = this.told.trim();
+      this.soon();
+    });
     live.part.pixelated.addEventListener("change", () => this.sharp());
     this.sharp();
     live.on("hello", (hello) => this.suit(hello));
@@ -101,8 +111,19 @@ export class Settings {
     value.textContent = Number(input.value).toFixed(Number(input.step) < 1 ? 1 : 0);
   }
 
+  /** @returns {Record<string, number | string>} */
   values() {
-    return Object.fromEntries(Object.entries(this.inputs).map(([name, { input }]) => [name, Number(input.value)]));
+    const sliders = Object.fromEntries(Object.entries(this.inputs).map(([name, { input }]) => [name, Number(input.value)]));
+    const words = this.live.part.inputPrompt.value.trim();
+    return words ? { ...sliders, input_prompt: words } : sliders;
+  }
+
+  // the words of the camera that hold, unless somebody is writing others
+  tell() {
+    const { live } = this, { inputPrompt } = live.part, holds = String(this.holds.input_prompt || "");
+    if (inputPrompt.value !== this.told && inputPrompt.value.trim() !== holds) return;
+    this.told = inputPrompt.value = holds;
+    live.wordList?.changed();
   }
 
   /** @param {string} name */
@@ -145,7 +166,7 @@ export class Settings {
     this.show();
   }
 
-  // sliders say what holds, but for those on which a hand is or whose change is still on its way
+  // they say what holds, but for those on which a hand is or whose change is still on its way
   show() {
     const busy = Object.assign({}, this.waiting, ...this.asked.values());
     for (const [name, { input }] of Object.entries(this.inputs)) {
@@ -153,6 +174,7 @@ export class Settings {
       input.value = String(this.holds[name]);
       this.write(name);
     }
+    if (!("input_prompt" in busy)) this.tell();
     if ("lora" in busy || !this.holds.lora) return;
     for (const part of String(this.holds.lora).split(",")) {
       const [name, strength] = part.split(":");

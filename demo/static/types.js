@@ -202,6 +202,8 @@
  * @property {HTMLElement} webcamText
  * @property {HTMLInputElement} strength
  * @property {HTMLElement} strengthValue
+ * @property {HTMLInputElement} inputPrompt
+ * @property {HTMLElement} inputUnknown
  * @property {HTMLElement} sliders
  * @property {HTMLSelectElement} cache
  * @property {HTMLSelectElement} sink

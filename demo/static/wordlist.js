@@ -12,15 +12,16 @@ export class WordList {
     const { options, part } = live;
     this.words = new Set(options.words);
     this.kinds = Object.entries(options.kinds);
-    part.unknown.hidden = !this.words.size;
+    part.unknown.hidden = part.inputUnknown.hidden = !this.words.size;
     part.chips.hidden = !this.kinds.length;
     part.exampleBox.toggleAttribute("open", !this.kinds.length);
     /** @type {[string, string, HTMLButtonElement][]} */
     this.buttons = [];
     for (const [kind, phrases] of this.kinds) this.row(kind, phrases);
-    part.prompt.addEventListener("input", () => this.changed());
+    for (const field of [part.prompt, part.inputPrompt]) field.addEventListener("input", () => this.changed());
     part.prompt.addEventListener("scroll", () => { part.mirror.scrollTop = part.prompt.scrollTop; });
-    part.unknown.addEventListener("click", (event) => this.replace(/** @type {HTMLElement} */ (event.target).closest("button")));
+    this.offers(part.unknown, part.prompt);
+    this.offers(part.inputUnknown, part.inputPrompt);
     this.changed();
   }
 
@@ -64,28 +65,36 @@ export class WordList {
       button.setAttribute("aria-pressed", String(found(text, phrases) === phrase));
     }
     if (!this.words.size) return;
-    const typed = document.activeElement === part.prompt ? part.prompt.selectionEnd : -1;
     /** @type {(Node | string)[]} */
     const mirror = [];
-    /** @type {Set<string>} */
-    const unknown = new Set();
     let end = 0;
-    for (const match of text.matchAll(WORD)) {
-      const word = match[0].toLowerCase(), after = match.index + match[0].length;
-      // a word that is being typed may still become one
-      const growing = after === typed && [...this.words].some((known) => known.startsWith(word));
-      if (this.words.has(word) || growing) continue;
-      unknown.add(word);
+    const unknown = this.unknown(part.prompt);
+    for (const match of unknown) {
       mirror.push(text.slice(end, match.index), make("mark", { text: match[0] }));
-      end = after;
+      end = match.index + match[0].length;
     }
     part.mirror.replaceChildren(...mirror, `${text.slice(end)}\n`);
-    this.tell([...unknown]);
+    this.tell(unknown, part.unknown);
+    this.tell(this.unknown(part.inputPrompt), part.inputUnknown);
   }
 
-  /** @param {string[]} unknown */
-  tell(unknown) {
-    const { part } = this.live;
+  /** @param {HTMLInputElement | HTMLTextAreaElement} field */
+  unknown(field) {
+    const typed = document.activeElement === field ? field.selectionEnd : -1;
+    return [...field.value.matchAll(WORD)].filter((match) => {
+      const word = match[0].toLowerCase();
+      // a word that is being typed may still become one
+      const growing = match.index + match[0].length === typed && [...this.words].some((known) => known.startsWith(word));
+      return !this.words.has(word) && !growing;
+    });
+  }
+
+  /**
+   * @param {RegExpExecArray[]} matches
+   * @param {HTMLElement} place
+   */
+  tell(matches, place) {
+    const unknown = [...new Set(matches.map(([word]) => word.toLowerCase()))];
     const parts = unknown.slice(0, MOST_TOLD).flatMap((word) => {
       const near = nearest(word, this.words);
       const short = word.length > 18 ? `${word.slice(0, 16)}…` : word;
@@ -96,18 +105,25 @@ export class WordList {
     if (parts.length) parts.unshift("Unknown: ");
     if (unknown.length > MOST_TOLD) parts.push(`and ${unknown.length - MOST_TOLD} more`);
     const told = unknown.join(" ");
-    if (told === part.unknown.dataset.told) return;
-    part.unknown.dataset.told = told;
-    part.unknown.replaceChildren(...parts);
+    if (told === place.dataset.told) return;
+    place.dataset.told = told;
+    place.replaceChildren(...parts);
   }
 
-  /** @param {HTMLButtonElement | null} button */
-  replace(button) {
-    const { prompt } = this.live.part;
-    if (!button) return;
-    prompt.value = prompt.value.replace(whole(button.dataset.word || ""), button.textContent || "");
-    this.changed();
-    prompt.focus();
+  /**
+   * Known words in place of those of a field that are not, at a press.
+   * @param {HTMLElement} place
+   * @param {HTMLInputElement | HTMLTextAreaElement} field
+   */
+  offers(place, field) {
+    place.addEventListener("click", (event) => {
+      const button = /** @type {HTMLElement} */ (event.target).closest("button");
+      if (!button) return;
+      field.value = field.value.replace(whole(button.dataset.word || ""), button.textContent || "");
+      this.changed();
+      field.dispatchEvent(new Event("change"));
+      field.focus();
+    });
   }
 }
 

@@ -1,9 +1,16 @@
-"""Blocks that are added to the lane by hand: settings, moves of the camera, what is drawn on the picture."""
+"""Blocks that are added to the lane by hand: settings, moves of the camera, what is drawn on the picture; and
+motion that a timeline brought, on the picture.
+"""
+
+import json
 
 import pytest
 from playwright.sync_api import Page
 
-from tests.demo_pages import frame_now, said
+from streamgen import StreamEvent
+from streamgen.motion.tracks import path
+from streamgen.stream.timeline import Timeline
+from tests.demo_pages import frame_now, said, settled
 
 # What was added and is not sent yet, as the server is told it.
 ADDED = """() => Object.fromEntries([...window.streamgen.lane.changes.values()].map(
@@ -74,3 +81,48 @@ def test_settings_camera_and_drawn_paths_are_added_and_played(page: Page) -> Non
     # in the log, as it is soon over
     draw(page)
     page.wait_for_selector("[data-part=log] li[data-kind=drag]")
+
+
+# By the frame on screen, the numbers of what is drawn; and a colour of what is drawn over the picture.
+KEEP = """() => {
+  const { held, epoch } = window.streamgen;
+  window.drawn = [];
+  window.streamgen.on("shown", (frame) => {
+    if (frame.epoch > epoch) window.drawn.push([frame.frame, held.visible().map((row) => row.number)]);
+  });
+}"""
+COLOUR = """([x, y]) => {
+  const { paint } = window.streamgen.part;
+  return [...paint.getContext("2d").getImageData(x * paint.width, y * paint.height, 1, 1).data];
+}"""
+BLUE, NOTHING = [0x60, 0xA5, 0xFA], [0, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_motion_of_an_opened_timeline_is_drawn_while_it_is_in_force(page: Page) -> None:
+    timeline = Timeline(16.0, 3)
+    timeline.record(0, 0, StreamEvent("a red ball"))
+    short = path([(0, 0.2, 0.2), (1, 0.8, 0.2)], 16.0)
+    timeline.record(3, 9, StreamEvent(gestures={"path 1": short}))
+    timeline.record(9, 33, StreamEvent(gestures={"path 2": path([(0, 0.2, 0.5), (99, 0.8, 0.5)], 16.0)}))
+    page.evaluate(KEEP)
+    page.evaluate(
+        "body => fetch(window.streamgen.connection.url('open'), { method: 'POST', body })",
+        json.dumps(timeline.to_json()),
+    )
+    page.wait_for_function("window.drawn.length > 0 && window.streamgen.player.shown >= 37")
+    page.click("[data-part=play]")
+    page.wait_for_selector(".sg[data-state=paused]")
+    settled(page)
+    assert page.evaluate(COLOUR, [0.5, 0.5])[:3] == pytest.approx(BLUE, abs=20)
+    assert page.evaluate(COLOUR, [0.5, 0.2]) == NOTHING, "it is over"
+    assert "path: from the timeline" in (page.text_content("[data-part=held]") or "")
+    for frame, numbers in page.evaluate("window.drawn"):
+        assert numbers == ([1] if 9 <= frame < 9 + short.num_frames else [2] if frame >= 33 else []), frame
+
+    # before it there is nothing of it
+    page.evaluate("window.streamgen.send({ type: 'rewind', mark: window.streamgen.strip.marks[0].id })")
+    page.wait_for_function("window.streamgen.player.shown < 33")
+    settled(page)
+    assert page.evaluate("window.streamgen.held.rows.length") == 0
+    assert page.evaluate(COLOUR, [0.5, 0.5]) == NOTHING
