@@ -75,7 +75,7 @@ def test_two_hundred_mutations(tmp_path: Path) -> None:
     assert counts["refused"] > 60, counts
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_thousand_mutations(tmp_path: Path) -> None:
     run_mutations(range(200, 2200), tmp_path)
 
