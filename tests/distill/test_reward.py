@@ -58,6 +58,7 @@ def pictures(count: int, seed: int = 5) -> tuple[Tensor, ToldBatch]:
     return drawn.video[:, 0].float().movedim(-1, 1) / 127.5 - 1, ToldBatch(nothing, nothing, labels)
 
 
+@pytest.mark.slow
 def test_pictures_of_the_world_are_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     shown_ones, told = pictures(10)
 

@@ -57,11 +57,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+@pytest.mark.slow
 def test_wheel_top_level_is_the_four_packages(wheel: zipfile.ZipFile) -> None:
     top = {name.split("/")[0] for name in wheel.namelist()}
     assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> None:
     """A folder without __init__.py, or a suffix missing from package-data, would be left out in silence."""
     names = set(wheel.namelist())
@@ -76,6 +78,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> None:
     assert {"streamgen/py.typed", "models/py.typed"} <= names
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_shipped_weights(wheel: zipfile.ZipFile) -> None:
     weights = ROOT / "streamgen" / "weights" / "tiny"
     assert weights.is_dir(), "they are part of the repository"
@@ -85,6 +88,7 @@ def test_wheel_holds_the_shipped_weights(wheel: zipfile.ZipFile) -> None:
     assert any(name.endswith(".safetensors") for name in inside)
 
 
+@pytest.mark.slow
 def test_wheel_declares_command_and_licence(wheel: zipfile.ZipFile) -> None:
     (info,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
     assert "streamgen = streamgen.cli.app:main" in wheel.read(f"{info}/entry_points.txt").decode()

@@ -269,6 +269,7 @@ def test_snapshots_cross_runners(pipelines: list[Pipeline]) -> None:
         agree([next(plain).latents], [made])
 
 
+@pytest.mark.slow
 def test_a_chunk_is_one_graph(pipelines: list[Pipeline]) -> None:
     """All of its steps, the sink and the flags: nothing in it asks the host."""
     torch._dynamo.reset()
