@@ -13,6 +13,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pytest
+from huggingface_hub import constants
+
+from streamgen.checkpoints.hub import list_files
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -132,3 +137,15 @@ def serving(folder: Path) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def asked_hub(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that huggingface_hub asks, with a cache of its own and no listing remembered."""
+    with serving(folder) as found:
+        monkeypatch.setenv("HF_ENDPOINT", found.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        list_files.cache_clear()
+        yield found
+    list_files.cache_clear()

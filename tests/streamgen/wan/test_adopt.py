@@ -24,7 +24,7 @@ from streamgen.wan.options import WanOptions
 from streamgen.wan.releases import RELEASES, find_release
 from tests.command_line import call
 from tests.foreign_layouts import Layout, plain, write, write_shards
-from tests.hub_server import COMMIT, Hub, serving
+from tests.hub_server import COMMIT, Hub, asked_hub
 from tests.lora_files import NAMINGS
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
@@ -42,13 +42,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving(published) as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        list_files.cache_clear()
+    with asked_hub(published, tmp_path / "cache", monkeypatch) as found:
         yield found
-    list_files.cache_clear()
 
 
 def small(*more: str) -> AdoptOptions:

@@ -6,28 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from streamgen.checkpoints.foreign import read_foreign
-from streamgen.checkpoints.hub import fetch, list_files
+from streamgen.checkpoints.hub import fetch
 from streamgen.errors import CheckpointError
 from streamgen.wan import text, weights
 from streamgen.wan.adopt import adopt
 from streamgen.wan.config import TextConfig
 from tests.foreign_layouts import plain, write_shards
-from tests.hub_server import COMMIT, Hub, serving
+from tests.hub_server import COMMIT, Hub, asked_hub
 from tests.tiny_models import assert_needs
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving(tmp_path / "hub") as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        list_files.cache_clear()
+    with asked_hub(tmp_path / "hub", tmp_path / "cache", monkeypatch) as found:
         yield found
-    list_files.cache_clear()
 
 
 def test_an_index_comes_with_its_shards(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
