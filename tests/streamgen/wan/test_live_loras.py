@@ -261,8 +261,9 @@ def test_guided_streams_read_the_empty_prompt_at_their_strength(
     ("value", "message"),
     [
         ("mood:1", "setting lora: expected names of style, pace, found mood"),
-        ("style:nan", "expected NAME:STRENGTH with a finite number, found 'style:nan'"),
-        (float("inf"), "expected NAME:STRENGTH with a finite number"),
+        ("style:nan", "expected NAME:STRENGTH with a number in -100..100, found 'style:nan'"),
+        ("style:1e30", "expected NAME:STRENGTH with a number in -100..100, found 'style:1e30'"),
+        (float("inf"), "lora must be in -100..100, found inf"),
         ("style:0.1,style:0.2", "expected each name once, found style twice"),
         ("0.1,0.2", "expected each name once, found a number for all twice"),
         ("style", "expected NAME:STRENGTH"),
