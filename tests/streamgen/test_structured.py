@@ -141,9 +141,11 @@ def test_a_text_is_parsed_once_and_a_changed_file_is_read_anew(
     first = read_yaml(file)
     first["a"]["b"].append(3)
     assert read_yaml(file)["a"] == {"b": [1, 2]}
-    assert read_yaml(file, ["a.b=4"])["a"] == {"b": 4}
-    assert read_yaml(file)["a"] == {"b": [1, 2]}
     assert len(parsed) == 1
+    for _ in range(2):
+        assert read_yaml(file, ["a.b=4"])["a"] == {"b": 4}
+    assert read_yaml(file)["a"] == {"b": [1, 2]}
+    assert len(parsed) == 2
     file.write_text(f"a: {{b: [1, 5]}}\nwhere: {tmp_path}\n")
     assert read_yaml(file)["a"] == {"b": [1, 5]}
     monkeypatch.setenv("STREAMGEN_WHERE", "here")
