@@ -1,5 +1,9 @@
 """Configs and random checkpoints of the diffusion stages at a size of seconds."""
 
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +66,21 @@ def export(stage: DiffusionStage, directory: Path, seed: int) -> Path:
     return directory
 
 
+@functools.cache
+def _kept() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="streamgen-starts-")
+
+
+def _start(directory: Path, stage: Callable[[], DiffusionStage], seed: int) -> None:
+    """A random checkpoint that runs start from; all of one name are alike: one is made, the others copied."""
+    kept = Path(_kept().name, directory.name)
+    if not kept.exists():
+        export(stage(), directory, seed)
+        shutil.copytree(directory, kept)
+        return
+    shutil.copytree(kept, directory)
+
+
 def causal_run(tmp_path: Path, **changes: Any) -> CausalRun:
     """A causal stage."""
     return CausalRun(
@@ -82,7 +101,7 @@ def init_run(tmp_path: Path, **changes: Any) -> InitRun:
     """The init stage from a random causal checkpoint."""
     start = tmp_path / "causal_export"
     if not start.exists():
-        export(CausalStage(causal_run(tmp_path), CPU), start, 3)
+        _start(start, lambda: CausalStage(causal_run(tmp_path), CPU), 3)
     settings: dict[str, Any] = {
         "mixture": MIXTURE,
         "windows": WINDOWS,
@@ -99,7 +118,7 @@ def self_forcing_run(tmp_path: Path, **changes: Any) -> SelfForcingRun:
     """The self_forcing stage from random checkpoints of student and teacher."""
     student, teacher = init_run(tmp_path).teacher, tmp_path / "teacher_export"
     if not teacher.exists():
-        export(TeacherStage(teacher_run(tmp_path), CPU), teacher, 4)
+        _start(teacher, lambda: TeacherStage(teacher_run(tmp_path), CPU), 4)
     settings: dict[str, Any] = {
         "windows": WINDOWS,
         "init": student,
