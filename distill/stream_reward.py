@@ -32,8 +32,9 @@ _PAST, _SEEN = 5, 12
 _EVERY, _LOOK = 2, 8
 #: Frames behind a switch in which one look fades into another.
 _FADING = 8
-#: By which distance, of 64, ways that fit better are e times as likely; from which on errors count in full.
-_SHARPNESS, _NEAR = 1.5, 2.0
+#: By which distance, of 64, ways that fit better are e times as likely; which one costs as much, whatever
+#: else would fit, so that hops do; and from which on a drag's error counts in full.
+_SHARPNESS, _FAR, _NEAR = 1.5, 4.0, 2.0
 #: Frames behind a drag until an object goes its own way again.
 _RELEASED = 8
 
@@ -162,7 +163,8 @@ class StreamReward:
                 continue
             path = run_on(where.centre[:, :, skipped:][judged]) * WORLD_SIZE
             near, motion = self._ways.apart(path), labels["motion"].to(path.device)[judged]
-            losses.append(cross_entropy(-near / _SHARPNESS, motion, reduction="none"))
+            own = near.gather(1, motion[:, None])[:, 0]
+            losses.append(cross_entropy(-near / _SHARPNESS, motion, reduction="none") + own / _FAR)
             rights.append((near.argmin(1) == motion).float())
         if len(losses) == 1:
             return losses[0], {}
