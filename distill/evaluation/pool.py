@@ -73,14 +73,16 @@ def make_rows(
 def each(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any], processes: int) -> Iterator[T]:
     """`do(work, task)` of each task as it is done, begun in their order, in several processes of one thread.
 
-    `work` is sent to each process once; `do` is a function of a module.
+    `work` is sent to each process once; `do` is a function of a module. One process is this one: another
+    takes seconds to start.
 
     Raises:
         StreamgenError: a process was killed, as the system does where memory runs out.
     """
     context = multiprocessing.get_context("spawn")
     count = min(processes, len(tasks))
-    if not count:
+    if count < 2:
+        yield from _here(work, do, tasks)
         return
     with ProcessPoolExecutor(count, context, _open_worker, (work,)) as pool:
         waiting: list[Future[T]] = [pool.submit(_do, do, task) for task in tasks]
@@ -106,6 +108,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _here(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any]) -> Iterator[T]:
+    _worker.clear()
+    for task in tasks:
+        with one_thread():
+            done = do(work, task)
+        yield done
+    # what was made once is of this work
+    _worker.clear()
 
 
 _worker: dict[str, Any] = {}
