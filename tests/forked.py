@@ -37,6 +37,7 @@ class Forked:
         cwd: where it runs.
         largest_file: bytes beyond which no file may grow.
         before: is called in the process, before the command.
+        command: what is run in place of `streamgen`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Forked:
         cwd: Path,
         largest_file: int | None = None,
         before: Callable[[], object] = lambda: None,
+        command: Callable[[list[str]], object] = main,
     ) -> None:
         for name in _NEEDED:
             importlib.import_module(f"streamgen.{name}")
@@ -54,7 +56,8 @@ class Forked:
         self.pid = os.fork()
         if not self.pid:
             given = [str(argument) for argument in arguments]
-            os._exit(_ended(lambda: _run(given, cwd, largest_file, before, out_end, err_end)))
+            run = lambda: command(given)  # noqa: E731
+            os._exit(_ended(lambda: _run(run, cwd, largest_file, before, out_end, err_end)))
         for end in (out_end, err_end):
             os.close(end)
 
@@ -121,7 +124,7 @@ def call_forked(
 
 
 def _run(
-    arguments: list[str],
+    command: Callable[[], object],
     cwd: Path,
     largest_file: int | None,
     before: Callable[[], object],
@@ -148,7 +151,7 @@ def _run(
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     before()
-    main(arguments)
+    command()
 
 
 def _without_root_powers() -> None:

@@ -1,4 +1,4 @@
-"""The demo in a real browser: headless Chromium against `python -m demo` with the shipped model.
+"""The demo in a real browser: headless Chromium against the demo's server with the shipped model.
 
 All waits are on conditions; how long they may take is for slow machines. Colours are told by which channel
 stands out, since what exactly the model paints is not the matter here.
@@ -6,10 +6,8 @@ stands out, since what exactly the model paints is not the matter here.
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page
 
+from demo.__main__ import main
 from streamgen.video.read import read_clip
+from tests.forked import Forked, call_forked
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,24 +50,28 @@ COLOURS = """() => {
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "demo", "--port", str(port), "--max-sessions", "3"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as server:
+    command = typer.Typer()
+    command.command()(main)
+    server = Forked("--port", port, "--max-sessions", "3", cwd=ROOT, command=command)
+    try:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/live/health", timeout=5):
                     break
             except OSError:
-                assert server.poll() is None, server.stderr and server.stderr.read().decode()
+                assert server.poll() is None, server.stderr.read()
                 assert time.monotonic() < deadline, "the demo does not come up"
                 time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/"
-        server.terminate()
+        server.send_signal(signal.SIGTERM)
         server.wait(PATIENCE)
+    finally:
+        server.kill()
 
 
 @pytest.fixture
-def context(browser: Browser, address: str) -> Iterator[BrowserContext]:
+def context(address: str, browser: Browser) -> Iterator[BrowserContext]:
     made = browser.new_context(viewport={"width": 1200, "height": 900})
     made.set_default_timeout(PATIENCE * 1000)
     outside: list[str] = []
@@ -187,12 +192,8 @@ def check_downloads(page: Page, folder: Path) -> None:
     with page.expect_download() as timeline:
         page.click("[data-part=timeline]")
     timeline.value.save_as(folder / "session.json")
-    command = [sys.executable, "-m", "streamgen", "render", "session.json", "-o", "again.mp4", "--json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
+    done = call_forked("render", "session.json", "-o", "again.mp4", "--json", cwd=folder)
+    assert done.code == 0, done
     made = json.loads((folder / "again.json").read_text())
     assert made["replay"]["equal"] is True
     again = read_clip(folder / "again.mp4", 16, 64, 64, 100_000)[: len(frames)]
@@ -309,7 +310,7 @@ def test_bad_messages_are_refused_and_the_stream_goes_on(context: BrowserContext
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_the_page_fits_a_phone_and_works_by_keyboard(browser: Browser, address: str, scheme: str) -> None:
+def test_the_page_fits_a_phone_and_works_by_keyboard(address: str, browser: Browser, scheme: str) -> None:
     made = browser.new_context(viewport={"width": 375, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
     made.set_default_timeout(PATIENCE * 1000)
     page = open_page(made, address)

@@ -328,4 +328,5 @@ def test_from_the_command_line(
     assert done.code == 0, done.stderr
     assert "style: 20 changes live at strength 0.7" in done.stderr
     assert json.loads((tmp_path / "out.json").read_text())["settings"]["lora"] == "0.25"
-    assert "strength: expected a number in -100..100, found nan" in call(capsys, *command, "--live-lora", f"{files[0]}:nan").error()
+    refused = call(capsys, *command, "--live-lora", f"{files[0]}:nan").error()
+    assert "strength: expected a number in -100..100, found nan" in refused
