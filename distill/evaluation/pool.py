@@ -1,7 +1,9 @@
 """Streams and clips of the world, made and read in several processes, a row for each."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -124,9 +126,25 @@ _worker: dict[str, Any] = {}
 def _open_worker(work: Any) -> None:
     # Ctrl-C reaches the whole group: a worker just ends, and the main process says what became of the run
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _end_with_parent()
     torch.set_num_threads(1)
     _worker.clear()
     _worker.update(work=work)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does: another signal, such as SIGTERM, reaches that
+    one alone, and work would be waited for for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _do(do: Callable[[Any, Any], T], task: Any) -> T:
