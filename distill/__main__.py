@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, update each module at the smallest batch, print what a run costs",
+        help="build everything, update each module, print what a run costs",
     )
     parser.add_argument(
         "--meta", action="store_true", help="with --dry-run: count the networks without allocating them"

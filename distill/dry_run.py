@@ -2,20 +2,19 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import lora
-from .config import ConfigError, RunConfig, require
+from .config import RunConfig, require
 from .optim import split_parameters
 from .sharding import UNDIVIDED, local, units
-from .stage import NetworkStage, SmallestStage, Tick
+from .stage import Stage, Tick
 from .trained import TrainedModule
 from .trainer import Trainer
 
@@ -105,37 +104,31 @@ class RunCost:
 
 
 def dry_run(trainer: Trainer) -> RunCost:
-    """Update every trained module twice at the stage's smallest batch; nothing is written.
+    """Update every trained module twice; nothing is written.
 
     The first update gives the memory, the second, in which everything is warm, the time. On CPUs the memory
     of activations is the growth of the process, which is too small where memory freed before is used again.
     """
     stage = trainer.stage
-    fetch = stage.smallest if isinstance(stage, SmallestStage) else stage.batch
     targets = [stage.target(step) for step in range(_HORIZON)]
     modules = []
     for name, part in trainer.parts.items():
         tick = replace(trainer.tick(), step=targets.index(name)) if name in targets else trainer.tick()
         with _peak(trainer.parallel.device) as peak:
-            update = trainer.gradients(tick, fetch)
+            update = trainer.gradients(tick, stage.batch)
         trainer.apply(update)
-        seconds = _timed(trainer, tick, fetch)
+        seconds = _timed(trainer, tick)
         modules.append(_cost(part, peak[0], seconds))
     frozen = {name: (_count(module), _bytes(module.parameters())) for name, module in trainer.frozen.items()}
     shares = {name: targets.count(name) / _HORIZON for name in trainer.parts}
     return RunCost(tuple(modules), frozen, shares, _offloaded(trainer.config, frozen))
 
 
-def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
+def estimate(config: RunConfig, stage: type[Stage], processes: int = 1) -> RunCost:
     """The same without running anything, of networks that are never allocated.
 
     With `processes` shares of networks the memory is one of them.
-
-    Raises:
-        ConfigError: the stage does not say how to build its networks alone.
     """
-    if not isinstance(stage, NetworkStage):
-        raise ConfigError(f"stage {config.stage} cannot be built on the meta device: it has no `networks`")
     with torch.device("meta"):
         trained, frozen = stage.networks(config)
         for name in config.lora.modules if config.lora else ():
@@ -234,9 +227,9 @@ def _cost(part: TrainedModule, peak: int | None, seconds: float) -> ModuleCost:
     )
 
 
-def _timed(trainer: Trainer, tick: Tick, fetch: Callable[[Tick], Any]) -> float:
+def _timed(trainer: Trainer, tick: Tick) -> float:
     started = time.monotonic()
-    trainer.apply(trainer.gradients(tick, fetch))
+    trainer.apply(trainer.gradients(tick, trainer.stage.batch))
     if trainer.parallel.device.type == "cuda":
         torch.cuda.synchronize(trainer.parallel.device)
     return time.monotonic() - started

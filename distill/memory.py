@@ -6,20 +6,20 @@ from streamgen.machine import free_bytes
 
 from .config import ConfigError, RunConfig
 from .dry_run import estimate, in_bytes
-from .stage import NetworkStage
+from .stage import Stage
 
 
-def check_memory(config: RunConfig, stage: type, processes: int, device: torch.device) -> None:
+def check_memory(config: RunConfig, stage: type[Stage], processes: int, device: torch.device) -> None:
     """Compare what stays in memory (weights, gradients, optimizers, averages) with what is free.
 
     Activations are not counted, so what passes may still be too large. Processes on a CPU share its memory,
-    those on GPUs have one each. Stages that cannot be counted without being built are not checked.
+    those on GPUs have one each.
 
     Raises:
         ConfigError: the networks alone do not fit; says what takes how much and what would need less.
     """
     free = free_bytes(device)
-    if free is None or not isinstance(stage, NetworkStage):
+    if free is None:
         return
     cost = estimate(config, stage, processes)
     # a device that is the CPU has them all the same

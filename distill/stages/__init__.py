@@ -11,7 +11,7 @@ import torch
 from streamgen.suggest import unknown_key
 
 from ..config import ConfigError, RunConfig, build, read_mapping
-from ..trainer import Stage
+from ..stage import Stage
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..families import DiffusionRun, NetworkSpec, TinyFamily
 from ..flow import FlowBatch, FlowMatching
 from ..mixture import Census, MixtureConfig
 from ..scenes import MOTIONS
-from ..trainer import Tick
+from ..stage import Tick
 from ..turning_probe import TurningGate, check_turning, gated, plot_turning, probe_clips, turning_errors
 from ..windows import WindowConfig, beginnings, changes, flow_batch, image_batch, whole_clips
 from .diffusion import DiffusionStage
@@ -91,7 +91,7 @@ class WindowStage(DiffusionStage):
 
 
 class CausalStage(WindowStage):
-    """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
+    """Trains a `CausalDiT` with its text and motion encoders."""
 
     keeps_words = True
     config: CausalRun
@@ -129,7 +129,7 @@ class CausalStage(WindowStage):
         return totals
 
     def check(self) -> list[str]:
-        """See `distill.stage.GatedStage`: what binding and turning probes found, and what was seen.
+        """See `Stage`: what binding and turning probes found, and what was seen.
 
         Raises:
             GateError: a probe found too little.

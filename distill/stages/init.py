@@ -26,7 +26,7 @@ from ..config import Checked, Count, Decay, Positive, require
 from ..families import NetworkSpec
 from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, Past, focused, guided
 from ..guidance import GuidanceRange, strengths_over
-from ..trainer import Tick
+from ..stage import Tick
 from ..windows import WindowConfig, chunk_starts
 from .causal import WindowRun, WindowStage
 from .scorers import Scoring
@@ -129,7 +129,7 @@ class FewStepStudent(FlowNetwork):
 
 
 class InitStage(WindowStage):
-    """Trains a few-step student on clean context (a `distill.trainer.Stage`)."""
+    """Trains a few-step student on clean context."""
 
     keeps_words = True
 

@@ -22,17 +22,14 @@ from ..clips.training import open_folder, without_objects
 from ..config import Bound, Checked, Count, RunConfig, Share, write_yaml
 from ..evaluation.features import ReaderFeatures
 from ..mixture import GOLDEN, PLASTIC, SILVER, Turns
-from ..optim import ParameterGroups, split_parameters
 from ..photographs import PhotographClips, PhotographConfig, photograph_paths, read_photographs
 from ..preview import save_sheet
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
 from ..scoring import without_gradients
+from ..stage import Stage, Tick
 from ..tokenizer_loss import Clips, LossConfig, PatchCritic, TokenizerLoss
-from ..trainer import Tick
 from ..widen import fit_added_channels, widen_tokenizer
 
-# Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
-EDGES = ("embed", "skip", "head", "refine", "moments", "change", "codebook", "_bias", "position")
 # Seeds of clips that no update ever sees: those of updates are 63-bit hashes.
 PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
 
@@ -76,8 +73,11 @@ class TokenizerRun(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
 
 
-class TokenizerStage:
-    """Trains a `VideoTokenizer` on the procedural world (a `distill.trainer.Stage`)."""
+class TokenizerStage(Stage):
+    """Trains a `VideoTokenizer` on the procedural world, on own clips and on moving photographs."""
+
+    # inputs, outputs and tables
+    edges = ("embed", "skip", "head", "refine", "moments", "change", "codebook", "_bias", "position")
 
     def __init__(self, config: TokenizerRun, device: torch.device) -> None:
         self.config = config
@@ -99,6 +99,13 @@ class TokenizerStage:
         self.module = TokenizerLoss(self._initial(), config.loss, perceptual).to(device)
         self.critic = PatchCritic(config.seed).to(device) if config.loss.adversarial else None
 
+    @classmethod
+    def networks(cls, config: TokenizerRun) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        trained: dict[str, nn.Module] = {
+            "tokenizer": TokenizerLoss(VideoTokenizer(config.model), config.loss),
+        }
+        return trained | ({"critic": PatchCritic(config.seed)} if config.loss.adversarial else {}), {}
+
     @property
     def tokenizer(self) -> VideoTokenizer:
         """The network in training."""
@@ -108,10 +115,6 @@ class TokenizerStage:
         """The tokenizer with its loss, and the critic where there is one."""
         trained: dict[str, nn.Module] = {"tokenizer": self.module}
         return trained if self.critic is None else trained | {"critic": self.critic}
-
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from inputs, outputs and skips."""
-        return {name: split_parameters(module, EDGES) for name, module in self.modules().items()}
 
     def target(self, step: int) -> str:
         """The tokenizer; with a critic they take turns."""
