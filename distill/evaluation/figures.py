@@ -261,17 +261,16 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Figure]:
     """All figures of a report's rows by dotted name; those of clips of the world under `control.truth.`."""
     found: dict[str, Figure] = {}
     for source, prefix in (("model", ""), ("truth", "control.truth.")):
-        some = [row for row in rows if row.source == source]
         for metric in METRICS:
             for variant, name in metric.names.items():
-                own = [row for row in some if (row.suite, row.variant) == (metric.suite, variant)]
+                own = _of_suite(rows, metric.suite, variant, source)
                 found[prefix + name] = metric.figure(own)
                 if variant in metric.by:
                     for kind in sorted({row.kind for row in own}):
                         part = metric.figure([row for row in own if row.kind == kind])
                         found[prefix + metric.by[variant].format(kind)] = part
         for suite, name in (("drift", "drift"), ("long_drift", "drift_long")):
-            own = [row for row in some if row.suite == suite]
+            own = _of_suite(rows, suite, "plain", source)
             pairs = [(_speeds(row, slice(_ENDS)), _speeds(row, slice(-_ENDS, None))) for row in own]
             found[f"{prefix}{name}.speed_kept"] = intervals.ratio(pairs)
     coded = [row.read for row in rows if row.suite == "tokenizer"]
@@ -290,23 +289,14 @@ def _shuffled(rows: Sequence[Row]) -> dict[str, Figure]:
 
 def compared(metric: Metric, first: Iterable[Row], second: Iterable[Row]) -> Paired | None:
     """One measure on the streams that two sets of rows have in common; None without any."""
-    marks = [{row.pair: metric.mark(row) for row in rows} for rows in (first, second)]
-    both = [
-        (one, two)
-        for pair, one in marks[0].items()
-        if one is not None and (two := marks[1].get(pair)) is not None
-    ]
-    return intervals.paired(*zip(*both, strict=True)) if both else None
+    return intervals.paired_marks(*({row.pair: metric.mark(row) for row in rows} for rows in (first, second)))
 
 
 def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The paired comparisons within a report: policies at a switch, with and without a track or a drag."""
     found = []
     for suite, one, two in CONDITIONS:
-        first, second = (
-            [row for row in rows if (row.source, row.suite, row.variant) == ("model", suite, variant)]
-            for variant in (one, two)
-        )
+        first, second = (_of_suite(rows, suite, variant) for variant in (one, two))
         for metric in METRICS:
             if metric.suite != suite or not {one, two} <= set(metric.names):
                 continue
@@ -322,17 +312,14 @@ def models_compared(first: Sequence[Row], second: Sequence[Row]) -> list[dict[st
     found = []
     for metric in METRICS:
         for variant, name in metric.names.items():
-            own = [
-                [
-                    row
-                    for row in rows
-                    if (row.source, row.suite, row.variant) == ("model", metric.suite, variant)
-                ]
-                for rows in (first, second)
-            ]
+            own = (_of_suite(rows, metric.suite, variant) for rows in (first, second))
             if (result := compared(metric, *own)) is not None:
                 found.append({"figure": name, **vars(result)})
     return found
+
+
+def _of_suite(rows: Sequence[Row], suite: str, variant: str, source: str = "model") -> list[Row]:
+    return [row for row in rows if (row.source, row.suite, row.variant) == (source, suite, variant)]
 
 
 def quantiles(values: Sequence[float], at: Sequence[float] = (0.5, 0.75, 0.9, 0.95, 1.0)) -> dict[str, float]:

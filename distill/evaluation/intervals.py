@@ -4,7 +4,7 @@ All of it is a function of the numbers alone: resampling draws from a fixed seed
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,6 +130,16 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         return found
     alone = (int((rows[:, 0] > rows[:, 1]).sum()), int((rows[:, 0] < rows[:, 1]).sum()))
     return replace(found, only_first=alone[0], only_second=alone[1], p=mcnemar(*alone))
+
+
+def paired_marks(
+    first: Mapping[Hashable, float | None], second: Mapping[Hashable, float | None]
+) -> Paired | None:
+    """Compare the numbers that two conditions have by equal keys; None without any."""
+    both = [
+        (one, two) for key, one in first.items() if one is not None and (two := second.get(key)) is not None
+    ]
+    return paired(*zip(*both, strict=True)) if both else None
 
 
 def _finite(number: float) -> float | None:

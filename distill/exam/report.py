@@ -10,7 +10,7 @@ from typing import Any
 from streamgen.errors import InputError
 
 from ..evaluation.figures import nested
-from ..evaluation.intervals import Figure, average, median, paired, share
+from ..evaluation.intervals import Figure, average, median, paired_marks, share
 from ..evaluation.measures import plain
 from ..evaluation.page import Picture, Section, Table, differences, markdown, write_page
 from ..scenes import contact_sheet
@@ -270,14 +270,13 @@ def compared(first: Sequence[FactRow], second: Sequence[FactRow]) -> list[dict[s
     """Streams that both have, by what is asked: whether all such facts of a stream are right."""
     found = []
     for name in (*ASKS, "all"):
-        marks = [
+        marks = (
             per_stream(row for row in rows if row.own and name in (row.asks, "all"))
             for rows in (first, second)
-        ]
-        both = [stream for stream in marks[0] if stream in marks[1]]
-        if both:
-            sides = [[float(some[stream] == 1) for stream in both] for some in marks]
-            found.append({"figure": name, **vars(paired(*sides))})
+        )
+        sides = ({stream: float(mark == 1) for stream, mark in some.items()} for some in marks)
+        if (result := paired_marks(*sides)) is not None:
+            found.append({"figure": name, **vars(result)})
     return found
 
 
