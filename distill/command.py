@@ -43,6 +43,12 @@ def out_folder(name: str) -> Path:
     return Path(name)
 
 
+def named_folder(argument: str) -> tuple[str, Path]:
+    """Name and folder of `NAME=DIR`; of `DIR` alone its own name."""
+    name, equals, rest = argument.partition("=")
+    return (name, Path(rest)) if equals else (Path(argument).name, Path(argument))
+
+
 def the_one(given: Mapping[str, object], default: str) -> str:
     """Which of the options that exclude each other is given.
 

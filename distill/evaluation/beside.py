@@ -10,6 +10,7 @@ from torch import Tensor
 
 from streamgen.errors import InputError
 
+from ..command import named_folder
 from ..scenes import contact_sheet
 from .figures import figures_of, models_compared
 from .intervals import Figure
@@ -57,13 +58,12 @@ def read_report(argument: str) -> Finished:
     Raises:
         InputError: no report there.
     """
-    name, equals, rest = argument.partition("=")
-    folder = Path(rest if equals else argument)
+    name, folder = named_folder(argument)
     try:
         about, rows = checked_rows(folder)
     except InputError as error:
         raise InputError(f"--report {argument}: expected a finished report's folder ({error})") from None
-    return Finished(name if equals else folder.name, folder, about, rows, figures_of(rows))
+    return Finished(name, folder, about, rows, figures_of(rows))
 
 
 def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any]]:
