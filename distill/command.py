@@ -1,5 +1,7 @@
-"""What the command lines share: errors as one line, exit codes, progress, the folder of the output."""
+"""What the command lines share: options, errors as one line, exit codes, progress, folders."""
 
+import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +24,16 @@ def ended(run: Callable[[], int], interrupted: str = "") -> int:
         if interrupted:
             say(interrupted)
         return 130
+
+
+def add_streaming(parser: argparse.ArgumentParser, streams: str) -> None:
+    """Options of what streams: which `streams`, in words, their settings, how many at once, `--json`."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=streams)
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
+    parser.add_argument("--json", action="store_true", help="print the figures on stdout")
 
 
 def say(text: str) -> None:

@@ -22,6 +22,7 @@ from models.video_tokenizer import VideoTokenizer
 from streamgen.engine.geometry import LatentGeometry
 
 from .config import Checked, Count, Natural, differing_keys, require
+from .pixels import to_float
 from .precision import multiplies_bfloat16
 from .scenes import SceneBatch, SceneConfig, SceneGenerator
 from .scenes.turnings import turning_latents
@@ -207,7 +208,7 @@ def encode_clips(tokenizer: VideoCodec, videos: Tensor, device: torch.device, at
     """Normalised latents, float16 `(N, T, C, h, w)` on the CPU, of clips uint8 `(N, F, H, W, 3)`."""
     latents = []
     for video in videos.split(at_once):
-        pixels = video.to(device).movedim(-1, 2).float().div(127.5).sub(1.0)
+        pixels = to_float(video.to(device))
         # half the time where it is not emulated; the posterior mean itself stays float32
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=multiplies_bfloat16(pixels.device)):
             mean = tokenizer.encode(pixels).mean.float()

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from streamgen.errors import InputError, StreamgenError
+from streamgen.errors import InputError
 from streamgen.motion.arrays import save_tracks
 from streamgen.motion.tracks import OCCLUDED, UNSPECIFIED, VISIBLE, TrackSet
 from streamgen.video.write import VideoFileSink, reason_of
 
+from ..command import ended, say
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
 from .listing import METADATA
 
@@ -83,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--text", action="store_true", help="captions in .txt files, no tracks")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> int:
         make_example(options.output, options.clips, options.seconds, options.seed, options.text)
-    except StreamgenError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    sys.stderr.write(f"{options.clips} clips in {options.output}\n")
-    return 0
+        say(f"{options.clips} clips in {options.output}")
+        return 0
+
+    return ended(run)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from streamgen.pipeline import Pipeline
 from ..config import require
 from ..latent_cache import LatentClips
 from ..mixture import PLASTIC, Turns
-from ..samples import prompt_sheet, sample_sheets, show, stream
+from ..samples import SHEETS, sample_sheets, show, stream
 from ..scenes import caption_vocabulary
 from .config import ClipFolderConfig
 from .folder import ClipFolder
@@ -126,7 +126,7 @@ def preview_sheets(
     if folder is not None:
         caption_sheet(pipeline, folder.captions, out_dir)
     if folder is None or folder.config.share < 1:
-        (sample_sheets if streams else prompt_sheet)(pipeline, out_dir)
+        sample_sheets(pipeline, out_dir, SHEETS if streams else ("prompts",))
 
 
 def caption_sheet(pipeline: Pipeline, captions: Sequence[str], out_dir: Path, seconds: float = 2.0) -> None:

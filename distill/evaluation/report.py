@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..scenes import contact_sheet
+from ..scenes.sheet import contact_sheet, enlarged, marked
 from .edits import STRENGTHS, variant_of
 from .figures import ATTRIBUTES, conditions, figures_of, hops, nested, quantiles
 from .intervals import Figure, average
@@ -259,10 +259,7 @@ def _sheets(rows: Sequence[Row], streams: Path, out_dir: Path) -> list[str]:
 
 def _marked(video: Video) -> Tensor:
     """The frames at twice their size, with a cross where a dragged object should be."""
-    frames = video.frames.clone()
-    side = torch.tensor([frames.shape[2], frames.shape[1]])
-    for frame, point in zip(frames[video.event :], video.path, strict=False):
-        column, row = (point * side).long().clamp(min=2).minimum(side - 3).tolist()
-        frame[row, column - 2 : column + 3] = 0
-        frame[row - 2 : row + 3, column] = 0
-    return frames.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    places = torch.full((len(video.frames), 2), torch.nan)
+    shown = places[video.event : video.event + len(video.path)]
+    shown.copy_(video.path[: len(shown)])
+    return enlarged(marked(video.frames, places))

@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate
 
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 
+from ..pixels import moving_cells, to_float, to_pixels
 from ..scenes import SHAPES
-from ..stages.tokenizer import moving_cells, to_float
 from .intervals import Figure, average, resampled, share
 from .measures import Instruments, Read
 from .streams import Video
@@ -188,8 +188,3 @@ def _shapes(videos: Sequence[Video], coded: Tensor, instruments: Instruments) ->
         shown = instruments.shown(instruments.view(replace(video, frames=frames)))
         found.append(float(shown["shape"].get(SHAPES[video.spec.subjects[0].shape], 0.0)))
     return found
-
-
-def to_pixels(coded: Tensor) -> Tensor:
-    """Frames (..., C, H, W) in [-1, 1] as uint8 (..., H, W, C)."""
-    return coded.add(1).mul(127.5).round().to(torch.uint8).movedim(-3, -1)

@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoints.digest import tensor_digest
@@ -23,8 +22,9 @@ from ..config import Bound, Checked, Count, RunConfig, Share, write_yaml
 from ..evaluation.features import ReaderFeatures
 from ..mixture import GOLDEN, PLASTIC, SILVER, Turns
 from ..photographs import PhotographClips, PhotographConfig, photograph_paths, read_photographs
-from ..preview import save_sheet
+from ..pixels import moving_cells, to_float, to_pixels
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
+from ..scenes.sheet import contact_sheet, enlarged
 from ..scoring import without_gradients
 from ..stage import Stage, Tick
 from ..tokenizer_loss import Clips, LossConfig, PatchCritic, TokenizerLoss
@@ -223,8 +223,9 @@ class TokenizerStage(Stage):
                 errors[row] += (square * mask).sum().double().cpu()
                 weights[row] += mask.sum().double().cpu()
             if index == 0 and sheet is not None:
-                count = min(data.sheet_clips, len(decoded))
-                save_sheet(clips.video[:count], decoded[:count], sheet)
+                pairs = torch.stack([clips.video, decoded], 1)[: data.sheet_clips].flatten(0, 1)
+                videos = [enlarged(video) for video in to_pixels(pairs).cpu()]
+                contact_sheet(videos, ["as it is", "as it comes back"] * (len(videos) // 2), sheet, frames=6)
         # clips in which there is nothing of a kind tell nothing of it
         found = 10.0 * torch.log10(4.0 * weights / errors.clamp_min(1e-12))
         return torch.where(weights > 0, found, torch.nan)
@@ -288,28 +289,6 @@ def latent_statistics(tokenizer: VideoTokenizer, videos: Iterator[Tensor]) -> tu
         means.append(values.mean(0))
         deviations.append((values - means[-1]).square().mean().sqrt().expand(values.shape[1]))
     return torch.stack(means).float(), torch.stack(deviations).float()
-
-
-def to_float(video: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) to float (B, T, 3, H, W) in [-1, 1]."""
-    return video.movedim(-1, 2).float().div(127.5).sub(1.0).contiguous()
-
-
-def moving_cells(video: Tensor, cell: int, threshold: float = 0.1) -> Tensor:
-    """Float (B, T, 1, H, W): 1 in cells of `cell` pixels in which a frame differs from the one before.
-
-    The first frame has no past and takes the cells of the second.
-    """
-    if video.shape[1] == 1:
-        return torch.zeros_like(video[:, :, :1])
-    change = (video[:, 1:] - video[:, :-1]).abs().amax(2, keepdim=True) > threshold
-    return _cells(torch.cat([change[:, :1], change], dim=1).to(video.dtype), cell)
-
-
-def _cells(mask: Tensor, cell: int) -> Tensor:
-    """Spread a mask (B, T, 1, H, W) over whole cells."""
-    flat = functional.max_pool2d(mask.flatten(0, 1), cell)
-    return functional.interpolate(flat, scale_factor=cell, mode="nearest").unflatten(0, mask.shape[:2])
 
 
 def object_cells(scene: SceneBatch, cell: int) -> Tensor:
