@@ -6,7 +6,7 @@ whether chunks can be told apart.
 """
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -234,5 +234,5 @@ def _figure(name: str, marks: Sequence[Mapping[str, Marks]], way: str) -> Figure
     return intervals.share(values) if name in ("identity", "success") else intervals.average(values)
 
 
-def _marks(name: str, marks: Sequence[Mapping[str, Marks]], way: str) -> dict[Hashable, float | None]:
+def _marks(name: str, marks: Sequence[Mapping[str, Marks]], way: str) -> dict[int, float | None]:
     return {place: row[way][name] for place, row in enumerate(marks)}

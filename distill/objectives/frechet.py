@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import Checked, Decay, NonNegative, require
-from .base import Denoiser, Judged, Loss, Moments, Objective, Scores, Window
+from .base import Loss, Moments, Objective, Scores, Window
 
 #: Eigenvalues below this share of the mean have no gradient through their root.
 _LEAST = 1e-6
@@ -65,12 +65,6 @@ class FrechetMatching(Objective):
             mean, spread = distance(streams, scores.shown.clips)
         loss = self.config.mean * mean + self.config.covariance * spread
         return loss, {"apart_mean": mean.detach(), "apart_covariance": spread.detach()}
-
-    def critic_loss(
-        self, window: Window, critic: Denoiser, generator: torch.Generator, judged: Judged | None = None
-    ) -> Loss:
-        """See `Objective.critic_loss`: there is none."""
-        raise AssertionError("frechet has no critic")
 
     def state(self) -> dict[str, Any]:
         """What is known of streams, as plain values and tensors."""
