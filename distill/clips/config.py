@@ -8,8 +8,6 @@ from ..config import Bound, Checked, Count, Decay, Positive, require
 TrackSource = Literal["none", "files", "auto"]
 
 _Side = Annotated[int, Bound("a multiple of 16", lambda size: size >= 16 and size % 16 == 0)]
-# Ids of words are stored in 16 bits.
-_MOST_WORDS = 30_000
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,6 @@ class ClipFolderConfig(Checked, section="clips"):
     def step(self) -> int:
         """Frames from the start of one piece to the next."""
         return self.frames if self.stride is None else self.stride
-
-    @property
-    def most_words(self) -> int:
-        """Words that a vocabulary has at most; the rarest are left out."""
-        return _MOST_WORDS
 
     def starts(self, length: int) -> list[int]:
         """First frames of the pieces of a clip of `length` frames.

@@ -22,6 +22,8 @@ from .words import caption_words, run_vocabulary
 
 _WORLD_FPS = 16
 _SHEET_CLIPS = 8
+#: Of a vocabulary; the rarest are left out. Ids of words are stored in 16 bits.
+_MOST_WORDS = 30_000
 
 
 class LatentData(NamedTuple):
@@ -93,7 +95,7 @@ def stage_vocabulary(folder: ClipFolder | None, run_dir: str, start: Sequence[st
     config = folder.config
     known = world if config.world_words or config.share < 1 else []
     known = list(dict.fromkeys((*known, *start)))
-    words = caption_words(folder.captions, known, config.min_count, config.most_words)
+    words = caption_words(folder.captions, known, config.min_count, _MOST_WORDS)
     return run_vocabulary(Path(run_dir), words, PartialState().is_main_process)
 
 

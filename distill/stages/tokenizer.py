@@ -15,7 +15,7 @@ from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoints.digest import tensor_digest
 from streamgen.checkpoints.directory import TOKENIZER, load_into, read_tensors
 
-from ..clips import ClipFolderConfig
+from ..clips.config import ClipFolderConfig
 from ..clips.pixels import open_pixels
 from ..clips.training import open_folder, without_objects
 from ..config import Bound, Checked, Count, RunConfig, Share, write_yaml
