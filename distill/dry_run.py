@@ -65,6 +65,17 @@ class RunCost:
         return sum(size for name, (_, size) in self.frozen.items() if name in self.offloaded)
 
     @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of the device that stay taken, by what takes them."""
+        return {
+            "parameters": sum(m.parameters for m in self.modules),
+            "gradients": sum(m.gradients for m in self.modules),
+            "optimizers": sum(m.optimizer for m in self.modules),
+            "average": sum(m.average for m in self.modules),
+            "frozen": self.frozen_bytes,
+        }
+
+    @property
     def seconds(self) -> float | None:
         """Seconds of a mean update; None if not measured."""
         times = [self.shares[m.name] * m.seconds for m in self.modules if m.seconds is not None]
@@ -75,18 +86,11 @@ class RunCost:
         lines = [*self.plan]
         lines += [f"parameters {m.name} {m.count:,} ({m.trained:,} trained)" for m in self.modules]
         lines += [f"parameters {name} {count:,} (frozen)" for name, (count, _) in self.frozen.items()]
-        parts = {
-            "parameters": sum(m.parameters for m in self.modules),
-            "gradients": sum(m.gradients for m in self.modules),
-            "optimizers": sum(m.optimizer for m in self.modules),
-            "average": sum(m.average for m in self.modules),
-            "frozen": self.frozen_bytes,
-        }
         measured = [m.activations for m in self.modules if m.activations is not None]
-        lines += [f"memory {name} {in_bytes(size)}" for name, size in parts.items()]
+        lines += [f"memory {name} {in_bytes(size)}" for name, size in self.parts.items()]
         lines.append(f"memory activations {in_bytes(max(measured)) if measured else 'not measured'}")
         # of several modules one is trained at a time
-        total = sum(parts.values()) + max(measured, default=0)
+        total = sum(self.parts.values()) + max(measured, default=0)
         lines.append(f"memory total {in_bytes(total)} per process{'' if measured else ' and activations'}")
         if self.offloaded:
             names = ", ".join(sorted(self.offloaded))

@@ -8,7 +8,6 @@ goes on where it stopped.
 import hashlib
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 from streamgen.engine.geometry import LatentGeometry
 
+from .command import say
 from .config import Checked, Count, Natural, differing_keys, require
 from .pixels import to_float
 from .precision import multiplies_bfloat16
@@ -105,7 +105,7 @@ class LatentCache:
         """Encode this process' share of the missing shards; says which other caches lie beside."""
         if rank == 0 and not self.directory.exists():
             for line in self.others():
-                sys.stderr.write(f"{line}\n")
+                say(line)
         self.directory.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             (self.directory / _MADE_OF).write_text(
@@ -120,7 +120,7 @@ class LatentCache:
             save_file({name: value.contiguous() for name, value in tensors.items()}, part)
             part.rename(path)
             if rank == 0 and (done + 1) % 16 == 0:
-                sys.stderr.write(f"latent cache {self.fingerprint}: {done + 1} of {len(mine)} shards\n")
+                say(f"latent cache {self.fingerprint}: {done + 1} of {len(mine)} shards")
 
     def others(self) -> list[str]:
         """A line for each cache in the same folder that was made of something else, with what differs: they

@@ -22,14 +22,10 @@ def check_memory(config: RunConfig, stage: type[Stage], processes: int, device: 
     if free is None:
         return
     cost = estimate(config, stage, processes)
-    # a device that is the CPU has them all the same
-    offloaded = cost.host_bytes if device.type == "cpu" else 0
-    parts = {
-        "weights": sum(m.parameters for m in cost.modules) + cost.frozen_bytes + offloaded,
-        "gradients": sum(m.gradients for m in cost.modules),
-        "optimizers": sum(m.optimizer for m in cost.modules),
-        "averages": sum(m.average for m in cost.modules),
-    }
+    parts = dict(cost.parts)
+    if device.type == "cpu":
+        # a device that is the CPU has them all the same
+        parts["frozen"] += cost.host_bytes
     sharing = processes if device.type == "cpu" else 1
     needed = sum(parts.values()) * sharing
     if needed <= free:

@@ -13,6 +13,7 @@ from types import FrameType
 from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
+from .command import say
 from .config import ConfigError, read_mapping, read_overrides
 from .signals import SIGNAL_EXIT
 
@@ -122,12 +123,12 @@ def run_recipe(
     for number, (stage, own) in enumerate(recipe.stages, 1):
         place = f"stage {number} of {len(recipe.stages)}, {stage.name}"
         if stage.is_done:
-            sys.stderr.write(f"{place}: done ({stage.run_dir / 'export'})\n")
+            say(f"{place}: done ({stage.run_dir / 'export'})")
             continue
-        sys.stderr.write(f"{place}: {stage.config}\n")
+        say(f"{place}: {stage.config}")
         code = run("distill", [str(stage.config), *own, *options])
         if code:
-            sys.stderr.write(f"{place}: ended with {code}; the same command goes on from there\n")
+            say(f"{place}: ended with {code}; the same command goes on from there")
             return code
     if recipe.report is None:
         return 0

@@ -2,7 +2,7 @@
 
 import importlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +60,7 @@ def open_sink(name: str, run: RunIdentity) -> Sink:
         ConfigError: its package is not installed.
     """
     try:
-        return _SINKS[name](run)
+        return _TensorBoard(run) if name == "tensorboard" else _Hosted(name, run)
     except ImportError:
         package = {"tensorboard": "'streamgen[train]'"}.get(name, name)
         raise ConfigError(f"trackers: {name} is not installed: pip install {package}") from None
@@ -89,9 +89,14 @@ class _TensorBoard:
 class _Hosted:
     """Weights & Biases, or trackio, which has the same calls."""
 
-    def __init__(self, package: str, /, **options: Any) -> None:
+    def __init__(self, package: str, run: RunIdentity) -> None:
         self._package = importlib.import_module(package)
-        self._package.init(project=PROJECT, **options)
+        options: dict[str, Any] = {"project": PROJECT, "name": run.name, "config": dict(run.config)}
+        if package == "wandb":
+            options |= {"id": run.key, "dir": str(run.run_dir), "resume": "allow"}
+        else:
+            options["resume"] = "allow" if run.resumed else "never"
+        self._package.init(**options)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._package.log(dict(values), step=step)
@@ -101,21 +106,3 @@ class _Hosted:
 
     def close(self) -> None:
         self._package.finish()
-
-
-def _wandb(run: RunIdentity) -> Sink:
-    return _Hosted(
-        "wandb", name=run.name, config=dict(run.config), id=run.key, dir=str(run.run_dir), resume="allow"
-    )
-
-
-def _trackio(run: RunIdentity) -> Sink:
-    resume = "allow" if run.resumed else "never"
-    return _Hosted("trackio", name=run.name, config=dict(run.config), resume=resume)
-
-
-_SINKS: Mapping[str, Callable[[RunIdentity], Sink]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-}

@@ -5,15 +5,12 @@ often. Each latent frame is made from one high noise level behind the true frame
 asked is the dynamics alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from models.text_encoder import Vocabulary
-from models.video_tokenizer import VideoTokenizer
 
 from .batches import moved
 from .config import Checked, Count, Positive
@@ -47,10 +44,7 @@ def probe_clips(
     gate: TurningGate,
     cache: CacheConfig,
     scenes: SceneConfig,
-    tokenizer: VideoTokenizer,
-    digest: str,
-    vocabulary: Vocabulary,
-    length: int,
+    open_cache: Callable[[CacheConfig, SceneConfig], LatentCache],
 ) -> LatentClips:
     """The clips, made where they are missing, in a folder of their own beside the training's cache."""
     plain = replace(
@@ -64,9 +58,8 @@ def probe_clips(
     where = replace(
         cache, directory=str(Path(cache.directory) / "probe"), seed=_SEED, clips=gate.clips, images=1
     )
-    clips = LatentCache(where, plain, tokenizer, digest, vocabulary, length)
-    device = next(tokenizer.parameters()).device
-    clips.build(0, 1, device)
+    clips = open_cache(where, plain)
+    clips.build(0, 1, next(clips.tokenizer.parameters()).device)
     return clips.load(images=False)
 
 

@@ -11,6 +11,7 @@ from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 
 from ..pixels import moving_cells, to_float, to_pixels
 from ..scenes import SHAPES
+from ..widen import fit_pca
 from .intervals import Figure, average, resampled, share
 from .measures import Instruments, Read
 from .streams import Video
@@ -104,15 +105,9 @@ def _through(tokenizer: VideoTokenizer) -> Codec:
 def _pca(config: VideoTokenizerConfig, videos: Sequence[Video]) -> VideoTokenizer:
     """A tokenizer of the same latent size that is a linear PCA and nothing else."""
     linear = VideoTokenizer(replace(config, bottleneck="kl", fsq_levels=(), vq_codes=None, vq_groups=1))
-    first, groups = [], []
-    for part in _batches(videos):
-        frames = torch.stack([video.frames for video in part])
-        whole = 1 + (frames.shape[1] - 1) // config.temporal * config.temporal
-        image, group = linear.patchify(to_float(frames[:, :whole]))
-        assert image is not None
-        first.append(image.flatten(0, -2))
-        groups.append(group.flatten(0, -2))
-    linear.initialize_from_pca(torch.cat(first), torch.cat(groups))
+    clips = (torch.stack([video.frames for video in part]) for part in _batches(videos))
+    whole = 1 + (len(videos[0].frames) - 1) // config.temporal * config.temporal
+    fit_pca(linear, (to_float(frames[:, :whole]) for frames in clips))
     return linear.eval()
 
 

@@ -148,16 +148,7 @@ class CausalStage(WindowStage):
         family, run = self.family, self.run
         if not isinstance(family, TinyFamily) or (run.clips is not None and run.clips.share == 1):
             return {}
-        length = run.network.text_length
-        clips = probe_clips(
-            self.config.turning,
-            run.cache,
-            run.scenes,
-            family.codec,
-            family.digest,
-            family.vocabulary,
-            length,
-        )
+        clips = probe_clips(self.config.turning, run.cache, run.scenes, family.cache)
         return turning_errors(self.module, clips, self.config.windows)
 
     @torch.no_grad()

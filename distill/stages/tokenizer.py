@@ -1,7 +1,6 @@
 """Stage 1: the causal video tokenizer, from a PCA of the world's patches to the shipped autoencoder."""
 
 import copy
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from streamgen.checkpoints.directory import TOKENIZER, load_into, read_tensors
 from ..clips.config import ClipFolderConfig
 from ..clips.pixels import open_pixels
 from ..clips.training import open_folder, without_objects
+from ..command import say
 from ..config import Bound, Checked, Count, RunConfig, Share, write_yaml
 from ..evaluation.features import ReaderFeatures
 from ..mixture import GOLDEN, PLASTIC, SILVER, Turns
@@ -28,7 +28,7 @@ from ..scenes.sheet import contact_sheet, enlarged
 from ..scoring import without_gradients
 from ..stage import Stage, Tick
 from ..tokenizer_loss import Clips, LossConfig, PatchCritic, TokenizerLoss
-from ..widen import fit_added_channels, widen_tokenizer
+from ..widen import fit_added_channels, fit_pca, widen_tokenizer
 
 # Seeds of clips that no update ever sees: those of updates are 63-bit hashes.
 PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
@@ -178,7 +178,7 @@ class TokenizerStage(Stage):
         digest = tensor_digest(state)
         save_file(state, directory / "tokenizer.safetensors", metadata={"format": "pt", "digest": digest})
         write_yaml(asdict(self.config.model), directory / "tokenizer.yaml")
-        sys.stderr.write(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}\n")
+        say(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}")
 
     def _clips(
         self,
@@ -249,13 +249,7 @@ class TokenizerStage(Stage):
 
     def _from_pca(self) -> VideoTokenizer:
         tokenizer = VideoTokenizer(self.config.model).to(self.device)
-        first, groups = [], []
-        for clips in self._fixed(PCA_SEED, self.config.data.pca_clips):
-            image, group = tokenizer.patchify(clips.video)
-            if image is not None:
-                first.append(image.flatten(0, -2))
-            groups.append(group.flatten(0, -2))
-        tokenizer.initialize_from_pca(torch.cat(first), torch.cat(groups))
+        fit_pca(tokenizer, (clips.video for clips in self._fixed(PCA_SEED, self.config.data.pca_clips)))
         return tokenizer
 
 

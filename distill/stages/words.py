@@ -21,7 +21,7 @@ from ..families.tiny import load_words
 from ..scenes import SceneConfig, caption_vocabulary
 from ..scenes.captions import MAX_WORDS
 from ..stage import Stage, Tick
-from ..words.heads import FILE, AttributeHeads
+from ..words.heads import FILE, AttributeHeads, weights_of
 from ..words.probes import check_gate, in_words, told_accuracies
 from ..words.told import CaptionSampler, ToldBatch, Which
 
@@ -129,11 +129,7 @@ class WordsStage(Stage):
 
     def export(self, directory: Path) -> None:
         """Write `words.safetensors` (encoder and heads), `vocabulary.txt` and `words.yaml`."""
-        state = {
-            f"{part}.{name}": value.detach().cpu().contiguous()
-            for part, network in (("text_encoder", self.module.encoder), ("heads", self.module.heads))
-            for name, value in network.state_dict().items()
-        }
+        state = weights_of({"text_encoder": self.module.encoder, "heads": self.module.heads})
         save_file(state, directory / FILE, metadata={"format": "pt"})
         (directory / "vocabulary.txt").write_text("\n".join(self.vocabulary.words) + "\n", encoding="utf-8")
         found = self.measured(self.config.test)

@@ -62,6 +62,17 @@ class AttributeHeads(nn.Module):
         return torch.stack(losses).mean(), right
 
 
+def weights_of(parts: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Weights of networks as files have them: on the CPU, under the names of their parts (`heads.maps.size`);
+    as `dtype`, or as they are.
+    """
+    return {
+        f"{part}.{name}": value.detach().to("cpu", dtype).contiguous()
+        for part, network in parts.items()
+        for name, value in network.state_dict().items()
+    }
+
+
 def at_objects(embeddings: Tensor, told: ToldBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Embeddings (N, dim) at the shape words of all objects, and their labels (N,) by attribute."""
     row, slot = (told.place >= 0).nonzero(as_tuple=True)

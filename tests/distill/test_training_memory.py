@@ -38,7 +38,7 @@ def test_what_stays_in_memory_decides(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="in each of 2 processes"):
         check_memory(config, InitStage, 2, CPU)
     monkeypatch.setattr(distill.memory, "free_bytes", lambda device: needed - 1)
-    with pytest.raises(ConfigError, match=r"weights .* gradients .* optimizers .* averages"):
+    with pytest.raises(ConfigError, match=r"parameters .* gradients .* optimizers .* average .* frozen"):
         check_memory(config, InitStage, 1, CPU)
     monkeypatch.setattr(distill.memory, "free_bytes", lambda device: None)
     check_memory(config, InitStage, 1000, CPU)
