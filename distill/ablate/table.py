@@ -12,6 +12,7 @@ from ..evaluation.intervals import Figure
 from ..evaluation.page import Picture, Section, Table, markdown, write_page
 from ..evaluation.rows import Row, checked_rows
 from ..evaluation.streams import POLICIES
+from ..plots import panels
 from .cells import Cell, Result, cells_of
 from .grid import Claim, Grid
 
@@ -231,10 +232,7 @@ def _differences(grid: Grid, cell: Judged) -> list[list[Any]]:
 
 def _plot(grid: Grid, cells: Sequence[Judged], path: Path) -> None:
     """Every figure of every cell with its interval."""
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(2.6 * len(grid.figures), 0.5 + 0.35 * len(cells)), layout="constrained")
-    axes = canvas.subplots(1, len(grid.figures), sharey=True, squeeze=False)[0]
+    canvas, axes = panels(2.6 * len(grid.figures), 0.5 + 0.35 * len(cells), len(grid.figures))
     names = [cell.name for cell in cells]
     for axis, figure in zip(axes, grid.figures, strict=True):
         for place, cell in enumerate(cells):
@@ -244,6 +242,7 @@ def _plot(grid: Grid, cells: Sequence[Judged], path: Path) -> None:
                 axis.plot([found.value], [place], "o", color="tab:blue", markersize=4)
         axis.set_title(figure, fontsize=8)
         axis.set_yticks(range(len(names)), names)
+        axis.tick_params(labelleft=axis is axes[0])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
-    canvas.savefig(path, dpi=110)
+    canvas.savefig(path)

@@ -11,6 +11,7 @@ from torch import Tensor
 from streamgen.errors import InputError
 
 from ..command import named_folder
+from ..plots import draw_bars, panels
 from ..scenes import contact_sheet
 from .figures import figures_of, models_compared
 from .intervals import Figure
@@ -120,26 +121,14 @@ def _table(reports: Sequence[Finished]) -> Table:
 
 def _plot(reports: Sequence[Finished], path: Path) -> None:
     """Shares as bars with their intervals, a group for each figure that all reports have."""
-    from matplotlib.figure import Figure as Canvas
-
     columns = [column for column in layout()["beside"] if column[0] in layout()["bars"]]
     columns = [c for c in columns if all(one.figure(c[1]) is not None for one in reports)] or columns
-    canvas = Canvas(figsize=(11, 3.2), layout="constrained")
-    axis = canvas.subplots()
-    width = 0.8 / len(reports)
-    nothing = Figure(0.0, 0.0, 0.0, 0)
-    for place, one in enumerate(reports):
-        left = [i + (place - (len(reports) - 1) / 2) * width for i in range(len(columns))]
-        found = [one.figure(name) or nothing for _, name in columns]
-        heights = [figure.value or 0.0 for figure in found]
-        down = [max(0.0, h - (figure.low or 0.0)) for h, figure in zip(heights, found, strict=True)]
-        up = [max(0.0, (figure.high or 0.0) - h) for h, figure in zip(heights, found, strict=True)]
-        axis.bar(left, heights, width, label=one.name, yerr=[down, up], error_kw={"linewidth": 0.7})
-    axis.set_xticks(range(len(columns)), [heading for heading, _ in columns])
+    canvas, (axis,) = panels(11, 3.2)
+    series = {one.name: [one.figure(name) for _, name in columns] for one in reports}
+    draw_bars(axis, series, [heading for heading, _ in columns])
     axis.set_ylim(0, 1.02)
-    axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=7, ncols=min(len(reports), 4), loc="lower left")
-    canvas.savefig(path, dpi=110)
+    canvas.savefig(path)
 
 
 def _sheet(reports: Sequence[Finished], suite: str, out_dir: Path) -> str | None:

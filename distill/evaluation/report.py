@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..plots import panels
 from ..scenes.sheet import contact_sheet, enlarged, marked
 from .edits import STRENGTHS, variant_of
 from .figures import ATTRIBUTES, conditions, figures_of, hops, nested, quantiles
@@ -181,15 +182,12 @@ def _edit_sections(figures: Mapping[str, Figure]) -> list[Section]:
 
 def _curves(report: Mapping[str, Any], out_dir: Path) -> list[str]:
     """Curves over the length of long streams, one picture for each length."""
-    from matplotlib.figure import Figure as Canvas
-
     names = []
     for key in ("drift", "drift_long"):
         points = report[key]["points"]
         if not points:
             continue
-        canvas = Canvas(figsize=(12, 2.6), layout="constrained")
-        axes = canvas.subplots(1, 5)
+        canvas, axes = panels(12, 2.6, 5)
         seconds = [point["seconds"] for point in points]
         for name in ATTRIBUTES:
             axes[0].plot(seconds, [point[name] for point in points], label=name)
@@ -205,19 +203,16 @@ def _curves(report: Mapping[str, Any], out_dir: Path) -> list[str]:
             axis.set_xlabel("seconds")
             axis.set_ylim(bottom=0)
         names.append(f"{key.replace('_', '-')}-curves.png")
-        canvas.savefig(out_dir / names[-1], dpi=110)
+        canvas.savefig(out_dir / names[-1])
     return names
 
 
 def _hop_curves(rows: Sequence[Row], out_dir: Path) -> list[str]:
     """Which share of the switches hops at most so far, by policy."""
-    from matplotlib.figure import Figure as Canvas
-
     found = hops(rows)
     if not found:
         return []
-    canvas = Canvas(figsize=(6, 3), layout="constrained")
-    axis = canvas.subplots()
+    canvas, (axis,) = panels(6, 3)
     for name, values in found.items():
         heights = [(i + 1) / len(values) for i in range(len(values))]
         axis.step([0.0, *values], [0.0, *heights], where="post", label=f"{name} ({len(values)})")
@@ -225,7 +220,7 @@ def _hop_curves(rows: Sequence[Row], out_dir: Path) -> list[str]:
     axis.set_ylabel("share of switches")
     axis.set_ylim(0, 1)
     axis.legend(fontsize=7)
-    canvas.savefig(out_dir / "hops.png", dpi=110)
+    canvas.savefig(out_dir / "hops.png")
     return ["hops.png"]
 
 
