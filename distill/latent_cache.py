@@ -22,6 +22,7 @@ from streamgen.engine.geometry import LatentGeometry
 
 from .command import say
 from .config import Checked, Count, Natural, differing_keys, require
+from .files import write_json
 from .pixels import to_float
 from .precision import multiplies_bfloat16
 from .scenes import SceneBatch, SceneConfig, SceneGenerator
@@ -108,9 +109,7 @@ class LatentCache:
                 say(line)
         self.directory.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            (self.directory / _MADE_OF).write_text(
-                json.dumps(self.made_of, indent=1) + "\n", encoding="utf-8"
-            )
+            write_json(self.directory / _MADE_OF, self.made_of)
         generator = SceneGenerator(self.scenes, device)
         # shared out before looking: others write meanwhile, so what is missing differs between processes
         mine = [shard for shard in self._shards()[rank::world] if not shard[0].exists()]

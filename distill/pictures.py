@@ -4,7 +4,6 @@ prompts and seeds of `configs/pictures.yaml`.
 
 import argparse
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from streamgen.structured import to_plain
 
 from .command import ended, out_folder, say
 from .config import CONFIGS, build, read_mapping
+from .files import write_json
 from .samples import SHEETS, SampleConfig
 from .scenes import contact_sheet
 from .scenes.gallery import write_gallery
@@ -52,7 +52,7 @@ def draw(config: PictureConfig, folder: Path) -> list[Path]:
         paths += write_gallery(folder / "world")
     files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
     record = {"model": pipeline.name, "weights": pipeline.digest, "config": to_plain(config), "files": files}
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, record)
     return paths
 
 

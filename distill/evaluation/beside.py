@@ -1,6 +1,5 @@
 """Finished reports beside each other: a table, bars, paired comparisons, sheets of the same streams."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from streamgen.errors import InputError
 
 from ..command import named_folder
+from ..files import write_json
 from ..plots import draw_bars, panels
 from ..scenes import contact_sheet
 from .figures import figures_of, models_compared
@@ -88,7 +88,7 @@ def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, A
         if one is not reports[0]:
             row["against"] = models_compared(reports[0].rows, one.rows)
         rows.append(row)
-    (out_dir / "reports.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "reports.json", rows)
     table = _table(reports)
     (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
     _plot(reports, out_dir / "reports.png")

@@ -1,6 +1,5 @@
 """Tokenizers beside each other, on the same clips of the world: figures, a table, a sheet to look at."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from streamgen.errors import CheckpointError
 
 from ..command import say
 from ..families.tiny import load_tokenizer
+from ..files import write_json
 from ..scenes import MOTIONS, SceneConfig
 from .figures import nested
 from .intervals import Figure
@@ -85,7 +85,7 @@ def compare_tokenizers(
             row["natural"] = {name: vars(one) for name, one in natural_figures(tokenizer, natural).items()}
         rows.append(row | found)
     rows.sort(key=lambda row: -row["psnr_tokenizer"])
-    (out_dir / "tokenizers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "tokenizers.json", rows)
     named = [(str(path), tokenizer) for path, tokenizer, _ in loaded]
     shown = {video.spec.prompt: video.frames for video in videos[:_SHEET_CLIPS]}
     coded_sheet(named, shown, out_dir / "tokenizers.png")
@@ -120,7 +120,7 @@ def compare_pixels(
         rows.append(
             {"path": path, "digest": digest, **{name: vars(one) for name, one in figures[-1].items()}}
         )
-    (out_dir / "pixels.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "pixels.json", rows)
     cells = [[path, *found.values()] for (path, _, _), found in zip(loaded, figures, strict=True)]
     said = (
         "PSNR in dB with 95 % intervals: of files over pieces of half a second, of the world over its clips."

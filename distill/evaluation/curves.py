@@ -8,6 +8,7 @@ from typing import Any
 
 from streamgen.errors import InputError
 
+from ..files import write_json
 from ..plots import panels
 from .page import Link, Part, Picture, Section, Table, figure_at, layout, write_page
 
@@ -73,7 +74,7 @@ def write_curves(points: Sequence[tuple[KeptWeights, Mapping[str, Any]]], out_di
         axis.set_xlabel("minutes")
         axis.set_ylim(0, panel["top"])
     canvas.savefig(out_dir / "curves.png")
-    (out_dir / "curves.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "curves.json", rows)
     links = [Link(f"{w.name}/index.html", f"{w.minutes:.0f} minutes, step {w.step}") for w, _ in points]
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     table = Table(names, [[row[name] for name in names] for row in rows])

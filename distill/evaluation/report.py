@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..files import write_json
 from ..plots import panels
 from ..scenes.sheet import contact_sheet, enlarged, marked
 from .edits import STRENGTHS, variant_of
@@ -46,7 +47,7 @@ def make_report(folder: Path, out_dir: Path | None = None) -> dict[str, Any]:
     report = report_of(about, rows, figures)
     pictures = [*_curves(report, out_dir), *_hop_curves(rows, out_dir)]
     sheets = _sheets(rows, folder / "streams", out_dir)
-    (out_dir / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "report.json", report)
     sections = _sections(report, figures)
     sections += [Section("", [Picture(name)]) for name in pictures]
     sections += [Section(name.removesuffix(".png").replace("-", " "), [Picture(name)]) for name in sheets]

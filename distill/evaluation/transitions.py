@@ -19,6 +19,7 @@ from streamgen.errors import InputError
 from streamgen.interpolate import Way
 
 from ..command import say
+from ..files import write_json
 from ..scenes import MOTIONS, SceneConfig
 from . import intervals
 from .classifiers import MOTION_FRAMES
@@ -217,7 +218,7 @@ def _report(
         "ways": {way: {name: vars(figure) for name, figure in row.items()} for way, row in figures.items()},
         "compared": compared,
     }
-    (out_dir / "transitions.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "transitions.json", report)
     table = Table(["", *ways], [[name, *(figures[way][name] for way in ways)] for name in FIGURES])
     what = [f"{name}: {text}." for name, text in FIGURES.items()]
     told: list[Part] = [f"{len(marks)} switches over {seconds:g} s, each once under every way.", *what, table]

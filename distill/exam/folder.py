@@ -15,6 +15,7 @@ import av
 
 from streamgen.errors import InputError
 
+from ..files import write_json
 from .transcript import VERSION, Transcript, read_transcript
 
 EXAM, TRANSCRIPTS = "exam.json", "transcripts"
@@ -48,7 +49,7 @@ def write_exam(folder: Path, transcripts: Sequence[Transcript]) -> None:
         for one in transcripts:
             (folder / TRANSCRIPTS / f"{one.id}.json").write_text(one.dumps(), encoding="utf-8")
         about = {"format": FORMAT, "version": VERSION, "streams": len(every), "digest": exam_digest(every)}
-        (folder / EXAM).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / EXAM, about)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({(error.strerror or str(error)).lower()})") from None
 

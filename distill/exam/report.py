@@ -13,10 +13,11 @@ from ..evaluation.figures import nested
 from ..evaluation.intervals import Figure, average, median, paired_marks, share
 from ..evaluation.measures import plain
 from ..evaluation.page import Picture, Section, Table, differences, markdown, write_page
+from ..files import write_json
 from ..scenes import contact_sheet
 from .facts import ASKS, KINDS
 from .plans import CATEGORIES
-from .rows import About, FactRow, read_about, read_rows
+from .rows import About, FactRow, read_about, read_marks
 from .runner import read_video
 from .transcript import Transcript
 
@@ -98,7 +99,7 @@ def make_report(
             "n": {name: figure.n for name, figure in known.items()},
         }
     )
-    (out_dir / _MARKS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / _MARKS, report)
     tables = _tables(figures)
     text = [f"## {title}\n\n{markdown(table)}" for title, table in tables]
     (out_dir / "marks.md").write_text("\n".join([f"# Exam of {about.name}\n", *text]), encoding="utf-8")
@@ -211,7 +212,7 @@ def compare_exams(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any
             row["against"] = compared(first_rows, own)
         rows.append(plain(row))
     table = Table(["", *(key.removeprefix("asks.") for key in keys)], lines)
-    (out_dir / "exams.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "exams.json", rows)
     (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
     sections = [Section("", [table])] + [
         Section(f"{row['name']} against {first_name}, on equal streams", [differences(row["against"])])
@@ -252,6 +253,6 @@ def compared(first: Sequence[FactRow], second: Sequence[FactRow]) -> list[dict[s
 def _finished(argument: str) -> tuple[str, About, list[FactRow]]:
     name, folder = named_folder(argument)
     try:
-        return name, read_about(folder), read_rows(folder)
+        return name, read_about(folder), read_marks(folder)
     except InputError as error:
         raise InputError(f"--report {argument}: expected a marked exam's folder ({error})") from None
