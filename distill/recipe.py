@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
 from .command import say
@@ -79,13 +78,15 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _meant(folder: Path, names: Sequence[str], override: str) -> list[tuple[str, str]]:
     """The stages that an override is for, each with what it is there."""
+    from .stages import takes
+
     key, equals, _ = override.partition("=")
     if not equals:
         raise ConfigError(f"override {override!r}: expected [stage.]key=value behind a recipe")
     name, _, rest = key.partition(".")
-    if name in names and rest and _knows(folder, name, rest):
+    if name in names and rest and takes(folder / f"{name}.yaml", rest):
         return [(name, override.partition(".")[2])]
-    those = [(stage, override) for stage in names if _knows(folder, stage, key)]
+    those = [(stage, override) for stage in names if takes(folder / f"{stage}.yaml", key)]
     if those:
         return those
     if name in names:
@@ -93,14 +94,6 @@ def _meant(folder: Path, names: Sequence[str], override: str) -> list[tuple[str,
     raise ConfigError(
         f"override {override!r}: {unknown_key(name, names, noun='stage')}, and no stage has such a key"
     )
-
-
-def _knows(folder: Path, name: str, key: str) -> bool:
-    """Whether a stage's config takes a dotted key."""
-    from .stages import config_class
-
-    stage = read_mapping(folder / f"{name}.yaml").get("stage")
-    return has_key(config_class(str(stage)), key)
 
 
 def run_recipe(

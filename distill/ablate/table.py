@@ -238,7 +238,8 @@ def _plot(grid: Grid, cells: Sequence[Judged], path: Path) -> None:
         for place, cell in enumerate(cells):
             found = cell.figures.get(figure)
             if found is not None and found.value is not None:
-                axis.plot([found.low, found.high], [place, place], "tab:blue")
+                ends = [end for end in (found.low, found.high) if end is not None]
+                axis.plot(ends, [place] * len(ends), "tab:blue")
                 axis.plot([found.value], [place], "o", color="tab:blue", markersize=4)
         axis.set_title(figure, fontsize=8)
         axis.set_yticks(range(len(names)), names)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
 from ..config import ConfigError, RunConfig, build, read_mapping
@@ -36,6 +37,11 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def config_class(name: str) -> type[RunConfig]:
     """The class of the config of the stage `name`."""
     return cast(type[RunConfig], _class(name, "Run"))
+
+
+def takes(config: Path, key: str) -> bool:
+    """Whether the stage of a config takes a dotted key."""
+    return has_key(config_class(str(read_mapping(config).get("stage"))), key)
 
 
 def build_stage(config: RunConfig, device: torch.device) -> Stage:
