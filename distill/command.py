@@ -43,11 +43,7 @@ def say(text: str) -> None:
 
 
 def out_folder(name: str) -> Path:
-    """The folder of the output, made if need be.
-
-    Raises:
-        InputError: it cannot be made.
-    """
+    """The folder of the output, made if need be; raises InputError where it cannot be."""
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,11 +58,7 @@ def named_folder(argument: str) -> tuple[str, Path]:
 
 
 def the_one(given: Mapping[str, object], default: str) -> str:
-    """Which of the options that exclude each other is given.
-
-    Raises:
-        InputError: several are.
-    """
+    """Which of the options that exclude each other is given; raises InputError where several are."""
     found = [name for name, value in given.items() if value]
     if len(found) > 1:
         raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")

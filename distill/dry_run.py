@@ -166,10 +166,8 @@ def _plan(
     shares: int,
     networks: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
 ) -> tuple[str, ...]:
-    """What so many processes do with the trained and the frozen networks of a run.
-
-    Raises:
-        ConfigError: numbers of processes that do not divide.
+    """What so many processes do with the trained and the frozen networks of a run; raises ConfigError for
+    numbers of processes that do not divide.
     """
     trained, frozen = networks
     for name, count in (("shards", shares), ("sequence", config.sequence)):

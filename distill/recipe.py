@@ -103,13 +103,8 @@ def run_recipe(
     run: Callable[[str, list[str]], int] | None = None,
 ) -> int:
     """Run every stage that is not done yet, then the evaluation, which keeps finished streams itself; the
-    exit code of the first that fails, else 0.
-
-    Args:
-        folder: configs and `recipe.yaml`.
-        overrides: `stage.key=value`, or `key=value` for all stages that know the key.
-        options: of the command line, passed on to every stage.
-        run: runs `python -m` a module with the given arguments and returns its exit code.
+    exit code of the first that fails, else 0. `options` of the command line are passed on to every stage;
+    `run` runs `python -m` a module with arguments and returns its exit code.
     """
     run = run or _run
     recipe = read_recipe(folder, overrides)

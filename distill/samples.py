@@ -123,14 +123,8 @@ def stream(
 
 
 def show(videos: Sequence[Tensor], captions: Sequence[str], path: Path, fps: int, frames: int = 8) -> None:
-    """Write a contact sheet `path`, a PNG, and beside it an MP4 of the same name in which all videos play.
-
-    Args:
-        videos: uint8 `(T, H, W, 3)` of one size; shorter ones keep their last picture to the end.
-        captions: one per video, for the sheet; the clip has the videos in the same order, in rows.
-        path: of the sheet.
-        fps: frames per second.
-        frames: of each video on the sheet.
+    """Write a contact sheet `path`, a PNG, and beside it an MP4 of the same name in which all videos play in
+    rows. They are uint8 `(T, H, W, 3)` of one size; shorter ones keep their last picture to the end.
     """
     contact_sheet(videos, captions, path, frames)
     columns = math.ceil(math.sqrt(len(videos)))

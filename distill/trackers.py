@@ -54,11 +54,7 @@ def identify(run_dir: Path, resumed: bool, config: Mapping[str, Any]) -> RunIden
 
 
 def open_sink(name: str, run: RunIdentity) -> Sink:
-    """The tracker `name` for a run.
-
-    Raises:
-        ConfigError: its package is not installed.
-    """
+    """The tracker `name` for a run; raises ConfigError where its package is not installed."""
     try:
         return _TensorBoard(run) if name == "tensorboard" else _Hosted(name, run)
     except ImportError:

@@ -27,17 +27,11 @@ _FPS = 16
 def make_example(
     folder: Path, clips: int = 30, seconds: float = 6.0, seed: int = 0, text: bool = False
 ) -> None:
-    """Write `clips` clips with captions, and with tracks unless captions are text files.
-
-    Args:
-        folder: is made where it is missing; must not have a `metadata.jsonl` yet.
-        clips: how many, at least 1.
-        seconds: of each, above 0.
-        seed: of the scenes.
-        text: captions as `clip-00000.txt` beside each clip instead of `metadata.jsonl`.
+    """Write `clips` clips of `seconds` with captions, and with tracks unless captions are `text` files
+    (`clip-00000.txt`) instead of `metadata.jsonl`.
 
     Raises:
-        InputError: the folder has clips of its own, or cannot be written.
+        InputError: the folder has captions of its own, or cannot be written; a number that is not above 0.
     """
     if clips < 1 or seconds <= 0:
         raise InputError(f"clips, seconds: expected above 0, found {clips} and {seconds:g}")

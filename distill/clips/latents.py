@@ -52,11 +52,7 @@ class OwnLatents:
         self._usable: list[UsableClip] | None = None
 
     def build(self, rank: int, world: int, device: torch.device) -> None:
-        """Encode this process' share of what is missing: clips, words and tracks.
-
-        Raises:
-            OutputError: the folder of the cache cannot be written.
-        """
+        """Encode this process' share of what is missing: clips, words and tracks."""
 
         def compute(frames: Tensor) -> Tensors:
             require_length(frames, self.config)

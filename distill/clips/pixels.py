@@ -35,11 +35,7 @@ class OwnPixels:
         self.folder.build(self._shelf, compute, rank, world)
 
     def open(self) -> None:
-        """Find what there is, once all processes have built.
-
-        Raises:
-            InputError: no clip is usable.
-        """
+        """Find what there is, once all processes have built; raises InputError where nothing is usable."""
         keys = sorted({clip.key for clip in self.folder.settle(self._shelf)})
         clips = [(key, self._shelf.length(key, "video")) for key in keys]
         # keys are digests, so their order is as good as drawn

@@ -73,20 +73,12 @@ class Shelf:
         return None
 
     def fail(self, key: str, why: str) -> None:
-        """Keep why a result cannot be made.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
+        """Keep why a result cannot be made; raises as `make`."""
         text = json.dumps({"why": why}, ensure_ascii=False)
         write_whole(self._failed(key), lambda part: part.write_text(text, encoding="utf-8"))
 
     def load(self, key: str) -> Tensors:
-        """All tensors of a result.
-
-        Raises:
-            InputError: it is not there, or damaged.
-        """
+        """All tensors of a result; raises InputError where it is not there, or damaged."""
         with self._open(key) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 

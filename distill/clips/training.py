@@ -84,10 +84,8 @@ def open_folder(config: ClipFolderConfig | None, world_size: int) -> ClipFolder 
 
 
 def stage_vocabulary(folder: ClipFolder | None, run_dir: str, start: Sequence[str] = ()) -> Vocabulary:
-    """The words of the world, of the start of the training, and of own captions, as the clips' config has it.
-
-    Raises:
-        CheckpointError: see `run_vocabulary`.
+    """The words of the world, of the start of the training, and of own captions, as the clips' config has it;
+    raises as `run_vocabulary`.
     """
     world = caption_vocabulary()
     if folder is None:

@@ -54,11 +54,7 @@ _FIRST = ("plain", "told", "recache")
 
 
 def read_report(argument: str) -> Finished:
-    """Read `NAME=DIR`, or `DIR` under the folder's own name.
-
-    Raises:
-        InputError: no report there.
-    """
+    """Read `NAME=DIR`, or `DIR` under the folder's own name; raises InputError where no report is."""
     name, folder = named_folder(argument)
     try:
         about, rows = checked_rows(folder)

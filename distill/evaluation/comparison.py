@@ -37,13 +37,9 @@ def compare_tokenizers(
     clips: Sequence[Path] = (),
     readers: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Figures of each tokenizer, best PSNR first, also as `tokenizers.json`, a page and a contact sheet.
-
-    Args:
-        directories: exports of the tokenizer stage, or checkpoint directories.
-        config: `clips` clips of `seconds` are measured; nothing is streamed.
-        clips: video files that are measured beside the world's.
-        readers: a file that keeps what the readers learn, see `Instruments`.
+    """Figures of each tokenizer, an export of the tokenizer stage or a checkpoint directory, best PSNR first;
+    also as `tokenizers.json`, a page and a contact sheet. Measured are `config.clips` clips of
+    `config.seconds` of the world, and the video files `clips`; `readers` as for `Instruments`.
 
     Returns:
         Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), `psnr_by_size`: dB of

@@ -51,11 +51,8 @@ class View:
 
 
 class Instruments:
-    """The readers, made once; they can be sent to other processes.
-
-    Args:
-        config: the world that they learn to read.
-        kept: a file that keeps what they learn, written where it is not there yet: half a minute of a core.
+    """The readers of a world, made once; they can be sent to other processes. What they learn, half a minute
+    of a core, a file `kept` keeps; it is written where it is not there yet.
 
     Raises:
         InputError: `kept` is of another world, or no such file.

@@ -74,12 +74,8 @@ def row_of(spec: StreamSpec, read: Read, weights: str, settings: str, stream: st
 
 
 def settings_digest(settings: Mapping[str, Any], what: Mapping[str, Any], size: int) -> str:
-    """Digest of all that a stream's row is a function of, besides the weights and the stream's own spec.
-
-    Args:
-        settings: of the stream, by name.
-        what: `EvaluationConfig.what`.
-        size: side of the frames in pixels.
+    """Digest of all that a stream's row is a function of, besides the weights and the stream's own spec: its
+    settings by name, `EvaluationConfig.what`, and the side of the frames in pixels.
     """
     key = json.dumps([REVISION, settings, what, size], sort_keys=True, default=str)
     return hashlib.sha256(key.encode()).hexdigest()

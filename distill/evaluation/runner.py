@@ -38,15 +38,8 @@ _ERROR_CHUNKS = 64
 
 
 class Evaluator:
-    """Evaluates one model.
-
-    Args:
-        model: name or checkpoint directory.
-        config: how much is streamed.
-        out_dir: keeps the rows, so that a cut evaluation goes on.
-        settings: over the checkpoint's own, by dotted name.
-        processes: streams at the same time.
-        readers: a file that keeps what the readers learn, see `Instruments`.
+    """Evaluates one model, a name or a checkpoint directory, with `settings` over its own, by dotted name.
+    `out_dir` keeps the rows, so that a cut evaluation goes on; `readers` as for `Instruments`.
 
     Raises:
         CheckpointError, InputError: a model that cannot be loaded, or one of another world; a folder with

@@ -218,10 +218,8 @@ class SuiteBuilder:
         ]
 
     def every(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
-        """The streams of all suites, with their controls where the config wants them.
-
-        Args:
-            strengths: that live input is made anew at, as the model knows them.
+        """The streams of all suites, with their controls where the config wants them; live input is made anew
+        at those `strengths` that the model knows.
         """
         specs = [*self.prompts(), *self.unseen(), *self.drags(told=True), *self.pairs(told=True)]
         specs += self.pairs(told=False)

@@ -64,11 +64,9 @@ def compare_ways(
     settings: Mapping[str, Any] | None = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """`config.switches` switches of the suite `switches` under each way; what is done already is kept.
-
-    Args:
-        ways: two or more of `linear`, `spherical` and `at once`; each is compared with the first.
-        seconds: how long a way takes.
+    """`config.switches` switches of the suite `switches` under each of two or more ways (`linear`,
+    `spherical`, `at once`) that take so many seconds, each compared with the first; what is done already is
+    kept.
 
     Returns:
         Under `ways` the figures of each by name, under `compared` the paired comparisons; the same as

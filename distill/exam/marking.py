@@ -49,13 +49,7 @@ class Mark:
 
 
 class Marker:
-    """Marks the frames of one video.
-
-    Args:
-        instruments: the readers.
-        frames: uint8 (T, H, W, 3).
-        fps: frames per second.
-    """
+    """Marks the frames of one video, uint8 (T, H, W, 3), at `fps` frames per second."""
 
     def __init__(self, instruments: Instruments, frames: Tensor, fps: float) -> None:
         self._instruments, self.fps = instruments, fps

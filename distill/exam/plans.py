@@ -78,12 +78,8 @@ class Plan:
 
 
 class Draws:
-    """The draws of one stream: functions of digests alone, so that no version of any library changes them.
-
-    Args:
-        seed: of the exam.
-        category: of the stream.
-        number: of the stream in its category.
+    """The draws of one stream, the `number`-th of a category in the exam of a seed: functions of digests
+    alone, so that no version of any library changes them.
     """
 
     def __init__(self, seed: int, category: str, number: int) -> None:

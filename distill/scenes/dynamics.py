@@ -116,11 +116,8 @@ def _triangle(phase: Tensor) -> Tensor:
 
 
 class Simulation:
-    """Moves the objects of one batch of clips frame by frame.
-
-    Args:
-        plan: what each object does.
-        generator: CPU generator, the only source of randomness.
+    """Moves the objects of one batch of clips frame by frame; a CPU generator is the only source of
+    randomness.
     """
 
     def __init__(self, plan: MotionPlan, generator: torch.Generator) -> None:

@@ -129,11 +129,7 @@ class CausalStage(WindowStage):
         return totals
 
     def check(self) -> list[str]:
-        """See `Stage`: what binding and turning probes found, and what was seen.
-
-        Raises:
-            GateError: a probe found too little.
-        """
+        """See `Stage`: what binding and turning probes found, and what was seen."""
         kinds, motions = self.census.shares(list(self.config.mixture.kinds)), self.census.shares(MOTIONS)
         parts = (("kind", kinds), ("motion", motions))
         seen = [

@@ -111,11 +111,7 @@ class DiffusionStage(Stage):
         return binding_probes(encoder, family.vocabulary) if is_of_the_world(family.vocabulary) else {}
 
     def check(self) -> list[str]:
-        """See `Stage`: what the binding probes found.
-
-        Raises:
-            GateError: below `words.gate`.
-        """
+        """See `Stage`: what the binding probes found; the gate is `words.gate`."""
         found = self.binding()
         check_gate(f"{self.run.stage}, binding probes", found, self.run.words.gate, "words.gate")
         return [f"binding probe: {line}" for line in in_words(found)]

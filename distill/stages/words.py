@@ -117,11 +117,7 @@ class WordsStage(Stage):
         return told_accuracies(self.module.encoder, self.module.heads, told)
 
     def check(self) -> list[str]:
-        """See `Stage`: accuracies on the test captions, and on pairs never drawn.
-
-        Raises:
-            GateError: an attribute below `gate` on the test captions.
-        """
+        """See `Stage`: accuracies on the test captions, which the gate is for, and on pairs never drawn."""
         found, unseen = self.measured(self.config.test), self.measured(self.config.test, "held_out")
         check_gate("words, captions never trained on", found, self.config.gate, "gate")
         lines = [f"test captions: {line}" for line in in_words(found)]
