@@ -3,9 +3,11 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from streamgen.structured import to_plain
 
 from ..evaluation.figures import figures_of, models_compared
 from ..evaluation.intervals import Figure
@@ -110,7 +112,7 @@ def write_table(grid: Grid, out: Path, results: Sequence[Result]) -> list[Judged
         for result in results
     ]
     with open(out / ROWS, "w", encoding="utf-8") as file:
-        for line in [*lines, *(_plain(cell) for cell in cells)]:
+        for line in [*lines, *({"cell": cell.name} | to_plain(cell) for cell in cells)]:
             file.write(json.dumps(line) + "\n")
     table = Table(["", "seeds", *grid.figures], [_line(grid, cell) for cell in cells])
     differences = Table(
@@ -200,18 +202,6 @@ def _training(cell: Cell) -> dict[str, Any]:
             values = json.loads(last[0])
             found[file.parent.name] = {"minutes": values.get("minutes"), "updates": values.get("step")}
     return {"trained": found}
-
-
-def _plain(cell: Judged) -> dict[str, Any]:
-    figures = {name: asdict(figure) for name, figure in cell.figures.items()}
-    against = {name: asdict(one) for name, one in cell.against.items()}
-    return {
-        "cell": cell.name,
-        "seeds": list(cell.seeds),
-        "error": cell.error,
-        "figures": figures,
-        "against": against,
-    }
 
 
 def _line(grid: Grid, cell: Judged) -> list[Any]:

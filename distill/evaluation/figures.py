@@ -153,7 +153,8 @@ def _speeds(row: Row, ends: slice) -> float:
 
 
 _PLAIN = {"plain": ""}
-_POLICIES = {"recache": "", "keep": "switch_keep.", "clear": "switch_clear."}
+#: How the names of figures of switches begin, by policy.
+POLICY_PREFIXES = {"recache": "", "keep": "switch_keep.", "clear": "switch_clear."}
 
 
 def _names(prefixes: Mapping[str, str], name: str) -> dict[str, str]:
@@ -194,19 +195,19 @@ def _drag_metrics() -> list[Metric]:
 
 
 def _switch_metrics() -> list[Metric]:
-    kinds = {variant: f"{prefix}switch_kinds.{{}}" for variant, prefix in _POLICIES.items()}
+    kinds = {variant: f"{prefix}switch_kinds.{{}}" for variant, prefix in POLICY_PREFIXES.items()}
     success, soon = _shown_within(SWITCH_FRAMES, "motion_late"), _shown_within(SOON_FRAMES, "motion_soon")
 
     def by(name: str) -> dict[str, str]:
         return {variant: f"{prefix}.{name}" for variant, prefix in kinds.items()}
 
     return [
-        Metric("switches", success, _names(_POLICIES, "switch_success"), by=by("success")),
-        Metric("switches", soon, _names(_POLICIES, "switch_soon")),
-        Metric("switches", _kept, _names(_POLICIES, "switch_kept"), by=by("kept")),
-        Metric("switches", _seconds, _names(_POLICIES, "switch_seconds"), intervals.median),
-        Metric("switches", _of("psnr"), _names(_POLICIES, "switch_kept_psnr"), intervals.average),
-        Metric("switches", hop, _names(_POLICIES, "switch_hop"), intervals.average),
+        Metric("switches", success, _names(POLICY_PREFIXES, "switch_success"), by=by("success")),
+        Metric("switches", soon, _names(POLICY_PREFIXES, "switch_soon")),
+        Metric("switches", _kept, _names(POLICY_PREFIXES, "switch_kept"), by=by("kept")),
+        Metric("switches", _seconds, _names(POLICY_PREFIXES, "switch_seconds"), intervals.median),
+        Metric("switches", _of("psnr"), _names(POLICY_PREFIXES, "switch_kept_psnr"), intervals.average),
+        Metric("switches", hop, _names(POLICY_PREFIXES, "switch_hop"), intervals.average),
     ]
 
 
@@ -301,7 +302,7 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
             if metric.suite != suite or not {one, two} <= set(metric.names):
                 continue
             if (result := compared(metric, first, second)) is not None:
-                name = metric.names[one].removeprefix(_POLICIES.get(one, ""))
+                name = metric.names[one].removeprefix(POLICY_PREFIXES.get(one, ""))
                 against = f"{one} against {two}"
                 found.append({"figure": name, "against": against, **vars(result)})
     return found

@@ -13,7 +13,7 @@ from ..files import write_json
 from ..plots import panels
 from ..scenes.sheet import contact_sheet, enlarged, marked
 from .edits import STRENGTHS, variant_of
-from .figures import ATTRIBUTES, conditions, figures_of, hops, nested, quantiles
+from .figures import ATTRIBUTES, POLICY_PREFIXES, conditions, figures_of, hops, nested, quantiles
 from .intervals import Figure, average
 from .measures import plain
 from .page import Picture, Section, Table, differences, layout, write_page
@@ -21,7 +21,6 @@ from .rows import About, Row, checked_rows
 from .streams import StreamSpec, Video, load_video
 from .suites import EDIT_KINDS
 
-_POLICIES = (("recache", ""), ("keep", "switch_keep."), ("clear", "switch_clear."))
 #: Figures in tables of their own: heading of the table, prefix of the names.
 _GROUPS = (
     ("Motions", "motion_by_word."),
@@ -105,11 +104,11 @@ def _sections(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[
     shuffled = [[n.split(".")[2], figures[n]] for n in figures if n.startswith("control.shuffled.")]
     switches = [
         [policy, *(figures[prefix + name] for name in ("switch_soon", "switch_success", "switch_kept"))]
-        for policy, prefix in _POLICIES
+        for policy, prefix in POLICY_PREFIXES.items()
     ]
     kinds = [
         [f"{name.split('.')[-2]}, {policy}", figures[name], figures[name.replace("success", "kept")]]
-        for policy, prefix in (*_POLICIES, ("truth", truth))
+        for policy, prefix in (*POLICY_PREFIXES.items(), ("truth", truth))
         for name in figures
         if name.startswith(f"{prefix}switch_kinds.") and name.endswith("success")
     ]
