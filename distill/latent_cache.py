@@ -21,7 +21,7 @@ from models.video_tokenizer import VideoTokenizer
 from streamgen.engine.geometry import LatentGeometry
 
 from .command import say
-from .config import Checked, Count, Natural, differing_keys, require
+from .config import Checked, ClipFrames, Count, Natural, differing_keys
 from .files import write_json
 from .pixels import to_float
 from .precision import multiplies_bfloat16
@@ -41,13 +41,9 @@ class CacheConfig(Checked, section="cache"):
 
     directory: str = "runs/cache"
     clips: Count = 12288
-    frames: int = 81
+    frames: ClipFrames = 81
     images: Count = 24576
     seed: Natural = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.frames % 4 == 1 and self.frames > 1, "cache.frames", "1 + 4k, above 1", self.frames)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..config import Bound, Checked, Count, Decay, Positive, require
+from ..config import Bound, Checked, ClipFrames, Count, Decay, Part, Positive, require
 
 TrackSource = Literal["none", "files", "auto"]
 
@@ -40,7 +40,7 @@ class ClipFolderConfig(Checked, section="clips"):
     height: _Side = 64
     width: _Side = 64
     fps: Annotated[int, Bound("1 to 1000", lambda rate: 1 <= rate <= 1000)] = 16
-    frames: Annotated[int, Bound("1 + 4k, above 1", lambda count: count > 1 and count % 4 == 1)] = 81
+    frames: ClipFrames = 81
     stride: Count | None = None
     max_seconds: float = 120.0
     images: Count = 4
@@ -49,7 +49,7 @@ class ClipFolderConfig(Checked, section="clips"):
     timeout: Positive = 60.0
     readers: Count = 2
     retry: bool = False
-    share: Annotated[float, Bound("above 0, at most 1", lambda share: 0 < share <= 1)] = 1.0
+    share: Part = 1.0
     held_out: Decay = 0.1
     min_count: Count = 2
     world_words: bool = True

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..config import Checked, Decay, NonNegative, require
+from ..config import Checked, Decay, NonNegative, Several, require
 from .base import Loss, Moments, Objective, Scores, Window
 
 #: Eigenvalues below this share of the mean have no gradient through their root.
@@ -23,12 +23,11 @@ class FrechetConfig(Checked, section="objective"):
     mean: NonNegative = 1.0
     covariance: NonNegative = 1.0
     memory: Decay = 0.9
-    clips: int = 256
+    clips: Several = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.mean + self.covariance > 0, "objective.mean", "above 0, or covariance", self.mean)
-        require(self.clips >= 2, "objective.clips", ">= 2", self.clips)
 
 
 @dataclass

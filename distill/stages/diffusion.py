@@ -120,6 +120,11 @@ class DiffusionStage(Stage):
         """The network as it is now, as a pipeline that opens streams."""
         return self.family.pipeline(self.network)
 
+    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
+        """Contact sheets of fixed streams as the network streams them."""
+        self.preview(out_dir)
+        return {}
+
     def preview(self, out_dir: Path, streams: bool = True) -> None:
         """Write contact sheets of the network as it is now; `streams`: as one that streams."""
         self.family.preview(self.pipeline(), out_dir, streams)

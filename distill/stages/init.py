@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.context import ChunkPlan
 from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
-from ..config import Checked, Count, Decay, Positive, require
+from ..config import Checked, Count, Decay, Positive, Several, require
 from ..families import NetworkSpec
 from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, Past, focused, guided
 from ..guidance import GuidanceRange, strengths_over
@@ -40,7 +40,7 @@ class InitConfig(Checked, section="distillation"):
     """
 
     method: Literal["consistency", "ode"] = "consistency"
-    steps: int = 32
+    steps: Several = 32
     student_steps: Count = 4
     shift: Positive = 3.0
     target_decay: Decay = 0.95
@@ -48,7 +48,6 @@ class InitConfig(Checked, section="distillation"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.steps >= 2, "distillation.steps", ">= 2", self.steps)
         require(
             self.steps % self.student_steps == 0,
             "distillation.steps",
@@ -217,11 +216,6 @@ class InitStage(WindowStage):
                 pair = make(self, batch, condition, past, sigmas)
         loss, metrics = module(StudentBatch(windows, strengths, *pair))
         return loss, metrics | self.counted(windows)
-
-    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
-        """Contact sheets of fixed streams as the student streams them."""
-        self.preview(out_dir)
-        return {}
 
     @torch.no_grad()
     def _follow(self) -> None:

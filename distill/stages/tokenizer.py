@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +17,7 @@ from ..clips.config import ClipFolderConfig
 from ..clips.pixels import open_pixels
 from ..clips.training import open_folder, without_objects
 from ..command import say
-from ..config import Bound, Checked, Count, RunConfig, Share, write_yaml
+from ..config import Checked, Count, RunConfig, Several, Share, write_yaml
 from ..evaluation.features import ReaderFeatures
 from ..mixture import GOLDEN, PLASTIC, SILVER, Turns
 from ..photographs import PhotographClips, PhotographConfig, photograph_paths, read_photographs
@@ -43,7 +42,7 @@ class DataConfig(Checked, section="data"):
     about the same number of pixels: progressive training as OmniTokenizer's (arXiv 2406.09399, section 3.2).
     """
 
-    frames: Annotated[int, Bound(">= 2", lambda count: count >= 2)] = 17
+    frames: Several = 17
     image_batch: Count = 48
     video_batch: Count = 8
     image_phase: Share = 0.2

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import distill.mixture
 from distill.config import ConfigError
 from distill.errors import GateError
-from distill.families import NetworkConfig
+from distill.families.config import NetworkConfig
 from distill.families.tiny import (
     build_network,
     checkpoint_config,
