@@ -70,11 +70,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "each way (linear, spherical, at once), compared in pairs; how many: switches=32",
     )
     parser.add_argument("--over", type=float, default=2.0, metavar="SECONDS", help="with --ways (default: 2)")
-    _add_streaming(parser)
+    _add_shared(parser)
     return parser.parse_intermixed_args(list(arguments))
 
 
-def _add_streaming(parser: argparse.ArgumentParser) -> None:
+def _add_shared(parser: argparse.ArgumentParser) -> None:
     """How much is streamed, by what, and where the report goes."""
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
     add_streaming(parser, "how much is streamed: size=small, medium (default) or full, prompts=16 drift=0")

@@ -146,10 +146,7 @@ def _sizes(size: int) -> tuple[int, ...]:
 
 
 def _by_size(tokenizer: VideoTokenizer, videos: Sequence[Video]) -> dict[str, float]:
-    return {
-        "clips": _psnr(tokenizer, videos),
-        "images": _psnr(tokenizer, videos, frames=1),
-    }
+    return {"clips": _psnr(tokenizer, videos), "images": _psnr(tokenizer, videos, frames=1)}
 
 
 def _psnr(tokenizer: VideoTokenizer, videos: Sequence[Video], frames: int = _SHORT) -> float:

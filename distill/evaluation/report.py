@@ -154,10 +154,7 @@ def _sections(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[
         ),
         *_edit_sections(figures),
         Section("Drift by attribute", [Table(["", "first 4 s", "last 4 s"], drift)]),
-        Section(
-            "The same streams under two conditions",
-            [differences(report["comparisons"])],
-        ),
+        Section("The same streams under two conditions", [differences(report["comparisons"])]),
     ]
 
 

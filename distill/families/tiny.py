@@ -17,14 +17,7 @@ from models.motion_encoder import MotionEncoder, MotionEncoderConfig
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoints.digest import tensor_digest
-from streamgen.checkpoints.directory import (
-    MODEL,
-    TOKENIZER,
-    VOCABULARY,
-    load_into,
-    part_of,
-    read_tensors,
-)
+from streamgen.checkpoints.directory import MODEL, TOKENIZER, VOCABULARY, load_into, part_of, read_tensors
 from streamgen.engine.networks import Networks
 from streamgen.errors import CheckpointError
 from streamgen.pipeline import Pipeline
@@ -377,11 +370,7 @@ def checkpoint_config(
 
 
 def write_checkpoint(
-    checkpoint: TinyConfig,
-    module: FlowNetwork,
-    vocabulary: Vocabulary,
-    tokenizer: Path,
-    directory: Path,
+    checkpoint: TinyConfig, module: FlowNetwork, vocabulary: Vocabulary, tokenizer: Path, directory: Path
 ) -> None:
     """Write `config.yaml`, `model.safetensors` (bf16), `tokenizer.safetensors` and `vocabulary.txt`."""
     parts = {"dit": module.dit, "text_encoder": module.text_encoder, "motion_encoder": module.motion_encoder}

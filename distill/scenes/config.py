@@ -63,11 +63,7 @@ class SceneConfig(Checked, section="scenes"):
     def alone(self) -> "SceneConfig":
         """This world with one object, to which nothing happens: no change, no drag, no camera move."""
         return replace(
-            self,
-            object_weights=(1.0,),
-            change_probability=0.0,
-            drag_probability=0.0,
-            camera_probability=0.0,
+            self, object_weights=(1.0,), change_probability=0.0, drag_probability=0.0, camera_probability=0.0
         )
 
     @property

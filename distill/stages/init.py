@@ -225,11 +225,7 @@ class InitStage(WindowStage):
 
 
 def _consistency(
-    stage: InitStage,
-    batch: InitBatch,
-    condition: Condition,
-    past: Past | None,
-    sigmas: Tensor,
+    stage: InitStage, batch: InitBatch, condition: Condition, past: Past | None, sigmas: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): the average's clean estimate one guided teacher step below."""
     windows = batch.windows
@@ -243,11 +239,7 @@ def _consistency(
 
 
 def _regression(
-    stage: InitStage,
-    batch: InitBatch,
-    condition: Condition,
-    past: Past | None,
-    sigmas: Tensor,
+    stage: InitStage, batch: InitBatch, condition: Condition, past: Past | None, sigmas: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): a place on the teacher's way from noise, and its end."""
     windows = batch.windows

@@ -101,7 +101,7 @@ class TokenizerStage(Stage):
     @classmethod
     def networks(cls, config: TokenizerRun) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
         trained: dict[str, nn.Module] = {
-            "tokenizer": TokenizerLoss(VideoTokenizer(config.model), config.loss),
+            "tokenizer": TokenizerLoss(VideoTokenizer(config.model), config.loss)
         }
         return trained | ({"critic": PatchCritic(config.seed)} if config.loss.adversarial else {}), {}
 
@@ -180,13 +180,7 @@ class TokenizerStage(Stage):
         say(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}")
 
     def _clips(
-        self,
-        batch: int,
-        frames: int,
-        seed: int,
-        source: str,
-        size: int | None = None,
-        held: bool = False,
+        self, batch: int, frames: int, seed: int, source: str, size: int | None = None, held: bool = False
     ) -> Clips:
         """Clips of one `source`, a name of `sources`."""
         patch = self.config.model.patch
@@ -256,11 +250,7 @@ def _shares(config: TokenizerRun) -> dict[str, float]:
     """Of all updates, by source; they add up to 1."""
     own = 0.0 if config.clips is None else config.clips.share
     photographs = 0.0 if config.photographs is None else config.photographs.share
-    return {
-        "own": own,
-        "photographs": (1 - own) * photographs,
-        "world": (1 - own) * (1 - photographs),
-    }
+    return {"own": own, "photographs": (1 - own) * photographs, "world": (1 - own) * (1 - photographs)}
 
 
 @torch.no_grad()
