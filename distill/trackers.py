@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,22 +14,6 @@ from .config import ConfigError
 
 PROJECT = "streamgen"
 _ID_FILE = "tracker_id"
-
-
-class Sink(Protocol):
-    """Where numbers and pictures go."""
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by name, such as `train/loss`."""
-        ...
-
-    def pictures(self, paths: list[Path], step: int) -> None:
-        """PNG files; their names without suffix are their titles."""
-        ...
-
-    def close(self) -> None:
-        """Nothing comes after this."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +37,7 @@ def identify(run_dir: Path, resumed: bool, config: Mapping[str, Any]) -> RunIden
     return RunIdentity(run_dir, f"{'-'.join(run_dir.parts[-2:])}-{key}", key, resumed, config)
 
 
-def open_sink(name: str, run: RunIdentity) -> Sink:
+def open_sink(name: str, run: RunIdentity) -> "Sink":
     """The tracker `name` for a run; raises ConfigError where its package is not installed."""
     try:
         return _TensorBoard(run) if name == "tensorboard" else _Hosted(name, run)
@@ -63,6 +47,8 @@ def open_sink(name: str, run: RunIdentity) -> Sink:
 
 
 class _TensorBoard:
+    """Numbers by name, such as `train/loss`, and PNG files, whose names without suffix are their titles."""
+
     def __init__(self, run: RunIdentity) -> None:
         module = importlib.import_module("torch.utils.tensorboard")
         self._writer = module.SummaryWriter(str(run.run_dir / "tensorboard"))
@@ -83,7 +69,7 @@ class _TensorBoard:
 
 
 class _Hosted:
-    """Weights & Biases, or trackio, which has the same calls."""
+    """The same for Weights & Biases, or trackio, which has its calls."""
 
     def __init__(self, package: str, run: RunIdentity) -> None:
         self._package = importlib.import_module(package)
@@ -102,3 +88,7 @@ class _Hosted:
 
     def close(self) -> None:
         self._package.finish()
+
+
+#: Where numbers and pictures go.
+Sink = _TensorBoard | _Hosted

@@ -1,7 +1,5 @@
 """Own clips as the diffusion stages take them: encoded once, with words and tracks."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -15,18 +13,6 @@ from .words import CaptionIds
 
 # 16 clips of 81 frames of 64 x 64.
 _PIXELS_AT_ONCE = 16 * 81 * 64 * 64
-
-
-class LatentSource(Protocol):
-    """Where a diffusion stage's clips come from: the procedural world's `LatentCache` or `OwnLatents`."""
-
-    def build(self, rank: int, world: int, device: torch.device) -> None:
-        """Encode this process' share of what is missing."""
-        ...
-
-    def load(self, images: bool) -> LatentClips:
-        """All clips (or single frames) in memory, once all processes have built."""
-        ...
 
 
 class OwnLatents:

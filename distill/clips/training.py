@@ -11,13 +11,13 @@ from models.text_encoder import Vocabulary
 from streamgen.pipeline import Pipeline
 
 from ..config import require
-from ..latent_cache import LatentClips
+from ..latent_cache import LatentCache, LatentClips
 from ..mixture import PLASTIC, Turns
 from ..samples import SHEETS, sample_sheets, show, stream
 from ..scenes import caption_vocabulary
 from .config import ClipFolderConfig
 from .folder import ClipFolder
-from .latents import LatentSource
+from .latents import OwnLatents
 from .words import caption_words, run_vocabulary
 
 _WORLD_FPS = 16
@@ -44,8 +44,8 @@ class LatentMix:
 
     def __init__(
         self,
-        world: LatentSource | None,
-        own: LatentSource | None,
+        world: LatentCache | None,
+        own: OwnLatents | None,
         config: ClipFolderConfig | None,
         device: torch.device,
     ) -> None:
@@ -144,7 +144,7 @@ def without_objects(metrics: Mapping[str, float], config: ClipFolderConfig | Non
     return {name: value for name, value in metrics.items() if not (own and "object" in name)}
 
 
-def _loaded(source: LatentSource, device: torch.device) -> tuple[LatentClips, LatentClips]:
+def _loaded(source: LatentCache | OwnLatents, device: torch.device) -> tuple[LatentClips, LatentClips]:
     process = PartialState()
     source.build(process.process_index, process.num_processes, device)
     process.wait_for_everyone()
