@@ -10,12 +10,11 @@ from torch import Tensor
 from streamgen.errors import InputError
 
 from ..command import named_folder
-from ..files import write_json
 from ..plots import draw_bars, panels
 from ..scenes import contact_sheet
 from .figures import figures_of, models_compared
 from .intervals import Figure
-from .page import Picture, Section, Table, differences, layout, markdown, write_page
+from .page import Section, Table, layout, write_beside
 from .report import kept_video
 from .rows import About, Row, checked_rows
 
@@ -84,23 +83,11 @@ def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, A
         if one is not reports[0]:
             row["against"] = models_compared(reports[0].rows, one.rows)
         rows.append(row)
-    write_json(out_dir / "reports.json", rows)
-    table = _table(reports)
-    (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
     _plot(reports, out_dir / "reports.png")
     sheets = [sheet for suite in _SHOWN if (sheet := _sheet(reports, suite, out_dir)) is not None]
     made_of = [[one.name, one.about.model, one.about.weights, one.about.settings[:16]] for one in reports]
-    sections = [
-        Section("", [table, *(Picture(name) for name in ("reports.png", *sheets))]),
-        *(
-            Section(
-                f"{row['name']} against {reports[0].name}, on equal streams", [differences(row["against"])]
-            )
-            for row in rows[1:]
-        ),
-        Section("What they are", [Table(["", "model", "weights", "settings"], made_of)]),
-    ]
-    write_page(out_dir / "index.html", "reports", sections)
+    what = Section("What they are", [Table(["", "model", "weights", "settings"], made_of)])
+    write_beside(out_dir, "reports", rows, _table(reports), ("reports.png", *sheets), [what])
     return rows
 
 

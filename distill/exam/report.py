@@ -12,7 +12,7 @@ from ..command import named_folder
 from ..evaluation.figures import nested
 from ..evaluation.intervals import Figure, average, median, paired_marks, share
 from ..evaluation.measures import plain
-from ..evaluation.page import Picture, Section, Table, differences, markdown, write_page
+from ..evaluation.page import Picture, Section, Table, markdown, write_beside, write_page
 from ..files import write_json
 from ..scenes import contact_sheet
 from .facts import ASKS, KINDS
@@ -212,13 +212,7 @@ def compare_exams(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any
             row["against"] = compared(first_rows, own)
         rows.append(plain(row))
     table = Table(["", *(key.removeprefix("asks.") for key in keys)], lines)
-    write_json(out_dir / "exams.json", rows)
-    (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
-    sections = [Section("", [table])] + [
-        Section(f"{row['name']} against {first_name}, on equal streams", [differences(row["against"])])
-        for row in rows[1:]
-    ]
-    write_page(out_dir / "index.html", "exams", sections)
+    write_beside(out_dir, "exams", rows, table)
     return rows
 
 
