@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from .evaluation.intervals import Figure
 
@@ -32,8 +32,8 @@ def draw_bars(axis: "Axes", series: Mapping[str, Sequence[Figure | None]], names
         known = [(i + left, f.value, f.low, f.high) for i, f in enumerate(figures) if f is not None]
         bars = [bar for bar in known if None not in bar]
         if bars:
-            at, heights, low, high = (torch.tensor(column) for column in zip(*bars, strict=True))
-            reach = torch.stack([heights - low, high - heights]).clamp(min=0)
+            at, heights, low, high = (np.array(column) for column in zip(*bars, strict=True))
+            reach = np.stack([heights - low, high - heights]).clip(min=0)
             axis.bar(at, heights, width, label=label, yerr=reach, error_kw={"linewidth": 0.7})
     axis.set_xticks(range(len(names)), names)
     axis.grid(axis="y", alpha=0.3)
