@@ -3,12 +3,12 @@ prompts and seeds of `configs/pictures.yaml`.
 """
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamgen import load_pipeline
+from streamgen.checkpoints.digest import file_sha256
 from streamgen.structured import to_plain
 
 from .command import ended, out_folder, say
@@ -50,14 +50,10 @@ def draw(config: PictureConfig, folder: Path) -> list[Path]:
             say(str(paths[-1]))
     if config.world:
         paths += write_gallery(folder / "world")
-    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     record = {"model": pipeline.name, "weights": pipeline.digest, "config": to_plain(config), "files": files}
     write_json(folder / RECORD, record)
     return paths
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

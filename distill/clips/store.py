@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from streamgen.checkpoints.digest import file_sha256
 from streamgen.errors import InputError, OutputError
 from streamgen.video.write import reason_of
 
@@ -146,8 +147,7 @@ class FileIndex:
             if all(old.get(key) == value for key, value in row.items()) and "digest" in old:
                 return str(old["digest"])
             row["found_ns"] = time.time_ns()
-            with file.open("rb") as opened:
-                row["digest"] = hashlib.file_digest(opened, "sha256").hexdigest()
+            row["digest"] = file_sha256(file)
         except OSError as error:
             row["found_ns"] = time.time_ns()
             row["why"] = f"cannot be read ({error.strerror or error})"
