@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from streamgen.machine import forget_peak, memory_mb, peak_memory_mb, synchronize
 
 from . import lora
 from .config import RunConfig, require
@@ -20,7 +21,6 @@ from .trainer import Trainer
 
 # Updates looked at to learn how often each module is trained.
 _HORIZON = 1000
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,7 @@ def _cost(part: TrainedModule, peak: int | None, seconds: float) -> ModuleCost:
 def _timed(trainer: Trainer, tick: Tick) -> float:
     started = time.monotonic()
     trainer.apply(trainer.gradients(tick, trainer.stage.batch))
-    if trainer.parallel.device.type == "cuda":
-        torch.cuda.synchronize(trainer.parallel.device)
+    synchronize(trainer.parallel.device)
     return time.monotonic() - started
 
 
@@ -255,30 +254,8 @@ def _peak(device: torch.device) -> Iterator[list[int | None]]:
     """Put the largest growth of memory within the context into the list; None where it cannot be told."""
     result: list[int | None] = [None]
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before: int | None = torch.cuda.memory_allocated(device)
-    else:
-        before = _resident("VmRSS") if _reset_peak() else None
+    synchronize(device)
+    before = memory_mb(device) if forget_peak(device) else None
     yield result
     if before is not None:
-        after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
-        result[0] = None if after is None else max(after - before, 0)
-
-
-def _reset_peak() -> bool:
-    """Let Linux forget the process' peak of memory; False elsewhere."""
-    try:
-        _CLEAR.write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-def _resident(key: str) -> int | None:
-    """A size from the process' status, in bytes."""
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
+        result[0] = max(round((peak_memory_mb(device) - before) * 2**20), 0)

@@ -85,7 +85,7 @@ def fit_added_channels(tokenizer: VideoTokenizer, narrow: int, videos: Iterable[
         decode.weight[:, narrow:] = codec.decode.T.to(decode.weight)
 
 
-def fit_pca(tokenizer: VideoTokenizer, videos: Iterable[Tensor]) -> None:
+def begin_as_pca(tokenizer: VideoTokenizer, videos: Iterable[Tensor]) -> None:
     """Let a tokenizer begin as the PCA of the patches of `videos` (B, T, C, H, W)."""
     first, groups = [], []
     for video in videos:

@@ -11,7 +11,7 @@ from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 
 from ..pixels import moving_cells, to_float, to_pixels
 from ..scenes import SHAPES
-from ..widen import fit_pca
+from ..widen import begin_as_pca
 from .intervals import Figure, average, resampled, share
 from .measures import Instruments, Read
 from .streams import Video
@@ -107,7 +107,7 @@ def _pca(config: VideoTokenizerConfig, videos: Sequence[Video]) -> VideoTokenize
     linear = VideoTokenizer(replace(config, bottleneck="kl", fsq_levels=(), vq_codes=None, vq_groups=1))
     clips = (torch.stack([video.frames for video in part]) for part in _batches(videos))
     whole = 1 + (len(videos[0].frames) - 1) // config.temporal * config.temporal
-    fit_pca(linear, (to_float(frames[:, :whole]) for frames in clips))
+    begin_as_pca(linear, (to_float(frames[:, :whole]) for frames in clips))
     return linear.eval()
 
 

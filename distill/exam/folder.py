@@ -14,6 +14,7 @@ from typing import Any
 import av
 
 from streamgen.errors import InputError
+from streamgen.render.records import read_json
 
 from ..files import write_json
 from .transcript import VERSION, Transcript, read_transcript
@@ -87,12 +88,9 @@ def check_version(folder: Path, needed: bool) -> None:
 
 def _exam_json(folder: Path) -> dict[str, Any]:
     file = folder / EXAM
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file, expected an exam's folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
+    if not file.exists():
+        raise InputError(f"{file}: no such file, expected an exam's folder")
+    content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f'{file}: expected an object with "format": "{FORMAT}"')
     return content

@@ -27,7 +27,7 @@ from ..scenes.sheet import contact_sheet, enlarged
 from ..scoring import without_gradients
 from ..stage import Stage, Tick
 from ..tokenizer_loss import Clips, LossConfig, PatchCritic, TokenizerLoss
-from ..widen import fit_added_channels, fit_pca, widen_tokenizer
+from ..widen import begin_as_pca, fit_added_channels, widen_tokenizer
 
 # Seeds of clips that no update ever sees: those of updates are 63-bit hashes.
 PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
@@ -242,7 +242,7 @@ class TokenizerStage(Stage):
 
     def _from_pca(self) -> VideoTokenizer:
         tokenizer = VideoTokenizer(self.config.model).to(self.device)
-        fit_pca(tokenizer, (clips.video for clips in self._fixed(PCA_SEED, self.config.data.pca_clips)))
+        begin_as_pca(tokenizer, (clips.video for clips in self._fixed(PCA_SEED, self.config.data.pca_clips)))
         return tokenizer
 
 
