@@ -9,24 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamgen.cli.arguments import (
-    Device,
-    DType,
-    Fit,
-    FreeText,
-    LiveLoras,
-    Loras,
-    Model,
-    ModelSet,
-    Quantize,
-    RandomWeights,
-    Size,
-    TextCache,
-    TextDevice,
-    TextEncoder,
-    TextInt8,
-    Weights,
-)
+from streamgen.cli.arguments import WAN, Device, Model, Quantize, with_options
 
 from .access import Access
 from .arguments import DrainSeconds, FleetName, Shelf, WorkerCpus, WorkerGpus, WorkerMemory, Workers
@@ -40,6 +23,7 @@ if TYPE_CHECKING:
 _AT_ONCE_SECONDS = 3.0
 
 
+@with_options(WAN)
 def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     *,
     model: Model = "tiny",
@@ -76,23 +60,11 @@ def main(  # noqa: PLR0913 - a command has as many parameters as it has options
     fleet: FleetName = "streamgen",
     shelf: Shelf = None,
     drain_seconds: DrainSeconds = 0.0,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
-    loras: Loras = None,
-    live_loras: LiveLoras = None,
-    model_set: ModelSet = None,
-    size: Size = None,
-    fit: Fit = None,
-    text_encoder: TextEncoder = None,
-    text_device: TextDevice = None,
-    text_cache: TextCache = None,
-    free_text: FreeText = False,
-    text_int8: TextInt8 = False,
-    dtype: DType = None,
+    **more: Any,
 ) -> None:
     """Stream a model to the browser and steer it while it plays."""
-    lists = {"loras": loras, "live_loras": live_loras, "model_set": model_set}
-    given = dict(locals()) | {name: tuple(values or ()) for name, values in lists.items()}
+    given = dict(locals())
+    given |= given.pop("more")
     from streamgen.errors import StreamgenError
 
     if auth is not None and not all(auth.partition(":")[::2]):

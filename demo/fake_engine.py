@@ -70,6 +70,7 @@ class FakeEngine:
 
     Attributes:
         slow_words: whether prompts are encoded only when `finish_encoding` is called.
+        refuses: why changes of settings are refused, "" where they are not.
         loading, failure: see `Engine`.
         refuse_open: raised when a stream is to be opened.
     """
@@ -87,6 +88,7 @@ class FakeEngine:
         self.seconds, self.wait, self.recache = seconds, wait, recache
         self.fail_next: Exception | None = None
         self.slow_words = False
+        self.refuses = ""
         self._encoding: list[tuple[Future[Any], str]] = []
         self.opened: list[FakeStream] = []
         settings = {"steps": 4, "text_guidance": 3.0, "motion_guidance": 1.5}
@@ -247,6 +249,8 @@ class FakeStream:
     def submit(self, event: StreamEvent, at_frame: int | None = None) -> Receipt:
         receipt = self._queue.receipt(0)
         for name, value in (event.settings or {}).items():
+            if self.engine.refuses:
+                return receipt.refuse(f"setting {name}: {self.engine.refuses}")
             if str(value) == "13":
                 return receipt.refuse(f"setting {name}: 13 is unlucky")
         text = None if not event.changes_text else self.engine.words(" ".join(event.prompts))

@@ -16,6 +16,7 @@ from streamgen import InputError, StreamEvent
 from streamgen.motion.tracks import UNSPECIFIED, TrackSet
 from streamgen.stream.prompts import Over, blend_name
 from streamgen.stream.timeline import Applied
+from streamgen.suggest import shorten
 
 from .drawn_tracks import box_tracks, camera_tracks, path_tracks
 from .messages import Box, Camera, Path
@@ -174,6 +175,10 @@ def edited(items: Sequence[Planned], edits: Sequence[Edit], fps: float, aspect: 
             raise InputError(f"edit: block: expected one of the timeline, found {name[:60]!r}")
         if edit.frame is not None and not 1 <= edit.frame <= MAX_SECONDS * fps:
             raise InputError(f"edit: frame: expected 1 to {MAX_SECONDS * fps:.0f}, found {edit.frame}")
+        if edit.frames is not None and edit.frames > MAX_SECONDS * fps:
+            raise InputError(
+                f"edit: frames: expected at most {MAX_SECONDS * fps:.0f}, found {shorten(edit.frames)}"
+            )
         if edit.block == FIRST and (edit.delete or edit.frame or edit.frames):
             raise InputError("edit: the first words can be changed; they begin the stream, at once")
         if edit.block is not None:

@@ -16,6 +16,9 @@ from .causal_dit import CausalDiT, twin
 from .lora import Lora, check_pair, misfit, scale_of
 from .state_dict import Tensors
 
+# A LoRA is made for 1; nobody means more than this.
+MAX_STRENGTH = 100.0
+
 # scaled factors of LoRAs side by side: `down (ranks, in)`, `up (out, ranks)`, and which LoRA each rank is of
 LayerFactors = tuple[Tensor, Tensor, Tensor]
 Factors = Mapping[str, LayerFactors]
@@ -69,7 +72,7 @@ def parse_strengths(text: str) -> dict[str, float]:
     """Strengths by name from `NAME:0.5,OTHER:1`; a bare number is for all that are not named, under "".
 
     Raises:
-        ValueError: a strength that is no finite number, or a name twice.
+        ValueError: a strength that is no number in -100..100, or a name twice.
     """
     found: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -79,8 +82,9 @@ def parse_strengths(text: str) -> dict[str, float]:
             strength = float(number)
         except ValueError:
             strength = math.nan
-        if not math.isfinite(strength):
-            raise ValueError(f"expected NAME:STRENGTH with a finite number, found {part!r:.60}")
+        if not abs(strength) <= MAX_STRENGTH:
+            most = f"{MAX_STRENGTH:g}"
+            raise ValueError(f"expected NAME:STRENGTH with a number in -{most}..{most}, found {part!r:.60}")
         if name in found:
             raise ValueError(f"expected each name once, found {name or 'a number for all'} twice")
         found[name] = strength

@@ -4,6 +4,9 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+# Beyond some 4300 digits Python writes no whole number.
+_MAX_BITS = 10_000
+
 
 def unknown_key(key: object, known: Iterable[str], noun: str = "key", where: str = "") -> str:
     """One-line text that names an unknown `key` and the closest of the `known` ones, or all of them.
@@ -22,6 +25,8 @@ def shorten(value: object, limit: int = 60) -> str:
 
     Of nested values only the beginning is looked at: a few lines of YAML can unfold to billions.
     """
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"a number of {value.bit_length()} bits"
     text = repr(value) if isinstance(value, str | int | float | None) else _bounded(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -31,4 +36,7 @@ def _bounded(value: object) -> str:
     shortener.maxlevel, shortener.maxdict, shortener.maxset = 4, 12, 12
     shortener.maxlist = shortener.maxtuple = 30
     shortener.maxstring = shortener.maxlong = shortener.maxother = 200
-    return shortener.repr(value)
+    try:
+        return shortener.repr(value)
+    except ValueError:  # such a number in it
+        return f"a {type(value).__name__}"

@@ -33,8 +33,10 @@ export class Link {
     window.addEventListener("hashchange", () => this.read());
     // once a stream plays, the address is that of the page again
     live.on("place", () => { if (location.hash.length > 1 && !live.watching) history.replaceState(null, "", location.pathname + location.search); });
-    live.on("hello", () => this.model());
+    live.on("hello", () => { this.model(); this.loras(); });
     this.asked = "";
+    // of LoRAs, until the model has said which it has
+    this.strengths = "";
     this.read();
   }
 
@@ -49,11 +51,27 @@ export class Link {
       else if (name === "input_prompt") live.part.inputPrompt.value = live.settings.told = this.words(name, text, notes);
       else if (name === "seed") this.seed(text, notes);
       else if (name === "model") this.asked = text;
+      else if (name === "lora") this.strengths = text;
       else if (name in live.settings.inputs) this.setting(name, text, notes);
       else if (!["watch", "timeline"].includes(name)) notes.push(`${short(name)} is nothing that this page knows`);
     }
-    if (notes.length) live.notices.tell(`Of the link was left out: ${notes.slice(0, 4).join("; ")}${notes.length > 4 ? "; and more" : ""}.`, { key: "link", seconds: 30 });
+    this.leftOut(notes);
     this.model();
+    this.loras();
+  }
+
+  /** @param {string[]} notes */
+  leftOut(notes) {
+    if (!notes.length) return;
+    this.live.notices.tell(`Of the link was left out: ${notes.slice(0, 4).join("; ")}${notes.length > 4 ? "; and more" : ""}.`, { key: "link", seconds: 30 });
+  }
+
+  loras() {
+    const { hello, settings } = this.live;
+    if (!hello || !this.strengths) return;
+    const known = Object.keys(hello.loras).join(", ") || "no LoRA";
+    this.leftOut(settings.setStrengths(this.strengths).map((part) => `lora: expected NAME:STRENGTH of ${known}, found ${short(part)}`));
+    this.strengths = "";
   }
 
   /**

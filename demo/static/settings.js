@@ -1,4 +1,4 @@
-// Sliders, and the words of the camera: sent when they rest, and set to what holds when the stream goes elsewhere
+// Sliders, and the strength and words of the camera: sent when they rest, and set to what holds when the stream goes elsewhere
 // or refuses a change.
 import { make } from "./element.js";
 
@@ -15,14 +15,17 @@ const TITLES = {
 };
 const REST_MS = 150;
 const SMALL_PIXELS = 128 * 128;
+// of a LoRA, as the server has it
+const MOST_STRENGTH = 100;
 
 export class Settings {
   /** @param {import("./live.js").Live} live */
   constructor(live) {
     this.live = live;
-    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement, label: string }>} */
+    /** @type {Record<string, { input: HTMLInputElement, value: HTMLElement, label: string }>} */
     this.inputs = {};
     for (const slider of SLIDERS) this.add(slider);
+    this.wire("strength", "Camera's strength", { input: live.part.strength, value: live.part.strengthValue });
     // what holds in the stream, and changes on their way by the number of their message
     /** @type {Record<string, number | string>} */
     this.holds = {};
@@ -31,7 +34,7 @@ export class Settings {
     /** @type {Record<string, number | string>} */
     this.waiting = {};
     // of LoRAs whose strength may change, by name
-    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement }>} */
+    /** @type {Record<string, { input: HTMLInputElement, value: HTMLOutputElement, strength: number }>} */
     this.loras = {};
     this.suited = false;
     // what the field of the camera's words held when it was last sent, or set from the stream
@@ -73,14 +76,38 @@ export class Settings {
    */
   addLora(name, strength) {
     const about = { min: -1, max: 2, step: 0.05, value: strength, data: { lora: name, needs: "online" } };
-    const { input, value } = this.loras[name] = this.slider(`LoRA ${name}`, about);
+    const { input, value } = this.loras[name] = { strength, ...this.slider(`LoRA ${name}`, about) };
     value.textContent = strength.toFixed(2);
     input.addEventListener("input", () => {
       value.textContent = Number(input.value).toFixed(2);
-      this.waiting.lora = Object.entries(this.loras).map(([each, slider]) => `${each}:${slider.input.value}`).join(",");
+      this.waiting.lora = this.strengths();
       this.soon();
     });
     this.live.availability?.refresh();
+  }
+
+  // of all LoRAs, as one setting
+  strengths() { return Object.entries(this.loras).map(([name, { input }]) => `${name}:${input.value}`).join(","); }
+
+  /**
+   * Sets LoRAs to the strengths of a setting, and those that it does not name to the model's own.
+   * @param {string} text NAME:STRENGTH,..., or a number for all
+   * @returns {string[]} what of it cannot be
+   */
+  setStrengths(text) {
+    /** @type {Map<string, string>} */
+    const said = new Map();
+    const wrong = text.split(",").filter((part) => {
+      const at = part.lastIndexOf(":"), name = part.slice(0, Math.max(0, at)), strength = part.slice(at + 1).trim();
+      const fits = (!name || name in this.loras) && strength !== "" && Math.abs(Number(strength)) <= MOST_STRENGTH;
+      if (fits) said.set(name, strength);
+      return part.trim() && !fits;
+    });
+    for (const [name, { input, value, strength }] of Object.entries(this.loras)) {
+      input.value = said.get(name) ?? said.get("") ?? String(strength);
+      value.textContent = Number(input.value).toFixed(2);
+    }
+    return wrong;
   }
 
   /**
@@ -99,7 +126,17 @@ export class Settings {
     const made = live.options.settings[name];
     const text = name === "steps" && made ? `${label} (made for ${made})` : label;
     const about = { min, max, step, value: made ?? min, data: { setting: name, needs: "online" } };
-    const { input, value } = this.slider(text, about, TITLES[name]);
+    this.wire(name, label, this.slider(text, about, TITLES[name]));
+  }
+
+  /**
+   * @param {string} name of a setting
+   * @param {string} label
+   * @param {{ input: HTMLInputElement, value: HTMLElement }} slider
+   */
+  wire(name, label, { input, value }) {
+    const made = this.live.options.settings[name];
+    if (made !== undefined) input.value = String(made);
     this.inputs[name] = { input, value, label };
     input.addEventListener("input", () => { this.write(name); this.changed(name); });
     this.write(name);
@@ -108,14 +145,15 @@ export class Settings {
   /** @param {string} name */
   write(name) {
     const { input, value } = this.inputs[name];
-    value.textContent = Number(input.value).toFixed(Number(input.step) < 1 ? 1 : 0);
+    value.textContent = Number(input.value).toFixed(input.step.split(".")[1]?.length || 0);
   }
 
   /** @returns {Record<string, number | string>} */
   values() {
     const sliders = Object.fromEntries(Object.entries(this.inputs).map(([name, { input }]) => [name, Number(input.value)]));
     const words = this.live.part.inputPrompt.value.trim();
-    return words ? { ...sliders, input_prompt: words } : sliders;
+    const moved = Object.values(this.loras).some(({ input, strength }) => Number(input.value) !== strength);
+    return { ...sliders, ...(words && { input_prompt: words }), ...(moved && { lora: this.strengths() }) };
   }
 
   // the words of the camera that hold, unless somebody is writing others
@@ -175,14 +213,7 @@ export class Settings {
       this.write(name);
     }
     if (!("input_prompt" in busy)) this.tell();
-    if ("lora" in busy || !this.holds.lora) return;
-    for (const part of String(this.holds.lora).split(",")) {
-      const [name, strength] = part.split(":");
-      const slider = this.loras[name];
-      if (!slider) continue;
-      slider.input.value = strength;
-      slider.value.textContent = Number(strength).toFixed(2);
-    }
+    if (!("lora" in busy)) this.setStrengths(String(this.holds.lora || ""));
   }
 
   sharp() { this.live.part.video.classList.toggle("sharp", this.live.part.pixelated.checked); }

@@ -6,7 +6,6 @@ const HEADER = 12, VERSION = 1, JPEG = 1;
 const QUALITY = 0.85;
 // what lies unsent beyond this is not added to: an old picture is worth nothing
 const MOST_UNSENT = 64 * 1024;
-const REST_MS = 150;
 // chunks that the delay is told from, and that are remembered
 const DELAYS = 32, REMEMBERED = 1000;
 /** @type {Record<string, string>} */
@@ -27,8 +26,6 @@ export class Webcam {
     this.canvas = make("canvas");
     /** @type {ReturnType<typeof setInterval> | undefined} */
     this.timer = undefined;
-    /** @type {ReturnType<typeof setTimeout> | undefined} */
-    this.resting = undefined;
     this.busy = false;
     // chunks of the camera that are not shown yet: their first frame, and when the picture in it was taken (s)
     /** @type {{ frame: number, taken: number }[]} */
@@ -39,10 +36,8 @@ export class Webcam {
     this.delays = [];
     const { part } = live;
     part.webcam.addEventListener("click", () => (this.camera ? this.off("The camera is off.") : this.on()));
-    part.strength.addEventListener("input", () => this.slide());
-    part.strengthValue.textContent = part.strength.value;
     live.on("heard", (heard) => this.heard(heard));
-    live.on("place", (place) => this.place(place));
+    live.on("place", () => { this.coming = []; });
     // a chunk is told of before what is heard in it
     live.on("chunk", (chunk) => { this.start = chunk.start; });
     live.on("shown", (frame) => this.shown(frame.frame));
@@ -136,27 +131,6 @@ export class Webcam {
       const { taken } = /** @type {{ frame: number, taken: number }} */ (this.coming.shift());
       this.delays = [...this.delays, performance.now() / 1000 - taken].slice(-REMEMBERED);
     }
-  }
-
-  /** @param {import("./types.js").Place} place */
-  place(place) {
-    this.coming = [];
-    if (!("strength" in place.settings)) return;
-    this.live.part.strength.value = String(place.settings.strength);
-    this.live.part.strengthValue.textContent = Number(place.settings.strength).toFixed(2);
-  }
-
-  slide() {
-    const { part } = this.live;
-    part.strengthValue.textContent = Number(part.strength.value).toFixed(2);
-    clearTimeout(this.resting);
-    this.resting = setTimeout(() => {
-      const { live } = this;
-      if (!live.running) return;
-      const id = live.id();
-      const settings = { strength: Number(part.strength.value) };
-      if (live.send({ type: "event", id, epoch: live.epoch, settings })) live.status.asked(id);
-    }, REST_MS);
   }
 
   label() {

@@ -21,7 +21,7 @@ from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SceneConfig
 from .classifiers import MOTION_FRAMES, MotionReader, ShapeReader, read_learned, write_learned
 from .reading import MIN_AREA, FrameReader, Reading, torus_apart, torus_centres
 from .streams import Subject, Video
-from .suites import FPS, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
+from .suites import FPS, LASTING_FRAMES, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
 
 #: A report's rows are of one revision; another one reads something else from the same frames.
 REVISION = 2
@@ -35,8 +35,8 @@ _LEAST_STEP = 1 / 64
 _AREA_CHANGE, _AREA_CHANGE_SETTLED = 0.3, 0.2
 #: Frames before and after a switch that are looked at, and frames until all has come about.
 _AROUND, _SETTLED = 16, 8
-#: Of the frames that follow a switch's success, so many in so many must show it.
-_LASTING, _LASTING_RIGHT = 9, 7
+#: Of the `LASTING_FRAMES` that follow a switch's success, so many must show it.
+_LASTING_RIGHT = 7
 #: Frames between two looks at shapes.
 _LOOK = 4
 Read = dict[str, Any]
@@ -327,14 +327,15 @@ class DriftPoint:
 def drift_points(
     instruments: Instruments, view: View, seconds: float = 4.0, fps: int = FPS
 ) -> list[DriftPoint]:
-    """A long stream in stretches of `seconds`: what each shows and how it looks.
+    """A long stream, or what follows its switch, in stretches of `seconds`: what each shows and how it looks.
 
     `speed` is how far the object goes, in widths per second; `objects` their mean number.
     """
     length = round(seconds * fps)
     (subject,) = view.video.spec.subjects
+    first = 0 if view.video.spec.switch is None else view.video.event + SWITCH_FRAMES
     points = []
-    for start in range(0, len(view.video.frames) - length + 1, length):
+    for start in range(first, len(view.video.frames) - length + 1, length):
         stop = start + length
         shown = instruments.shown(view, start, stop)
         frames = view.video.frames[start:stop]
@@ -391,9 +392,9 @@ def _like(area: Tensor, usual: Tensor, change: float) -> Tensor:
 
 def first_lasting(right: Tensor) -> int | None:
     """First frame from which the following frames are right nearly always."""
-    if len(right) < _LASTING:
+    if len(right) < LASTING_FRAMES:
         return None
-    windows = right.unfold(0, _LASTING, 1).sum(1) >= _LASTING_RIGHT
+    windows = right.unfold(0, LASTING_FRAMES, 1).sum(1) >= _LASTING_RIGHT
     good = torch.nonzero(windows & right[: len(windows)])
     return int(good[0]) if len(good) else None
 

@@ -1,7 +1,9 @@
 """Streams and clips of the world, made and read in several processes, a row for each."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -67,14 +69,16 @@ def make_rows(
 def each(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any], processes: int) -> Iterator[T]:
     """`do(work, task)` of each task as it is done, begun in their order, in several processes of one thread.
 
-    `work` is sent to each process once; `do` is a function of a module.
+    `work` is sent to each process once; `do` is a function of a module. One process is this one: another
+    takes seconds to start.
 
     Raises:
         StreamgenError: a process was killed, as the system does where memory runs out.
     """
     context = multiprocessing.get_context("spawn")
     count = min(processes, len(tasks))
-    if not count:
+    if count < 2:
+        yield from _here(work, do, tasks)
         return
     with ProcessPoolExecutor(count, context, _open_worker, (work,)) as pool:
         waiting: list[Future[T]] = [pool.submit(_do, do, task) for task in tasks]
@@ -102,15 +106,41 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _here(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any]) -> Iterator[T]:
+    _worker.clear()
+    for task in tasks:
+        with one_thread():
+            done = do(work, task)
+        yield done
+    # what was made once is of this work
+    _worker.clear()
+
+
 _worker: dict[str, Any] = {}
 
 
 def _open_worker(work: Any) -> None:
     # Ctrl-C reaches the whole group: a worker just ends, and the main process says what became of the run
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _end_with_parent()
     torch.set_num_threads(1)
     _worker.clear()
     _worker.update(work=work)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does: another signal, such as SIGTERM, reaches that
+    one alone, and work would be waited for for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _do(do: Callable[[Any, Any], T], task: Any) -> T:

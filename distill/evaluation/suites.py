@@ -28,6 +28,8 @@ PAIR_KINDS = ("different", "same shape", "same motion")
 BEFORE = 41
 #: A switch may take this long; one that took at most that was soon.
 SWITCH_FRAMES, SOON_FRAMES = 24, 16
+#: Frames over which what has come about must stay.
+LASTING_FRAMES = 9
 #: Frames of a drag, and frames after it until the object should go its own way again.
 DRAG_FRAMES = 33
 RELEASE_FRAMES = 8
@@ -52,7 +54,10 @@ class EvaluationConfig(Checked):
         switches: streams with a switch, each under the policies `recache`, `keep` and `clear`.
         policy: the first of these; the others are controls.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
-        sink: what becomes of the sink of these, see `streams.rolled_to`.
+        drift_changes: whether one thing changes in `drift` streams as in switches, and `drift_seconds` are
+            read from where that is to have come about.
+        sink: what becomes of the sink of long streams, see `streams.rolled_to`; `anchors`: behind a switch
+            (after Anchor Forcing, arXiv 2603.13405) a picture that shows the new words takes its place.
         clips: clips of the world for the tokenizer and, at most, for each control on the truth; 0 leaves
             both out.
         edits: clips as live input, each made anew at every strength of `edits.STRENGTHS`.
@@ -74,6 +79,7 @@ class EvaluationConfig(Checked):
     policy: Policy = "recache"
     drift: _Streams = 8
     drift_seconds: _Seconds = 60.0
+    drift_changes: bool = False
     long_drift: _Streams = 1
     long_drift_seconds: _Seconds = 240.0
     sink: SinkWay = "stays"
@@ -87,11 +93,14 @@ class EvaluationConfig(Checked):
         super().__post_init__()
         for name in self.motions:
             require(name in MOTIONS, "motions", f"some of {', '.join(MOTIONS)}", name)
+        anchored = self.sink == "anchors" and not self.drift_changes
+        require(not anchored, "sink: anchors", "drift_changes=true: an anchor is behind a switch", "false")
 
     @property
     def what(self) -> dict[str, Any]:
         """What each stream is, counts aside: rows of one report agree in it."""
         told: dict[str, Any] = {"edits_told": True} if self.edits_told else {}
+        told |= {"drift_changes": True} if self.drift_changes else {}
         told |= {} if self.sink == "stays" else {"sink": self.sink}
         told |= {} if self.policy == "recache" else {"policy": self.policy}
         return told | {
@@ -164,15 +173,17 @@ class SuiteBuilder:
         return specs
 
     def switches(self, policy: Policy) -> list[StreamSpec]:
-        """Streams in which one thing changes and the rest is to stay, under a policy."""
+        """Streams in which one thing changes and the rest is to stay, under a policy. They end where nothing
+        is read any more: motions take longest to be told.
+        """
         generator = self._generator(5, "after")
-        frames = BEFORE + SWITCH_FRAMES + MOTION_FRAMES
         specs = []
         for i, before in enumerate(self._subjects(5, self.config.switches, self._trained)):
             kind = SWITCH_KINDS[i % len(SWITCH_KINDS)]
             after = self._changed(before, kind, generator)
             switch = Switch(BEFORE, canonical(after), after, kind, policy)
             seed, prompt = self._seed(5, i), canonical(before)
+            frames = BEFORE + SWITCH_FRAMES + (MOTION_FRAMES if kind == "motion" else LASTING_FRAMES)
             specs.append(StreamSpec("switches", prompt, seed, frames, (before,), None, switch, policy, kind))
         return specs
 
@@ -204,18 +215,27 @@ class SuiteBuilder:
         ]
 
     def drift(self, long: bool) -> list[StreamSpec]:
-        """Long plain streams."""
-        config = self.config
+        """Long plain streams; the shorter ones change one thing where the config wants it."""
+        config, generator = self.config, self._generator(6, "after")
         name, number, count, seconds = (
             ("long_drift", 7, config.long_drift, config.long_drift_seconds)
             if long
             else ("drift", 6, config.drift, config.drift_seconds)
         )
         frames = 1 + round(seconds * FPS)
-        return [
-            StreamSpec(name, canonical(s), self._seed(number, i), frames, (s,), sink=config.sink)
-            for i, s in enumerate(self._subjects(number, count, self._trained))
-        ]
+        specs = []
+        for i, before in enumerate(self._subjects(number, count, self._trained)):
+            spec = StreamSpec(
+                name, canonical(before), self._seed(number, i), frames, (before,), sink=config.sink
+            )
+            if config.drift_changes and not long:
+                kind = SWITCH_KINDS[i % len(SWITCH_KINDS)]
+                after = self._changed(before, kind, generator)
+                switch = Switch(BEFORE, canonical(after), after, kind)
+                behind = frames + BEFORE + SWITCH_FRAMES
+                spec = replace(spec, frames=behind, subjects=(after,), switch=switch, kind=kind)
+            specs.append(spec)
+        return specs
 
     def every(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
         """The streams of all suites, with their controls where the config wants them; live input is made anew

@@ -15,31 +15,7 @@ import typer
 
 from ..errors import InputError, Interrupted, StreamgenError
 from ..suggest import shorten
-from .arguments import (
-    AsJson,
-    Deadline,
-    DecodeBeside,
-    DecoderDevice,
-    Device,
-    DType,
-    Fit,
-    FreeText,
-    LiveLoras,
-    Loras,
-    Model,
-    ModelSet,
-    Quantize,
-    Quiet,
-    RandomWeights,
-    Runner,
-    Settings,
-    Size,
-    TextCache,
-    TextDevice,
-    TextEncoder,
-    TextInt8,
-    Weights,
-)
+from .arguments import COMPUTED, WAN, AsJson, DType, Loras, Model, ModelSet, Quiet, TextEncoder, with_options
 from .bench import bench
 from .motion import app as motion_app
 from .progress import Stop, say
@@ -199,6 +175,7 @@ def streamgen(
 
 
 @app.command()
+@with_options(COMPUTED, WAN)
 def render(
     *,
     source: Source = None,
@@ -219,14 +196,7 @@ def render(
     mask: Mask = None,
     pictures: Pictures = None,
     references: References = None,
-    settings: Settings = None,
-    device: Device = "auto",
     threads: Threads = None,
-    runner: Runner = None,
-    quantize: Quantize = None,
-    decode_beside: DecodeBeside = False,
-    decoder_device: DecoderDevice = None,
-    deadline: Deadline = None,
     batch: Batch = None,
     save_state: SaveState = None,
     continue_from: ContinueFrom = None,
@@ -241,21 +211,9 @@ def render(
     shard: ShardOf = None,
     engine: Engine = "local",
     schema: Schema = False,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
-    loras: Loras = None,
-    live_loras: LiveLoras = None,
-    model_set: ModelSet = None,
-    size: Size = None,
-    fit: Fit = None,
-    text_encoder: TextEncoder = None,
-    text_device: TextDevice = None,
-    text_cache: TextCache = None,
-    free_text: FreeText = False,
-    text_int8: TextInt8 = False,
-    dtype: DType = None,
     as_json: AsEvents = False,
     quiet: Quiet = False,
+    **more: Any,
 ) -> None:
     """Render a prompt, a file of jobs, or a recorded timeline to video.
 
@@ -263,11 +221,12 @@ def render(
 
     A jobs file goes on where it stopped, in any number of processes at once.
     """
-    _rendered(dict(locals()))
+    given = dict(locals())
+    _rendered(given | given.pop("more"))
 
 
 # of `render`, which may be given several times
-_LISTS = ("at", "gestures", "settings", "model_set", "loras", "live_loras", "pictures", "references")
+_LISTS = ("at", "gestures", "pictures", "references")
 
 
 def _rendered(given: dict[str, Any]) -> None:

@@ -1,7 +1,12 @@
-"""Options that say which model, as every command and the demo take them. Nothing of torch is imported."""
+"""Options that several commands take, and the demo: which model, and what computes it. Nothing of torch is
+imported.
+"""
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -64,3 +69,54 @@ DType = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Of the network.", rich_help_panel=_WAN),
 ]
+
+# By name, with what they are where they are not given.
+Options = Mapping[str, tuple[Any, Any]]
+COMPUTED: Options = {
+    "settings": (Settings, None),
+    "device": (Device, "auto"),
+    "runner": (Runner, None),
+    "quantize": (Quantize, None),
+    "decode_beside": (DecodeBeside, False),
+    "decoder_device": (DecoderDevice, None),
+    "deadline": (Deadline, None),
+}
+WAN: Options = {
+    "weights": (Weights, None),
+    "random_weights": (RandomWeights, False),
+    "loras": (Loras, None),
+    "live_loras": (LiveLoras, None),
+    "model_set": (ModelSet, None),
+    "size": (Size, None),
+    "fit": (Fit, None),
+    "text_encoder": (TextEncoder, None),
+    "text_device": (TextDevice, None),
+    "text_cache": (TextCache, None),
+    "free_text": (FreeText, False),
+    "text_int8": (TextInt8, False),
+    "dtype": (DType, None),
+}
+_REPEATABLE = ("settings", "loras", "live_loras", "model_set")
+
+
+def with_options(*groups: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of some groups besides its own: it has them in its `**more`, the repeatable
+    ones as tuples.
+    """
+    shared = {name: option for group in groups for name, option in group.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def whole(**given: Any) -> None:
+            command(**given | {n: tuple(given[n] or ()) for n in _REPEATABLE if n in shared})
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        made = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in shared.items()
+        ]
+        # what typer reads
+        vars(whole)["__signature__"] = inspect.Signature([*own, *made])
+        return whole
+
+    return decorate

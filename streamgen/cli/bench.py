@@ -5,31 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
-from .arguments import (
-    AsJson,
-    Deadline,
-    DecodeBeside,
-    DecoderDevice,
-    Device,
-    DType,
-    Fit,
-    FreeText,
-    LiveLoras,
-    Loras,
-    Model,
-    ModelSet,
-    Quantize,
-    Quiet,
-    RandomWeights,
-    Runner,
-    Settings,
-    Size,
-    TextCache,
-    TextDevice,
-    TextEncoder,
-    TextInt8,
-    Weights,
-)
+from .arguments import COMPUTED, WAN, AsJson, Model, Quiet, with_options
 from .progress import say
 from .tables import show
 
@@ -38,21 +14,15 @@ _CHUNKS_HELP = "Chunks to time; 100 by default, 8 with --quick; from 300 on also
 _QUICK = "Everything a few times only: for large models, and for a first look."
 
 
+@with_options(COMPUTED, WAN)
 def bench(
     *,
     model: Model = "tiny",
-    device: Device = "auto",
     chunks: Annotated[int | None, typer.Option(min=20, max=10_000_000, help=_CHUNKS_HELP)] = None,
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK)] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; torch decides by default.")
     ] = None,
-    runner: Runner = None,
-    quantize: Quantize = None,
-    decode_beside: DecodeBeside = False,
-    decoder_device: DecoderDevice = None,
-    settings: Settings = None,
-    deadline: Deadline = None,
     vs: Annotated[
         str | None, typer.Option(help="Also in turns with this runner: ratios with their spread.")
     ] = None,
@@ -69,27 +39,13 @@ def bench(
         Literal["flashdreams"] | None,
         typer.Option(help="Also by this latency protocol: the parts of the sixth chunk of fresh streams."),
     ] = None,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
-    loras: Loras = None,
-    live_loras: LiveLoras = None,
-    model_set: ModelSet = None,
-    size: Size = None,
-    fit: Fit = None,
-    text_encoder: TextEncoder = None,
-    text_device: TextDevice = None,
-    text_cache: TextCache = None,
-    free_text: FreeText = False,
-    text_int8: TextInt8 = False,
-    dtype: DType = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    **more: Any,
 ) -> None:
     """Measure rate and latencies of a model on this machine."""
     given = dict(locals())
-    for name in ("loras", "live_loras", "model_set"):
-        given[name] = tuple(given[name] or ())
-    _measured(given)
+    _measured(given | given.pop("more"))
 
 
 def _measured(given: dict[str, Any]) -> None:
@@ -111,7 +67,7 @@ def _measured(given: dict[str, Any]) -> None:
         check_runner(vs)
     if deadline is not None:
         StepBudget.of(deadline)
-    values = parse_settings(given["settings"] or ())
+    values = parse_settings(given["settings"])
     mesh = joined(given["device"])
     alone = (vs, given["beside"], given["roofline"], deadline)
     if mesh is not None and any(alone):

@@ -21,25 +21,12 @@ from ..wan.config import config_file
 from ..wan.loras import parse_loras
 from ..wan.options import TextOptions, WanOptions
 from ..wan.pictures import GRID, on_grid, parse_size, shaped_like
+from .arguments import WAN
 from .progress import say, shown_progress
 
 SECONDS = 8.0
 MAX_THREADS = 1024
-WAN_OPTIONS = (
-    "weights",
-    "random_weights",
-    "loras",
-    "live_loras",
-    "model_set",
-    "size",
-    "fit",
-    "text_encoder",
-    "text_device",
-    "text_cache",
-    "free_text",
-    "text_int8",
-    "dtype",
-)
+WAN_OPTIONS = tuple(WAN)
 
 # names that are not those of their options
 _OPTIONS = {

@@ -20,6 +20,8 @@ from .taken import Order, Taken, checked_frames
 _GAP = 1.0
 # frames that a rate is told from
 _RATE_FRAMES = 33
+# of a time of a frame (s): far beyond, frames that follow each other would be at one time
+_LATEST = 1e12
 # clocks are rounded
 _EARLY = 1e-6
 
@@ -108,7 +110,7 @@ class PushedInput:
         patience: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not (math.isfinite(patience) and patience >= 0):
+        if not 0 <= patience < math.inf:
             raise InputError(f"input: patience: expected seconds of at least 0, found {shorten(patience)}")
         self.size, self.fps, self.capacity, self.patience = size, fps, max(1, capacity), patience
         self._clock, self._changed, self._lane = clock, threading.Condition(), _Lane()
@@ -262,7 +264,7 @@ def _times(lane: _Lane, count: int, at: Any, fps: Any) -> list[float] | None:
     if at is not None and fps is not None:
         raise InputError("feed: expected at or fps, found both")
     if fps is not None:
-        number = isinstance(fps, int | float) and not isinstance(fps, bool) and math.isfinite(fps)
+        number = isinstance(fps, int | float) and not isinstance(fps, bool)
         if not number or not 0 < fps <= 1000:
             raise InputError(f"feed: fps: expected above 0 and at most 1000, found {shorten(fps)}")
         begin = 0.0 if lane.latest is None else lane.latest + 1 / fps
@@ -270,7 +272,7 @@ def _times(lane: _Lane, count: int, at: Any, fps: Any) -> list[float] | None:
     if at is None:
         return None
     values = [at] if isinstance(at, int | float) else list(at)
-    numbers = all(isinstance(x, int | float) and math.isfinite(x) for x in values)
+    numbers = all(isinstance(x, int | float) and abs(x) <= _LATEST for x in values)
     if len(values) != count or not numbers:
         raise InputError(f"feed: at: expected {count} times in seconds, found {shorten(at)}")
     before = lane.latest

@@ -12,6 +12,7 @@ from .shots import (
     MAX_OVER_SECONDS,
     MAX_PROMPT,
     MAX_SECONDS,
+    MAX_WEIGHT,
     PICTURE_USES,
     WAYS,
 )
@@ -34,6 +35,7 @@ _GESTURES = {
     "propertyNames": {"minLength": 1, "maxLength": MAX_NAME},
     "additionalProperties": {"anyOf": [_MOTION, {"type": "null"}]},
 }
+_WEIGHT = {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}
 _BLEND = {
     "description": "Prompts with weights in place of one prompt: the weighted mean of their embeddings.",
     "anyOf": [
@@ -45,14 +47,14 @@ _BLEND = {
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["prompt"],
-                "properties": {"prompt": _PROMPT, "weight": {"type": "number", "minimum": 0, "default": 1}},
+                "properties": {"prompt": _PROMPT, "weight": {**_WEIGHT, "default": 1}},
             },
         },
         {
             "type": "object",
             "minProperties": 1,
             "maxProperties": MAX_BLEND,
-            "additionalProperties": {"type": "number", "minimum": 0},
+            "additionalProperties": _WEIGHT,
         },
     ],
 }

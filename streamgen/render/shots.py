@@ -18,7 +18,7 @@ MAX_SECONDS = 24 * 3600.0
 CACHE_ACTIONS = ("recache", "keep", "clear")
 # as `stream.events` has them, which loads torch
 MAX_GESTURES, MAX_NAME = 256, 64
-MAX_BLEND, MAX_OVER_SECONDS, MAX_OVER_CHUNKS = 16, 3600.0, 100_000
+MAX_BLEND, MAX_WEIGHT, MAX_OVER_SECONDS, MAX_OVER_CHUNKS = 16, 1e6, 3600.0, 100_000
 OVER_KEYS, WAYS = ("seconds", "chunks", "way", "every"), ("linear", "spherical")
 PICTURE_USES = ("scene", "reference")
 CHANGES = (
@@ -215,7 +215,7 @@ def blend_of(value: Any, where: str) -> tuple[tuple[str, float], ...]:
     """Prompts and weights, from rows `{"prompt", "weight"}` or weights by prompt.
 
     Raises:
-        InputError: none or too many of them, or weights that are negative, not finite, or all 0.
+        InputError: none or too many of them, or weights that are negative, too large, or all 0.
     """
     rows = [{"prompt": p, "weight": w} for p, w in value.items()] if isinstance(value, Mapping) else value
     if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_BLEND:
@@ -225,8 +225,9 @@ def blend_of(value: Any, where: str) -> tuple[tuple[str, float], ...]:
     for index, row in enumerate(rows):
         check_keys(row, ("prompt", "weight"), f"{where}[{index}]")
         weight = number(row.get("weight", 1.0), f"{where}[{index}].weight")
-        if weight < 0:
-            raise InputError(f"{where}[{index}].weight: expected at least 0, found {weight:g}")
+        if not 0 <= weight <= MAX_WEIGHT:
+            expected = f"expected at least 0 and at most {MAX_WEIGHT:g}"
+            raise InputError(f"{where}[{index}].weight: {expected}, found {weight:g}")
         made.append((prompt_text(row.get("prompt"), f"{where}[{index}].prompt"), weight))
     if not sum(weight for _, weight in made):
         raise InputError(f"{where}: expected a weight above 0, found only 0")

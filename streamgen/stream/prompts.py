@@ -19,6 +19,8 @@ from ..suggest import shorten, unknown_key
 # Against nonsense; what a model reads is counted in its own tokens.
 MAX_PROMPT = 10_000
 MAX_BLEND = 16
+# Only shares of the sum count; a sum of such weights stays finite.
+MAX_WEIGHT = 1e6
 MAX_OVER_SECONDS, MAX_OVER_CHUNKS = 3600.0, 100_000
 
 Blend = tuple[tuple[str, float], ...]
@@ -119,7 +121,7 @@ def checked_blend(blend: Any) -> Blend:
     """Prompts and weights as pairs, from pairs, rows `{"prompt", "weight"}`, or weights by prompt.
 
     Raises:
-        InputError: no prompts or more than 16, or weights that are negative, not finite, or all 0.
+        InputError: no prompts or more than 16, or weights that are negative, above a million, or all 0.
     """
     rows = list(blend.items()) if isinstance(blend, Mapping) else blend
     if isinstance(rows, str) or not isinstance(rows, Sequence) or not 1 <= len(rows) <= MAX_BLEND:
@@ -142,8 +144,9 @@ def _weighted(row: Any) -> tuple[str, float]:
     else:
         raise InputError(f"blend: expected a prompt and its weight, found {shorten(row)}")
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not number or not math.isfinite(weight) or weight < 0:
-        raise InputError(f"blend: weight: expected a number of at least 0, found {shorten(weight)}")
+    if not number or not 0 <= weight <= MAX_WEIGHT:
+        most = f"expected a number of at least 0 and at most {MAX_WEIGHT:g}"
+        raise InputError(f"blend: weight: {most}, found {shorten(weight)}")
     if not isinstance(prompt, str):
         raise InputError(f"blend: prompt: expected text, found {shorten(prompt)}")
     check_prompt(prompt)

@@ -4,11 +4,12 @@ override them.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from models.context import ChunkPlan
 from models.kv_cache import RopeMode
-from models.live_lora import parse_strengths
+from models.live_lora import MAX_STRENGTH, parse_strengths
 
 from ..engine.budget import subset
 from ..engine.guidance import Guidance
@@ -32,18 +33,58 @@ OPEN_ONLY = ("sink_frames", "window_frames", "rope", "recache_mode")
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, these included unless it is `above` the one or `below` the other."""
+
+    least: float
+    most: float
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is one of them; of NaN there is none."""
+        least = self.least < value if self.above else self.least <= value
+        return least and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        if not (self.above or self.below):
+            return f"in {self.least:g}..{self.most:g}"
+        least = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
+        return f"{least} and {'below' if self.below else 'at most'} {self.most:g}"
+
+
+# Every number among the settings. Far inside of what float16 holds: a strength of 1e30 would be told as a
+# network's fault, once a chunk of it is not finite.
+RANGES: Mapping[str, Range] = MappingProxyType(
+    {
+        "steps": Range(1, 1000),
+        "shift": Range(0.01, 100),
+        "context_noise": Range(0, 1, below=True),
+        "text_guidance": Range(0, 100),
+        "motion_guidance": Range(0, 100),
+        "sink_frames": Range(0, 1024),
+        "window_frames": Range(0, 1024),
+        **dict.fromkeys(STEP_SETTINGS, Range(0, 1000)),
+        "lora": Range(-MAX_STRENGTH, MAX_STRENGTH),
+        "negative_scale": Range(1, 50),
+        "strength": Range(0, 1, above=True),
+    }
+)
+
+
+@dataclass(frozen=True)
 class StreamSettings:
     """Settings of a stream.
 
     Attributes:
         steps: network evaluations per chunk, 1 to 1000. Of a model with trained noise levels (sampler
             renoise) fewer steps than it was trained with take a subset of those levels.
-        shift: timestep shift of the noise levels.
+        shift: timestep shift of the noise levels, 0.01 to 100.
         sampler: `euler` (probability-flow ODE) or `renoise` (few-step students).
         context_noise: noise level in [0, 1) at which finished chunks enter the cache.
-        text_guidance, motion_guidance: strengths of joint guidance, see `Guidance`.
-        sink_frames, window_frames: latent frames that stay in reach, see `ChunkPlan`. Fixed when the stream
-            opens.
+        text_guidance, motion_guidance: strengths of joint guidance, 0 to 100 each, see `Guidance`.
+        sink_frames, window_frames: latent frames that stay in reach, 0 to 1024 each, see `ChunkPlan`. Fixed
+            when the stream opens.
         rope: `relative` (endless) or `absolute` positions. Fixed when the stream opens.
         recache_mode: how a recache rebuilds the cache: `chunks` (commit one after the other) or `joint`
             (LongLive's one forward, see `models.joint_recache`). Fixed when the stream opens.
@@ -54,8 +95,9 @@ class StreamSettings:
         change_steps: steps of a chunk with which the words change or the cache is made anew; 0: as `steps`.
         budget_steps: steps of all chunks, whatever the three say; 0: none. What a deadline comes to is
             recorded so, and replayed.
-        lora: strengths of live LoRAs, `NAME:0.5,OTHER:1`, or a number for all of them; those not named are as
-            they were given when the model was loaded. A change recaches as a change of words does.
+        lora: strengths of live LoRAs, -100 to 100, `NAME:0.5,OTHER:1`, or a number for all of them; those not
+            named are as they were given when the model was loaded. A change recaches as a change of words
+            does.
 
         negative_prompt: what not to show. Where text guidance compares two predictions, the second one is
             under these words, not under none; else cross-attention turns away from them (normalised attention
@@ -92,11 +134,8 @@ class StreamSettings:
     input_prompt: str = ""
 
     def __post_init__(self) -> None:
-        for name in STEP_SETTINGS:
-            if not 0 <= vars(self)[name] <= 1000:
-                raise ValueError(f"{name} must be in 0..1000, found {vars(self)[name]}")
-        if not 0 <= self.context_noise < 1:
-            raise ValueError(f"context_noise must be in [0, 1), found {self.context_noise}")
+        for name in RANGES:
+            _check_range(name, vars(self)[name])
         if self.sampler not in get_args(Sampler):
             raise ValueError(f"sampler must be euler or renoise, found {self.sampler!r}")
         for name, kind in (
@@ -108,26 +147,13 @@ class StreamSettings:
             found, known = vars(self)[name], get_args(kind)
             if found not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, found {found!r}")
-        for name, fits, most in (
-            ("steps", 1 <= self.steps <= 1000, "in 1..1000"),
-            ("negative_scale", 1 <= self.negative_scale <= 50, "in 1..50"),
-            ("strength", 0 < self.strength <= 1, "above 0 and at most 1"),
-        ):
-            if not fits:
-                raise ValueError(f"{name} must be {most}, found {vars(self)[name]}")
         for name in ("negative_prompt", "input_prompt"):
             _check_length(name, vars(self)[name])
-        if self.sink_frames > 1024 or self.window_frames > 1024:
-            raise ValueError(
-                f"sink_frames and window_frames must be at most 1024, found {self.sink_frames} and "
-                f"{self.window_frames}"
-            )
         try:
             parse_strengths(self.lora)
         except ValueError as error:
             raise ValueError(f"lora: {error}") from None
         self.guidance()
-        FlowMatchScheduler(self.steps, self.shift)
 
     def updated(self, changes: Mapping[str, Any], live: bool = False) -> "StreamSettings":
         """With some values replaced.
@@ -149,6 +175,11 @@ class StreamSettings:
                     f"setting {name}: fixed when the stream opens, cannot become {shorten(value)}"
                 )
             kind = known[name]
+            try:
+                # before it becomes a float: a whole number may be too large for one
+                _check_range(name, value)
+            except ValueError as error:
+                raise InputError(f"settings: {error}") from None
             if name == "lora" and type(value) in (int, float):
                 value = f"{value!r}"
             if kind is float and type(value) is int:
@@ -230,6 +261,12 @@ class StreamSettings:
         """Plain values by name; those that few streams have, where they are not as in all others."""
         values, plain = asdict(self), StreamSettings()
         return {n: value for n, value in values.items() if n not in _SELDOM or value != vars(plain)[n]}
+
+
+def _check_range(name: str, value: Any) -> None:
+    """Raise ValueError for a number that the setting cannot have."""
+    if name in RANGES and type(value) in (int, float) and not RANGES[name].holds(value):
+        raise ValueError(f"{name} must be {RANGES[name]}, found {shorten(value)}")
 
 
 def _check_length(name: str, words: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models.live_lora import LiveLoras, check_live, factor_count
+from models.live_lora import MAX_STRENGTH, LiveLoras, check_live, factor_count
 from models.lora import Lora, merge_lora, read_lora
 from models.state_dict import Tensors
 
@@ -37,9 +37,11 @@ class LoraFile:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.strength):
+        if not abs(self.strength) <= MAX_STRENGTH:
+            most = f"{MAX_STRENGTH:g}"
             raise InputError(
-                f"--lora {self.place}: strength: expected a finite number, found {self.strength}"
+                f"--lora {self.place}: strength: expected a number in -{most}..{most}, found "
+                f"{shorten(self.strength)}"
             )
 
 
@@ -47,7 +49,7 @@ def parse_loras(texts: Sequence[str]) -> tuple[LoraFile, ...]:
     """LoRAs from `FILE[:strength]`.
 
     Raises:
-        InputError: a strength that is no finite number, or the same file twice.
+        InputError: a strength that is no number in -100..100, or the same file twice.
     """
     found = tuple(_parse(text) for text in texts)
     check_twice(found)

@@ -1,13 +1,18 @@
 """What pages say: parsed, or refused by name."""
 
 import json
+import re
+from typing import Any
 
 import pytest
 
 from demo.messages import (
+    _PARSERS,
+    _SIMPLE,
     FRAME_HEADER,
     MAX_MESSAGE_BYTES,
     PNG,
+    SETTINGS,
     BadMessage,
     Event,
     Pins,
@@ -70,6 +75,50 @@ BAD = [
 def test_bad_messages_are_refused_by_name(text: str, reason: str) -> None:
     with pytest.raises(BadMessage, match=reason):
         parse(text)
+
+
+def numbers_in(row: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in a message a number stands."""
+    if isinstance(row, dict | list):
+        places = row.items() if isinstance(row, dict) else enumerate(row)
+        return [place for key, value in places for place in numbers_in(value, (*where, key))]
+    return [where] if isinstance(row, int | float) and not isinstance(row, bool) else []
+
+
+ALL_NUMBERS: list[dict[str, Any]] = [
+    {"type": "start", "prompt": "a", "seed": 1, "settings": dict.fromkeys(SETTINGS, 1)},
+    {"type": "event", "id": 1, "epoch": 1, "settings": dict.fromkeys(SETTINGS, 1)},
+    {"type": "event", "id": 1, "epoch": 1, "blend": [{"prompt": "a", "weight": 1}, ["b", 2]], "over": 2},
+    {"type": "stroke", "id": 1, "epoch": 1, "frame": 1, "phase": "move", "points": [[0, 0, 0]]},
+    {"type": "path", "id": 1, "epoch": 1, "frame": 1, "points": [[0, 0, 0]] * 2, "grid": [1, 1, 0.1]},
+    {"type": "box", "id": 1, "epoch": 1, "frame": 1, "points": [[0, 0, 0, 1, 1]] * 2, "spacing": 0.1},
+    {"type": "pins", "id": 1, "points": [[0, 0], [0, 0, 1, 1, 0.1]]},
+    {"type": "remove", "id": 1, "number": 1},
+    {"type": "camera", "id": 1, "pan": [0, 0], "zoom": 1, "rotate": 0, "seconds": 1},
+    {"type": "ack", "seq": 1, "epoch": 1, "shown": 1, "head": 1},
+    {"type": "step", "frame": 1},
+    {"type": "rewind", "mark": 1},
+    {"type": "take", "take": 1},
+    {"type": "pause", "id": 1},
+]
+
+
+@pytest.mark.parametrize("row", ALL_NUMBERS, ids=lambda row: row["type"])
+def test_every_number_of_a_message_has_an_end_on_both_sides(row: dict[str, Any]) -> None:
+    """A whole number that no float holds once ended the connection: it was not compared, but converted."""
+    parse(json.dumps(row))
+    assert {row["type"] for row in ALL_NUMBERS} == {*_PARSERS, *_SIMPLE} - {*_SIMPLE[1:]}
+    for place in numbers_in(row):
+        for value in (1e30, -1e30, 10**30, 10**400, -(10**400)):
+            changed = inside = json.loads(json.dumps(row))
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = value
+            with pytest.raises(BadMessage, match=r"expected .*found") as refusal:
+                parse(json.dumps(changed))
+            named = [key for key in place if isinstance(key, str) and key != "settings"][-1]
+            assert re.search(rf"\b({named}|grid): expected", str(refusal.value))
+            assert len(str(refusal.value)) < 200
 
 
 def test_good_messages_pass() -> None:

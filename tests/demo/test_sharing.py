@@ -1,6 +1,7 @@
 """Sharing in a real browser over a fake engine: links, watchers, exports, full screen."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,93 @@ def test_a_stream_is_watched_exported_and_begun_again_by_links(browser: Browser,
         watcher.click("[data-part=startButton]")
         said(watcher, "coverText", "Nothing plays under this link")
         assert not errors
+
+
+# Controls that say how a change is made, or what this browser shows, rather than what a stream begins with.
+NOT_IN_LINKS = {
+    "file": "pictures are with the server, and are too large for a link",
+    "timelineFile": "a timeline has a link of its own",
+    **dict.fromkeys(("hold", "over", "way", "cache", "sink"), "how the next change of words is made"),
+    **dict.fromkeys(("shape", "gridSize", "gridSpacing", "boxName", "boxSeconds"), "of what is drawn next"),
+    "sg-tool": "what the pointer does",
+    **dict.fromkeys(("laneWords", "laneSetting", "laneValue"), "of a block of the timeline"),
+    **dict.fromkeys(("laneAt", "laneLong", "laneKind"), "of a block of the timeline"),
+    "pixelated": "how this browser enlarges",
+    **dict.fromkeys(("scrub", "compareAt"), "moments of what has played"),
+    **dict.fromkeys(("format", "scale"), "of a file that is saved"),
+    "shareLink": "the link itself",
+}
+IN_LINKS = {
+    "prompt": "a red ball",
+    "seed": "41",
+    "inputPrompt": "a desk",
+    "strength": "0.6",
+    "steps": "7",
+    "text_guidance": "4.5",
+    "motion_guidance": "0.5",
+    "style": "0.25",
+    "pace": "-0.5",
+}
+CONTROLS = """() => [...document.querySelectorAll(".sg input, .sg select, .sg textarea")].map(
+  ({ dataset: { part, setting, lora }, name }) => part || setting || lora || name)"""
+ANSWERED = """() => {
+  const { waiting, asked } = window.streamgen.settings;
+  return !Object.keys(waiting).length && !asked.size;
+}"""
+FIELD = "[data-part={0}], [data-setting={0}], [data-lora={0}]"
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Iterator[Stage]:
+    """A model with LoRAs whose strengths may change."""
+    with served(tmp_path) as stage:
+        settings = dict(stage.engine.info.settings) | {"strength": 0.75}
+        loras = {"style": 1.0, "pace": 0.5}
+        stage.engine._info = replace(stage.engine.info, settings=settings, loras=loras)
+        yield stage
+
+
+@pytest.mark.slow
+def test_a_link_says_what_every_control_holds_and_a_refusal_puts_it_back(
+    browser: Browser, tuned: Stage
+) -> None:
+    """The camera's strength was not in links, the LoRAs' neither, and both stayed where a refused change had
+    put them.
+    """
+    with context_of(browser) as context:
+        page = open_page(context, tuned, begin=False)
+        assert {*page.evaluate(CONTROLS)} == {*NOT_IN_LINKS, *IN_LINKS}
+        page.evaluate("location.hash = '#lora=mood:1,style:0.5,pace:1e30'")
+        for part in ("mood:1", "pace:1e30"):
+            said(page, "noticeText", f"lora: expected NAME:STRENGTH of style, pace, found “{part}”")
+        before = {name: page.input_value(FIELD.format(name)) for name in IN_LINKS}
+        assert (before["style"], before["pace"]) == ("0.5", "0.5")
+        page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+        for name, value in IN_LINKS.items():
+            page.fill(FIELD.format(name), value)
+        link = link_of(page, "linkSettings")
+        page.close()
+
+        page = context.new_page()
+        page.goto(link)
+        page.wait_for_selector(".sg[data-state=ready]")
+        assert {name: page.input_value(FIELD.format(name)) for name in IN_LINKS} == IN_LINKS
+        assert all(before[name] != value for name, value in IN_LINKS.items())
+        page.click("[data-part=startButton]")
+        shown(page, 2)
+        stream = tuned.engine.opened[-1]
+        begun = {"strength": 0.6, "steps": 7, "text_guidance": 4.5, "motion_guidance": 0.5}
+        assert stream.settings == begun | {"input_prompt": "a desk", "lora": "style:0.25,pace:-0.5"}
+
+        tuned.engine.refuses = "not now"
+        page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+        # words are left alone: they may be what somebody writes
+        sliders = [name for name in IN_LINKS if name not in ("prompt", "seed", "inputPrompt")]
+        for name in sliders:
+            page.fill(FIELD.format(name), "1")
+            page.wait_for_function(ANSWERED)
+            assert page.input_value(FIELD.format(name)) == IN_LINKS[name]
+        said(page, "noticeText", "not now")
 
 
 HOSTILE = (

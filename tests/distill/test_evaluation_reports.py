@@ -13,11 +13,14 @@ import torch
 
 from distill import evaluate
 from distill.evaluation import pool, runner, streams
+from distill.evaluation.classifiers import MOTION_FRAMES
+from distill.evaluation.measures import first_lasting
 from distill.evaluation.pool import make_rows
 from distill.evaluation.reading import FrameReader
 from distill.evaluation.rows import checked_rows
-from distill.evaluation.suites import EvaluationConfig, SuiteBuilder
+from distill.evaluation.suites import SWITCH_FRAMES, EvaluationConfig, SuiteBuilder
 from distill.scenes import SceneConfig, caption_vocabulary
+from models.context import ChunkPlan
 from models.text_encoder import Vocabulary
 from streamgen import StreamEvent, load_pipeline
 from tests.at_once import AtOnce
@@ -82,6 +85,23 @@ def test_a_change_that_takes_effect_late_is_watched_as_long(checkpoint: Path) ->
     )
     assert wave.event > plain.event
     assert len(wave.frames) - wave.event == len(plain.frames) - plain.event == spec.frames - plain.event
+
+
+def test_a_switch_has_the_frames_that_are_read_behind_it(tmp_path: Path) -> None:
+    """With chunks of three latent frames a change falls some frames later than asked for; motions were then
+    read from too few frames behind it, and none was ever shown. What lasts is read from as many as it takes.
+    """
+    folder = write_checkpoint(tmp_path / "m", ChunkPlan(3, 1, 1, 3), words=caption_vocabulary())
+    pipeline, reader = load_pipeline(folder), FrameReader(SceneConfig(size=32))
+    for spec in SuiteBuilder(EvaluationConfig(), Vocabulary(caption_vocabulary())).switches("recache")[2:4]:
+        video = streams.render(pipeline, reader, spec, {"text_guidance": 1.0, "motion_guidance": 0.0})
+        behind = len(video.frames) - video.event
+        assert video.event > 41
+        if spec.kind == "motion":
+            assert behind == SWITCH_FRAMES + MOTION_FRAMES
+            continue
+        right = torch.arange(behind) >= SWITCH_FRAMES
+        assert (first_lasting(right), first_lasting(right[:-1])) == (SWITCH_FRAMES, None)
 
 
 FEW = [

@@ -51,9 +51,10 @@ def test_tiny_and_wan_take_the_total(tmp_path: Path) -> None:
         ({"attention_frames": 9, "window_frames": None}, "attention_frames 9 leave a window of 5 with sink 2 "
          "and chunk 2, expected whole chunks of 2"),
         ({"attention_frames": 3, "window_frames": None}, "leave a window of -1 with sink 2 and chunk 2"),
+        ({"attention_frames": 2, "window_frames": None}, "leave a window of -2 with sink 2 and chunk 2"),
         ({"attention_frames": "all"}, "plan.attention_frames: expected a whole number, found 'all'"),
         ({"attention_frames": 8, "sink_frames": "x"}, "plan.sink_frames"),
-        ({"attention_frames": 8, "chunk_frames": 0}, "chunk"),
+        ({"attention_frames": 8, "window_frames": None, "chunk_frames": 0}, r"in 1..chunk_frames \(0\)"),
     ],
 )  # fmt: skip
 def test_what_does_not_add_up_is_one_line(

@@ -37,6 +37,7 @@ from streamgen.machine import versions
 from tests.tiny_models import GRID, assert_needs, tiny_cache, tiny_dit, tiny_latents
 
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+FLASH_OPERATION = "aten::_scaled_dot_product_flash_attention"
 EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 
 
@@ -122,20 +123,26 @@ def test_order_of_kernels_on_gpus(
     assert kernel_order(capability, usable) == expected
 
 
-def test_a_scope_restricts_torch_while_it_lasts() -> None:
-    enabled = torch.backends.cuda.flash_sdp_enabled
-    before = enabled()
+def test_a_scope_restricts_torch_while_it_lasts_and_says_the_order() -> None:
+    enabled, order = torch.backends.cuda.flash_sdp_enabled, torch._C._get_sdp_priority_order
+    before = enabled(), order()
     with attention_scope((MATH,)):
         assert not enabled()
-    assert enabled() == before
+    assert (enabled(), order()) == before
+    for wanted in ((EFFICIENT, FLASH, MATH), (FLASH, EFFICIENT, MATH)):
+        with attention_scope(wanted):
+            assert order()[:3] == [kernel.value for kernel in wanted]
     with attention_scope(()):
-        assert enabled() == before
+        assert (enabled(), order()) == before
 
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Packages of attention that seem to be installed, and nothing of theirs left behind."""
     there: set[str] = set()
+    # what is registered here is unknown to other tests, and what others have registered to these
+    monkeypatch.setattr(_registry, "_FLASH_ATTENTION_IMPLS", dict(_registry._FLASH_ATTENTION_IMPLS))
+    _registry._FLASH_ATTENTION_IMPLS.pop("SageAttention", None)
     monkeypatch.delenv(ATTENTION_VARIABLE, raising=False)
     monkeypatch.setattr(chosen, "find_spec", lambda name: name if name in there else None)
     yield there
@@ -182,7 +189,12 @@ def test_sage_attention_stands_in_where_it_is_asked_for(
     monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sageattn))
     assert place_flash((9, 0)) is None
     monkeypatch.setenv(ATTENTION_VARIABLE, "sage")
+    before = torch._C._dispatch_dump(FLASH_OPERATION)
     assert place_flash((8, 6)) == current_flash_attention_impl() == "SageAttention"
+    # no CUDA is here to call it by
+    (placed,) = {*torch._C._dispatch_dump(FLASH_OPERATION).splitlines()} - {*before.splitlines()}
+    assert placed.startswith("CUDA: ")
+    assert "engine/attention.py" in placed
     q, k, v = (torch.randn(2, n, 3, 16).transpose(1, 2) for n in (5, 7, 7))
     out, sums, *_ = sage_attention(q, k, v)
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v))
@@ -191,6 +203,8 @@ def test_sage_attention_stands_in_where_it_is_asked_for(
     assert (out.shape, out.stride(), sums.shape) == (meta.shape, meta.stride(), meta_sums.shape)
     # a backward pass would need it
     assert bool(sums.isnan().all())
+    restore_flash_attention_impl()
+    assert torch._C._dispatch_dump(FLASH_OPERATION) == before
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ def parse(tmp_path: Path, row: dict[str, Any]) -> RenderJob:
 
 
 def test_limits_are_those_of_the_stream() -> None:
-    here = (shots.MAX_BLEND, shots.MAX_OVER_SECONDS, shots.MAX_OVER_CHUNKS, shots.WAYS)
-    assert here == (prompts.MAX_BLEND, prompts.MAX_OVER_SECONDS, prompts.MAX_OVER_CHUNKS, Way.__args__)
+    here = (shots.MAX_BLEND, shots.MAX_WEIGHT, shots.MAX_OVER_SECONDS, shots.MAX_OVER_CHUNKS, shots.WAYS)
+    there = (prompts.MAX_BLEND, prompts.MAX_WEIGHT, prompts.MAX_OVER_SECONDS, prompts.MAX_OVER_CHUNKS)
+    assert here == (*there, Way.__args__)
 
 
 def test_all_forms_say_the_same(tmp_path: Path) -> None:
@@ -103,7 +104,8 @@ def test_a_job_is_the_session_it_says_and_its_record_the_job(tmp_path: Path, pip
             "expected 1 to 16 prompts with weights, found 100",
         ),
         ({"blend": {"sea": 0}}, "blend: expected a weight above 0, found only 0"),
-        ({"blend": {"sea": -1}}, "blend[0].weight: expected at least 0, found -1"),
+        ({"blend": {"sea": -1}}, "blend[0].weight: expected at least 0 and at most 1e+06, found -1"),
+        ({"blend": {"sea": 1e308, "sand": 1e308}}, "blend[0].weight: expected at least 0 and at most 1e+06"),
         ({"blend": {"sea": "much"}}, "blend[0].weight: expected a number"),
         ({"blend": [{"weight": 1}]}, "blend[0].prompt: expected text"),
         ({"blend": [{"prompt": "sea", "part": 1}]}, "blend[0]: unknown key 'part'"),

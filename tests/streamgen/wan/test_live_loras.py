@@ -261,8 +261,9 @@ def test_guided_streams_read_the_empty_prompt_at_their_strength(
     ("value", "message"),
     [
         ("mood:1", "setting lora: expected names of style, pace, found mood"),
-        ("style:nan", "expected NAME:STRENGTH with a finite number, found 'style:nan'"),
-        (float("inf"), "expected NAME:STRENGTH with a finite number"),
+        ("style:nan", "expected NAME:STRENGTH with a number in -100..100, found 'style:nan'"),
+        ("style:1e30", "expected NAME:STRENGTH with a number in -100..100, found 'style:1e30'"),
+        (float("inf"), "lora must be in -100..100, found inf"),
         ("style:0.1,style:0.2", "expected each name once, found style twice"),
         ("0.1,0.2", "expected each name once, found a number for all twice"),
         ("style", "expected NAME:STRENGTH"),
@@ -327,4 +328,4 @@ def test_from_the_command_line(
     assert done.code == 0, done.stderr
     assert "style: 20 changes live at strength 0.7" in done.stderr
     assert json.loads((tmp_path / "out.json").read_text())["settings"]["lora"] == "0.25"
-    assert "strength: expected a finite" in call(capsys, *command, "--live-lora", f"{files[0]}:nan").error()
+    assert "strength: expected a number in -100..100, found nan" in call(capsys, *command, "--live-lora", f"{files[0]}:nan").error()

@@ -268,8 +268,8 @@ def test_arguments() -> None:
     )  # fmt: skip
     assert parse_loras(["hf://o/r/c.pt", "C:\\x.pt"]) == (LoraFile("hf://o/r/c.pt"), LoraFile("C:\\x.pt"))
     for texts, message in (
-        (["a.pt:nan"], "strength: expected a finite number, found nan"),
-        (["a.pt:inf"], "strength: expected a finite number, found inf"),
+        (["a.pt:nan"], r"strength: expected a number in -100\.\.100, found nan"),
+        (["a.pt:inf"], r"strength: expected a number in -100\.\.100, found inf"),
         (["a.pt:much"], "strength: expected a number, found 'much'"),
         (["a.pt", "./a.pt:0.5"], "given twice, expected once with one strength"),
     ):
@@ -289,7 +289,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         *(x for p in SMALL for x in ("--model-set", p)),
     ]
     for arguments, message in (
-        ([*wan, "--lora", "a.pt:nan"], "strength: expected a finite number, found nan"),
+        ([*wan, "--lora", "a.pt:nan"], "strength: expected a number in -100..100, found nan"),
         ([*wan, "--lora", "a.pt", "--lora", "a.pt"], "given twice"),
         ([*wan, "--lora", tmp_path / "none.pt"], "no such file"),
         (["--lora", "a.pt"], "model tiny: is not of the Wan family"),
