@@ -16,7 +16,7 @@ import torch
 
 from streamgen import Pipeline, StreamgenError, load_pipeline
 
-from .measures import Instruments, Read, read_video
+from .measures import Instruments, read_video
 from .rows import TRUTH, Row, row_of
 from .streams import StreamSpec, render, save_video, stream_name
 from .truth import Truth, TruthSuite
@@ -45,11 +45,7 @@ class Work:
         name = stream_name(spec, self.weights, self.settings_digest) if keep else None
         if name is not None:
             save_video(video, self.directory / name)
-        return self.row(spec, read_video(self.instruments, video), name)
-
-    def row(self, spec: StreamSpec, read: Read, name: str | None = None) -> Row:
-        """The row of a stream of this model."""
-        return row_of(spec, read, self.weights, self.settings_digest, name)
+        return row_of(spec, read_video(self.instruments, video), self.weights, self.settings_digest, name)
 
     def truth_rows(self, suite: TruthSuite) -> list[Row]:
         """The rows of one suite's control."""

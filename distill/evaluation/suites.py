@@ -13,7 +13,7 @@ from streamgen.errors import InputError
 from ..config import Bound, Checked, Natural, build_sized, require
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, build_caption, canonical_caption
-from ..scenes.vocabulary import held_out_indices
+from ..scenes.vocabulary import held_out_indices, trained_indices
 from .classifiers import MOTION_FRAMES
 from .edits import STRENGTHS, variant_of, world_clip
 from .streams import POLICIES, Drag, Edit, Policy, SinkWay, StreamSpec, Subject, Switch
@@ -136,10 +136,7 @@ class SuiteBuilder:
         self.motions = tuple(
             i for i, name in enumerate(MOTIONS) if name in wanted and self._says(Subject(0, 0, 0, i, 0))
         )
-        held_out = held_out_indices()
-        every = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
-        self._trained = [pair for pair in every if pair not in held_out]
-        self._held_out = list(held_out)
+        self._trained, self._held_out = trained_indices(), list(held_out_indices())
 
     def prompts(self) -> list[StreamSpec]:
         """Plain streams of pairs that training draws, too; every other prompt in people's words."""
@@ -241,10 +238,8 @@ class SuiteBuilder:
         return specs
 
     def every(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
-        """The streams of all suites, with their controls where the config wants them.
-
-        Args:
-            strengths: that live input is made anew at, as the model knows them.
+        """The streams of all suites, with their controls where the config wants them; live input is made anew
+        at those `strengths` that the model knows.
         """
         specs = [*self.prompts(), *self.unseen(), *self.drags(told=True), *self.pairs(told=True)]
         specs += self.pairs(told=False)

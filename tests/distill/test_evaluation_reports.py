@@ -17,7 +17,7 @@ from distill.evaluation.classifiers import MOTION_FRAMES
 from distill.evaluation.measures import first_lasting
 from distill.evaluation.pool import make_rows
 from distill.evaluation.reading import FrameReader
-from distill.evaluation.rows import read_rows
+from distill.evaluation.rows import checked_rows
 from distill.evaluation.suites import SWITCH_FRAMES, EvaluationConfig, SuiteBuilder
 from distill.scenes import SceneConfig, caption_vocabulary
 from models.context import ChunkPlan
@@ -155,7 +155,7 @@ def test_a_report_is_written(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_rows_say_what_was_read_and_expected(finished: Path) -> None:
-    rows = read_rows(finished)
+    _, rows = checked_rows(finished)
     model = [row for row in rows if row.source == "model" and row.suite != "tokenizer"]
     assert Counter((row.suite, row.variant) for row in model) == {
         **{("prompts", "plain"): 2, ("unseen", "plain"): 1, ("drift", "plain"): 1},
@@ -300,7 +300,7 @@ def test_reports_beside_each_other(
     for name in ("reports.png", "prompts.png", "switches.png"):
         assert name in (tmp_path / "out" / "index.html").read_text()
         assert (tmp_path / "out" / name).stat().st_size > 1000
-    stream = next(row.stream for row in read_rows(one) if row.suite == "prompts" and row.stream)
+    stream = next(row.stream for row in checked_rows(one)[1] if row.suite == "prompts" and row.stream)
     (one / "streams" / stream).unlink()
     assert evaluate.main([*given, "-o", str(tmp_path / "out")]) == 2
     assert stream in capsys.readouterr().err
