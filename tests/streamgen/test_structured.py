@@ -127,3 +127,29 @@ def test_a_checkpoint_streams_with_the_sink_and_window_of_its_plan(tmp_path: Pat
         OmegaConf.save(OmegaConf.create(content | change), path)
         with pytest.raises(CheckpointError, match=message):
             read_tiny_config(tmp_path)
+
+
+def test_a_text_is_parsed_once_and_a_changed_file_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its text, not by its time: two writes within a tick of the disk's clock are two files."""
+    parsed: list[object] = []
+    load = OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda file: (parsed.append(file), load(file))[1])
+    file = tmp_path / "a.yaml"
+    file.write_text(f"a: {{b: [1, 2]}}\nwhere: {tmp_path}\n")
+    first = read_yaml(file)
+    first["a"]["b"].append(3)
+    assert read_yaml(file)["a"] == {"b": [1, 2]}
+    assert len(parsed) == 1
+    for _ in range(2):
+        assert read_yaml(file, ["a.b=4"])["a"] == {"b": 4}
+    assert read_yaml(file)["a"] == {"b": [1, 2]}
+    assert len(parsed) == 2
+    file.write_text(f"a: {{b: [1, 5]}}\nwhere: {tmp_path}\n")
+    assert read_yaml(file)["a"] == {"b": [1, 5]}
+    monkeypatch.setenv("STREAMGEN_WHERE", "here")
+    file.write_text("a: ${oc.env:STREAMGEN_WHERE}\n")
+    assert read_yaml(file)["a"] == "here"
+    monkeypatch.setenv("STREAMGEN_WHERE", "there")
+    assert read_yaml(file)["a"] == "there"
