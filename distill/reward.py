@@ -55,7 +55,7 @@ class RewardConfig(Checked, section="reward"):
     beside: NonNegative = 1.0
     streams: Share = 0.0
     drags: Share = 0.4
-    way: NonNegative = 0.5
+    way: NonNegative = 2.0
     place: NonNegative = 1.0
 
 

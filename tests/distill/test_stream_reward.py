@@ -194,7 +194,7 @@ def test_its_gradient_makes_a_stream_do_what_it_was_asked(part: str) -> None:
     step = (found - 0.04 * gradient.sign()).detach()
     after = loss(step, weights) - loss(step, none)
     assert before.item() > 0.5
-    assert after.item() < 0.98 * before.item()
+    assert after.item() < before.item() - 0.03
 
 
 def test_drags_begin_where_objects_are_and_keep_inside() -> None:
