@@ -38,9 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--resume", default="latest", help="latest (default), none, or a checkpoint directory"
     )
     parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build everything, update each module at the smallest batch, print what a run costs",
+        "--dry-run", action="store_true", help="build everything, update each module, print what a run costs"
     )
     parser.add_argument(
         "--meta", action="store_true", help="with --dry-run: count the networks without allocating them"

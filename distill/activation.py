@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from models.kv_cache import CacheView
 from models.writer import written, written_frames
 
+from .sharding import blocks
+
 
 def checkpoint_blocks(module: nn.Module) -> int:
     """Let every block of a `ModuleList` in `module` be computed again in the backward pass, in place.
@@ -22,18 +24,12 @@ def checkpoint_blocks(module: nn.Module) -> int:
     Nothing changes but memory and time: not the names of parameters, nor any number. Returns how many blocks
     there are.
     """
-    blocks = [
-        block
-        for part in module.modules()
-        if isinstance(part, nn.ModuleList)
-        for block in part
-        if type(block).forward is not nn.Module.forward
-    ]
-    for block in blocks:
+    found = blocks(module)
+    for block in found:
         # on the instance: under FSDP2 gathering happens around `forward`, as recomputing needs it; a copy of
         # the block computes with its own parameters, since this is a method
         block.forward = MethodType(_recomputed(type(block).forward), block)
-    return len(blocks)
+    return len(found)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
-"""What the command lines share: errors as one line, exit codes, progress, the folder of the output."""
+"""What the command lines share: options, errors as one line, exit codes, progress, folders."""
 
+import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +26,16 @@ def ended(run: Callable[[], int], interrupted: str = "") -> int:
         return 130
 
 
+def add_streaming(parser: argparse.ArgumentParser, streams: str) -> None:
+    """Options of what streams: which `streams`, in words, their settings, how many at once, `--json`."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=streams)
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
+    parser.add_argument("--json", action="store_true", help="print the figures on stdout")
+
+
 def say(text: str) -> None:
     """A line on stderr."""
     sys.stderr.write(text + "\n")
@@ -31,11 +43,7 @@ def say(text: str) -> None:
 
 
 def out_folder(name: str) -> Path:
-    """The folder of the output, made if need be.
-
-    Raises:
-        InputError: it cannot be made.
-    """
+    """The folder of the output, made if need be; raises InputError where it cannot be."""
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,12 +51,14 @@ def out_folder(name: str) -> Path:
     return Path(name)
 
 
-def the_one(given: Mapping[str, object], default: str) -> str:
-    """Which of the options that exclude each other is given.
+def named_folder(argument: str) -> tuple[str, Path]:
+    """Name and folder of `NAME=DIR`; of `DIR` alone its own name."""
+    name, equals, rest = argument.partition("=")
+    return (name, Path(rest)) if equals else (Path(argument).name, Path(argument))
 
-    Raises:
-        InputError: several are.
-    """
+
+def the_one(given: Mapping[str, object], default: str) -> str:
+    """Which of the options that exclude each other is given; raises InputError where several are."""
     found = [name for name, value in given.items() if value]
     if len(found) > 1:
         raise InputError(f"{', '.join(given)}: expected one of them, found {' and '.join(found)}")

@@ -43,6 +43,10 @@ NonNegative = Annotated[float, Bound(">= 0", lambda number: number >= 0)]
 Positive = Annotated[float, Bound("> 0", lambda number: number > 0)]
 Share = Annotated[float, Bound("within [0, 1]", lambda number: 0 <= number <= 1)]
 Decay = Annotated[float, Bound("within [0, 1)", lambda number: 0 <= number < 1)]
+Part = Annotated[float, Bound("above 0, at most 1", lambda number: 0 < number <= 1)]
+Several = Annotated[int, Bound(">= 2", lambda number: number >= 2)]
+#: Pixel frames of clips that are encoded whole.
+ClipFrames = Annotated[int, Bound("1 + 4k, above 1", lambda number: number > 1 and number % 4 == 1)]
 
 
 class Checked:

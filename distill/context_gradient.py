@@ -11,7 +11,7 @@ the gradient is that of the second pass.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -63,12 +63,6 @@ class Exit:
     sigma: float
 
 
-@dataclass
-class _Asked:
-    last: Exit | None = None
-    exits: list[Exit] = field(default_factory=list)
-
-
 class StudentRunner(PlainRunner):
     """The plain runner of a student in training, which commits as its writer does now, where it has one."""
 
@@ -84,24 +78,21 @@ class ExitRecorder(StudentRunner):
 
     def __init__(self, dit: CausalDiT) -> None:
         super().__init__(dit)
-        self._asked = _Asked()
-
-    @property
-    def exits(self) -> list[Exit]:
-        """One for each chunk so far."""
-        return self._asked.exits
+        #: One for each chunk so far.
+        self.exits: list[Exit] = []
+        self._last: Exit | None = None
 
     def denoise(self, task: DenoiseTask) -> Tensor:
         latents = super().denoise(task)
-        assert self._asked.last is not None
-        self._asked.exits.append(self._asked.last)
+        assert self._last is not None
+        self.exits.append(self._last)
         return latents
 
     def velocity(self, view: CacheView, conditioning: Conditioning) -> Velocity:
-        solve, asked = super().velocity(view, conditioning), self._asked
+        solve = super().velocity(view, conditioning)
 
         def noting(x: Tensor, sigma: float) -> Tensor:
-            asked.last = Exit(x, sigma)
+            self._last = Exit(x, sigma)
             return solve(x, sigma)
 
         return noting

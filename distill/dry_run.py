@@ -2,26 +2,25 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamgen.machine import forget_peak, memory_mb, peak_memory_mb, synchronize
+
 from . import lora
-from .config import ConfigError, RunConfig, require
+from .config import RunConfig, require
 from .optim import split_parameters
 from .sharding import UNDIVIDED, local, units
-from .stage import NetworkStage, SmallestStage, Tick
+from .stage import Stage, Tick
 from .trained import TrainedModule
 from .trainer import Trainer
 
 # Updates looked at to learn how often each module is trained.
 _HORIZON = 1000
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,17 @@ class RunCost:
         return sum(size for name, (_, size) in self.frozen.items() if name in self.offloaded)
 
     @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of the device that stay taken, by what takes them."""
+        return {
+            "parameters": sum(m.parameters for m in self.modules),
+            "gradients": sum(m.gradients for m in self.modules),
+            "optimizers": sum(m.optimizer for m in self.modules),
+            "average": sum(m.average for m in self.modules),
+            "frozen": self.frozen_bytes,
+        }
+
+    @property
     def seconds(self) -> float | None:
         """Seconds of a mean update; None if not measured."""
         times = [self.shares[m.name] * m.seconds for m in self.modules if m.seconds is not None]
@@ -76,18 +86,11 @@ class RunCost:
         lines = [*self.plan]
         lines += [f"parameters {m.name} {m.count:,} ({m.trained:,} trained)" for m in self.modules]
         lines += [f"parameters {name} {count:,} (frozen)" for name, (count, _) in self.frozen.items()]
-        parts = {
-            "parameters": sum(m.parameters for m in self.modules),
-            "gradients": sum(m.gradients for m in self.modules),
-            "optimizers": sum(m.optimizer for m in self.modules),
-            "average": sum(m.average for m in self.modules),
-            "frozen": self.frozen_bytes,
-        }
         measured = [m.activations for m in self.modules if m.activations is not None]
-        lines += [f"memory {name} {in_bytes(size)}" for name, size in parts.items()]
+        lines += [f"memory {name} {in_bytes(size)}" for name, size in self.parts.items()]
         lines.append(f"memory activations {in_bytes(max(measured)) if measured else 'not measured'}")
         # of several modules one is trained at a time
-        total = sum(parts.values()) + max(measured, default=0)
+        total = sum(self.parts.values()) + max(measured, default=0)
         lines.append(f"memory total {in_bytes(total)} per process{'' if measured else ' and activations'}")
         if self.offloaded:
             names = ", ".join(sorted(self.offloaded))
@@ -105,37 +108,31 @@ class RunCost:
 
 
 def dry_run(trainer: Trainer) -> RunCost:
-    """Update every trained module twice at the stage's smallest batch; nothing is written.
+    """Update every trained module twice; nothing is written.
 
     The first update gives the memory, the second, in which everything is warm, the time. On CPUs the memory
     of activations is the growth of the process, which is too small where memory freed before is used again.
     """
     stage = trainer.stage
-    fetch = stage.smallest if isinstance(stage, SmallestStage) else stage.batch
     targets = [stage.target(step) for step in range(_HORIZON)]
     modules = []
     for name, part in trainer.parts.items():
         tick = replace(trainer.tick(), step=targets.index(name)) if name in targets else trainer.tick()
         with _peak(trainer.parallel.device) as peak:
-            update = trainer.gradients(tick, fetch)
+            update = trainer.gradients(tick, stage.batch)
         trainer.apply(update)
-        seconds = _timed(trainer, tick, fetch)
+        seconds = _timed(trainer, tick)
         modules.append(_cost(part, peak[0], seconds))
     frozen = {name: (_count(module), _bytes(module.parameters())) for name, module in trainer.frozen.items()}
     shares = {name: targets.count(name) / _HORIZON for name in trainer.parts}
     return RunCost(tuple(modules), frozen, shares, _offloaded(trainer.config, frozen))
 
 
-def estimate(config: RunConfig, stage: Any, processes: int = 1) -> RunCost:
+def estimate(config: RunConfig, stage: type[Stage], processes: int = 1) -> RunCost:
     """The same without running anything, of networks that are never allocated.
 
     With `processes` shares of networks the memory is one of them.
-
-    Raises:
-        ConfigError: the stage does not say how to build its networks alone.
     """
-    if not isinstance(stage, NetworkStage):
-        raise ConfigError(f"stage {config.stage} cannot be built on the meta device: it has no `networks`")
     with torch.device("meta"):
         trained, frozen = stage.networks(config)
         for name in config.lora.modules if config.lora else ():
@@ -169,10 +166,8 @@ def _plan(
     shares: int,
     networks: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
 ) -> tuple[str, ...]:
-    """What so many processes do with the trained and the frozen networks of a run.
-
-    Raises:
-        ConfigError: numbers of processes that do not divide.
+    """What so many processes do with the trained and the frozen networks of a run; raises ConfigError for
+    numbers of processes that do not divide.
     """
     trained, frozen = networks
     for name, count in (("shards", shares), ("sequence", config.sequence)):
@@ -234,11 +229,10 @@ def _cost(part: TrainedModule, peak: int | None, seconds: float) -> ModuleCost:
     )
 
 
-def _timed(trainer: Trainer, tick: Tick, fetch: Callable[[Tick], Any]) -> float:
+def _timed(trainer: Trainer, tick: Tick) -> float:
     started = time.monotonic()
-    trainer.apply(trainer.gradients(tick, fetch))
-    if trainer.parallel.device.type == "cuda":
-        torch.cuda.synchronize(trainer.parallel.device)
+    trainer.apply(trainer.gradients(tick, trainer.stage.batch))
+    synchronize(trainer.parallel.device)
     return time.monotonic() - started
 
 
@@ -260,30 +254,8 @@ def _peak(device: torch.device) -> Iterator[list[int | None]]:
     """Put the largest growth of memory within the context into the list; None where it cannot be told."""
     result: list[int | None] = [None]
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before: int | None = torch.cuda.memory_allocated(device)
-    else:
-        before = _resident("VmRSS") if _reset_peak() else None
+    synchronize(device)
+    before = memory_mb(device) if forget_peak(device) else None
     yield result
     if before is not None:
-        after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
-        result[0] = None if after is None else max(after - before, 0)
-
-
-def _reset_peak() -> bool:
-    """Let Linux forget the process' peak of memory; False elsewhere."""
-    try:
-        _CLEAR.write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-def _resident(key: str) -> int | None:
-    """A size from the process' status, in bytes."""
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
+        result[0] = max(round((peak_memory_mb(device) - before) * 2**20), 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamgen.errors import InputError
 
-from .command import check_processes, ended, out_folder, say, the_one
+from .command import add_streaming, check_processes, ended, out_folder, say, the_one
 
 if TYPE_CHECKING:
     from .evaluation.suites import EvaluationConfig
@@ -70,22 +70,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "each way (linear, spherical, at once), compared in pairs; how many: switches=32",
     )
     parser.add_argument("--over", type=float, default=2.0, metavar="SECONDS", help="with --ways (default: 2)")
-    _add_streaming(parser)
+    _add_shared(parser)
     return parser.parse_intermixed_args(list(arguments))
 
 
-def _add_streaming(parser: argparse.ArgumentParser) -> None:
+def _add_shared(parser: argparse.ArgumentParser) -> None:
     """How much is streamed, by what, and where the report goes."""
     parser.add_argument("-o", "--out", required=True, help="folder of the report")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="how much is streamed: size=small, medium (default) or full, prompts=16 drift=0",
-    )
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
-    )
+    add_streaming(parser, "how much is streamed: size=small, medium (default) or full, prompts=16 drift=0")
     parser.add_argument("--runner", help="what computes chunks, as `streamgen render` has it")
     parser.add_argument(
         "--quantize",
@@ -99,8 +91,6 @@ def _add_streaming(parser: argparse.ArgumentParser) -> None:
         help="with --model, --run and --tokenizer: keeps what the readers of shapes and motions learn, for "
         "evaluations to come; written where it is not there",
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
-    parser.add_argument("--json", action="store_true", help="print the report's figures on stdout")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

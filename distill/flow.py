@@ -235,11 +235,7 @@ def focused(squares: Tensor, focus: Tensor) -> Tensor:
 
 
 def guided(
-    network: FlowNetwork,
-    x: Tensor,
-    sigma: Tensor,
-    condition: "Condition",
-    past: Past | None = None,
+    network: FlowNetwork, x: Tensor, sigma: Tensor, condition: "Condition", past: Past | None = None
 ) -> Tensor:
     """Velocity of a network without a guidance input under joint guidance of each frame's own strengths.
 

@@ -8,7 +8,6 @@ goes on where it stopped.
 import hashlib
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +20,10 @@ from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
 from streamgen.engine.geometry import LatentGeometry
 
-from .config import Checked, Count, Natural, differing_keys, require
+from .command import say
+from .config import Checked, ClipFrames, Count, Natural, differing_keys
+from .files import write_json
+from .pixels import to_float
 from .precision import multiplies_bfloat16
 from .scenes import SceneBatch, SceneConfig, SceneGenerator
 from .scenes.turnings import turning_latents
@@ -39,13 +41,9 @@ class CacheConfig(Checked, section="cache"):
 
     directory: str = "runs/cache"
     clips: Count = 12288
-    frames: int = 81
+    frames: ClipFrames = 81
     images: Count = 24576
     seed: Natural = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.frames % 4 == 1 and self.frames > 1, "cache.frames", "1 + 4k, above 1", self.frames)
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,10 @@ class LatentCache:
         """Encode this process' share of the missing shards; says which other caches lie beside."""
         if rank == 0 and not self.directory.exists():
             for line in self.others():
-                sys.stderr.write(f"{line}\n")
+                say(line)
         self.directory.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            (self.directory / _MADE_OF).write_text(
-                json.dumps(self.made_of, indent=1) + "\n", encoding="utf-8"
-            )
+            write_json(self.directory / _MADE_OF, self.made_of)
         generator = SceneGenerator(self.scenes, device)
         # shared out before looking: others write meanwhile, so what is missing differs between processes
         mine = [shard for shard in self._shards()[rank::world] if not shard[0].exists()]
@@ -119,7 +115,7 @@ class LatentCache:
             save_file({name: value.contiguous() for name, value in tensors.items()}, part)
             part.rename(path)
             if rank == 0 and (done + 1) % 16 == 0:
-                sys.stderr.write(f"latent cache {self.fingerprint}: {done + 1} of {len(mine)} shards\n")
+                say(f"latent cache {self.fingerprint}: {done + 1} of {len(mine)} shards")
 
     def others(self) -> list[str]:
         """A line for each cache in the same folder that was made of something else, with what differs: they
@@ -207,7 +203,7 @@ def encode_clips(tokenizer: VideoCodec, videos: Tensor, device: torch.device, at
     """Normalised latents, float16 `(N, T, C, h, w)` on the CPU, of clips uint8 `(N, F, H, W, 3)`."""
     latents = []
     for video in videos.split(at_once):
-        pixels = video.to(device).movedim(-1, 2).float().div(127.5).sub(1.0)
+        pixels = to_float(video.to(device))
         # half the time where it is not emulated; the posterior mean itself stays float32
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=multiplies_bfloat16(pixels.device)):
             mean = tokenizer.encode(pixels).mean.float()

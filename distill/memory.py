@@ -6,30 +6,26 @@ from streamgen.machine import free_bytes
 
 from .config import ConfigError, RunConfig
 from .dry_run import estimate, in_bytes
-from .stage import NetworkStage
+from .stage import Stage
 
 
-def check_memory(config: RunConfig, stage: type, processes: int, device: torch.device) -> None:
+def check_memory(config: RunConfig, stage: type[Stage], processes: int, device: torch.device) -> None:
     """Compare what stays in memory (weights, gradients, optimizers, averages) with what is free.
 
     Activations are not counted, so what passes may still be too large. Processes on a CPU share its memory,
-    those on GPUs have one each. Stages that cannot be counted without being built are not checked.
+    those on GPUs have one each.
 
     Raises:
         ConfigError: the networks alone do not fit; says what takes how much and what would need less.
     """
     free = free_bytes(device)
-    if free is None or not isinstance(stage, NetworkStage):
+    if free is None:
         return
     cost = estimate(config, stage, processes)
-    # a device that is the CPU has them all the same
-    offloaded = cost.host_bytes if device.type == "cpu" else 0
-    parts = {
-        "weights": sum(m.parameters for m in cost.modules) + cost.frozen_bytes + offloaded,
-        "gradients": sum(m.gradients for m in cost.modules),
-        "optimizers": sum(m.optimizer for m in cost.modules),
-        "averages": sum(m.average for m in cost.modules),
-    }
+    parts = dict(cost.parts)
+    if device.type == "cpu":
+        # a device that is the CPU has them all the same
+        parts["frozen"] += cost.host_bytes
     sharing = processes if device.type == "cpu" else 1
     needed = sum(parts.values()) * sharing
     if needed <= free:

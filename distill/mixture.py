@@ -12,9 +12,8 @@ GOLDEN, PLASTIC, SILVER = 0.6180339887, 0.7548776662, 0.4142135624
 class Turns:
     """Names by turns, each in its share, evenly over any stretch of numbers.
 
-    Args:
-        shares: by name, >= 0; they are relative to their sum, which is above 0.
-        stride: of the sequence; two of different strides do not know of each other.
+    Shares are at least 0, and relative to their sum, which is above 0; two sequences of different strides do
+    not know of each other.
     """
 
     def __init__(self, shares: Mapping[str, float], stride: float = GOLDEN) -> None:

@@ -16,13 +16,8 @@ from models.rope import RotaryEmbedding3D, at_least_float32, rotate
 
 class PackedContext:
     """An `AttentionContext` of `seen` committed latent frames followed by `copies` of the last `targets` of
-    them, each noisy in its own way, for chunks of one latent frame. A copy sees the committed frames and
-    itself. With one copy equal to `MaskedContext` with rank positions.
-
-    Args:
-        rope: rotation of the network.
-        plan: chunks of one latent frame, sink and window.
-        grid: rows and columns of the token grid.
+    them, each noisy in its own way, for chunks of one latent frame on a `grid` of rows and columns of tokens.
+    A copy sees the committed frames and itself. With one copy equal to `MaskedContext` with rank positions.
     """
 
     def __init__(

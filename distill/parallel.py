@@ -103,15 +103,12 @@ class Parallel:
         pays.
         """
         module.to(held.dtype).eval().requires_grad_(False)
-        if self.mesh is None or isinstance(module, UNDIVIDED):
-            if held.offload:
-                offload(module, self.device)
-            else:
-                module.to(self.device)
-            return
         if not held.offload:
             module.to(self.device)
-        ShardedModule(module, self.mesh, held.offload)
+        if self.mesh is not None and not isinstance(module, UNDIVIDED):
+            ShardedModule(module, self.mesh, held.offload)
+        elif held.offload:
+            offload(module, self.device)
 
     def accumulate(self, prepared: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Within the context gradients stay on their process, except for the `last` micro-batch.

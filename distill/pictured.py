@@ -40,33 +40,10 @@ class Pictured:
         """Of streams: `fresh (B, n, C, h, w)` latents, with their gradient, behind the others of `seen (B, P,
         C, h, w)`, whose last ones they are, at latent frames `places (P,)`.
         """
-        count = fresh.shape[1]
-        past, before = seen[:, :-count], places[:-count]
-        # a sink that lies far back tells nothing of the pictures that come now
-        unbroken = int((before == before[-1] - torch.arange(len(before)).flip(0)).sum()) if len(before) else 0
-        past, before = past[:, len(before) - unbroken :], before[len(before) - unbroken :]
-        video = self._decoded(past, fresh, int(places[-count]))
+        past = unbroken(seen, fresh.shape[1], places)
+        before, pictures = decoded(self.codec, past, fresh, int(places[-fresh.shape[1]]))
+        video = torch.cat([before[:, -1:], pictures], 1)
         return Shown((self._features(video) - self.mean) / self.scale, self.clips)
-
-    def _decoded(self, past: Tensor, fresh: Tensor, start: int) -> Tensor:
-        """Pictures `(B, T, 3, H, W)` of `fresh` latents from latent frame `start` on, and the last one before
-        them; what a decoder keeps of the `past` has no gradient.
-        """
-        weight = self.codec.latent_mean
-        state = self.codec.initial_state(len(fresh), fresh.device, weight.dtype)
-        with torch.autocast(fresh.device.type, enabled=False):
-            if not past.shape[1]:
-                return self.codec.decode_chunk(self._raw(fresh, start), state)[0]
-            with torch.no_grad():
-                # the first of them is decoded as a first frame: only what comes later is looked at
-                raw = self._raw(past, start - past.shape[1])
-                pictures, state = self.codec.decode_chunk(raw, state)
-            return torch.cat(
-                [pictures[:, -1:], self.codec.decode_chunk(self._raw(fresh, start), state)[0]], 1
-            )
-
-    def _raw(self, latents: Tensor, start: int) -> Tensor:
-        return self.codec.denormalize(latents.to(self.codec.latent_mean.dtype), start)
 
     def _features(self, video: Tensor) -> Tensor:
         found: Tensor = self.features(video)
@@ -78,4 +55,35 @@ class Pictured:
         rows = torch.randperm(len(clips.latents), generator=draws)[:count]
         for part in rows.split(_BATCH):
             latents = clips.latents[part, :frames].float().to(device)
-            yield self._decoded(latents[:, :0], latents, 0)
+            yield decoded(self.codec, latents[:, :0], latents, 0)[1]
+
+
+def unbroken(seen: Tensor, new: int, places: Tensor) -> Tensor:
+    """Of what streams see, `(B, P, C, h, w)` at latent frames `places (P,)`, the part that runs without a gap
+    up to the last `new`: a sink that lies far back tells nothing of the pictures that come now.
+    """
+    count = len(places) - new
+    past, before = seen[:, :count], places[:count]
+    joined = int((before == before[-1] - torch.arange(count).flip(0)).sum()) if count else 0
+    return past[:, count - joined :]
+
+
+def decoded(codec: VideoCodec, past: Tensor, fresh: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Pictures `(B, T, 3, H, W)` of the `past`, without a gradient, and of `fresh` latents behind it, from
+    latent frame `start` on. The first of the past is decoded as a first frame: only later ones are as they
+    were shown.
+    """
+    weight = codec.latent_mean
+
+    def raw(latents: Tensor, at: int) -> Tensor:
+        return codec.denormalize(latents.to(weight.dtype), at)
+
+    state = codec.initial_state(len(fresh), fresh.device, weight.dtype)
+    # in the codec's own digits, whatever the student is trained in
+    with torch.autocast(fresh.device.type, enabled=False):
+        if not past.shape[1]:
+            pictures, _ = codec.decode_chunk(raw(fresh, start), state)
+            return pictures[:, :0], pictures
+        with torch.no_grad():
+            before, state = codec.decode_chunk(raw(past, start - past.shape[1]), state)
+        return before, codec.decode_chunk(raw(fresh, start), state)[0]

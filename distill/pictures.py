@@ -3,17 +3,17 @@ prompts and seeds of `configs/pictures.yaml`.
 """
 
 import argparse
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamgen import load_pipeline
+from streamgen.checkpoints.digest import file_sha256
 from streamgen.structured import to_plain
 
 from .command import ended, out_folder, say
 from .config import CONFIGS, build, read_mapping
+from .files import write_json
 from .samples import SHEETS, SampleConfig
 from .scenes import contact_sheet
 from .scenes.gallery import write_gallery
@@ -50,14 +50,10 @@ def draw(config: PictureConfig, folder: Path) -> list[Path]:
             say(str(paths[-1]))
     if config.world:
         paths += write_gallery(folder / "world")
-    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     record = {"model": pipeline.name, "weights": pipeline.digest, "config": to_plain(config), "files": files}
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, record)
     return paths
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

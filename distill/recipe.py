@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
+from .command import say
 from .config import ConfigError, read_mapping, read_overrides
 from .signals import SIGNAL_EXIT
 
@@ -78,13 +78,15 @@ def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _meant(folder: Path, names: Sequence[str], override: str) -> list[tuple[str, str]]:
     """The stages that an override is for, each with what it is there."""
+    from .stages import takes
+
     key, equals, _ = override.partition("=")
     if not equals:
         raise ConfigError(f"override {override!r}: expected [stage.]key=value behind a recipe")
     name, _, rest = key.partition(".")
-    if name in names and rest and _knows(folder, name, rest):
+    if name in names and rest and takes(folder / f"{name}.yaml", rest):
         return [(name, override.partition(".")[2])]
-    those = [(stage, override) for stage in names if _knows(folder, stage, key)]
+    those = [(stage, override) for stage in names if takes(folder / f"{stage}.yaml", key)]
     if those:
         return those
     if name in names:
@@ -94,14 +96,6 @@ def _meant(folder: Path, names: Sequence[str], override: str) -> list[tuple[str,
     )
 
 
-def _knows(folder: Path, name: str, key: str) -> bool:
-    """Whether a stage's config takes a dotted key."""
-    from .stages import config_class
-
-    stage = read_mapping(folder / f"{name}.yaml").get("stage")
-    return has_key(config_class(str(stage)), key)
-
-
 def run_recipe(
     folder: Path,
     overrides: Sequence[str],
@@ -109,25 +103,20 @@ def run_recipe(
     run: Callable[[str, list[str]], int] | None = None,
 ) -> int:
     """Run every stage that is not done yet, then the evaluation, which keeps finished streams itself; the
-    exit code of the first that fails, else 0.
-
-    Args:
-        folder: configs and `recipe.yaml`.
-        overrides: `stage.key=value`, or `key=value` for all stages that know the key.
-        options: of the command line, passed on to every stage.
-        run: runs `python -m` a module with the given arguments and returns its exit code.
+    exit code of the first that fails, else 0. `options` of the command line are passed on to every stage;
+    `run` runs `python -m` a module with arguments and returns its exit code.
     """
     run = run or _run
     recipe = read_recipe(folder, overrides)
     for number, (stage, own) in enumerate(recipe.stages, 1):
         place = f"stage {number} of {len(recipe.stages)}, {stage.name}"
         if stage.is_done:
-            sys.stderr.write(f"{place}: done ({stage.run_dir / 'export'})\n")
+            say(f"{place}: done ({stage.run_dir / 'export'})")
             continue
-        sys.stderr.write(f"{place}: {stage.config}\n")
+        say(f"{place}: {stage.config}")
         code = run("distill", [str(stage.config), *own, *options])
         if code:
-            sys.stderr.write(f"{place}: ended with {code}; the same command goes on from there\n")
+            say(f"{place}: ended with {code}; the same command goes on from there")
             return code
     if recipe.report is None:
         return 0

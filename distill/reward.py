@@ -20,11 +20,14 @@ from models.video_codec import VideoCodec
 
 from .config import Checked, NonNegative, Positive, Share
 from .evaluation.reading import FrameReader
+from .pictured import decoded
 from .scenes import COLOURS, SHAPES, SIZES, SceneConfig
 from .scenes.shapes import WORLD_SIZE, DistanceTable
 from .scenes.vocabulary import SIZE_RADII
 from .words.told import ToldBatch
 
+#: What captions say of each object: classes `(B, O)` by attribute, the number of classes for nothing.
+Labels = Mapping[str, Tensor]
 #: Radii that are tried, of a size class' own: an outline takes of an object's colour, jitter adds to it.
 _FACTORS = (0.8, 0.88, 0.96)
 #: Of the reader's decisions (it reads at 0): the background, most of a picture, must not add up to an object.
@@ -40,12 +43,20 @@ class RewardConfig(Checked, section="reward"):
     """A `share` of the student's updates on first frames has the reward beside the objective, `weight` times;
     `sharpness` divides the comparisons with the shapes, so that one that fits by as much better is e times as
     likely; what lies beside the shapes counts `beside` times.
+
+    A `share` of the `streams` is judged all along: what their pictures show, `way` times how objects move,
+    and `place` times where they are while they are dragged; of those without a switch a share has `drags`
+    (see `distill.stream_reward`).
     """
 
     share: Share = 0.0
     weight: NonNegative = 0.03
     sharpness: Positive = 0.02
     beside: NonNegative = 1.0
+    streams: Share = 0.0
+    drags: Share = 0.4
+    way: NonNegative = 2.0
+    place: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,33 +97,38 @@ class PictureReward:
         self._area = self._drawn.sum((-2, -1))
 
     def loss(self, latents: Tensor, told: ToldBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """What is to be added to the student's loss for first latents `(B, 1, C, h, w)`, and of the objects
-        the share whose shape fits best (`reward/right`) and what lies `reward/beside` them.
+        """What is to be added to the student's loss for first latents `(B, 1, C, h, w)`, and what `judged`
+        says.
         """
-        dtype = self.codec.latent_mean.dtype
-        state = self.codec.initial_state(len(latents), latents.device, dtype)
-        # in the codec's own digits, whatever the student is trained in
-        with torch.autocast(latents.device.type, enabled=False):
-            raw = self.codec.denormalize(latents.to(dtype), 0)
-            shown = self.shown(self.codec.decode_chunk(raw, state)[0][:, 0], told)
-        there, config = shown.there, self.config
+        _, pictures = decoded(self.codec, latents[:, :0], latents, 0)
+        loss, found = self.judged(pictures[:, 0], told.labels)
+        return self.config.weight * loss, found
+
+    def judged(self, pictures: Tensor, told: Labels) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """How little pictures `(B, 3, H, W)` show what they were told, and of the objects the share whose
+        shape fits best (`reward/right`) and what lies `reward/beside` them; 0 where none can be judged.
+        """
+        shown, config = self.shown(pictures, told), self.config
+        there = shown.there
         if not bool(there.any()):
-            return latents.sum() * 0, {}
+            return pictures.sum() * 0, {}
         fits, shape = shown.fits[there], shown.shape[there]
         beside = shown.beside[there.any(1)].mean()
         loss = cross_entropy(fits / config.sharpness, shape) + config.beside * beside
         right = (fits.argmax(1) == shape).float().mean()
-        metrics = {"reward/right": right, "reward/beside": beside.detach(), "reward/loss": loss.detach()}
-        return config.weight * loss, metrics
+        return loss, {"reward/right": right, "reward/beside": beside.detach(), "reward/loss": loss.detach()}
 
-    def shown(self, pictures: Tensor, told: ToldBatch) -> Shown:
-        """What pictures `(B, 3, H, W)` in [-1, 1] show."""
-        labels = {name: told.labels[name].to(pictures.device) for name in ("colour", "shape", "size")}
-        there = labels["shape"] < len(SHAPES)
-        there &= _told_apart(labels["colour"], there)[:, None]
+    def shares(self, pictures: Tensor) -> Tensor:
+        """How much of each pixel of `(B, 3, H, W)` in [-1, 1] is each colour's objects, `(B, C, H, W)`."""
         # likelihoods need more digits than half precision has
         frames = pictures.float().add(1).mul(127.5).movedim(1, -1)
-        shares = self._reader.shares(frames, _TEMPERATURE)
+        return self._reader.shares(frames, _TEMPERATURE)
+
+    def shown(self, pictures: Tensor, told: Labels) -> Shown:
+        """What pictures `(B, 3, H, W)` in [-1, 1] show of what captions say of each object."""
+        labels = {name: told[name].to(pictures.device) for name in ("colour", "shape", "size")}
+        there = judgeable(labels)
+        shares = self.shares(pictures)
         colour, shape = (
             labels[name].clamp(max=len(classes) - 1)
             for name, classes in (("colour", COLOURS), ("shape", SHAPES))
@@ -146,6 +162,12 @@ class PictureReward:
         columns = (torch.arange(width, device=size.device) - (place % width)[..., None]) % width
         drawn = drawn.gather(3, rows[..., None].expand_as(drawn))
         return drawn.gather(4, columns[..., None, :].expand_as(drawn))
+
+
+def judgeable(labels: Labels) -> Tensor:
+    """Objects `(B, O)` whose pixels can be told apart by what captions say, classes `(B, O)` by attribute."""
+    there = labels["shape"] < len(SHAPES)
+    return there & _told_apart(labels["colour"], there)[:, None]
 
 
 def _told_apart(colour: Tensor, there: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 They go through `streamgen.stream.rollout` with sink, window, events and recache as at inference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -38,18 +38,38 @@ _TEMPORAL = 4
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What B streams are asked, as their pictures can be judged by: what the captions `before` and `after`
+    the switch say of each object, classes `(B, O)` by attribute (see `words.told`). From the latent frame
+    `drag` on one object of each is to be dragged, None for never, or once it is: then these are `dragged
+    (B,)`, -1 for none.
+    """
+
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    drag: int | None = None
+    dragged: Tensor | None = None
+
+    def labels(self, after: bool) -> Mapping[str, Tensor]:
+        """What holds after the switch, or before it."""
+        return self.after if after else self.before
+
+
+@dataclass(frozen=True)
 class Script:
     """What B streams are told.
 
     `words (B, 3, L)`: ids of the caption before and after the switch, and of no caption; `switch` the latent
     frame from which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on
-    (after their end nothing is said); `strengths (B, 2)` of guidance, as they are set.
+    (after their end nothing is said); `strengths (B, 2)` of guidance, as they are set; what they are `asked`
+    where that is judged.
     """
 
     words: Tensor
     switch: int | None
     tracks: Tracks
     strengths: Tensor
+    asked: Asked | None = None
 
     def of_words(self, ids: Tensor) -> "Script":
         """A script of captions `(B, L)` alone, without switch and tracks."""
@@ -97,7 +117,7 @@ class ScriptConfig(Checked, section="script"):
         return [frame for frame in boundaries if self.switch_from <= frame <= self.switch_to]
 
 
-def _wanted(boundaries: Sequence[int], config: ScriptConfig, timing: torch.Generator) -> bool:
+def is_wanted(boundaries: Sequence[int], config: ScriptConfig, timing: torch.Generator) -> bool:
     """Whether streams are to switch; those that end before they could keep to what they were told."""
     drawn = bool(torch.rand((), generator=timing) < config.switch_share)
     return drawn and bool(config.within(boundaries))
@@ -122,7 +142,7 @@ def draw_script(
     total = clips.latents.shape[1]
     changing = clips.switch < total
     timing = generator if shared is None else shared
-    wanted = _wanted(boundaries, config, timing) and bool(changing.any())
+    wanted = is_wanted(boundaries, config, timing) and bool(changing.any())
     # where every clip changes, plain scripts keep to the first caption
     pool = changing if wanted else ~changing
     rows = pool.nonzero()[:, 0] if bool(pool.any()) else torch.arange(len(changing))
@@ -154,7 +174,7 @@ def prompt_script(
     rows = torch.randint(len(prompts), (size,), generator=generator).tolist()
     others = torch.randint(len(prompts), (size,), generator=generator).tolist()
     timing = generator if shared is None else shared
-    wanted = _wanted(boundaries, config, timing)
+    wanted = is_wanted(boundaries, config, timing)
     words = []
     for row, other in zip(rows, others, strict=True):
         before, after = prompts[row]
@@ -231,6 +251,7 @@ class RunningStreams:
             "switch": self.script.switch,
             "tracks": dict(vars(self.script.tracks)),
             "strengths": self.script.strengths,
+            "asked": None if self.script.asked is None else dict(vars(self.script.asked)),
             "cache": state.ring.state(state.cursor),
             "cursor": asdict(state.cursor),
             "context": [[c.index, c.start, c.latents, c.motion, None, c.sigma] for c in state.context],
@@ -245,7 +266,14 @@ class RunningStreams:
         cursor = CacheCursor(**saved["cursor"])
         ring.load_state(cursor, saved["cache"])
         context = tuple(LatentChunk(*chunk) for chunk in saved["context"])
-        script = Script(saved["words"], saved["switch"], Tracks(**saved["tracks"]), saved["strengths"])
+        tracks, asked = Tracks(**saved["tracks"]), saved.get("asked")
+        script = Script(
+            saved["words"],
+            saved["switch"],
+            tracks,
+            saved["strengths"],
+            None if asked is None else Asked(**asked),
+        )
         state = LatentState(ring, cursor, context, chunk=saved["chunk"])
         return RunningStreams(script, state, saved["seed"], saved["switched"])
 

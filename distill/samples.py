@@ -15,7 +15,7 @@ from streamgen.motion.tracks import TrackSet, drag
 from streamgen.video.write import VideoFileSink
 
 from .config import CONFIGS, Bound, Checked, build, read_mapping, require
-from .scenes import contact_sheet
+from .scenes.sheet import contact_sheet, enlarged, marked
 
 #: Sheets, in the order in which they are drawn.
 SHEETS = ("prompts", "switches", "drags")
@@ -104,7 +104,7 @@ class SampleConfig(Checked):
             drawn = [dragged(pipeline, row.prompt, row.seed, row.to, frames) for row in self.drags]
             videos = [marked(video, track) for video, track in drawn]
             captions = [f"{row.prompt}; dragged to {row.to}" for row in self.drags]
-        return [v.repeat_interleave(self.zoom, 1).repeat_interleave(self.zoom, 2) for v in videos], captions
+        return [enlarged(video, self.zoom) for video in videos], captions
 
 
 def stream(
@@ -123,14 +123,8 @@ def stream(
 
 
 def show(videos: Sequence[Tensor], captions: Sequence[str], path: Path, fps: int, frames: int = 8) -> None:
-    """Write a contact sheet `path`, a PNG, and beside it an MP4 of the same name in which all videos play.
-
-    Args:
-        videos: uint8 `(T, H, W, 3)` of one size; shorter ones keep their last picture to the end.
-        captions: one per video, for the sheet; the clip has the videos in the same order, in rows.
-        path: of the sheet.
-        fps: frames per second.
-        frames: of each video on the sheet.
+    """Write a contact sheet `path`, a PNG, and beside it an MP4 of the same name in which all videos play in
+    rows. They are uint8 `(T, H, W, 3)` of one size; shorter ones keep their last picture to the end.
     """
     contact_sheet(videos, captions, path, frames)
     columns = math.ceil(math.sqrt(len(videos)))
@@ -142,11 +136,6 @@ def show(videos: Sequence[Tensor], captions: Sequence[str], path: Path, fps: int
     picture = rearrange(grid, "(r c) t h w d -> t (r h) (c w) d", c=columns)
     with VideoFileSink(path.with_suffix(".mp4"), picture.shape[1], picture.shape[2], fps) as sink:
         sink.write(picture.numpy())
-
-
-def prompt_sheet(pipeline: Pipeline, out_dir: Path) -> None:
-    """Show streams of fixed prompts as `prompts.png` and `prompts.mp4`."""
-    sample_sheets(pipeline, out_dir, ("prompts",))
 
 
 def sample_sheets(pipeline: Pipeline, out_dir: Path, names: Sequence[str] = SHEETS) -> None:
@@ -163,7 +152,7 @@ def dragged(
     """A stream whose object is taken where it is after half a second and drawn to `target` within `frames`
     frames.
 
-    Returns the pictures and the track `(T, 2)` in pixels (NaN where there is none).
+    Returns the pictures and the track `(T, 2)`, normalised (NaN where there is none).
     """
     start = pipeline.geometry.frames(pipeline.geometry.latent_of(pipeline.geometry.fps // 2) + 1)
     before = stream(pipeline, prompt, seed, start)
@@ -177,7 +166,7 @@ def dragged(
         (start, StreamEvent(motion=tracks)),
     )
     path = torch.full((len(video), 2), float("nan"))
-    path[start : start + frames] = tracks.points[0] * video.shape[1]
+    path[start : start + frames] = tracks.points[0]
     return video, path
 
 
@@ -192,15 +181,3 @@ def object_centre(frame: Tensor) -> tuple[float, float]:
     grid = (torch.arange(size) + 0.5) / size
     total = weight.sum()
     return float((weight.sum(0) * grid).sum() / total), float((weight.sum(1) * grid).sum() / total)
-
-
-def marked(video: Tensor, path: Tensor) -> Tensor:
-    """A small cross at the track's place."""
-    video = video.clone()
-    size = video.shape[1]
-    for frame, (x, y) in zip(video, path.tolist(), strict=True):
-        if not math.isnan(x):
-            column, row = min(int(x), size - 1), min(int(y), size - 1)
-            frame[row, max(0, column - 2) : column + 3] = 0
-            frame[max(0, row - 2) : row + 3, column] = 0
-    return video

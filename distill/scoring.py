@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,34 +41,22 @@ class Critic(FlowNetwork):
         nn.init.zeros_(judge.bias)
         self.judge = judge.to(next(self.dit.parameters()))
 
-    def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        words: Tensor,
-        segment: Tensor,
-        tracks: Tracks,
-        strengths: Tensor,
-        committed: tuple[Tensor, Tensor] | None,
-        judged: bool = False,
-    ) -> Tensor:
-        """Velocity of `x (B, T, C, h, w)` at levels `sigma (B, T)`, under its conditioning, or that of the P
-        frames `committed`, `(B, P, C, h, w)` at levels `(B, P)`, whose last ones they are; or what they are
-        `judged` to be, `(B, T)`.
+    def forward(self, x: Tensor, sigma: Tensor, told: "Told", judged: bool = False) -> Tensor:
+        """Velocity of `x (B, T, C, h, w)` at levels `sigma (B, T)` under what is `told` of them; or what they
+        are `judged` to be, `(B, T)`.
         """
-        motion, new = self.motion(tracks, (x.shape[3], x.shape[4])), -x.shape[1]
-        past = None if committed is None else Past(*committed, segment, motion)
-        text = self.text(words, segment[:, new:])
+        condition, past = condition_of(self, told, x.shape)
+        conditioned = (condition.text, condition.motion, condition.strengths, past)
         if not judged:
-            return self.velocity(x, sigma, text, motion[:, new:], strengths[:, new:], past)
+            return self.velocity(x, sigma, *conditioned)
         assert self.judge is not None
         hidden: list[Tensor] = []
         taken = self.dit.blocks[-1].register_forward_hook(lambda block, given, out: hidden.append(out))
         try:
-            velocity = self.velocity(x, sigma, text, motion[:, new:], strengths[:, new:], past)
+            velocity = self.velocity(x, sigma, *conditioned)
         finally:
             taken.remove()
-        logits: Tensor = self.judge(hidden[0][:, new:].mean(2))
+        logits: Tensor = self.judge(hidden[0][:, -x.shape[1] :].mean(2))
         # data parallelism expects a gradient of every parameter
         return logits[..., 0].float() + 0 * velocity.mean((2, 3, 4))
 
@@ -86,22 +73,10 @@ class Told:
     strengths: Tensor
     committed: tuple[Tensor, Tensor] | None
 
-    def all(self) -> tuple[Any, ...]:
-        """As `Critic.forward` takes them."""
-        return self.words, self.segment, self.tracks, self.strengths, self.committed
-
-
-@dataclass(frozen=True)
-class ClipWindows:
-    """Windows of clips like a student's: latents `x (B, T, C, h, w)` and what is told of them."""
-
-    x: Tensor
-    told: Told
-
 
 def real_score(teacher: FlowMatching, told: Told, shape: torch.Size) -> Denoiser:
     """Clean estimates of the teacher under joint guidance, for windows of a `shape (B, T, C, h, w)`."""
-    condition, past = _condition(teacher, told, shape)
+    condition, past = condition_of(teacher, told, shape)
 
     def real(x: Tensor, sigma: Tensor) -> Tensor:
         return x0_from_velocity(x, guided(teacher, x, sigma, condition, past), sigma)
@@ -111,7 +86,7 @@ def real_score(teacher: FlowMatching, told: Told, shape: torch.Size) -> Denoiser
 
 def score_alone(teacher: FlowMatching, told: Told, shape: torch.Size, chunk: int) -> Denoiser:
     """`real_score` of chunks of `chunk` latent frames that know nothing of what came before them."""
-    condition, _ = _condition(teacher, told, shape)
+    condition, _ = condition_of(teacher, told, shape)
     count, text = shape[1] // chunk, condition.text
 
     def apart(x: Tensor) -> Tensor:
@@ -135,7 +110,7 @@ def fake_score(critic: Critic, told: Told) -> Denoiser:
     """Clean estimates of the critic."""
 
     def fake(x: Tensor, sigma: Tensor) -> Tensor:
-        return x0_from_velocity(x, critic(x, sigma, *told.all()), sigma)
+        return x0_from_velocity(x, critic(x, sigma, told), sigma)
 
     return fake
 
@@ -162,9 +137,10 @@ def clip_windows(
     plan: ChunkPlan,
     context_noise: float | None,
     generator: torch.Generator,
-) -> ClipWindows:
+) -> tuple[Tensor, Told]:
     """As many windows of clips as there are streams, with the guidance of these, of the same latent frames;
-    where clips are shorter than the streams, the sink and as late a stretch as they have.
+    where clips are shorter than the streams, the sink and as late a stretch as they have. Latents `(B, T, C,
+    h, w)`, and what is told of them.
 
     Args:
         places: latent frames `(P,)` that a window shows of a stream.
@@ -194,11 +170,12 @@ def clip_windows(
     strengths = strengths_over(script.strengths.cpu(), tracks.state, plan, places)
     words = torch.cat([words, torch.full_like(words[:, :1], PAD)], 1)
     told = Told(words, segment, tracks, strengths, committed)
-    return moved(ClipWindows(x[:, -new:], told), script.words.device)
+    return moved((x[:, -new:], told), script.words.device)
 
 
-def _condition(teacher: FlowMatching, told: Told, shape: torch.Size) -> tuple[Condition, Past | None]:
-    motion, new = teacher.motion(told.tracks, (shape[3], shape[4])), -shape[1]
+def condition_of(network: FlowNetwork, told: Told, shape: torch.Size) -> tuple[Condition, Past | None]:
+    """What is told of windows of a `shape (B, T, C, h, w)`, by a network's own encoders, and their past."""
+    motion, new = network.motion(told.tracks, (shape[3], shape[4])), -shape[1]
     past = None if told.committed is None else Past(*told.committed, told.segment, motion)
-    text = teacher.text(told.words, told.segment[:, new:])
+    text = network.text(told.words, told.segment[:, new:])
     return Condition(text, motion[:, new:], told.strengths[:, new:]), past

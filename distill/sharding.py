@@ -111,16 +111,20 @@ class ShardedModule:
 
 def units(module: nn.Module) -> list[nn.Module]:
     """The parts of `module`, itself not among them, that are units of their own; inner before outer."""
-    found: set[nn.Module] = set()
+    found = set(blocks(module))
     whole_ones = {
         inner for part in module.modules() if isinstance(part, UNDIVIDED) for inner in part.modules()
     }
     for part in module.modules():
-        if isinstance(part, nn.ModuleList):
-            found.update(block for block in part if type(block).forward is not nn.Module.forward)
-        elif type(part) in ENTRY_POINTS:
+        if type(part) in ENTRY_POINTS:
             found.add(part)
     return [part for part in reversed(list(module.modules())) if part in found - whole_ones - {module}]
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The parts of `module` that lie in a `ModuleList` and are computed by a `forward` of their own."""
+    lists = (part for part in module.modules() if isinstance(part, nn.ModuleList))
+    return [block for part in lists for block in part if type(block).forward is not nn.Module.forward]
 
 
 def entry_points(part: nn.Module) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
-"""What a training stage brings to the trainer: `Stage`, and what it may bring beside it."""
+"""What a training stage brings to the trainer."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .optim import ParameterGroups
+from .optim import ParameterGroups, split_parameters
 
 
 @dataclass(frozen=True)
@@ -30,104 +31,85 @@ class Tick:
         return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
 
 
-class Stage(Protocol):
-    """What a training stage brings. Built from (config, device) by `distill.stages.build_stage`."""
+class Stage(ABC):
+    """What a training stage brings. Built from (config, device) by `distill.stages.build_stage`.
 
+    What it has to bring is abstract; the rest is as most stages have it, and as good as not there.
+    """
+
+    #: Parts of the names of parameters that are no maps between hidden spaces, so not for Muon.
+    edges: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    @abstractmethod
+    def networks(cls, config: Any) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        """The trained and the frozen networks by name, freshly made: no weights are read, configs may be.
+        Called with the meta device as the default one, to count what this machine may not hold.
+        """
+
+    @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
         """Trained modules by name; data parallelism wraps each, so the loss is computed in their `forward`.
 
         A module must hold no other trained module's parameters as submodules.
         """
-        ...
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Networks that are used and not trained, by name. The trainer moves them to the device, switches off
+        their gradients, puts them in evaluation mode and, under FSDP2, shards them; no optimizer, average or
+        checkpoint has them.
+        """
+        return {}
 
     def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """For each trained module the split of its parameters among optimizers.
+        """For each trained module the split of its parameters among optimizers: hidden matrices apart from
+        `edges`.
 
         Asked once, after the trainer has put adapters in and sharded: made from the parameters of now.
         """
-        ...
+        return {name: split_parameters(module, self.edges) for name, module in self.modules().items()}
 
     def target(self, step: int) -> str:
-        """The name of the module that update `step` trains."""
-        ...
+        """The name of the module that update `step` trains: the first one."""
+        return next(iter(self.modules()))
 
+    @abstractmethod
     def batch(self, tick: Tick) -> Any:
         """The data of one micro-batch, a function of `tick` only. May run in a background thread."""
-        ...
 
     def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss (scalar) and metrics of a batch through `module`, the prepared form of `modules()[target]`."""
-        ...
+        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
+        return result
 
+    @abstractmethod
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Metrics at fixed seeds with the weights now in place (the trainer has put the EMA there).
 
         PNG files written to `out_dir` go to the trackers as well. Runs in the main process only.
         """
-        ...
-
-    def export(self, directory: Path) -> None:
-        """Write the final weights (the trainer has put the EMA in place). Runs in the main process only."""
-        ...
-
-
-@runtime_checkable
-class StatefulStage(Protocol):
-    """A stage whose losses carry something from one update to the next, such as streams that run on.
-
-    Only `loss` may change it: `batch` runs ahead of the updates.
-    """
-
-    def state(self) -> dict[str, Any]:
-        """This process' state: tensors and plain values in dicts, lists and tuples."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state()`, tensors on the CPU; what follows must be bit-exact there."""
-        ...
-
-
-@runtime_checkable
-class FrozenStage(Protocol):
-    """A stage with networks that are used and not trained."""
-
-    def frozen(self) -> dict[str, nn.Module]:
-        """Such networks by name. The trainer moves them to the device, switches off their gradients, puts
-        them in evaluation mode and, under FSDP2, shards them; no optimizer, average or checkpoint has them.
-        """
-        ...
-
-
-@runtime_checkable
-class GatedStage(Protocol):
-    """A stage that is to reach something before the next one may build on it."""
 
     def check(self) -> list[str]:
         """What the weights now in place (the trainer has put the averages there) have reached, one fact a
         line. Runs in the main process only, before the export.
 
         Raises:
-            GateError: too little; nothing is exported then.
+            GateError: too little for the next stage to build on; nothing is exported then.
         """
-        ...
+        return []
 
+    @abstractmethod
+    def export(self, directory: Path) -> None:
+        """Write the final weights (the trainer has put the EMA in place). Runs in the main process only."""
 
-@runtime_checkable
-class SmallestStage(Protocol):
-    """A stage that can make a smaller batch than its config's, for a dry run."""
+    def state(self) -> dict[str, Any] | None:
+        """What this process' losses carry from one update to the next, such as streams that run on: tensors
+        and plain values in dicts, lists and tuples; None where they carry nothing, ever.
 
-    def smallest(self, tick: Tick) -> Any:
-        """A batch for `loss` as `batch` makes it, as small as the networks allow."""
-        ...
-
-
-@runtime_checkable
-class NetworkStage(Protocol):
-    """A stage class whose networks can be built alone, for a dry run of what this machine cannot hold."""
-
-    @classmethod
-    def networks(cls, config: Any) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-        """The trained and the frozen networks by name, freshly made: no weights are read, configs may be.
-        Called with the meta device as the default one.
+        Only `loss` may change it: `batch` runs ahead of the updates.
         """
-        ...
+        return None
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state()`, tensors on the CPU; what follows must be bit-exact there."""
+        raise NotImplementedError(f"{type(self).__name__} has no state")

@@ -10,12 +10,12 @@ from torch.nn.functional import softplus
 from models.bottleneck import Posterior
 from models.video_tokenizer import VideoTokenizer
 
-from .config import require
+from .config import Checked, NonNegative
 from .evaluation.features import ReaderFeatures
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked, section="loss"):
     """Weights of the loss terms; an object's cells count 1 + `object` times, moving ones 1 + `motion`.
 
     `commitment` holds features and codebooks together (of a `vq` bottleneck alone); `perceptual` compares
@@ -23,19 +23,15 @@ class LossConfig:
     without.
     """
 
-    l1: float = 1.0
-    mse: float = 1.0
-    temporal: float = 0.2
-    kl: float = 1e-6
-    object: float = 3.0
-    motion: float = 3.0
-    commitment: float = 1.0
-    perceptual: float = 0.0
-    adversarial: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(value >= 0, f"loss.{name}", ">= 0", value)
+    l1: NonNegative = 1.0
+    mse: NonNegative = 1.0
+    temporal: NonNegative = 0.2
+    kl: NonNegative = 1e-6
+    object: NonNegative = 3.0
+    motion: NonNegative = 3.0
+    commitment: NonNegative = 1.0
+    perceptual: NonNegative = 0.0
+    adversarial: NonNegative = 0.0
 
 
 @dataclass(frozen=True)

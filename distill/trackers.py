@@ -2,10 +2,10 @@
 
 import importlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,22 +14,6 @@ from .config import ConfigError
 
 PROJECT = "streamgen"
 _ID_FILE = "tracker_id"
-
-
-class Sink(Protocol):
-    """Where numbers and pictures go."""
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by name, such as `train/loss`."""
-        ...
-
-    def pictures(self, paths: list[Path], step: int) -> None:
-        """PNG files; their names without suffix are their titles."""
-        ...
-
-    def close(self) -> None:
-        """Nothing comes after this."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,20 +37,18 @@ def identify(run_dir: Path, resumed: bool, config: Mapping[str, Any]) -> RunIden
     return RunIdentity(run_dir, f"{'-'.join(run_dir.parts[-2:])}-{key}", key, resumed, config)
 
 
-def open_sink(name: str, run: RunIdentity) -> Sink:
-    """The tracker `name` for a run.
-
-    Raises:
-        ConfigError: its package is not installed.
-    """
+def open_sink(name: str, run: RunIdentity) -> "Sink":
+    """The tracker `name` for a run; raises ConfigError where its package is not installed."""
     try:
-        return _SINKS[name](run)
+        return _TensorBoard(run) if name == "tensorboard" else _Hosted(name, run)
     except ImportError:
         package = {"tensorboard": "'streamgen[train]'"}.get(name, name)
         raise ConfigError(f"trackers: {name} is not installed: pip install {package}") from None
 
 
 class _TensorBoard:
+    """Numbers by name, such as `train/loss`, and PNG files, whose names without suffix are their titles."""
+
     def __init__(self, run: RunIdentity) -> None:
         module = importlib.import_module("torch.utils.tensorboard")
         self._writer = module.SummaryWriter(str(run.run_dir / "tensorboard"))
@@ -87,11 +69,16 @@ class _TensorBoard:
 
 
 class _Hosted:
-    """Weights & Biases, or trackio, which has the same calls."""
+    """The same for Weights & Biases, or trackio, which has its calls."""
 
-    def __init__(self, package: str, /, **options: Any) -> None:
+    def __init__(self, package: str, run: RunIdentity) -> None:
         self._package = importlib.import_module(package)
-        self._package.init(project=PROJECT, **options)
+        options: dict[str, Any] = {"project": PROJECT, "name": run.name, "config": dict(run.config)}
+        if package == "wandb":
+            options |= {"id": run.key, "dir": str(run.run_dir), "resume": "allow"}
+        else:
+            options["resume"] = "allow" if run.resumed else "never"
+        self._package.init(**options)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._package.log(dict(values), step=step)
@@ -103,19 +90,5 @@ class _Hosted:
         self._package.finish()
 
 
-def _wandb(run: RunIdentity) -> Sink:
-    return _Hosted(
-        "wandb", name=run.name, config=dict(run.config), id=run.key, dir=str(run.run_dir), resume="allow"
-    )
-
-
-def _trackio(run: RunIdentity) -> Sink:
-    resume = "allow" if run.resumed else "never"
-    return _Hosted("trackio", name=run.name, config=dict(run.config), resume=resume)
-
-
-_SINKS: Mapping[str, Callable[[RunIdentity], Sink]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-}
+#: Where numbers and pictures go.
+Sink = _TensorBoard | _Hosted

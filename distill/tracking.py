@@ -16,6 +16,7 @@ from torch import Tensor
 
 from streamgen.structured import to_plain
 
+from .command import say
 from .config import RunConfig
 from .plots import write_plots
 from .progress import TimeLeft, describe
@@ -84,8 +85,7 @@ class Tracker:
             if self._progress is not None:
                 self._progress.console.print(line, markup=False, highlight=False)
             else:
-                sys.stderr.write(line + "\n")
-                sys.stderr.flush()
+                say(line)
 
     def record(self, step: int, metrics: Mapping[str, Tensor], minutes: float, progress: float) -> None:
         """Add one update's metrics, scalars on any device; every `log_every` steps their means are written,

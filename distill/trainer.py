@@ -42,7 +42,7 @@ from .parallel import Parallel, make_accelerator
 from .sequence import shared_batch
 from .shards import SHARDS, joined, parted, read_shards
 from .signals import SIGNAL_EXIT, StopSignals
-from .stage import FrozenStage, GatedStage, Stage, StatefulStage, Tick
+from .stage import Stage, Tick
 from .tracking import Tracker
 from .trained import TrainedModule
 
@@ -105,7 +105,7 @@ class Trainer:
         self._started = self._clock()
         self._signals = StopSignals()
         self._stop_signal = 0
-        self.frozen = stage.frozen() if isinstance(stage, FrozenStage) else {}
+        self.frozen = stage.frozen()
         if config.frozen.differs and not self.frozen.keys() & set(config.frozen.networks):
             raise ConfigError(
                 f"frozen.networks: expected some of {', '.join(self.frozen) or 'no networks'}, "
@@ -324,7 +324,7 @@ class Trainer:
         directory = self.run_dir / "export"
         with self._averaged():
             if self.parallel.main:
-                for line in self.stage.check() if isinstance(self.stage, GatedStage) else ():
+                for line in self.stage.check():
                     tracker.say(line)
                 self._export(directory)
         tracker.say(f"exported to {directory}")
@@ -342,8 +342,8 @@ class Trainer:
         if sharded:
             state, shards = parted(state)
         files: dict[str, Mapping[str, Any]] = {STATE_FILE: state} if self.parallel.main else {}
-        if isinstance(self.stage, StatefulStage):
-            files[stage_file(self.parallel.rank)] = self.stage.state()
+        if (own := self.stage.state()) is not None:
+            files[stage_file(self.parallel.rank)] = own
         meta = {"minutes": self.minutes(), "config": to_plain(self.config), "bases": self._bases}
         CheckpointWriter(root, keep, self.parallel.main, self.parallel.agree).save(
             self.step, files, meta, shards
@@ -377,7 +377,7 @@ class Trainer:
                 )
             for part in self.parts.values():
                 part.load(state, f"checkpoint {path}")
-            if isinstance(self.stage, StatefulStage):
+            if self.stage.state() is not None:
                 self.stage.load_state(load_stage_state(path, self.parallel.rank, self.parallel.world))
         except CheckpointError as error:
             raise CheckpointError(f"{error}. Config keys that differ: {changes or 'none'}") from error

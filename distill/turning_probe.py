@@ -5,15 +5,12 @@ often. Each latent frame is made from one high noise level behind the true frame
 asked is the dynamics alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from models.text_encoder import Vocabulary
-from models.video_tokenizer import VideoTokenizer
 
 from .batches import moved
 from .config import Checked, Count, Positive
@@ -21,6 +18,7 @@ from .errors import GateError
 from .evaluation.intervals import Figure, average
 from .flow import FlowMatching
 from .latent_cache import CacheConfig, LatentCache, LatentClips
+from .plots import draw_bars, panels
 from .scenes import MOTIONS, SceneConfig
 from .windows import WindowConfig, flow_batch, whole_clips
 
@@ -47,10 +45,7 @@ def probe_clips(
     gate: TurningGate,
     cache: CacheConfig,
     scenes: SceneConfig,
-    tokenizer: VideoTokenizer,
-    digest: str,
-    vocabulary: Vocabulary,
-    length: int,
+    open_cache: Callable[[CacheConfig, SceneConfig], LatentCache],
 ) -> LatentClips:
     """The clips, made where they are missing, in a folder of their own beside the training's cache."""
     plain = replace(
@@ -64,9 +59,8 @@ def probe_clips(
     where = replace(
         cache, directory=str(Path(cache.directory) / "probe"), seed=_SEED, clips=gate.clips, images=1
     )
-    clips = LatentCache(where, plain, tokenizer, digest, vocabulary, length)
-    device = next(tokenizer.parameters()).device
-    clips.build(0, 1, device)
+    clips = open_cache(where, plain)
+    clips.build(0, 1, next(clips.tokenizer.parameters()).device)
     return clips.load(images=False)
 
 
@@ -142,23 +136,13 @@ def plot_turning(found: Mapping[str, Figure], path: Path) -> None:
     nothing without matplotlib.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Canvas
+        canvas, (axes,) = panels(9.0, 4.0)
     except ImportError:
         return
-    picture = Canvas(figsize=(9.0, 4.0), dpi=100, layout="constrained")
-    FigureCanvasAgg(picture)
-    axes = picture.add_subplot()
-    for offset, kind in ((-0.2, "straight"), (0.2, "turning")):
-        bars = [(i + offset, found[f"{kind} {m}"]) for i, m in enumerate(MOTIONS) if f"{kind} {m}" in found]
-        told = [
-            (at, f.value, f.value - f.low, f.high - f.value) for at, f in bars if f.value and f.low and f.high
-        ]
-        if told:
-            places, values, below, above = zip(*told, strict=True)
-            axes.bar(places, values, 0.4, yerr=[below, above], label=kind, capsize=2)
-    axes.set_xticks(range(len(MOTIONS)), MOTIONS, rotation=30)
+    kinds = ("straight", "turning")
+    draw_bars(axes, {kind: [found.get(f"{kind} {motion}") for motion in MOTIONS] for kind in kinds}, MOTIONS)
+    axes.tick_params("x", rotation=30)
     axes.set_ylabel(f"velocity error at noise {_SIGMA}")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path)
+    canvas.savefig(path)

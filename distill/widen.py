@@ -1,4 +1,4 @@
-"""Weights of networks with fewer latent or text channels as a start for wider ones that first do the same.
+"""Where networks start from: a PCA, or weights of ones with fewer latent or text channels that do the same.
 
 A tokenizer gets more channels where its pictures are not good enough, and what it and the diffusion
 transformer on top of it have learned is kept: the added channels carry something from the first step on, but
@@ -83,6 +83,17 @@ def fit_added_channels(tokenizer: VideoTokenizer, narrow: int, videos: Iterable[
         encode.weight[narrow:] = codec.encode.T.to(encode.weight)
         encode.bias[narrow:] = -(codec.mean @ codec.encode).to(encode.bias)
         decode.weight[:, narrow:] = codec.decode.T.to(decode.weight)
+
+
+def begin_as_pca(tokenizer: VideoTokenizer, videos: Iterable[Tensor]) -> None:
+    """Let a tokenizer begin as the PCA of the patches of `videos` (B, T, C, H, W)."""
+    first, groups = [], []
+    for video in videos:
+        image, group = tokenizer.patchify(video)
+        assert image is not None
+        first.append(image.flatten(0, -2))
+        groups.append(group.flatten(0, -2))
+    tokenizer.initialize_from_pca(torch.cat(first), torch.cat(groups))
 
 
 class _Regression:

@@ -25,16 +25,8 @@ def window_tracks(
     dragged or the camera moves.
 
     They cover pixel frame 0 and four of each later latent frame, or four of each if `whole`: then nothing is
-    said of those before pixel frame 0.
-
-    Args:
-        clips: what the tracks are of.
-        rows: clips, `(B,)`.
-        frames: latent frames, `(B, T)`.
-        silence: shares of the windows without tracks (but for drags and camera moves), and of those in which
-            about a third of the latent frames are silent.
-        generator: the only source of randomness.
-        whole: as above.
+    said of those before pixel frame 0. `silence` are the shares of the windows without tracks (but for drags
+    and camera moves), and of those in which about a third of the latent frames are silent.
     """
     size, count = len(rows), clips.points.shape[1]
     # latent frame l > 0 holds pixel frames 4l - 3 .. 4l

@@ -16,7 +16,7 @@ from torch import Tensor
 from models.context import ChunkPlan
 from models.text_encoder import PAD, UNKNOWN
 
-from .config import Checked, Count, NonNegative, Positive, Share, require
+from .config import Checked, Count, NonNegative, Positive, Several, Share, require
 from .flow import Committed, FlowBatch, sample_sigmas
 from .latent_cache import LatentClips
 from .scenes import MOTIONS
@@ -60,7 +60,7 @@ class WindowConfig(Checked, section="windows"):
     frames: Count | None = None
     gap_share: Share = 0.3
     min_gap_prefix: int = 4
-    beginning_frames: int = 3
+    beginning_frames: Several = 3
     pairs_share: Share = 0.5
     change_frames: Count = 6
     keep_share: Share = 0.15
@@ -83,7 +83,6 @@ class WindowConfig(Checked, section="windows"):
         super().__post_init__()
         least = self.min_gap_prefix
         require(self.frames is None or self.frames > least, "windows.frames", f"> {least}", self.frames)
-        require(self.beginning_frames >= 2, "windows.beginning_frames", ">= 2", self.beginning_frames)
 
     @property
     def silence(self) -> tuple[float, float]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import distill.clips.folder
-from distill.clips import ClipFolder, ClipFolderConfig
+from distill.clips.config import ClipFolderConfig
+from distill.clips.folder import ClipFolder
 from streamgen.errors import InputError
 from streamgen.video.write import VideoFileSink
 

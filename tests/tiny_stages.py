@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig
-from distill.families import NetworkConfig
+from distill.families.config import NetworkConfig
 from distill.latent_cache import CacheConfig
 from distill.mixture import Kind, MixtureConfig
 from distill.scenes import SceneConfig

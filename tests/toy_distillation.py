@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, RunConfig
-from distill.optim import ParameterGroups, split_parameters
 from distill.parallel import end_processes, make_accelerator
-from distill.trainer import Tick, Trainer
+from distill.stage import Stage, Tick
+from distill.trainer import Trainer
 
 GLOBAL_BATCH = 8
 
@@ -50,7 +50,7 @@ class Net(nn.Module):
         return x
 
 
-class DistillationStage:
+class DistillationStage(Stage):
     """The critic learns what the student makes, in two of three updates; the student what the teacher does.
 
     `pull` makes losses depend on the stream, the sum of all that this process has seen.
@@ -59,7 +59,10 @@ class DistillationStage:
     def __init__(self, pull: float = 0.0) -> None:
         self.student, self.critic, self.teacher = Net(1), Net(2), Net(3)
         self.pull, self.stream = pull, torch.zeros(6)
-        self.seen: list[Tensor] = []
+
+    @classmethod
+    def networks(cls, config: RunConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        return {"student": Net(1), "critic": Net(2)}, {"teacher": Net(3)}
 
     def modules(self) -> dict[str, nn.Module]:
         return {"student": self.student, "critic": self.critic}
@@ -73,19 +76,12 @@ class DistillationStage:
     def load_state(self, state: dict[str, Any]) -> None:
         self.stream = state["stream"]
 
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        return {name: split_parameters(module) for name, module in self.modules().items()}
-
     def target(self, step: int) -> str:
         return "student" if step % 3 == 2 else "critic"
 
     def batch(self, tick: Tick) -> Tensor:
         generator = torch.Generator().manual_seed(tick.generator_seed("data", shared=True))
         return torch.randn(GLOBAL_BATCH, 6, generator=generator).chunk(tick.world)[tick.rank]
-
-    def smallest(self, tick: Tick) -> Tensor:
-        self.seen.append(self.batch(tick)[:1])
-        return self.seen[-1]
 
     def loss(self, module: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         x = batch + self.pull * self.stream

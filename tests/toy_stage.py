@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from distill.checkpoint import latest_checkpoint, load_checkpoint
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig, RunConfig
-from distill.optim import ParameterGroups, split_parameters
 from distill.parallel import end_processes, make_accelerator
-from distill.trainer import Tick, Trainer
+from distill.stage import Stage, Tick
+from distill.trainer import Trainer
 
 GLOBAL_BATCH = 8
 
@@ -36,8 +36,14 @@ class ToyNet(nn.Module):
         return loss, {"input": float(x.mean())}
 
 
-class ToyStage:
+class ToyStage(Stage):
     """`at` maps a step to a function called when its batch is made."""
+
+    edges = ("first", "last")
+
+    @classmethod
+    def networks(cls, config: RunConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        return {"net": ToyNet(0.0)}, {}
 
     def __init__(self, noise: float = 0.1, at: dict[int, Any] | None = None) -> None:
         self.net = ToyNet(noise)
@@ -47,12 +53,6 @@ class ToyStage:
     def modules(self) -> dict[str, nn.Module]:
         return {"net": self.net}
 
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        return {"net": split_parameters(self.net, ("first", "last"))}
-
-    def target(self, step: int) -> str:
-        return "net"
-
     def batch(self, tick: Tick) -> Tensor:
         generator = torch.Generator().manual_seed(tick.generator_seed("data", shared=True))
         x = torch.randn(GLOBAL_BATCH, 6, generator=generator).chunk(tick.world)[tick.rank]
@@ -60,10 +60,6 @@ class ToyStage:
             result = self.at[tick.step](x)
             return x if result is None else result
         return x
-
-    def loss(self, module: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
-        return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         self.evaluated.append((step, self.net.hidden.weight.detach().clone()))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tests.clip_folders
-from distill.clips import ClipFolderConfig
+from distill.clips.config import ClipFolderConfig
 from distill.config import CheckpointConfig, OptimConfig, PreviewConfig
-from distill.families import WanTraining
+from distill.families.config import WanTraining
 from distill.mixture import Kind, MixtureConfig
 from distill.running import ScriptConfig
 from distill.stages.causal import CausalRun

@@ -130,13 +130,8 @@ class Result:
 
 
 class Runner:
-    """Runs cells, several at once; a cell that fails leaves the others alone.
-
-    Args:
-        grid: and `place`, the folder of its file.
-        out: where the cells' folders are.
-        jobs: cells at the same time.
-        command: how a module is started.
+    """Runs cells, several at once; a cell that fails leaves the others alone. `place` is the folder of the
+    grid's file, `command` says how a module is started.
     """
 
     def __init__(

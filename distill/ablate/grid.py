@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
 from ..config import ConfigError, build, read_mapping, read_overrides, require
@@ -161,7 +160,7 @@ def measured_figures() -> list[str]:
 
 def _check_overrides(grid: Grid, path: Path, name: str) -> None:
     """Overrides of a cell are of keys that its stages have, and never of shared ones."""
-    from ..stages import config_class
+    from ..stages import takes
 
     of_stage = {stage.name: stage for stage in grid.stages}
     for override in (
@@ -173,9 +172,8 @@ def _check_overrides(grid: Grid, path: Path, name: str) -> None:
             raise ConfigError(
                 f"grid {path}: override {override!r}: {unknown_key(stage, of_stage, noun='stage')}"
             )
-        kind = read_mapping(path.parent / of_stage[stage].config).get("stage")
         key, equals, _ = rest.partition("=")
-        if not equals or not has_key(config_class(str(kind)), key):
+        if not equals or not takes(path.parent / of_stage[stage].config, key):
             raise ConfigError(f"grid {path}: override {override!r}: stage {stage} has no key {key!r}")
     for stage in grid.cells[name].stages or ():
         if stage not in of_stage:

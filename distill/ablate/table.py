@@ -3,15 +3,18 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from streamgen.structured import to_plain
 
 from ..evaluation.figures import figures_of, models_compared
 from ..evaluation.intervals import Figure
 from ..evaluation.page import Picture, Section, Table, markdown, write_page
 from ..evaluation.rows import Row, checked_rows
 from ..evaluation.streams import POLICIES
+from ..plots import panels
 from .cells import Cell, Result, cells_of
 from .grid import Claim, Grid
 
@@ -109,7 +112,7 @@ def write_table(grid: Grid, out: Path, results: Sequence[Result]) -> list[Judged
         for result in results
     ]
     with open(out / ROWS, "w", encoding="utf-8") as file:
-        for line in [*lines, *(_plain(cell) for cell in cells)]:
+        for line in [*lines, *({"cell": cell.name} | to_plain(cell) for cell in cells)]:
             file.write(json.dumps(line) + "\n")
     table = Table(["", "seeds", *grid.figures], [_line(grid, cell) for cell in cells])
     differences = Table(
@@ -201,18 +204,6 @@ def _training(cell: Cell) -> dict[str, Any]:
     return {"trained": found}
 
 
-def _plain(cell: Judged) -> dict[str, Any]:
-    figures = {name: asdict(figure) for name, figure in cell.figures.items()}
-    against = {name: asdict(one) for name, one in cell.against.items()}
-    return {
-        "cell": cell.name,
-        "seeds": list(cell.seeds),
-        "error": cell.error,
-        "figures": figures,
-        "against": against,
-    }
-
-
 def _line(grid: Grid, cell: Judged) -> list[Any]:
     if cell.error is not None:
         how = cell.error if cell.error == _NOT_RUN else f"failed: {cell.error}"
@@ -231,19 +222,18 @@ def _differences(grid: Grid, cell: Judged) -> list[list[Any]]:
 
 def _plot(grid: Grid, cells: Sequence[Judged], path: Path) -> None:
     """Every figure of every cell with its interval."""
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(2.6 * len(grid.figures), 0.5 + 0.35 * len(cells)), layout="constrained")
-    axes = canvas.subplots(1, len(grid.figures), sharey=True, squeeze=False)[0]
+    canvas, axes = panels(2.6 * len(grid.figures), 0.5 + 0.35 * len(cells), len(grid.figures))
     names = [cell.name for cell in cells]
     for axis, figure in zip(axes, grid.figures, strict=True):
         for place, cell in enumerate(cells):
             found = cell.figures.get(figure)
             if found is not None and found.value is not None:
-                axis.plot([found.low, found.high], [place, place], "tab:blue")
+                ends = [end for end in (found.low, found.high) if end is not None]
+                axis.plot(ends, [place] * len(ends), "tab:blue")
                 axis.plot([found.value], [place], "o", color="tab:blue", markersize=4)
         axis.set_title(figure, fontsize=8)
         axis.set_yticks(range(len(names)), names)
+        axis.tick_params(labelleft=axis is axes[0])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
-    canvas.savefig(path, dpi=110)
+    canvas.savefig(path)

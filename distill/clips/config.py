@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..config import Bound, Checked, Count, Decay, Positive, require
+from ..config import Bound, Checked, ClipFrames, Count, Decay, Part, Positive, require
 
 TrackSource = Literal["none", "files", "auto"]
 
 _Side = Annotated[int, Bound("a multiple of 16", lambda size: size >= 16 and size % 16 == 0)]
-# Ids of words are stored in 16 bits.
-_MOST_WORDS = 30_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class ClipFolderConfig(Checked, section="clips"):
     height: _Side = 64
     width: _Side = 64
     fps: Annotated[int, Bound("1 to 1000", lambda rate: 1 <= rate <= 1000)] = 16
-    frames: Annotated[int, Bound("1 + 4k, above 1", lambda count: count > 1 and count % 4 == 1)] = 81
+    frames: ClipFrames = 81
     stride: Count | None = None
     max_seconds: float = 120.0
     images: Count = 4
@@ -51,7 +49,7 @@ class ClipFolderConfig(Checked, section="clips"):
     timeout: Positive = 60.0
     readers: Count = 2
     retry: bool = False
-    share: Annotated[float, Bound("above 0, at most 1", lambda share: 0 < share <= 1)] = 1.0
+    share: Part = 1.0
     held_out: Decay = 0.1
     min_count: Count = 2
     world_words: bool = True
@@ -71,11 +69,6 @@ class ClipFolderConfig(Checked, section="clips"):
     def step(self) -> int:
         """Frames from the start of one piece to the next."""
         return self.frames if self.stride is None else self.stride
-
-    @property
-    def most_words(self) -> int:
-        """Words that a vocabulary has at most; the rarest are left out."""
-        return _MOST_WORDS
 
     def starts(self, length: int) -> list[int]:
         """First frames of the pieces of a clip of `length` frames.

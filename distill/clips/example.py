@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from streamgen.errors import InputError, StreamgenError
+from streamgen.errors import InputError
 from streamgen.motion.arrays import save_tracks
 from streamgen.motion.tracks import OCCLUDED, UNSPECIFIED, VISIBLE, TrackSet
 from streamgen.video.write import VideoFileSink, reason_of
 
+from ..command import ended, say
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
 from .listing import METADATA
 
@@ -26,17 +27,11 @@ _FPS = 16
 def make_example(
     folder: Path, clips: int = 30, seconds: float = 6.0, seed: int = 0, text: bool = False
 ) -> None:
-    """Write `clips` clips with captions, and with tracks unless captions are text files.
-
-    Args:
-        folder: is made where it is missing; must not have a `metadata.jsonl` yet.
-        clips: how many, at least 1.
-        seconds: of each, above 0.
-        seed: of the scenes.
-        text: captions as `clip-00000.txt` beside each clip instead of `metadata.jsonl`.
+    """Write `clips` clips of `seconds` with captions, and with tracks unless captions are `text` files
+    (`clip-00000.txt`) instead of `metadata.jsonl`.
 
     Raises:
-        InputError: the folder has clips of its own, or cannot be written.
+        InputError: the folder has captions of its own, or cannot be written; a number that is not above 0.
     """
     if clips < 1 or seconds <= 0:
         raise InputError(f"clips, seconds: expected above 0, found {clips} and {seconds:g}")
@@ -83,13 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--text", action="store_true", help="captions in .txt files, no tracks")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> int:
         make_example(options.output, options.clips, options.seconds, options.seed, options.text)
-    except StreamgenError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    sys.stderr.write(f"{options.clips} clips in {options.output}\n")
-    return 0
+        say(f"{options.clips} clips in {options.output}")
+        return 0
+
+    return ended(run)
 
 
 if __name__ == "__main__":

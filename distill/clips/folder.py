@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from streamgen.errors import InputError, OutputError
 from streamgen.video.read import read_clip
 from streamgen.video.write import reason_of
 
+from ..command import say
 from .config import ClipFolderConfig
 from .listing import ClipEntry, Problem, list_clips
 from .store import FileIndex, Shelf, Tensors, fingerprint, remove_stale_parts, write_whole
@@ -108,10 +108,10 @@ class ClipFolder:
                 cut += len(frames) == self.config.max_frames
                 shelf.make(key, lambda frames=frames: compute(frames))  # type: ignore[misc]
             if rank == 0 and (done % _SAY_EVERY == 0 or done == len(mine)):
-                sys.stderr.write(f"{self}: {shelf.folder.parent.name} of {done} of {len(mine)} clips\n")
+                say(f"{self}: {shelf.folder.parent.name} of {done} of {len(mine)} clips")
         if cut:
             limit = f"clips.max_seconds ({self.config.max_seconds:g})"
-            sys.stderr.write(f"{self}: {cut} clips reach {limit}, what lies behind is not used\n")
+            say(f"{self}: {cut} clips reach {limit}, what lies behind is not used")
 
     def settle(self, shelf: Shelf, further: Iterable[Problem] = ()) -> list[UsableClip]:
         """The clips that a shelf has, when all processes have built: alike on all of them.
@@ -136,7 +136,7 @@ class ClipFolder:
         if not usable:
             raise self._nothing(problems)
         if self._rank == 0 and problems:
-            sys.stderr.write(f"{self}: {len(usable)} usable, {len(problems)} problems in {self.quarantine}\n")
+            say(f"{self}: {len(usable)} usable, {len(problems)} problems in {self.quarantine}")
         return usable
 
     def _read(self, video: Path) -> Tensor:

@@ -1,7 +1,5 @@
 """Own clips as the diffusion stages take them: encoded once, with words and tracks."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -10,23 +8,11 @@ from models.video_codec import VideoCodec
 from ..latent_cache import LatentClips, encode_clips
 from .folder import ClipFolder, UsableClip, require_length
 from .store import Tensors
-from .tracks import ClipTracks, no_change
+from .tracks import ClipTracks
 from .words import CaptionIds
 
 # 16 clips of 81 frames of 64 x 64.
 _PIXELS_AT_ONCE = 16 * 81 * 64 * 64
-
-
-class LatentSource(Protocol):
-    """Where a diffusion stage's clips come from: the procedural world's `LatentCache` or `OwnLatents`."""
-
-    def build(self, rank: int, world: int, device: torch.device) -> None:
-        """Encode this process' share of what is missing."""
-        ...
-
-    def load(self, images: bool) -> LatentClips:
-        """All clips (or single frames) in memory, once all processes have built."""
-        ...
 
 
 class OwnLatents:
@@ -52,11 +38,7 @@ class OwnLatents:
         self._usable: list[UsableClip] | None = None
 
     def build(self, rank: int, world: int, device: torch.device) -> None:
-        """Encode this process' share of what is missing: clips, words and tracks.
-
-        Raises:
-            OutputError: the folder of the cache cannot be written.
-        """
+        """Encode this process' share of what is missing: clips, words and tracks."""
 
         def compute(frames: Tensor) -> Tensors:
             require_length(frames, self.config)
@@ -84,22 +66,19 @@ class OwnLatents:
         """The fields of `LatentClips` for one clip."""
         stored = self.shelf.load(clip.key)
         starts = stored["starts"].tolist()
-        frames, count = self.config.frames, self.config.points
-        fields = self.tracks.load(clip, starts) | no_change(len(starts), frames, count)
+        fields = self.tracks.load(clip, starts)
         fields["latents"] = stored["images"] if images else stored["latents"]
         if images:
-            at, number = image_frames(frames, self.config.images), len(starts)
-            picked = {name: fields[name].index_select(-1, at) for name in ("visible", "dragged", "camera")}
-            picked["points"] = fields["points"].index_select(-2, at)
-            # one row for each image, of one frame
-            fields["points"] = picked["points"].transpose(1, 2).reshape(-1, count, 1, 2)
-            for name in ("visible", "dragged"):
-                fields[name] = picked[name].transpose(1, 2).reshape(-1, count, 1)
-            fields["camera"] = picked["camera"].reshape(-1, 1)
+            at = image_frames(self.config.frames, self.config.images)
+            # a row for each image, of one frame
+            for name in ("points", "visible"):
+                fields[name] = fields[name].index_select(2, at).transpose(1, 2).flatten(0, 1).unsqueeze(2)
             for name in ("background", "pinned"):
                 fields[name] = fields[name].repeat_interleave(len(at), 0)
-            assert len(fields["latents"]) == number * len(at)
         total = fields["latents"].shape[:2]
+        # own clips have no drags and no camera moves
+        fields["dragged"] = torch.zeros_like(fields["visible"])
+        fields["camera"] = torch.zeros_like(fields["visible"][:, 0])
         fields["words"] = words.expand(total[0], 2, -1).clone()
         fields["switch"] = torch.full((total[0],), total[1], dtype=torch.int16)
         # nobody has named what moves in own clips

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..config import require
+from ..pixels import to_float
 from .folder import ClipFolder, require_length
 from .store import Tensors
 
@@ -34,11 +35,7 @@ class OwnPixels:
         self.folder.build(self._shelf, compute, rank, world)
 
     def open(self) -> None:
-        """Find what there is, once all processes have built.
-
-        Raises:
-            InputError: no clip is usable.
-        """
+        """Find what there is, once all processes have built; raises InputError where nothing is usable."""
         keys = sorted({clip.key for clip in self.folder.settle(self._shelf)})
         clips = [(key, self._shelf.length(key, "video")) for key in keys]
         # keys are digests, so their order is as good as drawn
@@ -67,7 +64,7 @@ class OwnPixels:
             self._shelf.part(clips[row][0], "video", start, start + frames)
             for row, start in zip(rows.tolist(), starts.tolist(), strict=True)
         ]
-        video = torch.stack(windows).movedim(-1, 2).float().div(127.5).sub(1.0)
+        video = to_float(torch.stack(windows))
         return video if height in (None, self.config.height) else _scaled(video, int(height or 0))
 
 

@@ -7,8 +7,7 @@ YAML, where a row's `shots` are prompts that take over at their times:
 """
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -18,51 +17,29 @@ from streamgen.errors import InputError
 from streamgen.render.job_file import parse_jobs
 from streamgen.render.shots import MAX_SECONDS
 
-
-@dataclass(frozen=True)
-class PromptScript:
-    """The prompts of one stream: `texts[i]` holds from `seconds[i]` on, `seconds[0]` is 0 and times rise."""
-
-    seconds: tuple[float, ...]
-    texts: tuple[str, ...]
-
-    def at(self, seconds: float) -> str:
-        """The prompt that holds at a time >= 0."""
-        return self.texts[sum(start <= seconds for start in self.seconds) - 1]
+#: The prompts of one stream, as they take over from each other.
+Script = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class PromptList:
-    """The scripts of a file, in its order."""
-
-    scripts: tuple[PromptScript, ...]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Every text once, in the order of the file: what a text encoder has to encode."""
-        return tuple(dict.fromkeys(text for script in self.scripts for text in script.texts))
-
-
-def read_prompts(path: str | Path) -> PromptList:
-    """The prompts of a .txt, .jsonl, .csv or .yaml file.
+def read_prompts(path: str | Path) -> list[Script]:
+    """The prompts of a .txt, .jsonl, .csv or .yaml file, in its order.
 
     Raises:
         InputError: no such file, no prompts in it, or a row that is wrong; names the file and the line.
     """
-    scripts = []
-    for job in parse_jobs(path, seconds=MAX_SECONDS):
-        shots = [(shot.at_seconds, shot.prompt) for shot in job.shots if shot.prompt is not None]
-        scripts.append(PromptScript(tuple(at for at, _ in shots), tuple(text for _, text in shots)))
-    return PromptList(tuple(scripts))
+    return [
+        tuple(shot.prompt for shot in job.shots if shot.prompt is not None)
+        for job in parse_jobs(path, seconds=MAX_SECONDS)
+    ]
 
 
-def known_to(prompts: PromptList, vocabulary: Vocabulary, length: int, where: str | Path) -> str | None:
+def known_to(prompts: Sequence[Script], vocabulary: Vocabulary, length: int, where: str | Path) -> str | None:
     """A line that says which words of the prompts a model does not know, None where it knows them all.
 
     Raises:
         InputError: it does not know a single one.
     """
-    encoded = [vocabulary.encode(text, length) for text in prompts.texts]
+    encoded = [vocabulary.encode(text, length) for text in itertools.chain(*prompts)]
     unknown = dict.fromkeys(word for words in encoded for word in words.unknown)
     if not any((words.ids > UNKNOWN).any() for words in encoded):
         raise InputError(f"{where}: the model knows no word of these prompts")
@@ -72,12 +49,12 @@ def known_to(prompts: PromptList, vocabulary: Vocabulary, length: int, where: st
     return f"{where}: {len(unknown)} words are unknown to the model ({some})"
 
 
-def prompt_pairs(prompts: PromptList, encode: Callable[[str], Tensor]) -> list[tuple[Tensor, Tensor]]:
+def prompt_pairs(prompts: Sequence[Script], encode: Callable[[str], Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Ids `(L,)` before and after each change of prompt in the list, a row of one prompt making a pair of
     equals; `encode` gives those of a prompt.
     """
     pairs = []
-    for script in prompts.scripts:
-        ids = [encode(text) for text in script.texts]
+    for script in prompts:
+        ids = [encode(text) for text in script]
         pairs += list(itertools.pairwise(ids)) if len(ids) > 1 else [(ids[0], ids[0])]
     return pairs

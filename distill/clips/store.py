@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from streamgen.checkpoints.digest import file_sha256
 from streamgen.errors import InputError, OutputError
 from streamgen.video.write import reason_of
 
@@ -73,20 +74,12 @@ class Shelf:
         return None
 
     def fail(self, key: str, why: str) -> None:
-        """Keep why a result cannot be made.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
+        """Keep why a result cannot be made; raises as `make`."""
         text = json.dumps({"why": why}, ensure_ascii=False)
         write_whole(self._failed(key), lambda part: part.write_text(text, encoding="utf-8"))
 
     def load(self, key: str) -> Tensors:
-        """All tensors of a result.
-
-        Raises:
-            InputError: it is not there, or damaged.
-        """
+        """All tensors of a result; raises InputError where it is not there, or damaged."""
         with self._open(key) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -154,8 +147,7 @@ class FileIndex:
             if all(old.get(key) == value for key, value in row.items()) and "digest" in old:
                 return str(old["digest"])
             row["found_ns"] = time.time_ns()
-            with file.open("rb") as opened:
-                row["digest"] = hashlib.file_digest(opened, "sha256").hexdigest()
+            row["digest"] = file_sha256(file)
         except OSError as error:
             row["found_ns"] = time.time_ns()
             row["why"] = f"cannot be read ({error.strerror or error})"

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from streamgen.errors import InputError
 from streamgen.motion.file import load_motion
@@ -139,11 +138,3 @@ def piece_tracks(tracks: TrackSet, count: int) -> Tensors:
         visible[: len(rows)] = tracks.state[rows] == VISIBLE
         background[: len(rows)] = pinned[: len(rows)] = still[rows]
     return {"points": points.half(), "visible": visible, "background": background, "pinned": pinned}
-
-
-def no_change(pieces: int, frames: int, points: int) -> dict[str, Tensor]:
-    """What own clips have none of: drags `(pieces, points, frames)` and camera moves `(pieces, frames)`."""
-    return {
-        "dragged": torch.zeros(pieces, points, frames, dtype=torch.bool),
-        "camera": torch.zeros(pieces, frames, dtype=torch.bool),
-    }

@@ -11,17 +11,19 @@ from models.text_encoder import Vocabulary
 from streamgen.pipeline import Pipeline
 
 from ..config import require
-from ..latent_cache import LatentClips
+from ..latent_cache import LatentCache, LatentClips
 from ..mixture import PLASTIC, Turns
-from ..samples import prompt_sheet, sample_sheets, show, stream
+from ..samples import SHEETS, sample_sheets, show, stream
 from ..scenes import caption_vocabulary
 from .config import ClipFolderConfig
 from .folder import ClipFolder
-from .latents import LatentSource
+from .latents import OwnLatents
 from .words import caption_words, run_vocabulary
 
 _WORLD_FPS = 16
 _SHEET_CLIPS = 8
+#: Of a vocabulary; the rarest are left out. Ids of words are stored in 16 bits.
+_MOST_WORDS = 30_000
 
 
 class LatentData(NamedTuple):
@@ -42,8 +44,8 @@ class LatentMix:
 
     def __init__(
         self,
-        world: LatentSource | None,
-        own: LatentSource | None,
+        world: LatentCache | None,
+        own: OwnLatents | None,
         config: ClipFolderConfig | None,
         device: torch.device,
     ) -> None:
@@ -82,10 +84,8 @@ def open_folder(config: ClipFolderConfig | None, world_size: int) -> ClipFolder 
 
 
 def stage_vocabulary(folder: ClipFolder | None, run_dir: str, start: Sequence[str] = ()) -> Vocabulary:
-    """The words of the world, of the start of the training, and of own captions, as the clips' config has it.
-
-    Raises:
-        CheckpointError: see `run_vocabulary`.
+    """The words of the world, of the start of the training, and of own captions, as the clips' config has it;
+    raises as `run_vocabulary`.
     """
     world = caption_vocabulary()
     if folder is None:
@@ -93,7 +93,7 @@ def stage_vocabulary(folder: ClipFolder | None, run_dir: str, start: Sequence[st
     config = folder.config
     known = world if config.world_words or config.share < 1 else []
     known = list(dict.fromkeys((*known, *start)))
-    words = caption_words(folder.captions, known, config.min_count, config.most_words)
+    words = caption_words(folder.captions, known, config.min_count, _MOST_WORDS)
     return run_vocabulary(Path(run_dir), words, PartialState().is_main_process)
 
 
@@ -126,7 +126,7 @@ def preview_sheets(
     if folder is not None:
         caption_sheet(pipeline, folder.captions, out_dir)
     if folder is None or folder.config.share < 1:
-        (sample_sheets if streams else prompt_sheet)(pipeline, out_dir)
+        sample_sheets(pipeline, out_dir, SHEETS if streams else ("prompts",))
 
 
 def caption_sheet(pipeline: Pipeline, captions: Sequence[str], out_dir: Path, seconds: float = 2.0) -> None:
@@ -144,7 +144,7 @@ def without_objects(metrics: Mapping[str, float], config: ClipFolderConfig | Non
     return {name: value for name, value in metrics.items() if not (own and "object" in name)}
 
 
-def _loaded(source: LatentSource, device: torch.device) -> tuple[LatentClips, LatentClips]:
+def _loaded(source: LatentCache | OwnLatents, device: torch.device) -> tuple[LatentClips, LatentClips]:
     process = PartialState()
     source.build(process.process_index, process.num_processes, device)
     process.wait_for_everyone()

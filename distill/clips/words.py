@@ -1,10 +1,9 @@
 """Words of own captions."""
 
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +12,12 @@ from models.text_encoder import Vocabulary
 from streamgen.errors import CheckpointError
 
 from ..checkpoint import list_checkpoints
+from ..command import say
 from .folder import ClipFolder
 from .store import write_whole
 
 _FILE = "vocabulary.txt"
+T = TypeVar("T")
 
 
 def caption_words(
@@ -47,21 +48,30 @@ def run_vocabulary(run_dir: Path, words: Sequence[str], main: bool) -> Vocabular
         CheckpointError: the run has checkpoints whose vocabulary cannot be read.
     """
     file = run_dir / _FILE
-    if file.is_file() and list_checkpoints(run_dir / "checkpoints"):
-        try:
-            kept = Vocabulary(file.read_text(encoding="utf-8").split())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"vocabulary {file}: {error}") from None
-        new = set(words) - set(kept.words)
-        if new and main:
-            sys.stderr.write(
-                f"vocabulary of the run kept ({file}): it does not know {len(new)} words of the captions\n"
-            )
-        return kept
-    if main:
-        text = "\n".join(words) + "\n"
-        write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
-    return Vocabulary(words)
+    kept = kept_by_run(file, lambda text: Vocabulary(text.split()))
+    if kept is None:
+        if main:
+            text = "\n".join(words) + "\n"
+            write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+        return Vocabulary(words)
+    if main and (new := set(words) - set(kept.words)):
+        say(f"vocabulary of the run kept ({file}): it does not know {len(new)} words of the captions")
+    return kept
+
+
+def kept_by_run(file: Path, read: Callable[[str], T]) -> T | None:
+    """What a file in a run's folder holds, as `read` makes it of its text; None where there is none, or no
+    checkpoint that it belongs to.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not file.is_file() or not list_checkpoints(file.parent / "checkpoints"):
+        return None
+    try:
+        return read(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file.stem} {file}: {error}") from None
 
 
 class CaptionIds(Protocol):
@@ -86,9 +96,7 @@ class WordIds:
         """See `CaptionIds`: nothing is worth keeping; says how many captions are too long."""
         long = sum(self.vocabulary.encode(text, self.length).dropped > 0 for text in set(captions))
         if rank == 0 and long:
-            sys.stderr.write(
-                f"{self.folder}: {long} captions have more than {self.length} words and are cut\n"
-            )
+            say(f"{self.folder}: {long} captions have more than {self.length} words and are cut")
 
     def load(self, captions: Sequence[str]) -> list[Tensor]:
         """See `CaptionIds`."""

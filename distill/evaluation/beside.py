@@ -1,6 +1,5 @@
 """Finished reports beside each other: a table, bars, paired comparisons, sheets of the same streams."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from torch import Tensor
 
 from streamgen.errors import InputError
 
+from ..command import named_folder
+from ..plots import draw_bars, panels
 from ..scenes import contact_sheet
 from .figures import figures_of, models_compared
 from .intervals import Figure
-from .page import Picture, Section, Table, differences, layout, markdown, write_page
+from .page import Section, Table, layout, write_beside
 from .report import kept_video
 from .rows import About, Row, checked_rows
 
@@ -52,18 +53,13 @@ _FIRST = ("plain", "told", "recache")
 
 
 def read_report(argument: str) -> Finished:
-    """Read `NAME=DIR`, or `DIR` under the folder's own name.
-
-    Raises:
-        InputError: no report there.
-    """
-    name, equals, rest = argument.partition("=")
-    folder = Path(rest if equals else argument)
+    """Read `NAME=DIR`, or `DIR` under the folder's own name; raises InputError where no report is."""
+    name, folder = named_folder(argument)
     try:
         about, rows = checked_rows(folder)
     except InputError as error:
         raise InputError(f"--report {argument}: expected a finished report's folder ({error})") from None
-    return Finished(name if equals else folder.name, folder, about, rows, figures_of(rows))
+    return Finished(name, folder, about, rows, figures_of(rows))
 
 
 def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any]]:
@@ -87,23 +83,11 @@ def compare_reports(arguments: Sequence[str], out_dir: Path) -> list[dict[str, A
         if one is not reports[0]:
             row["against"] = models_compared(reports[0].rows, one.rows)
         rows.append(row)
-    (out_dir / "reports.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    table = _table(reports)
-    (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
     _plot(reports, out_dir / "reports.png")
     sheets = [sheet for suite in _SHOWN if (sheet := _sheet(reports, suite, out_dir)) is not None]
     made_of = [[one.name, one.about.model, one.about.weights, one.about.settings[:16]] for one in reports]
-    sections = [
-        Section("", [table, *(Picture(name) for name in ("reports.png", *sheets))]),
-        *(
-            Section(
-                f"{row['name']} against {reports[0].name}, on equal streams", [differences(row["against"])]
-            )
-            for row in rows[1:]
-        ),
-        Section("What they are", [Table(["", "model", "weights", "settings"], made_of)]),
-    ]
-    write_page(out_dir / "index.html", "reports", sections)
+    what = Section("What they are", [Table(["", "model", "weights", "settings"], made_of)])
+    write_beside(out_dir, "reports", rows, _table(reports), ("reports.png", *sheets), [what])
     return rows
 
 
@@ -120,26 +104,14 @@ def _table(reports: Sequence[Finished]) -> Table:
 
 def _plot(reports: Sequence[Finished], path: Path) -> None:
     """Shares as bars with their intervals, a group for each figure that all reports have."""
-    from matplotlib.figure import Figure as Canvas
-
     columns = [column for column in layout()["beside"] if column[0] in layout()["bars"]]
     columns = [c for c in columns if all(one.figure(c[1]) is not None for one in reports)] or columns
-    canvas = Canvas(figsize=(11, 3.2), layout="constrained")
-    axis = canvas.subplots()
-    width = 0.8 / len(reports)
-    nothing = Figure(0.0, 0.0, 0.0, 0)
-    for place, one in enumerate(reports):
-        left = [i + (place - (len(reports) - 1) / 2) * width for i in range(len(columns))]
-        found = [one.figure(name) or nothing for _, name in columns]
-        heights = [figure.value or 0.0 for figure in found]
-        down = [max(0.0, h - (figure.low or 0.0)) for h, figure in zip(heights, found, strict=True)]
-        up = [max(0.0, (figure.high or 0.0) - h) for h, figure in zip(heights, found, strict=True)]
-        axis.bar(left, heights, width, label=one.name, yerr=[down, up], error_kw={"linewidth": 0.7})
-    axis.set_xticks(range(len(columns)), [heading for heading, _ in columns])
+    canvas, (axis,) = panels(11, 3.2)
+    series = {one.name: [one.figure(name) for _, name in columns] for one in reports}
+    draw_bars(axis, series, [heading for heading, _ in columns])
     axis.set_ylim(0, 1.02)
-    axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=7, ncols=min(len(reports), 4), loc="lower left")
-    canvas.savefig(path, dpi=110)
+    canvas.savefig(path)
 
 
 def _sheet(reports: Sequence[Finished], suite: str, out_dir: Path) -> str | None:

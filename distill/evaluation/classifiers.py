@@ -41,12 +41,8 @@ class ShapeReader:
     """Tells shapes from masks: a small convolutional network on the mask, centred and scaled to a common
     area.
 
-    Args:
-        reader: whose masks it sees.
-        config: the world; held-out pairs are shown too, since a shape is no secret to an instrument.
-        samples: objects it learns from.
-        seed: of objects and network.
-        learned: weights of a network that has learned this before.
+    It learns from `samples` objects as `reader` sees them, held-out pairs among them, since a shape is no
+    secret to an instrument; or it takes the weights of a network that has `learned` this before.
     """
 
     def __init__(
@@ -75,13 +71,8 @@ class ShapeReader:
 
 
 class MotionReader:
-    """Tells motions from `MOTION_FRAMES` frames of positions.
-
-    Args:
-        config: the world.
-        samples: trajectories per motion that it learns from.
-        seed: of trajectories and network.
-        learned: weights of a network that has learned this before.
+    """Tells motions from `MOTION_FRAMES` frames of positions. It learns from `samples` trajectories of each,
+    or takes the weights of a network that has `learned` this before.
     """
 
     def __init__(

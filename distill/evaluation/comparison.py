@@ -1,6 +1,5 @@
 """Tokenizers beside each other, on the same clips of the world: figures, a table, a sheet to look at."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from streamgen.errors import CheckpointError
 
 from ..command import say
 from ..families.tiny import load_tokenizer
+from ..files import write_json
 from ..scenes import MOTIONS, SceneConfig
 from .figures import nested
 from .intervals import Figure
@@ -37,13 +37,9 @@ def compare_tokenizers(
     clips: Sequence[Path] = (),
     readers: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Figures of each tokenizer, best PSNR first, also as `tokenizers.json`, a page and a contact sheet.
-
-    Args:
-        directories: exports of the tokenizer stage, or checkpoint directories.
-        config: `clips` clips of `seconds` are measured; nothing is streamed.
-        clips: video files that are measured beside the world's.
-        readers: a file that keeps what the readers learn, see `Instruments`.
+    """Figures of each tokenizer, an export of the tokenizer stage or a checkpoint directory, best PSNR first;
+    also as `tokenizers.json`, a page and a contact sheet. Measured are `config.clips` clips of
+    `config.seconds` of the world, and the video files `clips`; `readers` as for `Instruments`.
 
     Returns:
         Per tokenizer the figures of `tokenizer_figures`, its gain `over_pca` (dB), `psnr_by_size`: dB of
@@ -85,7 +81,7 @@ def compare_tokenizers(
             row["natural"] = {name: vars(one) for name, one in natural_figures(tokenizer, natural).items()}
         rows.append(row | found)
     rows.sort(key=lambda row: -row["psnr_tokenizer"])
-    (out_dir / "tokenizers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "tokenizers.json", rows)
     named = [(str(path), tokenizer) for path, tokenizer, _ in loaded]
     shown = {video.spec.prompt: video.frames for video in videos[:_SHEET_CLIPS]}
     coded_sheet(named, shown, out_dir / "tokenizers.png")
@@ -120,7 +116,7 @@ def compare_pixels(
         rows.append(
             {"path": path, "digest": digest, **{name: vars(one) for name, one in figures[-1].items()}}
         )
-    (out_dir / "pixels.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "pixels.json", rows)
     cells = [[path, *found.values()] for (path, _, _), found in zip(loaded, figures, strict=True)]
     said = (
         "PSNR in dB with 95 % intervals: of files over pieces of half a second, of the world over its clips."
@@ -150,10 +146,7 @@ def _sizes(size: int) -> tuple[int, ...]:
 
 
 def _by_size(tokenizer: VideoTokenizer, videos: Sequence[Video]) -> dict[str, float]:
-    return {
-        "clips": _psnr(tokenizer, videos),
-        "images": _psnr(tokenizer, videos, frames=1),
-    }
+    return {"clips": _psnr(tokenizer, videos), "images": _psnr(tokenizer, videos, frames=1)}
 
 
 def _psnr(tokenizer: VideoTokenizer, videos: Sequence[Video], frames: int = _SHORT) -> float:

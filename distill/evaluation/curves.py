@@ -8,6 +8,8 @@ from typing import Any
 
 from streamgen.errors import InputError
 
+from ..files import write_json
+from ..plots import panels
 from .page import Link, Part, Picture, Section, Table, figure_at, layout, write_page
 
 
@@ -48,20 +50,17 @@ def kept_weights(run_dir: Path) -> list[KeptWeights]:
 
 def write_curves(points: Sequence[tuple[KeptWeights, Mapping[str, Any]]], out_dir: Path) -> None:
     """Draw reports over minutes into `curves.png`, with `curves.json` and an index page."""
-    from matplotlib.figure import Figure
-
-    panels: list[dict[str, Any]] = layout()["curves"]
+    every: list[dict[str, Any]] = layout()["curves"]
     minutes = [weights.minutes for weights, _ in points]
     rows: list[dict[str, Any]] = [{"minutes": w.minutes, "step": w.step} for w, _ in points]
     measured = [
         panel
-        for panel in panels
+        for panel in every
         if any(figure_at(report, name) is not None for _, name in panel["figures"] for _, report in points)
     ]
-    figure = Figure(figsize=(3 * max(1, len(measured)), 3), layout="constrained")
-    axes = figure.subplots(1, max(1, len(measured)), squeeze=False)[0]
+    canvas, axes = panels(3 * max(1, len(measured)), 3, max(1, len(measured)))
     for row in rows:
-        row |= {name.replace(".", "/"): None for panel in panels for _, name in panel["figures"]}
+        row |= {name.replace(".", "/"): None for panel in every for _, name in panel["figures"]}
     for axis, panel in zip(axes, measured, strict=False):
         for label, name in panel["figures"]:
             values = [figure_at(report, name) for _, report in points]
@@ -74,8 +73,8 @@ def write_curves(points: Sequence[tuple[KeptWeights, Mapping[str, Any]]], out_di
         axis.set_title(panel["title"])
         axis.set_xlabel("minutes")
         axis.set_ylim(0, panel["top"])
-    figure.savefig(out_dir / "curves.png", dpi=110)
-    (out_dir / "curves.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    canvas.savefig(out_dir / "curves.png")
+    write_json(out_dir / "curves.json", rows)
     links = [Link(f"{w.name}/index.html", f"{w.minutes:.0f} minutes, step {w.step}") for w, _ in points]
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     table = Table(names, [[row[name] for name in names] for row in rows])

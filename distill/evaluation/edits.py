@@ -29,11 +29,7 @@ class WorldClip:
 
 
 def world_clip(size: int, number: int, frames: int) -> WorldClip:
-    """The clip of a number; what it shows does not depend on its length.
-
-    Args:
-        size: side of the frame in pixels.
-    """
+    """The clip of a number, of `size` x `size` pixels; what it shows does not depend on its length."""
     scene = _generator(size).sample(1, frames, _SEED + number)
     names = ("size", "colour", "shape", "motion")
     one, two, three, four = (int(scene.labels[name][0, 0, 0]) for name in names)

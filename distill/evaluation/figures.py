@@ -153,7 +153,8 @@ def _speeds(row: Row, ends: slice) -> float:
 
 
 _PLAIN = {"plain": ""}
-_POLICIES = {"recache": "", "keep": "switch_keep.", "clear": "switch_clear."}
+#: How the names of figures of switches begin, by policy.
+POLICY_PREFIXES = {"recache": "", "keep": "switch_keep.", "clear": "switch_clear."}
 
 
 def _names(prefixes: Mapping[str, str], name: str) -> dict[str, str]:
@@ -194,19 +195,19 @@ def _drag_metrics() -> list[Metric]:
 
 
 def _switch_metrics() -> list[Metric]:
-    kinds = {variant: f"{prefix}switch_kinds.{{}}" for variant, prefix in _POLICIES.items()}
+    kinds = {variant: f"{prefix}switch_kinds.{{}}" for variant, prefix in POLICY_PREFIXES.items()}
     success, soon = _shown_within(SWITCH_FRAMES, "motion_late"), _shown_within(SOON_FRAMES, "motion_soon")
 
     def by(name: str) -> dict[str, str]:
         return {variant: f"{prefix}.{name}" for variant, prefix in kinds.items()}
 
     return [
-        Metric("switches", success, _names(_POLICIES, "switch_success"), by=by("success")),
-        Metric("switches", soon, _names(_POLICIES, "switch_soon")),
-        Metric("switches", _kept, _names(_POLICIES, "switch_kept"), by=by("kept")),
-        Metric("switches", _seconds, _names(_POLICIES, "switch_seconds"), intervals.median),
-        Metric("switches", _of("psnr"), _names(_POLICIES, "switch_kept_psnr"), intervals.average),
-        Metric("switches", hop, _names(_POLICIES, "switch_hop"), intervals.average),
+        Metric("switches", success, _names(POLICY_PREFIXES, "switch_success"), by=by("success")),
+        Metric("switches", soon, _names(POLICY_PREFIXES, "switch_soon")),
+        Metric("switches", _kept, _names(POLICY_PREFIXES, "switch_kept"), by=by("kept")),
+        Metric("switches", _seconds, _names(POLICY_PREFIXES, "switch_seconds"), intervals.median),
+        Metric("switches", _of("psnr"), _names(POLICY_PREFIXES, "switch_kept_psnr"), intervals.average),
+        Metric("switches", hop, _names(POLICY_PREFIXES, "switch_hop"), intervals.average),
     ]
 
 
@@ -261,17 +262,16 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Figure]:
     """All figures of a report's rows by dotted name; those of clips of the world under `control.truth.`."""
     found: dict[str, Figure] = {}
     for source, prefix in (("model", ""), ("truth", "control.truth.")):
-        some = [row for row in rows if row.source == source]
         for metric in METRICS:
             for variant, name in metric.names.items():
-                own = [row for row in some if (row.suite, row.variant) == (metric.suite, variant)]
+                own = _of_suite(rows, metric.suite, variant, source)
                 found[prefix + name] = metric.figure(own)
                 if variant in metric.by:
                     for kind in sorted({row.kind for row in own}):
                         part = metric.figure([row for row in own if row.kind == kind])
                         found[prefix + metric.by[variant].format(kind)] = part
         for suite, name in (("drift", "drift"), ("long_drift", "drift_long")):
-            own = [row for row in some if row.suite == suite]
+            own = _of_suite(rows, suite, "plain", source)
             pairs = [(_speeds(row, slice(_ENDS)), _speeds(row, slice(-_ENDS, None))) for row in own]
             found[f"{prefix}{name}.speed_kept"] = intervals.ratio(pairs)
     coded = [row.read for row in rows if row.suite == "tokenizer"]
@@ -290,28 +290,19 @@ def _shuffled(rows: Sequence[Row]) -> dict[str, Figure]:
 
 def compared(metric: Metric, first: Iterable[Row], second: Iterable[Row]) -> Paired | None:
     """One measure on the streams that two sets of rows have in common; None without any."""
-    marks = [{row.pair: metric.mark(row) for row in rows} for rows in (first, second)]
-    both = [
-        (one, two)
-        for pair, one in marks[0].items()
-        if one is not None and (two := marks[1].get(pair)) is not None
-    ]
-    return intervals.paired(*zip(*both, strict=True)) if both else None
+    return intervals.paired_marks(*({row.pair: metric.mark(row) for row in rows} for rows in (first, second)))
 
 
 def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The paired comparisons within a report: policies at a switch, with and without a track or a drag."""
     found = []
     for suite, one, two in CONDITIONS:
-        first, second = (
-            [row for row in rows if (row.source, row.suite, row.variant) == ("model", suite, variant)]
-            for variant in (one, two)
-        )
+        first, second = (_of_suite(rows, suite, variant) for variant in (one, two))
         for metric in METRICS:
             if metric.suite != suite or not {one, two} <= set(metric.names):
                 continue
             if (result := compared(metric, first, second)) is not None:
-                name = metric.names[one].removeprefix(_POLICIES.get(one, ""))
+                name = metric.names[one].removeprefix(POLICY_PREFIXES.get(one, ""))
                 against = f"{one} against {two}"
                 found.append({"figure": name, "against": against, **vars(result)})
     return found
@@ -322,17 +313,14 @@ def models_compared(first: Sequence[Row], second: Sequence[Row]) -> list[dict[st
     found = []
     for metric in METRICS:
         for variant, name in metric.names.items():
-            own = [
-                [
-                    row
-                    for row in rows
-                    if (row.source, row.suite, row.variant) == ("model", metric.suite, variant)
-                ]
-                for rows in (first, second)
-            ]
+            own = (_of_suite(rows, metric.suite, variant) for rows in (first, second))
             if (result := compared(metric, *own)) is not None:
                 found.append({"figure": name, **vars(result)})
     return found
+
+
+def _of_suite(rows: Sequence[Row], suite: str, variant: str, source: str = "model") -> list[Row]:
+    return [row for row in rows if (row.source, row.suite, row.variant) == (source, suite, variant)]
 
 
 def quantiles(values: Sequence[float], at: Sequence[float] = (0.5, 0.75, 0.9, 0.95, 1.0)) -> dict[str, float]:

@@ -4,8 +4,9 @@ All of it is a function of the numbers alone: resampling draws from a fixed seed
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ RESAMPLES = 2000
 _SEED = 20_261_130
 #: Of (R, n, k) resampled rows of k numbers each, the figure (R,).
 Statistic = Callable[[Tensor], Tensor]
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,14 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         return found
     alone = (int((rows[:, 0] > rows[:, 1]).sum()), int((rows[:, 0] < rows[:, 1]).sum()))
     return replace(found, only_first=alone[0], only_second=alone[1], p=mcnemar(*alone))
+
+
+def paired_marks(first: Mapping[K, float | None], second: Mapping[K, float | None]) -> Paired | None:
+    """Compare the numbers that two conditions have by equal keys; None without any."""
+    both = [
+        (one, two) for key, one in first.items() if one is not None and (two := second.get(key)) is not None
+    ]
+    return paired(*zip(*both, strict=True)) if both else None
 
 
 def _finite(number: float) -> float | None:

@@ -21,7 +21,7 @@ from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SceneConfig
 from .classifiers import MOTION_FRAMES, MotionReader, ShapeReader, read_learned, write_learned
 from .reading import MIN_AREA, FrameReader, Reading, torus_apart, torus_centres
 from .streams import Subject, Video
-from .suites import FPS, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
+from .suites import FPS, LASTING_FRAMES, RELEASE_FRAMES, SOON_FRAMES, SWITCH_FRAMES
 
 #: A report's rows are of one revision; another one reads something else from the same frames.
 REVISION = 2
@@ -35,8 +35,8 @@ _LEAST_STEP = 1 / 64
 _AREA_CHANGE, _AREA_CHANGE_SETTLED = 0.3, 0.2
 #: Frames before and after a switch that are looked at, and frames until all has come about.
 _AROUND, _SETTLED = 16, 8
-#: Of the frames that follow a switch's success, so many in so many must show it.
-_LASTING, _LASTING_RIGHT = 9, 7
+#: Of the `LASTING_FRAMES` that follow a switch's success, so many must show it.
+_LASTING_RIGHT = 7
 #: Frames between two looks at shapes.
 _LOOK = 4
 Read = dict[str, Any]
@@ -51,11 +51,8 @@ class View:
 
 
 class Instruments:
-    """The readers, made once; they can be sent to other processes.
-
-    Args:
-        config: the world that they learn to read.
-        kept: a file that keeps what they learn, written where it is not there yet: half a minute of a core.
+    """The readers of a world, made once; they can be sent to other processes. What they learn, half a minute
+    of a core, a file `kept` keeps; it is written where it is not there yet.
 
     Raises:
         InputError: `kept` is of another world, or no such file.
@@ -117,6 +114,14 @@ class Instruments:
         """The motion word of positions (MOTION_FRAMES, 2), None where they are too few or unseen."""
         found = int(self.motions(track[None])[0]) if len(track) == MOTION_FRAMES else -1
         return MOTIONS[found] if found >= 0 else None
+
+    def right(self, view: View, name: str, subject: Subject) -> Tensor:
+        """(T,) bool: frames whose colour, shape or background, as `name` says, is the subject's."""
+        if name == "shape":
+            return self.shape_run(view, subject.shape, subject.colour)
+        if name == "colour":
+            return view.reading.colour() == subject.colour
+        return view.reading.background == subject.background
 
     def shape_run(self, view: View, shape: int, colour: int) -> Tensor:
         """(T,) bool: frames in which the object of this colour has this shape."""
@@ -211,12 +216,8 @@ def _read_edit(instruments: Instruments, view: View) -> Read:
 
 def kept_psnr(source: Tensor, made: Tensor, before: Reading, after: Reading) -> float:
     """PSNR in dB between two clips where neither shows an object, over all frames."""
-    objects = (before.masks.any(1) | after.masks.any(1)).float()
-    free = max_pool2d(objects[:, None], 5, 1, 2)[:, 0] == 0
-    if not bool(free.any()):
-        return math.nan
-    apart = (source[free].float() - made[free].float()).square().mean()
-    return float(10 * torch.log10(255**2 / apart.clamp(min=1e-3)))
+    free = before.ground() & after.ground()
+    return _psnr(source[free], made[free])
 
 
 def drag_error(view: View) -> float:
@@ -235,21 +236,16 @@ def read_switch(instruments: Instruments, view: View) -> Read:
     the object across the switch and `step` what it goes in a frame otherwise, in pixels of 64 (None where it
     cannot be read).
     """
-    switch, video, reading = view.video.spec.switch, view.video, view.reading
+    switch, event = view.video.spec.switch, view.video.event
     assert switch is not None
-    event, after = video.event, switch.after
+    after = switch.after
     found: Read = {"event": event, "shown_after": None}
     if switch.kind == "motion":
-        track = reading.centre[event:, after.colour]
+        track = view.reading.centre[event:, after.colour]
         for name, wait in (("motion_soon", SOON_FRAMES), ("motion_late", SWITCH_FRAMES)):
             found[name] = instruments.motion(track[wait : wait + MOTION_FRAMES])
     else:
-        right = {
-            "colour": lambda: reading.colour() == after.colour,
-            "background": lambda: reading.background == after.background,
-            "shape": lambda: instruments.shape_run(view, after.shape, after.colour),
-        }[switch.kind]()
-        found["shown_after"] = first_lasting(right[event:])
+        found["shown_after"] = first_lasting(instruments.right(view, switch.kind, after)[event:])
     fastest, step = hop(view, switch.kind)
     psnr = math.nan if switch.kind == "background" else background_psnr(view, event - 1, event)
     return found | {"psnr": psnr, "hop": fastest * 64, "step": step * 64}
@@ -257,12 +253,20 @@ def read_switch(instruments: Instruments, view: View) -> Read:
 
 def background_psnr(view: View, first: int, second: int) -> float:
     """PSNR in dB between two frames where neither shows an object."""
-    objects = view.reading.masks[[first, second]].any(1).any(0)
-    free = max_pool2d(objects[None].float(), 5, 1, 2)[0] == 0
-    if not bool(free.any()):
-        return float("nan")
-    a, b = view.video.frames[first][free].float(), view.video.frames[second][free].float()
-    return float(10 * torch.log10(255**2 / (a - b).square().mean().clamp(min=1e-3)))
+    return _psnr(*shared_ground(view, first, second))
+
+
+def shared_ground(view: View, first: int, second: int) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 3) of two frames at the places where neither shows an object."""
+    ground = [view.reading.part(frame, frame + 1).ground()[0] for frame in (first, second)]
+    free = ground[0] & ground[1]
+    return view.video.frames[first][free], view.video.frames[second][free]
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    """PSNR in dB of pixels of 255; nan without any."""
+    apart = (a.float() - b.float()).square().mean()
+    return float(10 * torch.log10(255**2 / apart.clamp(min=1e-3)))
 
 
 def count_objects(reading: Reading, every: int = 8) -> Tensor:
@@ -323,21 +327,21 @@ class DriftPoint:
 def drift_points(
     instruments: Instruments, view: View, seconds: float = 4.0, fps: int = FPS
 ) -> list[DriftPoint]:
-    """A long stream in stretches of `seconds`: what each shows and how it looks.
+    """A long stream, or what follows its switch, in stretches of `seconds`: what each shows and how it looks.
 
     `speed` is how far the object goes, in widths per second; `objects` their mean number.
     """
     length = round(seconds * fps)
     (subject,) = view.video.spec.subjects
+    first = 0 if view.video.spec.switch is None else view.video.event + SWITCH_FRAMES
     points = []
-    for start in range(0, len(view.video.frames) - length + 1, length):
+    for start in range(first, len(view.video.frames) - length + 1, length):
         stop = start + length
         shown = instruments.shown(view, start, stop)
         frames = view.video.frames[start:stop]
         red, green, blue = frames.float().mean((0, 1, 2)).tolist()
         track = view.reading.centre[start:stop, subject.colour]
         steps = torus_apart(track[:-1], track[1:])
-        part = Reading(*(values[start:stop] for values in vars(view.reading).values()))
         points.append(
             DriftPoint(
                 start / fps,
@@ -348,7 +352,7 @@ def drift_points(
                 (red, green, blue),
                 float(sharpness(frames[::_LOOK]).mean()),
                 float(steps.nanmean()) * fps if not bool(steps.isnan().all()) else 0.0,
-                float(count_objects(part).float().mean()),
+                float(count_objects(view.reading.part(start, stop)).float().mean()),
             )
         )
     return points
@@ -388,9 +392,9 @@ def _like(area: Tensor, usual: Tensor, change: float) -> Tensor:
 
 def first_lasting(right: Tensor) -> int | None:
     """First frame from which the following frames are right nearly always."""
-    if len(right) < _LASTING:
+    if len(right) < LASTING_FRAMES:
         return None
-    windows = right.unfold(0, _LASTING, 1).sum(1) >= _LASTING_RIGHT
+    windows = right.unfold(0, LASTING_FRAMES, 1).sum(1) >= _LASTING_RIGHT
     good = torch.nonzero(windows & right[: len(windows)])
     return int(good[0]) if len(good) else None
 

@@ -10,11 +10,11 @@ from models.video_tokenizer import VideoTokenizer
 from streamgen.errors import InputError
 from streamgen.video.read import read_clip
 
-from ..scenes import contact_sheet
-from ..stages.tokenizer import moving_cells
+from ..pixels import moving_cells, to_pixels
+from ..scenes.sheet import contact_sheet, enlarged
 from .intervals import Figure, resampled
 from .streams import Video
-from .tokenizer import decibels, reconstruct, to_pixels
+from .tokenizer import decibels, reconstruct
 
 #: As own clips are read: frames per second, and the frames of each clip that are judged, 1 + 8 k.
 NATURAL_FPS, NATURAL_FRAMES = 16, 65
@@ -97,7 +97,7 @@ def coded_sheet(
         coded = [(label, to_pixels(reconstruct(tokenizer, frames)[1])) for label, tokenizer in tokenizers]
         for caption, video in ((name, frames), *coded):
             captions.append(caption)
-            videos.append(video.repeat_interleave(2, 1).repeat_interleave(2, 2))
+            videos.append(enlarged(video))
     contact_sheet(videos, captions, path, frames=_PICTURES)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import CONFIGS, read_mapping
+from ..files import write_json
 from .intervals import Figure
 
 _STYLE = """
@@ -99,6 +100,28 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
             parts.append(f"<h2>{html.escape(section.title)}</h2>")
         parts += [_html(part) for part in section.parts]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def write_beside(
+    out_dir: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    table: Table,
+    pictures: Sequence[str] = (),
+    more: Sequence[Section] = (),
+) -> None:
+    """Reports beside each other, a row each: `<name>.json`, `table.md`, and a page on which all but the first
+    are compared with it, as their `against` says.
+    """
+    write_json(out_dir / f"{name}.json", rows)
+    (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
+    first = rows[0]["name"]
+    compared = [
+        Section(f"{row['name']} against {first}, on equal streams", [differences(row["against"])])
+        for row in rows[1:]
+    ]
+    whole = Section("", [table, *map(Picture, pictures)])
+    write_page(out_dir / "index.html", name, [whole, *compared, *more])
 
 
 def markdown(table: Table) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from streamgen import Pipeline, StreamgenError, load_pipeline
 
-from .measures import Instruments, Read, read_video
+from .measures import Instruments, read_video
 from .rows import TRUTH, Row, row_of
 from .streams import StreamSpec, render, save_video, stream_name
 from .truth import Truth, TruthSuite
@@ -45,11 +45,7 @@ class Work:
         name = stream_name(spec, self.weights, self.settings_digest) if keep else None
         if name is not None:
             save_video(video, self.directory / name)
-        return self.row(spec, read_video(self.instruments, video), name)
-
-    def row(self, spec: StreamSpec, read: Read, name: str | None = None) -> Row:
-        """The row of a stream of this model."""
-        return row_of(spec, read, self.weights, self.settings_digest, name)
+        return row_of(spec, read_video(self.instruments, video), self.weights, self.settings_digest, name)
 
     def truth_rows(self, suite: TruthSuite) -> list[Row]:
         """The rows of one suite's control."""
@@ -73,14 +69,16 @@ def make_rows(
 def each(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any], processes: int) -> Iterator[T]:
     """`do(work, task)` of each task as it is done, begun in their order, in several processes of one thread.
 
-    `work` is sent to each process once; `do` is a function of a module.
+    `work` is sent to each process once; `do` is a function of a module. One process is this one: another
+    takes seconds to start.
 
     Raises:
         StreamgenError: a process was killed, as the system does where memory runs out.
     """
     context = multiprocessing.get_context("spawn")
     count = min(processes, len(tasks))
-    if not count:
+    if count < 2:
+        yield from _here(work, do, tasks)
         return
     with ProcessPoolExecutor(count, context, _open_worker, (work,)) as pool:
         waiting: list[Future[T]] = [pool.submit(_do, do, task) for task in tasks]
@@ -106,6 +104,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _here(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any]) -> Iterator[T]:
+    _worker.clear()
+    for task in tasks:
+        with one_thread():
+            done = do(work, task)
+        yield done
+    # what was made once is of this work
+    _worker.clear()
 
 
 _worker: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from ..scenes import COLOURS, SceneConfig
 from ..scenes.textures import build_textures
@@ -25,6 +25,8 @@ _FLOOR = -30.0
 _TEMPERATURE = 8.0
 #: Pixels of a 64-pixel frame that the smallest object covers at least about half of.
 MIN_AREA = 40.0
+#: Side of the square of pixels around one of an object that may show something of it.
+_EDGE = 5
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,15 @@ class Reading:
     def found(self, colour: int) -> Tensor:
         """(T,) bool: there is an object of this colour."""
         return self.area[:, colour] >= MIN_AREA
+
+    def ground(self) -> Tensor:
+        """(T, H, W) bool: pixels that show no object, and none beside."""
+        objects = self.masks.any(1, keepdim=True).float()
+        return max_pool2d(objects, _EDGE, 1, _EDGE // 2)[:, 0] == 0
+
+    def part(self, start: int, stop: int) -> "Reading":
+        """Frames `[start, stop)` alone."""
+        return Reading(*(values[start:stop] for values in vars(self).values()))
 
 
 class FrameReader:

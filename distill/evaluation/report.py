@@ -9,9 +9,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..scenes import contact_sheet
+from ..files import write_json
+from ..plots import panels
+from ..scenes.sheet import contact_sheet, enlarged, marked
 from .edits import STRENGTHS, variant_of
-from .figures import ATTRIBUTES, conditions, figures_of, hops, nested, quantiles
+from .figures import ATTRIBUTES, POLICY_PREFIXES, conditions, figures_of, hops, nested, quantiles
 from .intervals import Figure, average
 from .measures import plain
 from .page import Picture, Section, Table, differences, layout, write_page
@@ -19,7 +21,6 @@ from .rows import About, Row, checked_rows
 from .streams import StreamSpec, Video, load_video
 from .suites import EDIT_KINDS
 
-_POLICIES = (("recache", ""), ("keep", "switch_keep."), ("clear", "switch_clear."))
 #: Figures in tables of their own: heading of the table, prefix of the names.
 _GROUPS = (
     ("Motions", "motion_by_word."),
@@ -45,7 +46,7 @@ def make_report(folder: Path, out_dir: Path | None = None) -> dict[str, Any]:
     report = report_of(about, rows, figures)
     pictures = [*_curves(report, out_dir), *_hop_curves(rows, out_dir)]
     sheets = _sheets(rows, folder / "streams", out_dir)
-    (out_dir / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "report.json", report)
     sections = _sections(report, figures)
     sections += [Section("", [Picture(name)]) for name in pictures]
     sections += [Section(name.removesuffix(".png").replace("-", " "), [Picture(name)]) for name in sheets]
@@ -103,11 +104,11 @@ def _sections(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[
     shuffled = [[n.split(".")[2], figures[n]] for n in figures if n.startswith("control.shuffled.")]
     switches = [
         [policy, *(figures[prefix + name] for name in ("switch_soon", "switch_success", "switch_kept"))]
-        for policy, prefix in _POLICIES
+        for policy, prefix in POLICY_PREFIXES.items()
     ]
     kinds = [
         [f"{name.split('.')[-2]}, {policy}", figures[name], figures[name.replace("success", "kept")]]
-        for policy, prefix in (*_POLICIES, ("truth", truth))
+        for policy, prefix in (*POLICY_PREFIXES.items(), ("truth", truth))
         for name in figures
         if name.startswith(f"{prefix}switch_kinds.") and name.endswith("success")
     ]
@@ -153,10 +154,7 @@ def _sections(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[
         ),
         *_edit_sections(figures),
         Section("Drift by attribute", [Table(["", "first 4 s", "last 4 s"], drift)]),
-        Section(
-            "The same streams under two conditions",
-            [differences(report["comparisons"])],
-        ),
+        Section("The same streams under two conditions", [differences(report["comparisons"])]),
     ]
 
 
@@ -181,15 +179,12 @@ def _edit_sections(figures: Mapping[str, Figure]) -> list[Section]:
 
 def _curves(report: Mapping[str, Any], out_dir: Path) -> list[str]:
     """Curves over the length of long streams, one picture for each length."""
-    from matplotlib.figure import Figure as Canvas
-
     names = []
     for key in ("drift", "drift_long"):
         points = report[key]["points"]
         if not points:
             continue
-        canvas = Canvas(figsize=(12, 2.6), layout="constrained")
-        axes = canvas.subplots(1, 5)
+        canvas, axes = panels(12, 2.6, 5)
         seconds = [point["seconds"] for point in points]
         for name in ATTRIBUTES:
             axes[0].plot(seconds, [point[name] for point in points], label=name)
@@ -205,19 +200,16 @@ def _curves(report: Mapping[str, Any], out_dir: Path) -> list[str]:
             axis.set_xlabel("seconds")
             axis.set_ylim(bottom=0)
         names.append(f"{key.replace('_', '-')}-curves.png")
-        canvas.savefig(out_dir / names[-1], dpi=110)
+        canvas.savefig(out_dir / names[-1])
     return names
 
 
 def _hop_curves(rows: Sequence[Row], out_dir: Path) -> list[str]:
     """Which share of the switches hops at most so far, by policy."""
-    from matplotlib.figure import Figure as Canvas
-
     found = hops(rows)
     if not found:
         return []
-    canvas = Canvas(figsize=(6, 3), layout="constrained")
-    axis = canvas.subplots()
+    canvas, (axis,) = panels(6, 3)
     for name, values in found.items():
         heights = [(i + 1) / len(values) for i in range(len(values))]
         axis.step([0.0, *values], [0.0, *heights], where="post", label=f"{name} ({len(values)})")
@@ -225,7 +217,7 @@ def _hop_curves(rows: Sequence[Row], out_dir: Path) -> list[str]:
     axis.set_ylabel("share of switches")
     axis.set_ylim(0, 1)
     axis.legend(fontsize=7)
-    canvas.savefig(out_dir / "hops.png", dpi=110)
+    canvas.savefig(out_dir / "hops.png")
     return ["hops.png"]
 
 
@@ -259,10 +251,7 @@ def _sheets(rows: Sequence[Row], streams: Path, out_dir: Path) -> list[str]:
 
 def _marked(video: Video) -> Tensor:
     """The frames at twice their size, with a cross where a dragged object should be."""
-    frames = video.frames.clone()
-    side = torch.tensor([frames.shape[2], frames.shape[1]])
-    for frame, point in zip(frames[video.event :], video.path, strict=False):
-        column, row = (point * side).long().clamp(min=2).minimum(side - 3).tolist()
-        frame[row, column - 2 : column + 3] = 0
-        frame[row - 2 : row + 3, column] = 0
-    return frames.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    places = torch.full((len(video.frames), 2), torch.nan)
+    shown = places[video.event : video.event + len(video.path)]
+    shown.copy_(video.path[: len(shown)])
+    return enlarged(marked(video.frames, places))

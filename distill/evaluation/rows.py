@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from streamgen.errors import InputError
 
+from ..files import Rows, read_json, read_rows, write_json
 from .measures import REVISION, Read
 from .streams import StreamSpec
 from .suites import in_words
 
-T = TypeVar("T")
 ROWS, ABOUT = "rows.jsonl", "evaluation.json"
 #: The weights and settings of rows that were read from clips of the world itself.
 TRUTH = "truth"
@@ -59,6 +59,9 @@ class Row:
         return self.source, self.variant, *self.pair
 
 
+_KIND = (Row, "a row of a report")
+
+
 def row_of(spec: StreamSpec, read: Read, weights: str, settings: str, stream: str | None = None) -> Row:
     """The row of a stream, or with `weights` `TRUTH` of a clip of the world."""
     expected: dict[str, Any] = {"subjects": [in_words(subject) for subject in spec.subjects]}
@@ -71,12 +74,8 @@ def row_of(spec: StreamSpec, read: Read, weights: str, settings: str, stream: st
 
 
 def settings_digest(settings: Mapping[str, Any], what: Mapping[str, Any], size: int) -> str:
-    """Digest of all that a stream's row is a function of, besides the weights and the stream's own spec.
-
-    Args:
-        settings: of the stream, by name.
-        what: `EvaluationConfig.what`.
-        size: side of the frames in pixels.
+    """Digest of all that a stream's row is a function of, besides the weights and the stream's own spec: its
+    settings by name, `EvaluationConfig.what`, and the side of the frames in pixels.
     """
     key = json.dumps([REVISION, settings, what, size], sort_keys=True, default=str)
     return hashlib.sha256(key.encode()).hexdigest()
@@ -93,74 +92,30 @@ class About:
     config: dict[str, Any]
 
 
-class RowFile:
-    """The rows of one report: a line of JSON each, in the order in which they came to be.
-
-    Args:
-        folder: of the report.
-        about: what its rows are rows of.
+class RowFile(Rows[Row]):
+    """The rows of a report's folder.
 
     Raises:
         InputError: the folder has rows of other weights or settings, or a line that is no row.
     """
 
     def __init__(self, folder: Path, about: About) -> None:
-        self.path, self.about = folder / ROWS, about
-        self.rows = read_rows(folder) if self.path.exists() else []
+        super().__init__(folder / ROWS, *_KIND)
+        self.about = about
         for row in self.rows:
             _check(self.path, row, about)
         self._known = {row.key for row in self.rows}
-        (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / ABOUT, asdict(about))
 
     def has(self, row: Row) -> bool:
         """Whether a row of this stream is there; what it was read as does not matter."""
         return row.key in self._known
 
-    def add(self, row: Row) -> None:
-        """Append a row, unless it is there."""
-        if self.has(row):
-            return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
-        self.rows.append(row)
-        self._known.add(row.key)
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a report's folder. A last line that was cut off while it was written is left out.
-
-    Raises:
-        InputError: no rows, or a line that is none.
-    """
-    return read_lines(folder / ROWS, Row, "a row of a report")
-
-
-def read_lines(path: Path, kind: type[T], what: str) -> list[T]:
-    """The dataclasses in a file of JSON, a line each; a last line that was cut off is taken away.
-
-    Raises:
-        InputError: no such file, or a line that is not `what` it should be.
-    """
-    rows: list[T] = []
-    try:
-        text = path.read_text(encoding="utf-8")
-        if not text.endswith("\n"):
-            text = text[: text.rfind("\n") + 1]
-            path.write_text(text, encoding="utf-8")
-        for line in text.splitlines():
-            rows.append(kind(**json.loads(line)))
-    except (OSError, ValueError, TypeError) as error:
-        where = "" if isinstance(error, OSError) else f" line {len(rows) + 1}"
-        raise InputError(f"{path}{where}: expected {what} ({error})") from None
-    return rows
-
-
-def read_about(path: Path, kind: type[T], what: str) -> T:
-    """The dataclass in a file of JSON; raises InputError where `what` should have it does not."""
-    try:
-        return kind(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path.parent}: expected {what} with {path.name} ({error})") from None
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append the rows that are not there."""
+        new = [row for row in rows if not self.has(row)]
+        super().add(new)
+        self._known.update(row.key for row in new)
 
 
 def checked_rows(folder: Path) -> tuple[About, list[Row]]:
@@ -169,7 +124,8 @@ def checked_rows(folder: Path) -> tuple[About, list[Row]]:
     Raises:
         InputError: no report, or rows of other weights or settings than the folder says.
     """
-    about, rows = read_about(folder / ABOUT, About, "a report's folder"), read_rows(folder)
+    about = read_json(folder / ABOUT, About, "a report's folder")
+    rows = read_rows(folder / ROWS, *_KIND)
     for row in rows:
         _check(folder / ROWS, row, about)
     return about, sorted(rows, key=lambda row: (row.source, row.suite, row.variant, row.seed))

@@ -1,6 +1,5 @@
 """From a model to the rows of its evaluation, and to the report that is made of them."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from streamgen.engine.quantize import QUANTIZE_VARIABLE, Quantization, of_linear
 from streamgen.engine.source import strength_problem
 
 from ..command import say
+from ..files import write_json
 from ..scenes import SceneConfig
 from .edits import STRENGTHS
 from .measures import Instruments, plain
@@ -38,15 +38,8 @@ _ERROR_CHUNKS = 64
 
 
 class Evaluator:
-    """Evaluates one model.
-
-    Args:
-        model: name or checkpoint directory.
-        config: how much is streamed.
-        out_dir: keeps the rows, so that a cut evaluation goes on.
-        settings: over the checkpoint's own, by dotted name.
-        processes: streams at the same time.
-        readers: a file that keeps what the readers learn, see `Instruments`.
+    """Evaluates one model, a name or a checkpoint directory, with `settings` over its own, by dotted name.
+    `out_dir` keeps the rows, so that a cut evaluation goes on; `readers` as for `Instruments`.
 
     Raises:
         CheckpointError, InputError: a model that cannot be loaded, or one of another world; a folder with
@@ -96,8 +89,7 @@ class Evaluator:
         say(f"the error of the velocity in {kind}")
         with one_thread():
             error = {"kind": kind} | eight_bits(self.pipeline, cast(Quantization, kind), _ERROR_CHUNKS)
-        text = json.dumps(error, indent=1) + "\n"
-        (self.out_dir / "velocity_error.json").write_text(text, encoding="utf-8")
+        write_json(self.out_dir / "velocity_error.json", error)
         return {"velocity_error": error}
 
     def missing(self) -> tuple[list[tuple[StreamSpec, bool]], list[TruthSuite]]:
@@ -134,8 +126,7 @@ class Evaluator:
         work = Work(self.model, self.given, streams, about.weights, about.settings, instruments, truth)
         total = len(specs) + len(controls)
         for done, rows in enumerate(make_rows(work, specs, controls, self.processes), 1):
-            for row in rows:
-                self.file.add(row)
+            self.file.add(rows)
             say(f"{rows[0].suite} {rows[0].variant}: {done} of {total} streams and controls")
 
     def _tokenizer(self, instruments: Instruments) -> None:
@@ -146,9 +137,8 @@ class Evaluator:
         with one_thread():
             videos, fitting = coded_clips(self.world.size, self.config, self.suites.motions)
             reads = tokenizer_reads(tokenizer, videos, fitting, instruments)
-        for video, read in zip(videos, reads, strict=True):
-            row = self._row(video.spec, plain(read))
-            self.file.add(replace(row, suite="tokenizer", variant="coded"))
+        rows = (self._row(video.spec, plain(read)) for video, read in zip(videos, reads, strict=True))
+        self.file.add([replace(row, suite="tokenizer", variant="coded") for row in rows])
 
 
 def computed_with() -> dict[str, str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamgen import Picture, Pipeline, Receipt, Session, StreamEvent
+from streamgen import Picture, Pipeline, StreamEvent
 from streamgen.motion.tracks import TrackSet
 
 from .edits import world_clip
@@ -21,10 +22,14 @@ from .reading import FrameReader, torus_step
 
 Policy = Literal["recache", "keep", "clear"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-#: What becomes of the sink of a long stream: it stays, or another early picture takes its place now and then.
-SinkWay = Literal["stays", "rolls"]
+#: What becomes of the sink of a long stream: it stays, or another early picture takes its place now and
+#: then, or one from behind a switch does.
+SinkWay = Literal["stays", "rolls", "anchors"]
 #: Of a sink that rolls: the chunk from which on it does, every how many, and over how many of the first.
 _ROLL_FROM, _ROLL_EVERY, _ROLL_OVER = 22, 4, 21
+#: Of an anchor: which chunk under the new words it is, and before which it takes its place. By the one a
+#: switch has come about; before the other it has left a window of eight.
+_ANCHOR, _ANCHORED = 3, 12
 #: Part of the frame that a drag keeps to.
 _INSIDE = (0.16, 0.84)
 _TRAVEL = (0.35, 0.6)
@@ -124,33 +129,43 @@ class Video:
 
 
 def render(pipeline: Pipeline, reader: FrameReader, spec: StreamSpec, settings: Mapping[str, Any]) -> Video:
-    """Stream one spec."""
+    """Stream one spec; the path of one that listens to a clip is where the clip's object is."""
+    opened, clip = dict(settings), None
+    event, path = spec.frames, torch.zeros(0, 2)
     if spec.edit is not None:
-        return _made_anew(pipeline, spec, spec.edit, settings)
-    session = pipeline.open(spec.prompt, spec.seed, settings=dict(settings))
+        clip = world_clip(pipeline.geometry.height, spec.edit.number, spec.frames)
+        opened |= {"strength": spec.edit.strength, "input_prompt": spec.edit.shows}
+        event, path = 0, clip.path
+    session = pipeline.open(spec.prompt, spec.seed, settings=opened)
+    if clip is not None:
+        session.listen(clip.frames)
     parts: list[Tensor] = []
     borders: list[int] = []
-    event, path = spec.frames, torch.zeros(0, 2)
+    # the length grows with the frame of the event, so that as much is to be seen behind it
     waiting, receipt, length = True, None, spec.frames
     while (seen := sum(len(part) for part in parts)) < length:
         if waiting and spec.switch is not None and seen >= spec.switch.start:
             receipt = session.submit(StreamEvent(prompt=spec.switch.prompt, policy=spec.switch.policy))
-            event, waiting = seen, False
+            event, waiting, length = seen, False, length + seen - spec.switch.start
         if waiting and spec.drag is not None and seen >= spec.drag.start:
             path = _plan_drag(torch.cat(parts), reader, spec)
-            receipt = _start_drag(session, path) if spec.drag.told else None
-            event, waiting = seen, False
+            if spec.drag.told:
+                receipt = session.submit(StreamEvent(motion=TrackSet.from_points(path[None])))
+            event, waiting, length = seen, False, length + seen - spec.drag.start
         early = rolled_to(len(parts)) if spec.sink == "rolls" else None
+        if spec.sink == "anchors" and len(parts) == bisect_left(borders, event) + _ANCHORED:
+            early = len(parts) - _ANCHORED + _ANCHOR
         if early is not None:
             session.submit(StreamEvent(picture=Picture(parts[early][-1], use="reference")))
         borders.append(seen)
         parts.append(next(session).frames)
         # its own receipt: other events of the stream take effect elsewhere
         if receipt is not None and receipt.frame is not None:
-            # where chunks overlap it takes effect later, and as much is to be seen behind it
+            # where chunks overlap it takes effect later
             length += receipt.frame - event
             event = receipt.frame
-    return Video(spec, torch.cat(parts)[:length].cpu(), event, path, tuple(borders[1:]))
+    frames, source = torch.cat(parts)[:length].cpu(), None if clip is None else clip.frames
+    return Video(spec, frames, event, path, tuple(borders[1:]), source)
 
 
 def rolled_to(chunk: int) -> int | None:
@@ -163,25 +178,6 @@ def rolled_to(chunk: int) -> int | None:
         return None
     place = (past // _ROLL_EVERY + 1) % (2 * _ROLL_OVER - 2)
     return min(place, 2 * _ROLL_OVER - 2 - place)
-
-
-def _made_anew(pipeline: Pipeline, spec: StreamSpec, edit: Edit, settings: Mapping[str, Any]) -> Video:
-    """Stream a spec that listens to a clip; its path is where the clip's object is."""
-    clip = world_clip(pipeline.geometry.height, edit.number, spec.frames)
-    own = {"strength": edit.strength, "input_prompt": edit.shows}
-    session = pipeline.open(spec.prompt, spec.seed, settings={**settings, **own})
-    session.listen(clip.frames)
-    parts: list[Tensor] = []
-    borders: list[int] = []
-    while (seen := sum(len(part) for part in parts)) < spec.frames:
-        borders.append(seen)
-        parts.append(next(session).frames)
-    frames = torch.cat(parts)[: spec.frames].cpu()
-    return Video(spec, frames, 0, clip.path, tuple(borders[1:]), clip.frames)
-
-
-def _start_drag(session: Session, path: Tensor) -> Receipt:
-    return session.submit(StreamEvent(motion=TrackSet.from_points(path[None])))
 
 
 def _plan_drag(frames: Tensor, reader: FrameReader, spec: StreamSpec) -> Tensor:

@@ -13,7 +13,7 @@ from streamgen.errors import InputError
 from ..config import Bound, Checked, Natural, build_sized, require
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, build_caption, canonical_caption
-from ..scenes.vocabulary import held_out_indices
+from ..scenes.vocabulary import held_out_indices, trained_indices
 from .classifiers import MOTION_FRAMES
 from .edits import STRENGTHS, variant_of, world_clip
 from .streams import POLICIES, Drag, Edit, Policy, SinkWay, StreamSpec, Subject, Switch
@@ -28,6 +28,8 @@ PAIR_KINDS = ("different", "same shape", "same motion")
 BEFORE = 41
 #: A switch may take this long; one that took at most that was soon.
 SWITCH_FRAMES, SOON_FRAMES = 24, 16
+#: Frames over which what has come about must stay.
+LASTING_FRAMES = 9
 #: Frames of a drag, and frames after it until the object should go its own way again.
 DRAG_FRAMES = 33
 RELEASE_FRAMES = 8
@@ -52,7 +54,10 @@ class EvaluationConfig(Checked):
         switches: streams with a switch, each under the policies `recache`, `keep` and `clear`.
         policy: the first of these; the others are controls.
         drift, long_drift: streams of `drift_seconds` and of `long_drift_seconds`.
-        sink: what becomes of the sink of these, see `streams.rolled_to`.
+        drift_changes: whether one thing changes in `drift` streams as in switches, and `drift_seconds` are
+            read from where that is to have come about.
+        sink: what becomes of the sink of long streams, see `streams.rolled_to`; `anchors`: behind a switch
+            (after Anchor Forcing, arXiv 2603.13405) a picture that shows the new words takes its place.
         clips: clips of the world for the tokenizer and, at most, for each control on the truth; 0 leaves
             both out.
         edits: clips as live input, each made anew at every strength of `edits.STRENGTHS`.
@@ -74,6 +79,7 @@ class EvaluationConfig(Checked):
     policy: Policy = "recache"
     drift: _Streams = 8
     drift_seconds: _Seconds = 60.0
+    drift_changes: bool = False
     long_drift: _Streams = 1
     long_drift_seconds: _Seconds = 240.0
     sink: SinkWay = "stays"
@@ -87,11 +93,14 @@ class EvaluationConfig(Checked):
         super().__post_init__()
         for name in self.motions:
             require(name in MOTIONS, "motions", f"some of {', '.join(MOTIONS)}", name)
+        anchored = self.sink == "anchors" and not self.drift_changes
+        require(not anchored, "sink: anchors", "drift_changes=true: an anchor is behind a switch", "false")
 
     @property
     def what(self) -> dict[str, Any]:
         """What each stream is, counts aside: rows of one report agree in it."""
         told: dict[str, Any] = {"edits_told": True} if self.edits_told else {}
+        told |= {"drift_changes": True} if self.drift_changes else {}
         told |= {} if self.sink == "stays" else {"sink": self.sink}
         told |= {} if self.policy == "recache" else {"policy": self.policy}
         return told | {
@@ -127,10 +136,7 @@ class SuiteBuilder:
         self.motions = tuple(
             i for i, name in enumerate(MOTIONS) if name in wanted and self._says(Subject(0, 0, 0, i, 0))
         )
-        held_out = held_out_indices()
-        every = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
-        self._trained = [pair for pair in every if pair not in held_out]
-        self._held_out = list(held_out)
+        self._trained, self._held_out = trained_indices(), list(held_out_indices())
 
     def prompts(self) -> list[StreamSpec]:
         """Plain streams of pairs that training draws, too; every other prompt in people's words."""
@@ -167,15 +173,17 @@ class SuiteBuilder:
         return specs
 
     def switches(self, policy: Policy) -> list[StreamSpec]:
-        """Streams in which one thing changes and the rest is to stay, under a policy."""
+        """Streams in which one thing changes and the rest is to stay, under a policy. They end where nothing
+        is read any more: motions take longest to be told.
+        """
         generator = self._generator(5, "after")
-        frames = BEFORE + SWITCH_FRAMES + MOTION_FRAMES
         specs = []
         for i, before in enumerate(self._subjects(5, self.config.switches, self._trained)):
             kind = SWITCH_KINDS[i % len(SWITCH_KINDS)]
             after = self._changed(before, kind, generator)
             switch = Switch(BEFORE, canonical(after), after, kind, policy)
             seed, prompt = self._seed(5, i), canonical(before)
+            frames = BEFORE + SWITCH_FRAMES + (MOTION_FRAMES if kind == "motion" else LASTING_FRAMES)
             specs.append(StreamSpec("switches", prompt, seed, frames, (before,), None, switch, policy, kind))
         return specs
 
@@ -207,24 +215,31 @@ class SuiteBuilder:
         ]
 
     def drift(self, long: bool) -> list[StreamSpec]:
-        """Long plain streams."""
-        config = self.config
+        """Long plain streams; the shorter ones change one thing where the config wants it."""
+        config, generator = self.config, self._generator(6, "after")
         name, number, count, seconds = (
             ("long_drift", 7, config.long_drift, config.long_drift_seconds)
             if long
             else ("drift", 6, config.drift, config.drift_seconds)
         )
         frames = 1 + round(seconds * FPS)
-        return [
-            StreamSpec(name, canonical(s), self._seed(number, i), frames, (s,), sink=config.sink)
-            for i, s in enumerate(self._subjects(number, count, self._trained))
-        ]
+        specs = []
+        for i, before in enumerate(self._subjects(number, count, self._trained)):
+            spec = StreamSpec(
+                name, canonical(before), self._seed(number, i), frames, (before,), sink=config.sink
+            )
+            if config.drift_changes and not long:
+                kind = SWITCH_KINDS[i % len(SWITCH_KINDS)]
+                after = self._changed(before, kind, generator)
+                switch = Switch(BEFORE, canonical(after), after, kind)
+                behind = frames + BEFORE + SWITCH_FRAMES
+                spec = replace(spec, frames=behind, subjects=(after,), switch=switch, kind=kind)
+            specs.append(spec)
+        return specs
 
     def every(self, strengths: Sequence[float] = STRENGTHS) -> list[StreamSpec]:
-        """The streams of all suites, with their controls where the config wants them.
-
-        Args:
-            strengths: that live input is made anew at, as the model knows them.
+        """The streams of all suites, with their controls where the config wants them; live input is made anew
+        at those `strengths` that the model knows.
         """
         specs = [*self.prompts(), *self.unseen(), *self.drags(told=True), *self.pairs(told=True)]
         specs += self.pairs(told=False)

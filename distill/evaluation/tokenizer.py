@@ -9,8 +9,9 @@ from torch.nn.functional import interpolate
 
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 
+from ..pixels import moving_cells, to_float, to_pixels
 from ..scenes import SHAPES
-from ..stages.tokenizer import moving_cells, to_float
+from ..widen import begin_as_pca
 from .intervals import Figure, average, resampled, share
 from .measures import Instruments, Read
 from .streams import Video
@@ -104,15 +105,9 @@ def _through(tokenizer: VideoTokenizer) -> Codec:
 def _pca(config: VideoTokenizerConfig, videos: Sequence[Video]) -> VideoTokenizer:
     """A tokenizer of the same latent size that is a linear PCA and nothing else."""
     linear = VideoTokenizer(replace(config, bottleneck="kl", fsq_levels=(), vq_codes=None, vq_groups=1))
-    first, groups = [], []
-    for part in _batches(videos):
-        frames = torch.stack([video.frames for video in part])
-        whole = 1 + (frames.shape[1] - 1) // config.temporal * config.temporal
-        image, group = linear.patchify(to_float(frames[:, :whole]))
-        assert image is not None
-        first.append(image.flatten(0, -2))
-        groups.append(group.flatten(0, -2))
-    linear.initialize_from_pca(torch.cat(first), torch.cat(groups))
+    clips = (torch.stack([video.frames for video in part]) for part in _batches(videos))
+    whole = 1 + (len(videos[0].frames) - 1) // config.temporal * config.temporal
+    begin_as_pca(linear, (to_float(frames[:, :whole]) for frames in clips))
     return linear.eval()
 
 
@@ -188,8 +183,3 @@ def _shapes(videos: Sequence[Video], coded: Tensor, instruments: Instruments) ->
         shown = instruments.shown(instruments.view(replace(video, frames=frames)))
         found.append(float(shown["shape"].get(SHAPES[video.spec.subjects[0].shape], 0.0)))
     return found
-
-
-def to_pixels(coded: Tensor) -> Tensor:
-    """Frames (..., C, H, W) in [-1, 1] as uint8 (..., H, W, C)."""
-    return coded.add(1).mul(127.5).round().to(torch.uint8).movedim(-3, -1)

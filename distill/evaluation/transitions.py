@@ -19,10 +19,11 @@ from streamgen.errors import InputError
 from streamgen.interpolate import Way
 
 from ..command import say
+from ..files import write_json
 from ..scenes import MOTIONS, SceneConfig
 from . import intervals
 from .classifiers import MOTION_FRAMES
-from .intervals import Figure, Paired, paired
+from .intervals import Figure, paired_marks
 from .measures import Instruments, View, background_psnr, count_objects, first_lasting, plain, seam
 from .page import Part, Section, Table, differences, write_page
 from .pool import each, once, one_thread
@@ -63,11 +64,9 @@ def compare_ways(
     settings: Mapping[str, Any] | None = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """`config.switches` switches of the suite `switches` under each way; what is done already is kept.
-
-    Args:
-        ways: two or more of `linear`, `spherical` and `at once`; each is compared with the first.
-        seconds: how long a way takes.
+    """`config.switches` switches of the suite `switches` under each of two or more ways (`linear`,
+    `spherical`, `at once`) that take so many seconds, each compared with the first; what is done already is
+    kept.
 
     Returns:
         Under `ways` the figures of each by name, under `compared` the paired comparisons; the same as
@@ -191,18 +190,13 @@ def _shown_after(instruments: Instruments, view: View, over: int) -> int | None:
     """Frames until the new words have come about, within `SWITCH_FRAMES` behind the way; None: they have
     not. A motion is known by the frames behind the way, so it counts as come about with its end.
     """
-    switch, reading, event = view.video.spec.switch, view.reading, view.video.event
+    switch, event = view.video.spec.switch, view.video.event
     assert switch is not None
     after = switch.after
     if switch.kind == "motion":
-        track = reading.centre[event + over : event + over + MOTION_FRAMES, after.colour]
+        track = view.reading.centre[event + over : event + over + MOTION_FRAMES, after.colour]
         return over if instruments.motion(track) == MOTIONS[after.motion] else None
-    if switch.kind == "shape":
-        right = instruments.shape_run(view, after.shape, after.colour)
-    elif switch.kind == "colour":
-        right = reading.colour() == after.colour
-    else:
-        right = reading.background == after.background
+    right = instruments.right(view, switch.kind, after)
     return first_lasting(right[event : event + over + SWITCH_FRAMES])
 
 
@@ -214,7 +208,7 @@ def _report(
         {"figure": name, "against": f"{way} against {ways[0]}"} | vars(found)
         for way in ways[1:]
         for name in FIGURES
-        if (found := _compared(name, marks, ways[0], way)) is not None
+        if (found := paired_marks(*(_marks(name, marks, one) for one in (ways[0], way)))) is not None
     ]
     report = {
         "switches": len(marks),
@@ -222,7 +216,7 @@ def _report(
         "ways": {way: {name: vars(figure) for name, figure in row.items()} for way, row in figures.items()},
         "compared": compared,
     }
-    (out_dir / "transitions.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "transitions.json", report)
     table = Table(["", *ways], [[name, *(figures[way][name] for way in ways)] for name in FIGURES])
     what = [f"{name}: {text}." for name, text in FIGURES.items()]
     told: list[Part] = [f"{len(marks)} switches over {seconds:g} s, each once under every way.", *what, table]
@@ -235,14 +229,9 @@ def _report(
 
 
 def _figure(name: str, marks: Sequence[Mapping[str, Marks]], way: str) -> Figure:
-    values = [value for row in marks if (value := row[way][name]) is not None]
+    values = [value for value in _marks(name, marks, way).values() if value is not None]
     return intervals.share(values) if name in ("identity", "success") else intervals.average(values)
 
 
-def _compared(name: str, marks: Sequence[Mapping[str, Marks]], first: str, second: str) -> Paired | None:
-    pairs = [
-        (a, b)
-        for row in marks
-        if (a := row[first][name]) is not None and (b := row[second][name]) is not None
-    ]
-    return paired([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+def _marks(name: str, marks: Sequence[Mapping[str, Marks]], way: str) -> dict[int, float | None]:
+    return {place: row[way][name] for place, row in enumerate(marks)}

@@ -62,12 +62,8 @@ def truth_suites(config: EvaluationConfig) -> list[TruthSuite]:
 
 
 class Truth:
-    """Draws true videos of each suite; each is a function of the seed, the first ones of more are the same.
-
-    Args:
-        size: side of the frame in pixels.
-        motions: motion indices to draw from.
-        seed: of the clips; training draws from other seeds.
+    """Draws true videos of each suite, of `size` x `size` pixels and some motions; each is a function of the
+    seed, the first ones of more are the same. Training draws from other seeds.
     """
 
     def __init__(self, size: int, motions: Sequence[int] = range(len(MOTIONS)), seed: int = 1) -> None:

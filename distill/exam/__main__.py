@@ -4,7 +4,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from streamgen.errors import InputError
 
-from ..command import check_processes, ended, out_folder, say, the_one
+from ..command import add_streaming, check_processes, ended, out_folder, say, the_one
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -51,17 +50,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="with --model: what becomes of the cache where words change (default: recache)",
     )
     parser.add_argument("-o", "--out", help="folder of the marks")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="which streams: size=small, medium (default) or full, update=16 long=0, seed=1 for others",
+    add_streaming(
+        parser, "which streams: size=small, medium (default) or full, update=16 long=0, seed=1 for others"
     )
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="key=value", help="stream settings"
-    )
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="streams at the same time")
-    parser.add_argument("--json", action="store_true", help="print the marks on stdout")
     return parser.parse_intermixed_args(list(arguments))
 
 

@@ -82,12 +82,7 @@ def reshown(subject: Subject, names: Sequence[str], event: int, stop: int, asks:
 
 
 def change(
-    before: Subject,
-    after: Subject,
-    kind: str,
-    event: int,
-    frames: int,
-    others: Sequence[Subject] = (),
+    before: Subject, after: Subject, kind: str, event: int, frames: int, others: Sequence[Subject] = ()
 ) -> list[Fact]:
     """One attribute changes at an event; the rest stays, and so do other objects."""
     span, colour, crowded = (event + GRACE, frames), in_words(after)["colour"], bool(others)

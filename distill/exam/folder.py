@@ -14,7 +14,9 @@ from typing import Any
 import av
 
 from streamgen.errors import InputError
+from streamgen.render.records import read_json
 
+from ..files import write_json
 from .transcript import VERSION, Transcript, read_transcript
 
 EXAM, TRANSCRIPTS = "exam.json", "transcripts"
@@ -48,7 +50,7 @@ def write_exam(folder: Path, transcripts: Sequence[Transcript]) -> None:
         for one in transcripts:
             (folder / TRANSCRIPTS / f"{one.id}.json").write_text(one.dumps(), encoding="utf-8")
         about = {"format": FORMAT, "version": VERSION, "streams": len(every), "digest": exam_digest(every)}
-        (folder / EXAM).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / EXAM, about)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({(error.strerror or str(error)).lower()})") from None
 
@@ -86,12 +88,9 @@ def check_version(folder: Path, needed: bool) -> None:
 
 def _exam_json(folder: Path) -> dict[str, Any]:
     file = folder / EXAM
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file, expected an exam's folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
+    if not file.exists():
+        raise InputError(f"{file}: no such file, expected an exam's folder")
+    content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f'{file}: expected an object with "format": "{FORMAT}"')
     return content

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from ..evaluation.classifiers import MOTION_FRAMES
 from ..evaluation.measures import (
@@ -22,6 +21,7 @@ from ..evaluation.measures import (
     first_lasting,
     hop,
     plain,
+    shared_ground,
 )
 from ..evaluation.reading import Reading, torus_apart
 from ..evaluation.streams import StreamSpec, Subject, Video
@@ -36,8 +36,6 @@ _LOOK = 4
 _LOOKS = 8
 #: An object is one of a shape where most looks say so.
 _MOST = 0.5
-#: Pixels around objects that belong to no ground.
-_EDGE = 5
 #: Ground that two frames have to show for their likeness to be told, as a share of the frame.
 _GROUND = 0.2
 
@@ -51,13 +49,7 @@ class Mark:
 
 
 class Marker:
-    """Marks the frames of one video.
-
-    Args:
-        instruments: the readers.
-        frames: uint8 (T, H, W, 3).
-        fps: frames per second.
-    """
+    """Marks the frames of one video, uint8 (T, H, W, 3), at `fps` frames per second."""
 
     def __init__(self, instruments: Instruments, frames: Tensor, fps: float) -> None:
         self._instruments, self.fps = instruments, fps
@@ -112,7 +104,7 @@ class Marker:
         )
         spec = replace(self.view.video.spec, subjects=(subject,))
         video = replace(self.view.video, spec=spec, frames=self.view.video.frames[start:stop])
-        return View(video, Reading(*(values[start:stop] for values in vars(view.reading).values())))
+        return View(video, view.reading.part(start, stop))
 
     def drift(self, view: View) -> list[float]:
         """How right each stretch is: the mean share of its frames that show colour, shape and background."""
@@ -240,12 +232,10 @@ def ground_likeness(view: View, first: int, second: int) -> float:
     """Correlation in [-1, 1] of two frames where neither shows an object, each channel about its mean; -1
     where too little of the ground is seen. Unlike a PSNR it tells two places of one faint texture apart.
     """
-    objects = view.reading.masks[[first, second]].any(1).any(0)
-    free = max_pool2d(objects[None].float(), _EDGE, 1, _EDGE // 2)[0] == 0
-    if float(free.float().mean()) < _GROUND:
+    pixels = shared_ground(view, first, second)
+    if len(pixels[0]) < _GROUND * view.reading.masks[0, 0].numel():
         return -1.0
-    a, b = (view.video.frames[frame][free].float() for frame in (first, second))
-    a, b = a - a.mean(0), b - b.mean(0)
+    a, b = (some.float() - some.float().mean(0) for some in pixels)
     scale = float(a.norm() * b.norm())
     return float((a * b).sum()) / scale if scale else -1.0
 

@@ -13,7 +13,7 @@ from ..evaluation.classifiers import MOTION_FRAMES
 from ..evaluation.streams import Subject
 from ..evaluation.suites import FPS, SWITCH_KINDS, canonical
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
-from ..scenes.vocabulary import BACKGROUND_PHRASES, MOTION_PHRASES, held_out_indices
+from ..scenes.vocabulary import BACKGROUND_PHRASES, MOTION_PHRASES, trained_indices
 from .asks import GRACE, Parts, beginning, change, count, reshown, scene_facts
 from .facts import Fact
 from .outlines import alike
@@ -78,12 +78,8 @@ class Plan:
 
 
 class Draws:
-    """The draws of one stream: functions of digests alone, so that no version of any library changes them.
-
-    Args:
-        seed: of the exam.
-        category: of the stream.
-        number: of the stream in its category.
+    """The draws of one stream, the `number`-th of a category in the exam of a seed: functions of digests
+    alone, so that no version of any library changes them.
     """
 
     def __init__(self, seed: int, category: str, number: int) -> None:
@@ -112,13 +108,6 @@ class Draws:
         return int.from_bytes(digest, "big")
 
 
-def trained_pairs() -> list[tuple[int, int]]:
-    """Pairs of colour and shape that training draws: an exam of steering asks for no others."""
-    held_out = held_out_indices()
-    every = [(colour, shape) for colour in range(len(COLOURS)) for shape in range(len(SHAPES))]
-    return [pair for pair in every if pair not in held_out]
-
-
 def _stands_out(subject: Subject) -> bool:
     """Whether the size of the object can be read from pixels: not so of white over snow, where a part is
     missed.
@@ -131,7 +120,7 @@ def _subject(
     motions: Sequence[int] = range(len(MOTIONS)),
     grounds: Sequence[int] = range(len(BACKGROUNDS)),
 ) -> Subject:
-    colour, shape = draws.deal("pair", trained_pairs())
+    colour, shape = draws.deal("pair", trained_indices())
     size, motion = draws.deal("size", range(len(SIZES))), draws.deal("motion", motions)
     found = Subject(size, colour, shape, motion, draws.deal("background", grounds))
     if _stands_out(found):
@@ -150,7 +139,7 @@ def _unlike(draws: Draws, *others: Subject, background: int | None = None) -> Su
     colours |= {colour for other in others for colour in alike(other.colour)}
     # white may stand over every ground but one, which may be the one asked for
     white = COLOURS.index("white") if background == BACKGROUNDS.index("snow") else -1
-    pairs = [(c, s) for c, s in trained_pairs() if c not in (*colours, white) and s not in shapes]
+    pairs = [(c, s) for c, s in trained_indices() if c not in (*colours, white) and s not in shapes]
     colour, shape = draws.pick(pairs)
     size = draws.pick([size for size in range(len(SIZES)) if size != others[0].size])
     motion = pick(range(len(MOTIONS)), "motion")
@@ -165,8 +154,8 @@ def _other(draws: Draws, before: Subject, kind: str, taken: Sequence[int] = ()) 
     colours that are `taken` because of other objects.
     """
     values = {
-        "colour": [c for c, s in trained_pairs() if s == before.shape and c not in taken],
-        "shape": [s for c, s in trained_pairs() if c == before.colour],
+        "colour": [c for c, s in trained_indices() if s == before.shape and c not in taken],
+        "shape": [s for c, s in trained_indices() if c == before.colour],
         "background": list(range(len(BACKGROUNDS))),
         "motion": list(range(len(MOTIONS))),
     }[kind]

@@ -1,7 +1,6 @@
 """A report on one exam, and several beside each other, made of rows alone."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +8,16 @@ from typing import Any
 
 from streamgen.errors import InputError
 
+from ..command import named_folder
 from ..evaluation.figures import nested
-from ..evaluation.intervals import Figure, average, median, paired, share
+from ..evaluation.intervals import Figure, average, median, paired_marks, share
 from ..evaluation.measures import plain
-from ..evaluation.page import Picture, Section, Table, differences, markdown, write_page
+from ..evaluation.page import Picture, Section, Table, markdown, write_beside, write_page
+from ..files import write_json
 from ..scenes import contact_sheet
 from .facts import ASKS, KINDS
 from .plans import CATEGORIES
-from .rows import About, FactRow, read_about, read_rows
+from .rows import About, FactRow, read_about, read_marks
 from .runner import read_video
 from .transcript import Transcript
 
@@ -34,12 +35,14 @@ _SHOWN, _PICTURES = 3, 14
 _MARKS = "marks.json"
 
 
-def per_stream(rows: Iterable[FactRow]) -> dict[str, float]:
-    """The share of facts that are right, by the stream that was told them and that was looked at."""
-    marks: dict[str, list[float]] = {}
+def per_stream(
+    rows: Iterable[FactRow], number: Callable[[FactRow], float] = lambda row: row.mark
+) -> dict[str, float]:
+    """The mean number of its facts, by the stream that was looked at; of marks the share that is right."""
+    numbers: dict[str, list[float]] = {}
     for row in rows:
-        marks.setdefault(row.stream, []).append(row.mark)
-    return {name: sum(some) / len(some) for name, some in marks.items()}
+        numbers.setdefault(row.stream, []).append(number(row))
+    return {name: sum(some) / len(some) for name, some in numbers.items()}
 
 
 def figures_of(rows: Sequence[FactRow]) -> dict[str, Figure]:
@@ -57,36 +60,23 @@ def figures_of(rows: Sequence[FactRow]) -> dict[str, Figure]:
         ("background_kept", "background_psnr", average),
     )
     for fact, name, summary in numbers:
-        by_stream: dict[str, list[float]] = {}
-        for row in own:
-            if row.fact == fact and row.found is not None:
-                by_stream.setdefault(row.stream, []).append(float(row.found))
-        found[name] = summary([sum(some) / len(some) for some in by_stream.values()])
+        seen = [row for row in own if row.fact == fact and row.found is not None]
+        found[name] = summary(list(per_stream(seen, lambda row: float(row.found)).values()))
     return found
 
 
 def _shares(rows: Sequence[FactRow]) -> dict[str, Figure]:
-    def figure(right: Callable[[FactRow], bool]) -> Figure:
-        return share(list(per_stream(row for row in rows if right(row)).values()))
-
-    categories = sorted({row.category for row in rows}, key=_category_place)
-    kinds = sorted(
-        {(row.category, row.kind) for row in rows}, key=lambda pair: (_category_place(pair[0]), pair)
-    )
-    found = {"all": figure(lambda row: True)}
-    found |= {f"asks.{name}": figure(lambda row, n=name: row.asks == n) for name in ASKS}  # type: ignore[misc]
-    found |= {f"category.{n}": figure(lambda row, n=n: row.category == n) for n in categories}  # type: ignore[misc]
-    found |= {
-        f"kind.{category}.{kind}": figure(lambda row, c=category, k=kind: (row.category, row.kind) == (c, k))  # type: ignore[misc]
-        for category, kind in kinds
-    }
-    found |= {f"fact.{name}": figure(lambda row, n=name: row.fact == n) for name in KINDS}  # type: ignore[misc]
-    return found
-
-
-def _category_place(name: str) -> tuple[int, str]:
-    known = list(CATEGORIES)
-    return (known.index(name) if name in known else len(known), name)
+    """Of all rows, and of those that have something in common; in the order in which tables have them."""
+    place = {name: number for number, name in enumerate(CATEGORIES)}
+    kinds = sorted({(place.get(row.category, len(place)), row.category, row.kind) for row in rows})
+    names = ["all", *(f"asks.{name}" for name in ASKS), *(f"category.{category}" for _, category, _ in kinds)]
+    names += [f"kind.{category}.{kind}" for _, category, kind in kinds]
+    groups: dict[str, list[FactRow]] = {name: [] for name in (*names, *(f"fact.{name}" for name in KINDS))}
+    for row in rows:
+        kind = f"kind.{row.category}.{row.kind}"
+        for name in ("all", f"asks.{row.asks}", f"category.{row.category}", kind, f"fact.{row.fact}"):
+            groups.setdefault(name, []).append(row)
+    return {name: share(list(per_stream(some).values())) for name, some in groups.items()}
 
 
 def make_report(
@@ -109,7 +99,7 @@ def make_report(
             "n": {name: figure.n for name, figure in known.items()},
         }
     )
-    (out_dir / _MARKS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / _MARKS, report)
     tables = _tables(figures)
     text = [f"## {title}\n\n{markdown(table)}" for title, table in tables]
     (out_dir / "marks.md").write_text("\n".join([f"# Exam of {about.name}\n", *text]), encoding="utf-8")
@@ -126,10 +116,14 @@ def make_report(
         ),
         *(Section(title, [table]) for title, table in tables),
     ]
-    for category in dict.fromkeys(one.category for one in transcripts):
-        name = _sheet([one for one in transcripts if one.category == category], videos, out_dir, category)
-        sections.append(Section(category, [Picture(name)]))
-    sections.append(Section("What these streams missed", [_missed(rows, transcripts)]))
+    shown: dict[str, list[Transcript]] = {}
+    for one in transcripts:
+        if len(some := shown.setdefault(one.category, [])) < _SHOWN:
+            some.append(one)
+    for category, some in shown.items():
+        sections.append(Section(category, [Picture(_sheet(some, videos, out_dir / f"{category}.png"))]))
+    missed = _missed(rows, {one.id for some in shown.values() for one in some})
+    sections.append(Section("What these streams missed", [missed]))
     sections.append(Section("Settings", [json.dumps(about.settings)]))
     write_page(out_dir / "index.html", f"exam of {about.name}", sections)
     return report
@@ -168,43 +162,25 @@ def _tables(figures: Mapping[str, Figure]) -> list[tuple[str, Table]]:
     ]
 
 
-def _sheet(transcripts: Sequence[Transcript], videos: Path, out_dir: Path, category: str) -> str:
-    """A contact sheet of the first streams of a category."""
-    shown = transcripts[:_SHOWN]
+def _sheet(shown: Sequence[Transcript], videos: Path, path: Path) -> str:
+    """A contact sheet of streams; returns the name of its file."""
     clips = [read_video(videos / f"{one.id}.mp4", one) for one in shown]
     captions = [
         f"{one.id}, {one.kind}\n" + "\n".join(f"{e['frame']:>4}  {_words(e)}" for e in one.events)
         for one in shown
     ]
-    name = f"{category}.png"
-    contact_sheet(clips, captions, out_dir / name, frames=_PICTURES)
-    return name
+    contact_sheet(clips, captions, path, frames=_PICTURES)
+    return path.name
 
 
-def _missed(rows: Sequence[FactRow], transcripts: Sequence[Transcript]) -> Table:
+def _missed(rows: Sequence[FactRow], shown: set[str]) -> Table:
     """The facts that were not seen as expected, of the streams that are shown."""
-    counts: Counter[str] = Counter()
-    shown = set()
-    for one in transcripts:
-        counts[one.category] += 1
-        if counts[one.category] <= _SHOWN:
-            shown.add(one.id)
-    missed = [row for row in rows if row.own and not row.mark and row.stream in shown]
-    return Table(
-        ["", "asks", "fact", "frames", "object", "expected", "found"],
-        [
-            [
-                row.stream,
-                row.asks,
-                row.fact,
-                "{} to {}".format(*row.frames),
-                row.object,
-                row.expect,
-                row.found,
-            ]
-            for row in missed
-        ],
-    )
+    missed = [
+        [row.stream, row.asks, row.fact, "{} to {}".format(*row.frames), row.object, row.expect, row.found]
+        for row in rows
+        if row.own and not row.mark and row.stream in shown
+    ]
+    return Table(["", "asks", "fact", "frames", "object", "expected", "found"], missed)
 
 
 def _words(event: Mapping[str, Any]) -> str:
@@ -224,31 +200,19 @@ def compare_exams(arguments: Sequence[str], out_dir: Path) -> list[dict[str, Any
     """
     finished = [_finished(argument) for argument in arguments]
     first_name, _, first_rows = finished[0]
-    rows = []
+    keys = [f"asks.{name}" for name in ASKS] + ["all", "whole"]
+    rows, lines = [], []
     for name, about, own in finished:
         _check_same(name, own, first_name, first_rows)
         figures = figures_of(own)
+        lines.append([name, *(figures[key] for key in keys)])
         row: dict[str, Any] = {"name": name, "weights": about.weights, "policy": about.policy}
         row["figures"] = {key: vars(figure) for key, figure in figures.items() if figure.n}
         if own is not first_rows:
             row["against"] = compared(first_rows, own)
         rows.append(plain(row))
-    names = [f"asks.{name}" for name in ASKS] + ["all", "whole"]
-    figures_by_exam = [figures_of(own) for _, _, own in finished]
-    table = Table(
-        ["", *(name.removeprefix("asks.") for name in names)],
-        [
-            [name, *(figures[key] for key in names)]
-            for (name, _, _), figures in zip(finished, figures_by_exam, strict=True)
-        ],
-    )
-    (out_dir / "exams.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (out_dir / "table.md").write_text(markdown(table), encoding="utf-8")
-    sections = [Section("", [table])] + [
-        Section(f"{row['name']} against {first_name}, on equal streams", [differences(row["against"])])
-        for row in rows[1:]
-    ]
-    write_page(out_dir / "index.html", "exams", sections)
+    table = Table(["", *(key.removeprefix("asks.") for key in keys)], lines)
+    write_beside(out_dir, "exams", rows, table)
     return rows
 
 
@@ -270,21 +234,19 @@ def compared(first: Sequence[FactRow], second: Sequence[FactRow]) -> list[dict[s
     """Streams that both have, by what is asked: whether all such facts of a stream are right."""
     found = []
     for name in (*ASKS, "all"):
-        marks = [
+        marks = (
             per_stream(row for row in rows if row.own and name in (row.asks, "all"))
             for rows in (first, second)
-        ]
-        both = [stream for stream in marks[0] if stream in marks[1]]
-        if both:
-            sides = [[float(some[stream] == 1) for stream in both] for some in marks]
-            found.append({"figure": name, **vars(paired(*sides))})
+        )
+        sides = ({stream: float(mark == 1) for stream, mark in some.items()} for some in marks)
+        if (result := paired_marks(*sides)) is not None:
+            found.append({"figure": name, **vars(result)})
     return found
 
 
 def _finished(argument: str) -> tuple[str, About, list[FactRow]]:
-    name, equals, rest = argument.partition("=")
-    folder = Path(rest if equals else argument)
+    name, folder = named_folder(argument)
     try:
-        return name if equals else folder.name, read_about(folder), read_rows(folder)
+        return name, read_about(folder), read_marks(folder)
     except InputError as error:
         raise InputError(f"--report {argument}: expected a marked exam's folder ({error})") from None

@@ -1,6 +1,5 @@
 """A row for each mark: what was expected, what was read. Reports are made of rows alone."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,8 +9,7 @@ from streamgen.errors import InputError
 from streamgen.suggest import shorten
 
 from ..evaluation.measures import REVISION
-from ..evaluation.rows import read_about as read_json
-from ..evaluation.rows import read_lines
+from ..files import Rows, read_json, read_rows, write_json
 from .facts import Fact
 from .marking import Mark
 from .transcript import VERSION, Transcript
@@ -56,6 +54,9 @@ class FactRow:
         return self.stream == self.told
 
 
+_KIND = (FactRow, "the mark of a fact")
+
+
 def fact_row(stream: Transcript, told: Transcript, place: int, mark: Mark, video: str) -> FactRow:
     """The row of a fact of `told` on the video of `stream`, whose file has the digest `video`."""
     fact: Fact = told.facts[place]
@@ -85,23 +86,18 @@ class About:
     reader: int = REVISION
 
 
-class MarkFile:
-    """The marks in a folder: a line of JSON for each fact.
-
-    Args:
-        folder: of the marks.
-        about: what they are marks of.
+class MarkFile(Rows[FactRow]):
+    """The marks in a folder, a row for each fact.
 
     Raises:
         InputError: the folder has marks of something else, or lines that are none.
     """
 
     def __init__(self, folder: Path, about: About) -> None:
-        self.path = folder / ROWS
         if (folder / ABOUT).exists():
             _check_about(folder, read_about(folder), about)
-        self.rows = read_rows(folder) if self.path.exists() else []
-        (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
+        super().__init__(folder / ROWS, *_KIND)
+        write_json(folder / ABOUT, asdict(about))
 
     def keep(self, wanted: Mapping[str, tuple[str, Sequence[str]]]) -> set[str]:
         """Leave out all rows but those of wanted streams: by name the digest of the video and those of the
@@ -116,24 +112,13 @@ class MarkFile:
             for name, rows in by_stream.items()
             if {row.transcript for row in rows} == set(wanted[name][1])
         }
-        self.rows = [row for name in done for row in by_stream[name]]
-        self.path.write_text("".join(map(_line, self.rows)), encoding="utf-8")
+        self.put([row for name in done for row in by_stream[name]])
         return done
 
-    def add(self, rows: Sequence[FactRow]) -> None:
-        """Append the rows of one stream."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(map(_line, rows)))
-        self.rows += rows
 
-
-def _line(row: FactRow) -> str:
-    return json.dumps(asdict(row), allow_nan=False) + "\n"
-
-
-def read_rows(folder: Path) -> list[FactRow]:
+def read_marks(folder: Path) -> list[FactRow]:
     """The marks in a folder; raises InputError where there are none, or something else."""
-    return read_lines(folder / ROWS, FactRow, "the mark of a fact")
+    return read_rows(folder / ROWS, *_KIND)
 
 
 def read_about(folder: Path) -> About:

@@ -1,6 +1,5 @@
 """From a system to the marks of an exam: videos of a model, of the world itself, or of anyone."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamgen import Pipeline, Receipt, load_pipeline
+from streamgen.checkpoints.digest import file_sha256
 from streamgen.errors import InputError
 from streamgen.video.read import read_clip
 from streamgen.video.write import VideoFileSink
@@ -129,10 +129,7 @@ def tasks_of(transcripts: Sequence[Transcript], plans: Mapping[str, Plan]) -> li
 
 def video_digest(file: Path) -> str:
     """sha256 of a file, 64 hex digits; "" where there is none."""
-    if not file.is_file():
-        return ""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return file_sha256(file) if file.is_file() else ""
 
 
 def make_video(maker: Maker, transcript: Transcript, plan: Plan | None, file: Path) -> None:

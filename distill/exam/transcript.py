@@ -23,6 +23,7 @@ from typing import Any
 
 from streamgen import StreamEvent
 from streamgen.errors import InputError
+from streamgen.render.records import read_json
 from streamgen.stream.timeline import event_from_json
 from streamgen.suggest import shorten, unknown_key
 
@@ -105,14 +106,7 @@ def read_transcript(file: Path) -> Transcript:
     Raises:
         InputError: one line that names the file, the place in it, what was expected and what was found.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({(error.strerror or str(error)).lower()})") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{file}: not valid JSON") from None
+    content = read_json(file)
     try:
         transcript = _transcript(content)
         if transcript.id != file.stem:

@@ -23,11 +23,7 @@ _TRIES = 8
 
 
 class Truth:
-    """Draws plans.
-
-    Args:
-        size: side of the frames in pixels.
-    """
+    """Draws plans in frames of `size` x `size` pixels."""
 
     def __init__(self, size: int) -> None:
         self._config = SceneConfig(size=size)

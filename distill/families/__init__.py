@@ -1,21 +1,11 @@
 """The two families of models as the stages train them: `tiny`, made from nothing, and `wan`."""
 
-from .config import DiffusionRun, NetworkConfig, WanTeacher, WanTraining
+from .config import DiffusionRun
 from .family import Family, NetworkSpec
 from .tiny import TinyFamily
 from .wan import WanFamily
 
-__all__ = [
-    "DiffusionRun",
-    "Family",
-    "NetworkConfig",
-    "NetworkSpec",
-    "TinyFamily",
-    "WanFamily",
-    "WanTeacher",
-    "WanTraining",
-    "family_of",
-]
+__all__ = ["DiffusionRun", "NetworkSpec", "TinyFamily", "family_of"]
 
 
 def family_of(config: DiffusionRun) -> type[Family]:

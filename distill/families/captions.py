@@ -6,7 +6,6 @@ text encoder is a table of captions: a caption's id is one number, and its embed
 """
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from streamgen.errors import CheckpointError
 from streamgen.wan.text import HashedPrompts, UMT5Prompts
 
-from ..checkpoint import list_checkpoints
 from ..clips.store import write_whole
+from ..clips.words import kept_by_run
+from ..command import say
 
 _FILE = "captions.json"
 _SAY_EVERY = 256
@@ -61,7 +60,7 @@ class CaptionTable(nn.Module):
         for done, caption in enumerate(mine, 1):
             self.prompts.prepare(caption)
             if process.is_main_process and done % _SAY_EVERY == 0:
-                sys.stderr.write(f"captions: {done} of {len(mine)} encoded\n")
+                say(f"captions: {done} of {len(mine)} encoded")
         self.prompts.free()
         if self.run_dir is not None and process.is_main_process:
             text = json.dumps(self.captions[1:], ensure_ascii=False, indent=0)
@@ -97,13 +96,11 @@ def run_captions(run_dir: Path) -> list[str]:
     Raises:
         CheckpointError: the run has checkpoints whose captions cannot be read.
     """
-    file = run_dir / _FILE
-    if not file.is_file() or not list_checkpoints(run_dir / "checkpoints"):
-        return []
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"captions {file}: {error}") from None
+    return kept_by_run(run_dir / _FILE, _texts) or []
+
+
+def _texts(text: str) -> list[str]:
+    found = json.loads(text)
     if not isinstance(found, list) or not all(isinstance(caption, str) for caption in found):
-        raise CheckpointError(f"captions {file}: expected a list of texts")
+        raise ValueError("expected a list of texts")
     return found

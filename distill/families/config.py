@@ -5,7 +5,7 @@ from typing import Any
 
 from models.context import ChunkPlan
 
-from ..clips import ClipFolderConfig
+from ..clips.config import ClipFolderConfig
 from ..config import RunConfig, require
 from ..latent_cache import CacheConfig
 from ..scenes import SceneConfig

@@ -1,7 +1,6 @@
 """The tiny family: its tokenizer, its words, and networks of any size, trained from nothing."""
 
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +17,7 @@ from models.motion_encoder import MotionEncoder, MotionEncoderConfig
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoints.digest import tensor_digest
-from streamgen.checkpoints.directory import (
-    MODEL,
-    TOKENIZER,
-    VOCABULARY,
-    load_into,
-    part_of,
-    read_tensors,
-)
+from streamgen.checkpoints.directory import MODEL, TOKENIZER, VOCABULARY, load_into, part_of, read_tensors
 from streamgen.engine.networks import Networks
 from streamgen.errors import CheckpointError
 from streamgen.pipeline import Pipeline
@@ -39,9 +31,11 @@ from ..clips.latents import OwnLatents
 from ..clips.prompts import known_to, prompt_pairs, read_prompts
 from ..clips.training import LatentMix, open_folder, picture_size, preview_sheets, stage_vocabulary
 from ..clips.words import WordIds
+from ..command import say
 from ..config import FrozenConfig, build, read_mapping, write_yaml
 from ..flow import FlowNetwork
-from ..latent_cache import LatentCache
+from ..latent_cache import CacheConfig, LatentCache
+from ..scenes import SceneConfig
 from ..widen import widen_dit, widen_text
 from ..words import heads as word_heads
 from ..words.told import check_vocabulary
@@ -104,7 +98,7 @@ class TinyFamily(Family):
     def clips(self) -> LatentMix:
         """See `Family`; `main` are the own ones where there are some."""
         config, length = self.run, self.run.network.text_length
-        world = LatentCache(config.cache, config.scenes, self.codec, self.digest, self.vocabulary, length)
+        world = self.cache(config.cache, config.scenes)
         own = None
         if self.folder is not None:
             own = OwnLatents(
@@ -112,12 +106,17 @@ class TinyFamily(Family):
             )
         return LatentMix(world, own, config.clips, self.device)
 
+    def cache(self, config: CacheConfig, scenes: SceneConfig) -> LatentCache:
+        """Encoded clips of a world for this run's words and tokenizer."""
+        length = self.run.network.text_length
+        return LatentCache(config, scenes, self.codec, self.digest, self.vocabulary, length)
+
     def prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
         """See `Family`; says which words are unknown."""
         prompts, length = read_prompts(path), self.run.network.text_length
         line = known_to(prompts, self.vocabulary, length, path)
         if line is not None and PartialState().is_main_process:
-            sys.stderr.write(f"{line}\n")
+            say(line)
         return prompt_pairs(prompts, lambda text: self.vocabulary.encode(text, length).ids)
 
     def pipeline(self, network: FlowNetwork) -> Pipeline:
@@ -371,26 +370,17 @@ def checkpoint_config(
 
 
 def write_checkpoint(
-    checkpoint: TinyConfig,
-    module: FlowNetwork,
-    vocabulary: Vocabulary,
-    tokenizer: Path,
-    directory: Path,
+    checkpoint: TinyConfig, module: FlowNetwork, vocabulary: Vocabulary, tokenizer: Path, directory: Path
 ) -> None:
     """Write `config.yaml`, `model.safetensors` (bf16), `tokenizer.safetensors` and `vocabulary.txt`."""
     parts = {"dit": module.dit, "text_encoder": module.text_encoder, "motion_encoder": module.motion_encoder}
-    state = {
-        f"{part}.{name}": value.detach().to(torch.bfloat16).cpu().contiguous()
-        for part, network in parts.items()
-        for name, value in network.state_dict().items()
-    }
+    state = word_heads.weights_of(parts, torch.bfloat16)
     save_file(
         state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)}
     )
     shutil.copyfile(tokenizer / "tokenizer.safetensors", directory / "tokenizer.safetensors")
     if module.heads is not None:
         # for the next stage: streams do not need them
-        heads = {f"heads.{n}": v.detach().cpu().contiguous() for n, v in module.heads.state_dict().items()}
-        save_file(heads, directory / word_heads.FILE)
+        save_file(word_heads.weights_of({"heads": module.heads}), directory / word_heads.FILE)
     (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
     write_yaml(to_plain(checkpoint), directory / "config.yaml")

@@ -1,5 +1,6 @@
 """The Wan family: published or converted weights with track channels, on own clips or prompts alone."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,7 @@ class WanFamily(Family):
 
     def prompts(self, path: str) -> list[tuple[Tensor, Tensor]]:
         prompts = read_prompts(path)
-        self.captions.add(prompts.texts)
+        self.captions.add(itertools.chain(*prompts))
         return prompt_pairs(prompts, self.captions.ids)
 
     def pipeline(self, network: FlowNetwork) -> Pipeline:

@@ -9,18 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .adversarial import Adversarial, GANConfig, MixedConfig, MixedMatching
-from .base import (
-    Denoiser,
-    Judge,
-    Judged,
-    LevelConfig,
-    Loss,
-    Moments,
-    Objective,
-    Scores,
-    Shown,
-    Window,
-)
+from .base import Denoiser, Judge, Judged, Loss, Moments, Objective, Scores, Shown, Window
 from .frechet import FrechetConfig, FrechetMatching
 from .identity import ScoreIdentity, SiDConfig
 from .matching import DistributionMatching, DMDConfig, HistoryConfig, HistoryMatching
@@ -39,27 +28,17 @@ OBJECTIVES: dict[type[Any], Callable[[Any], Objective]] = {
 
 __all__ = [
     "OBJECTIVES",
-    "Adversarial",
     "DMDConfig",
     "Denoiser",
-    "DistributionMatching",
     "FrechetConfig",
     "FrechetMatching",
-    "GANConfig",
-    "HistoryConfig",
-    "HistoryMatching",
     "Judge",
     "Judged",
-    "LevelConfig",
     "Loss",
-    "MixedConfig",
-    "MixedMatching",
     "Moments",
     "Objective",
     "ObjectiveConfig",
-    "ScoreIdentity",
     "Scores",
     "Shown",
-    "SiDConfig",
     "Window",
 ]

@@ -15,30 +15,28 @@ from .matching import DistributionMatching
 
 
 @dataclass(frozen=True)
-class GANConfig(LevelConfig):
+class GameConfig(LevelConfig):
     """A relativistic game on noisy latents; `penalty` weighs how much the judgement changes under
     `perturbation` of clips and of the student's windows.
     """
 
-    kind: Literal["gan"] = "gan"
     penalty: NonNegative = 100.0
     perturbation: Positive = 0.01
 
 
 @dataclass(frozen=True)
-class MixedConfig(LevelConfig):
+class GANConfig(GameConfig):
+    """The game alone."""
+
+    kind: Literal["gan"] = "gan"
+
+
+@dataclass(frozen=True)
+class MixedConfig(GameConfig):
     """Distribution matching and the game side by side; `share` weighs the game's losses."""
 
     kind: Literal["dmd+gan"] = "dmd+gan"
     share: Positive = 0.05
-    penalty: NonNegative = 100.0
-    perturbation: Positive = 0.01
-
-    def game(self) -> GANConfig:
-        """The game's part."""
-        return GANConfig(
-            self.shift, self.lowest, self.highest, penalty=self.penalty, perturbation=self.perturbation
-        )
 
 
 class Adversarial(Objective):
@@ -53,7 +51,7 @@ class Adversarial(Objective):
 
     needs_clips: ClassVar[bool] = True
 
-    def __init__(self, config: GANConfig) -> None:
+    def __init__(self, config: GameConfig) -> None:
         self.config = config
 
     def student_loss(self, window: Window, scores: Scores, generator: torch.Generator) -> Loss:
@@ -118,7 +116,7 @@ class MixedMatching(Objective):
 
     def __init__(self, config: MixedConfig) -> None:
         self.config = config
-        self.matching, self.game = DistributionMatching(config), Adversarial(config.game())
+        self.matching, self.game = DistributionMatching(config), Adversarial(config)
 
     def student_loss(self, window: Window, scores: Scores, generator: torch.Generator) -> Loss:
         noisy, sigma, noise = self.config.noised(window, generator)

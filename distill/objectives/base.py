@@ -102,11 +102,11 @@ class Objective(ABC):
     def student_loss(self, window: Window, scores: Scores, generator: torch.Generator) -> Loss:
         """Loss (scalar) whose gradient reaches the student through `window.x`, and metrics."""
 
-    @abstractmethod
     def critic_loss(
         self, window: Window, critic: Denoiser, generator: torch.Generator, judged: Judged | None = None
     ) -> Loss:
-        """Loss (scalar) of the critic, which here gives its velocity, and metrics."""
+        """Loss (scalar) of the critic, which here gives its velocity, and metrics; none without scores."""
+        raise NotImplementedError(f"{type(self).__name__} has no critic")
 
 
 @dataclass(frozen=True)

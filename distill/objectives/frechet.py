@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..config import Checked, Decay, NonNegative, require
-from .base import Denoiser, Judged, Loss, Moments, Objective, Scores, Window
+from ..config import Checked, Decay, NonNegative, Several, require
+from .base import Loss, Moments, Objective, Scores, Window
 
 #: Eigenvalues below this share of the mean have no gradient through their root.
 _LEAST = 1e-6
@@ -23,12 +23,11 @@ class FrechetConfig(Checked, section="objective"):
     mean: NonNegative = 1.0
     covariance: NonNegative = 1.0
     memory: Decay = 0.9
-    clips: int = 256
+    clips: Several = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.mean + self.covariance > 0, "objective.mean", "above 0, or covariance", self.mean)
-        require(self.clips >= 2, "objective.clips", ">= 2", self.clips)
 
 
 @dataclass
@@ -65,12 +64,6 @@ class FrechetMatching(Objective):
             mean, spread = distance(streams, scores.shown.clips)
         loss = self.config.mean * mean + self.config.covariance * spread
         return loss, {"apart_mean": mean.detach(), "apart_covariance": spread.detach()}
-
-    def critic_loss(
-        self, window: Window, critic: Denoiser, generator: torch.Generator, judged: Judged | None = None
-    ) -> Loss:
-        """See `Objective.critic_loss`: there is none."""
-        raise AssertionError("frechet has no critic")
 
     def state(self) -> dict[str, Any]:
         """What is known of streams, as plain values and tensors."""

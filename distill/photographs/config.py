@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..config import Checked, Natural, Positive, Share, require
+from ..config import Checked, Natural, Part, Share
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,8 @@ class PhotographConfig(Checked, section="photographs"):
         fastest: of the camera, in widths of the picture per frame.
     """
 
-    share: Positive = 0.5
+    share: Part = 0.5
     objects: Natural = 3
     cut: Share = 0.15
     still: Share = 0.15
-    fastest: Positive = 0.08
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.share <= 1, "photographs.share", "above 0, at most 1", self.share)
-        require(self.fastest <= 1, "photographs.fastest", "above 0, at most 1", self.fastest)
+    fastest: Part = 0.08

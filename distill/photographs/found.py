@@ -69,10 +69,8 @@ def photograph_paths() -> list[Path]:
 
 
 def read_photographs(paths: Sequence[Path]) -> list[Tensor]:
-    """Pictures as uint8 (3, H, W), grey ones with three equal channels.
-
-    Raises:
-        InputError: a file that is no picture.
+    """Pictures as uint8 (3, H, W), grey ones with three equal channels; raises InputError for a file that is
+    no picture.
     """
     pictures = []
     for path in paths:

@@ -1,7 +1,7 @@
 """How what is seen of a photograph moves: paths of a camera and of patches, outlines, light."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,12 +47,6 @@ class Path:
     place: Tensor
     turn: Tensor
     size: Tensor
-
-    def between(self, first: int, last: int) -> "Path":
-        """Moments `first` to `last`, the last not included."""
-        return replace(
-            self, place=self.place[first:last], turn=self.turn[first:last], size=self.size[first:last]
-        )
 
 
 def draw_path(draw: Draw, moments: Tensor, fastest: float, still: float) -> Path:

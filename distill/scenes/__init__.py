@@ -1,7 +1,7 @@
 """The procedural world: clips of moving shapes with exact captions, tracks and labels."""
 
 from .camera import CAMERA_KINDS
-from .captions import canonical_prompt, caption_vocabulary
+from .captions import caption_vocabulary
 from .config import SceneConfig
 from .generator import SceneBatch, SceneGenerator
 from .sheet import contact_sheet
@@ -18,7 +18,6 @@ __all__ = [
     "SceneBatch",
     "SceneConfig",
     "SceneGenerator",
-    "canonical_prompt",
     "caption_vocabulary",
     "contact_sheet",
 ]

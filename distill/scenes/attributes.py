@@ -98,15 +98,9 @@ def _other(old: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def sample_attributes(
     config: SceneConfig, batch: int, generator: torch.Generator, may_change: bool = True
 ) -> SceneAttributes:
-    """Draws the attributes of a batch of clips (CPU tensors).
-
-    Held-out pairs are excluded in both segments unless ``config.include_held_out``.
-
-    Args:
-        config: the world's settings.
-        batch: number of clips B, at least 1.
-        generator: CPU generator, the only source of randomness.
-        may_change: False for clips too short to change.
+    """Draws the attributes of a batch of clips (CPU tensors), the generator being the only source of
+    randomness; clips too short to change may not. Held-out pairs are excluded in both segments unless
+    ``config.include_held_out``.
     """
     slots = config.max_objects
     weights = torch.tensor(config.object_weights, dtype=torch.float32)

@@ -141,20 +141,6 @@ def _canonical(objects: Sequence[ObjectWords], background: int) -> tuple[str, Sa
     return caption, Said(every, tuple(i < sized for i in range(len(objects))), every, True)
 
 
-def canonical_prompt(size: str, colour: str, shape: str, motion: str, background: str) -> str:
-    """The canonical caption of one object from attribute names of ``vocabulary``.
-
-    Raises ValueError that names the attribute when a name is not in the vocabulary.
-    """
-    tables = (SIZES, COLOURS, SHAPES, MOTIONS, BACKGROUNDS)
-    labels = ("size", "colour", "shape", "motion", "background")
-    for label, name, table in zip(labels, (size, colour, shape, motion, background), tables, strict=True):
-        if name not in table:
-            raise ValueError(f"{label}: expected one of {', '.join(table)}, found {name!r}")
-    words = ObjectWords(SHAPES.index(shape), COLOURS.index(colour), SIZES.index(size), MOTIONS.index(motion))
-    return canonical_caption([words], BACKGROUNDS.index(background))
-
-
 def _words(caption: str) -> int:
     return caption.count(" ") + 1
 

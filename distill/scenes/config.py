@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from ..config import Checked, Count, Share, require
+from ..config import Bound, Checked, Count, Share, require
 from .vocabulary import MOTIONS
 
 
@@ -32,7 +33,7 @@ class SceneConfig(Checked, section="scenes"):
         texture_contrast: contrast of the textures around their mean colour, 1 as drawn, 0 flat.
     """
 
-    size: int = 64
+    size: Annotated[int, Bound("a multiple of 16, at least 32", lambda n: n >= 32 and n % 16 == 0)] = 64
     object_weights: tuple[float, ...] = (0.65, 0.25, 0.1)
     motion_weights: dict[str, float] = field(default_factory=dict)
     tracks: int = 16
@@ -50,8 +51,6 @@ class SceneConfig(Checked, section="scenes"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = self.size >= 32 and self.size % 16 == 0
-        require(fits, "scenes.size", "a multiple of 16, at least 32", self.size)
         weights, slots = self.object_weights, len(self.object_weights)
         fits = 1 <= slots <= 3 and min(weights) >= 0 and sum(weights) > 0
         require(fits, "scenes.object_weights", "1 to 3 weights >= 0, not all 0", weights)
@@ -64,11 +63,7 @@ class SceneConfig(Checked, section="scenes"):
     def alone(self) -> "SceneConfig":
         """This world with one object, to which nothing happens: no change, no drag, no camera move."""
         return replace(
-            self,
-            object_weights=(1.0,),
-            change_probability=0.0,
-            drag_probability=0.0,
-            camera_probability=0.0,
+            self, object_weights=(1.0,), change_probability=0.0, drag_probability=0.0, camera_probability=0.0
         )
 
     @property

@@ -88,10 +88,6 @@ class _Motion:
     high: Tensor
     bounces: Tensor
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All fields in order."""
-        return (self.drift, self.circle, self.zigzag, self.rate, self.low, self.high, self.bounces)
-
 
 def plan_drags(
     count: Tensor, slots: int, frames: int, probability: float, generator: torch.Generator
@@ -120,11 +116,8 @@ def _triangle(phase: Tensor) -> Tensor:
 
 
 class Simulation:
-    """Moves the objects of one batch of clips frame by frame.
-
-    Args:
-        plan: what each object does.
-        generator: CPU generator, the only source of randomness.
+    """Moves the objects of one batch of clips frame by frame; a CPU generator is the only source of
+    randomness.
     """
 
     def __init__(self, plan: MotionPlan, generator: torch.Generator) -> None:
@@ -203,7 +196,7 @@ class Simulation:
 
     def _change(self, frame: int) -> None:
         after = self._plan.change_frame <= frame
-        pairs = zip(self._motions[0].tensors(), self._motions[1].tensors(), strict=True)
+        pairs = zip(*(vars(motion).values() for motion in self._motions), strict=True)
         self._now = _Motion(
             *(torch.where(after.view(-1, *[1] * (old.dim() - 1)), new, old) for old, new in pairs)
         )

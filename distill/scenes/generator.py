@@ -62,11 +62,7 @@ class SceneGenerator:
     """Draws batches of clips.
 
     Everything random is drawn on the CPU from one generator, so that a (config, seed) gives the same scenes
-    on every device; pixels are made on ``device``.
-
-    Args:
-        config: the world's settings.
-        device: where videos are rendered and returned.
+    on every device; pixels are made and returned on ``device``.
     """
 
     def __init__(self, config: SceneConfig, device: torch.device | str = "cpu") -> None:

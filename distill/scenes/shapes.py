@@ -77,9 +77,6 @@ class DistanceTable:
     """Signed distances of all shapes, looked up rather than computed: right within 0.006 radii.
 
     Distances are exact at the centres of cells; beyond ``_TABLE_REACH`` they are too small, but positive.
-
-    Args:
-        device: where the table lies.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

@@ -48,6 +48,23 @@ def contact_sheet(
     sheet.save(path, format="PNG")
 
 
+def enlarged(video: Tensor, zoom: int = 2) -> Tensor:
+    """A clip (T, H, W, 3), each of its pixels as `zoom` x `zoom`."""
+    return video.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+
+
+def marked(video: Tensor, places: Tensor) -> Tensor:
+    """A clip uint8 (T, H, W, 3) with a small cross at each frame's place (T, 2), normalised; none at nan."""
+    video = video.clone()
+    side = torch.tensor([video.shape[2], video.shape[1]])
+    for frame, place in zip(video, places, strict=True):
+        if not bool(place.isnan().any()):
+            column, row = (place * side).long().clamp(min=2).minimum(side - 3).tolist()
+            frame[row, column - 2 : column + 3] = 0
+            frame[row - 2 : row + 3, column] = 0
+    return video
+
+
 def _row(clip: Tensor, frames: int) -> Image.Image:
     """Evenly spaced frames of one clip side by side."""
     if clip.dim() != 4 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or clip.shape[0] < 1:

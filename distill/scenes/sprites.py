@@ -83,12 +83,8 @@ def build_sprites(
 
 
 class ZoomedSprites:
-    """Sprites of one size class at any radius: several times the work of a ready-made one.
-
-    Args:
-        size_index: the size class, which decides the width of the outline and the crop.
-        pixels_per_unit: pixels per world unit.
-        table: distances on the device on which to draw.
+    """Sprites of one size class, which decides the outline and the crop, at any radius: several times the
+    work of a ready-made one.
     """
 
     def __init__(self, size_index: int, pixels_per_unit: float, table: DistanceTable) -> None:

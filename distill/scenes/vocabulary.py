@@ -4,6 +4,8 @@ The order of every tuple here is the index used in labels; append, never reorder
 synonym list is the canonical one.
 """
 
+import itertools
+
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "diamond", "ring")
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SIZES: tuple[str, ...] = ("small", "medium", "large")
@@ -193,3 +195,10 @@ MOTION_PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
 def held_out_indices() -> tuple[tuple[int, int], ...]:
     """Held-out pairs as (colour index, shape index), sorted."""
     return tuple(sorted((COLOURS.index(colour), SHAPES.index(shape)) for colour, shape in HELD_OUT))
+
+
+def trained_indices() -> list[tuple[int, int]]:
+    """All other pairs, which training draws, sorted."""
+    held_out = held_out_indices()
+    every = itertools.product(range(len(COLOURS)), range(len(SHAPES)))
+    return [pair for pair in every if pair not in held_out]

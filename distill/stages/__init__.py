@@ -2,34 +2,26 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from streamgen.structured import has_key
 from streamgen.suggest import unknown_key
 
 from ..config import ConfigError, RunConfig, build, read_mapping
-from ..trainer import Stage
+from ..stage import Stage
 
-
-@dataclass(frozen=True)
-class StageEntry:
-    """Where a stage lives: `module` inside this package, its config class and its stage class."""
-
-    module: str
-    config: str
-    stage: str
-
-
-STAGES: Mapping[str, StageEntry] = {
-    "tokenizer": StageEntry("tokenizer", "TokenizerRun", "TokenizerStage"),
-    "words": StageEntry("words", "WordsRun", "WordsStage"),
-    "teacher": StageEntry("teacher", "TeacherRun", "TeacherStage"),
-    "causal": StageEntry("causal", "CausalRun", "CausalStage"),
-    "init": StageEntry("init", "InitRun", "InitStage"),
-    "self_forcing": StageEntry("self_forcing", "SelfForcingRun", "SelfForcingStage"),
+#: How the names of a stage's classes begin (`CausalRun`, `CausalStage`), by the name of the stage and of its
+#: module here.
+STAGES: Mapping[str, str] = {
+    "tokenizer": "Tokenizer",
+    "words": "Words",
+    "teacher": "Teacher",
+    "causal": "Causal",
+    "init": "Init",
+    "self_forcing": "SelfForcing",
 }
 
 
@@ -44,7 +36,12 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def config_class(name: str) -> type[RunConfig]:
     """The class of the config of the stage `name`."""
-    return cast(type[RunConfig], _attribute(name, "config"))
+    return cast(type[RunConfig], _class(name, "Run"))
+
+
+def takes(config: Path, key: str) -> bool:
+    """Whether the stage of a config takes a dotted key."""
+    return has_key(config_class(str(read_mapping(config).get("stage"))), key)
 
 
 def build_stage(config: RunConfig, device: torch.device) -> Stage:
@@ -54,13 +51,12 @@ def build_stage(config: RunConfig, device: torch.device) -> Stage:
 
 def stage_class(name: str) -> type[Any]:
     """The class of the stage `name`."""
-    return cast(type[Any], _attribute(name, "stage"))
+    return cast(type[Any], _class(name, "Stage"))
 
 
-def _attribute(name: str, what: str) -> Any:
+def _class(name: str, what: str) -> Any:
     if name not in STAGES:
         raise ConfigError(unknown_key(name, STAGES, noun="stage"))
-    entry = STAGES[name]
     # Imported on use: a stage's networks are not needed to train another one.
-    module = importlib.import_module(f".{entry.module}", __name__)
-    return vars(module)[entry.config if what == "config" else entry.stage]
+    module = importlib.import_module(f".{name}", __name__)
+    return vars(module)[STAGES[name] + what]

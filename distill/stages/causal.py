@@ -14,7 +14,7 @@ from ..families import DiffusionRun, NetworkSpec, TinyFamily
 from ..flow import FlowBatch, FlowMatching
 from ..mixture import Census, MixtureConfig
 from ..scenes import MOTIONS
-from ..trainer import Tick
+from ..stage import Tick
 from ..turning_probe import TurningGate, check_turning, gated, plot_turning, probe_clips, turning_errors
 from ..windows import WindowConfig, beginnings, changes, flow_batch, image_batch, whole_clips
 from .diffusion import DiffusionStage
@@ -91,7 +91,7 @@ class WindowStage(DiffusionStage):
 
 
 class CausalStage(WindowStage):
-    """Trains a `CausalDiT` with its text and motion encoders (a `distill.trainer.Stage`)."""
+    """Trains a `CausalDiT` with its text and motion encoders."""
 
     keeps_words = True
     config: CausalRun
@@ -129,11 +129,7 @@ class CausalStage(WindowStage):
         return totals
 
     def check(self) -> list[str]:
-        """See `distill.stage.GatedStage`: what binding and turning probes found, and what was seen.
-
-        Raises:
-            GateError: a probe found too little.
-        """
+        """See `Stage`: what binding and turning probes found, and what was seen."""
         kinds, motions = self.census.shares(list(self.config.mixture.kinds)), self.census.shares(MOTIONS)
         parts = (("kind", kinds), ("motion", motions))
         seen = [
@@ -148,16 +144,7 @@ class CausalStage(WindowStage):
         family, run = self.family, self.run
         if not isinstance(family, TinyFamily) or (run.clips is not None and run.clips.share == 1):
             return {}
-        length = run.network.text_length
-        clips = probe_clips(
-            self.config.turning,
-            run.cache,
-            run.scenes,
-            family.codec,
-            family.digest,
-            family.vocabulary,
-            length,
-        )
+        clips = probe_clips(self.config.turning, run.cache, run.scenes, family.cache)
         return turning_errors(self.module, clips, self.config.windows)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """What the stages of diffusion models share, whatever the family of the model."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,35 +19,26 @@ from ..families import DiffusionRun, NetworkSpec, TinyFamily, family_of
 from ..families.family import N
 from ..flow import FlowNetwork
 from ..latent_cache import LatentClips
-from ..optim import ParameterGroups, split_parameters
-from ..stage import Tick
+from ..stage import Stage, Tick
 from ..words.probes import binding_probes, check_gate, in_words, is_of_the_world
 from ..words.told import CaptionSampler, ToldBatch
 
-# Inputs, outputs, embeddings and modulations: not maps between hidden spaces, so not for Muon.
-EDGES = (
-    "patch_embedding",
-    "head",
-    "modulation",
-    "embedding.weight",
-    "guidance_embedding.0",
-    "temporal",
-    "projection",
-    "time_",
-    "norm",
-    "writer_",
-)
 # Objects of the captions that a text encoder is kept telling apart: one to three, about as often.
 _OBJECTS = (0.3, 0.4, 0.3)
 
 
-class DiffusionStage(ABC):
+class DiffusionStage(Stage):
     """The family of the model and the encoded clips of a stage; `network` is what it exports.
 
     Raises:
         ConfigError, CheckpointError, InputError: see `distill.families.Family`.
     """
 
+    # inputs, outputs, embeddings and modulations
+    edges = (
+        *("patch_embedding", "head", "modulation", "embedding.weight", "guidance_embedding.0"),
+        *("temporal", "projection", "time_", "norm", "writer_"),
+    )
     #: Whether the stage adds `told_loss` to its own, as `words.weight` asks for.
     keeps_words = False
     network: FlowNetwork
@@ -73,7 +64,7 @@ class DiffusionStage(ABC):
 
     @classmethod
     def networks(cls, config: DiffusionRun) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-        """See `distill.stage.NetworkStage`; the codec is one of the frozen ones."""
+        """See `Stage`; the codec is one of the frozen ones."""
         family, specs = family_of(config), cls.specs(config)
         made = family.blank(config, specs)
         frozen = {name: module for name, module in made.items() if specs[name].frozen}
@@ -98,14 +89,6 @@ class DiffusionStage(ABC):
         """See `Stage`: the first of the networks, which the stage exports."""
         return {next(iter(self.specs(self.run))): self.network}
 
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from embeddings, modulations and outputs."""
-        return {name: split_parameters(module, EDGES) for name, module in self.modules().items()}
-
-    def target(self, step: int) -> str:
-        """See `Stage`: always the one module."""
-        return next(iter(self.modules()))
-
     def told(self, tick: Tick) -> ToldBatch | None:
         """Captions for the heads of a text encoder that is trained along; None where there are none."""
         words, family = self.run.words, self.family
@@ -128,11 +111,7 @@ class DiffusionStage(ABC):
         return binding_probes(encoder, family.vocabulary) if is_of_the_world(family.vocabulary) else {}
 
     def check(self) -> list[str]:
-        """See `distill.stage.GatedStage`: what the binding probes found.
-
-        Raises:
-            GateError: below `words.gate`.
-        """
+        """See `Stage`: what the binding probes found; the gate is `words.gate`."""
         found = self.binding()
         check_gate(f"{self.run.stage}, binding probes", found, self.run.words.gate, "words.gate")
         return [f"binding probe: {line}" for line in in_words(found)]
@@ -140,6 +119,11 @@ class DiffusionStage(ABC):
     def pipeline(self) -> Pipeline:
         """The network as it is now, as a pipeline that opens streams."""
         return self.family.pipeline(self.network)
+
+    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
+        """Contact sheets of fixed streams as the network streams them."""
+        self.preview(out_dir)
+        return {}
 
     def preview(self, out_dir: Path, streams: bool = True) -> None:
         """Write contact sheets of the network as it is now; `streams`: as one that streams."""

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from models.context import ChunkPlan
 from streamgen.engine.scheduler import FlowMatchScheduler, add_noise, x0_from_velocity
 
-from ..config import Checked, Count, Decay, Positive, require
+from ..config import Checked, Count, Decay, Positive, Several, require
 from ..families import NetworkSpec
 from ..flow import Condition, FlowBatch, FlowMatching, FlowNetwork, Past, focused, guided
 from ..guidance import GuidanceRange, strengths_over
-from ..trainer import Tick
+from ..stage import Tick
 from ..windows import WindowConfig, chunk_starts
 from .causal import WindowRun, WindowStage
 from .scorers import Scoring
@@ -40,7 +40,7 @@ class InitConfig(Checked, section="distillation"):
     """
 
     method: Literal["consistency", "ode"] = "consistency"
-    steps: int = 32
+    steps: Several = 32
     student_steps: Count = 4
     shift: Positive = 3.0
     target_decay: Decay = 0.95
@@ -48,7 +48,6 @@ class InitConfig(Checked, section="distillation"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.steps >= 2, "distillation.steps", ">= 2", self.steps)
         require(
             self.steps % self.student_steps == 0,
             "distillation.steps",
@@ -129,7 +128,7 @@ class FewStepStudent(FlowNetwork):
 
 
 class InitStage(WindowStage):
-    """Trains a few-step student on clean context (a `distill.trainer.Stage`)."""
+    """Trains a few-step student on clean context."""
 
     keeps_words = True
 
@@ -218,11 +217,6 @@ class InitStage(WindowStage):
         loss, metrics = module(StudentBatch(windows, strengths, *pair))
         return loss, metrics | self.counted(windows)
 
-    def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
-        """Contact sheets of fixed streams as the student streams them."""
-        self.preview(out_dir)
-        return {}
-
     @torch.no_grad()
     def _follow(self) -> None:
         """Move the average a step towards the student."""
@@ -231,11 +225,7 @@ class InitStage(WindowStage):
 
 
 def _consistency(
-    stage: InitStage,
-    batch: InitBatch,
-    condition: Condition,
-    past: Past | None,
-    sigmas: Tensor,
+    stage: InitStage, batch: InitBatch, condition: Condition, past: Past | None, sigmas: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): the average's clean estimate one guided teacher step below."""
     windows = batch.windows
@@ -249,11 +239,7 @@ def _consistency(
 
 
 def _regression(
-    stage: InitStage,
-    batch: InitBatch,
-    condition: Condition,
-    past: Past | None,
-    sigmas: Tensor,
+    stage: InitStage, batch: InitBatch, condition: Condition, past: Past | None, sigmas: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy frames, their level, target): a place on the teacher's way from noise, and its end."""
     windows = batch.windows

@@ -78,7 +78,7 @@ class Scorers:
         told = self._told(rolled, {kind}, generator)[kind]
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            found: Tensor = critic(x, sigma, *told.all())
+            found: Tensor = critic(x, sigma, told)
             return found
 
         judged = self._judged(critic, rolled, told, generator)
@@ -124,7 +124,7 @@ class Scorers:
             return None
         config, shown = self.config, rolled.window.x.shape[1]
         assert self.clips is not None
-        clips = clip_windows(
+        clips, of_clips = clip_windows(
             self.clips,
             rolled.script,
             rolled.places if told.committed is not None else rolled.places[-shown:],
@@ -137,12 +137,12 @@ class Scorers:
 
         def judge(of: Told) -> Judge:
             def tell(x: Tensor, sigma: Tensor) -> Tensor:
-                found: Tensor = critic(x, sigma, *of.all(), True)
+                found: Tensor = critic(x, sigma, of, True)
                 return found
 
             return tell if told.committed is None else _of_last(rolled.new, tell, lambda x: x[:, :, 0, 0, 0])
 
-        return Judged(clips.x, judge(clips.told), judge(told))
+        return Judged(clips, judge(of_clips), judge(told))
 
 
 def _of_last(count: int, score: Denoiser, others: Callable[[Tensor], Tensor]) -> Denoiser:

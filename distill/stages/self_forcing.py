@@ -31,12 +31,12 @@ from ..flow import FlowMatching
 from ..objectives import FrechetConfig, FrechetMatching, Scores, Window
 from ..optim import ParameterGroups
 from ..pictured import Pictured
-from ..reward import PictureReward
 from ..running import RolloutStudent, RunningStreams, Script, draw_script, draw_switch, prompt_script
 from ..scoring import Critic, without_gradients
 from ..trainer import Tick
-from ..words.told import CaptionSampler, ToldBatch
+from ..words.told import ToldBatch
 from .diffusion import DiffusionStage
+from .judged import JudgedStreams
 from .scorers import Rolled, Scorers
 from .self_forcing_config import SelfForcingRun, check_run, objective_of, update_boundaries
 
@@ -97,9 +97,10 @@ class SelfForcingStage(DiffusionStage):
             self.scorers = Scorers(config, self.objective, teacher, critic, clips)
         else:
             self.pictured = self._pictured()
-        self.judge: tuple[PictureReward, CaptionSampler] | None = None
-        if config.reward.share:
-            self.judge = self._judge()
+        self.judge: JudgedStreams | None = None
+        if config.reward.share or config.reward.streams:
+            assert isinstance(self.family, TinyFamily), "a config with a reward is of the procedural world"
+            self.judge = JudgedStreams(config, self.family, self.device)
 
     @classmethod
     def specs(cls, config: SelfForcingRun) -> dict[str, NetworkSpec[Any]]:
@@ -199,7 +200,16 @@ class SelfForcingStage(DiffusionStage):
         heard = first and float(torch.rand((), generator=shared)) < rollout.input_share
         begin = 1 + int(torch.randint(rollout.steps - 1, (), generator=shared)) if heard else 0
         limit = rollout.longest(tick.progress)
-        script = self.script(size, generator, timing if sharded else None, limit)
+        judge = self.judge
+        asks = judge is not None and not first and self.config.reward.streams > 0
+        if (
+            judge is not None
+            and asks
+            and float(torch.rand((), generator=shared)) < self.config.reward.streams
+        ):
+            script = judge.script(size, generator, timing if sharded else None, limit)
+        else:
+            script = self.script(size, generator, timing if sharded else None, limit)
         told = self.told(tick) if self.target(tick.step) == "student" else None
         seeds = tick.generator_seed("streams"), tick.generator_seed("objective")
         pictures = self._pictures(script, generator) if heard else None
@@ -207,7 +217,7 @@ class SelfForcingStage(DiffusionStage):
         may = self.judge is not None and first and self.target(tick.step) == "student"
         if may and float(torch.rand((), generator=shared)) < self.config.reward.share:
             assert self.judge is not None
-            judged, pictures, begin = self.judge[1].draw(size, generator), None, 0
+            judged, pictures, begin = self.judge.captions.draw(size, generator), None, 0
             script = script.of_words(judged.ids)
         # of the steps that are left from there
         exit_step = begin + exit_step % (rollout.steps - begin)
@@ -259,9 +269,9 @@ class SelfForcingStage(DiffusionStage):
             rolled = self.roll(module, batch, with_gradient=True)
             loss, metrics = self._student_loss(rolled, generator)
             loss, metrics = loss + rolled.added, {**metrics, **rolled.metrics}
-            if self.judge is None or batch.judged is None:
+            if self.judge is None:
                 return loss, metrics
-            reward, found = self.judge[0].loss(rolled.window.x, batch.judged)
+            reward, found = self.judge.loss(rolled, batch.judged)
             return loss + reward, {**metrics, **found}
         assert self.scorers is not None
         with torch.no_grad():
@@ -290,13 +300,6 @@ class SelfForcingStage(DiffusionStage):
         codec = cast(VideoCodec, self.family.codec)
         return Pictured(codec, features, self.clips, total, objective.clips, config.seed)
 
-    def _judge(self) -> tuple[PictureReward, CaptionSampler]:
-        """The reward, and captions of which it knows what they tell."""
-        config, family = self.config, self.family
-        assert isinstance(family, TinyFamily), "a config with a reward is of the procedural world"
-        reward = PictureReward(config.reward, config.scenes, family.codec, self.device)
-        return reward, CaptionSampler(family.vocabulary, config.network.text_length, config.scenes)
-
     def roll(self, student: nn.Module, batch: RolloutBatch, with_gradient: bool) -> Rolled:
         """Carry the streams on to their next window, or begin others for their first chunk."""
         options, streams = self.config.rollout, self.streams
@@ -320,6 +323,8 @@ class SelfForcingStage(DiffusionStage):
             streams = self._begin(batch)
         # an update that fails must not leave half a window behind
         self.streams = None
+        if self.judge is not None:
+            self.judge.begin_drags(streams)
         before, context = streams.recent(options.window_frames - options.fresh_frames), streams.context()
         wanted = options.window_frames if before is None else options.fresh_frames
         made = student(streams, wanted, sampling, batch.told, through)

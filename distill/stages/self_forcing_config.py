@@ -172,12 +172,15 @@ def _check_objective(config: SelfForcingRun) -> None:
         require(config.wan is None, "rollout.writer", "0 for a model of the Wan family", found)
         level, given = config.rollout.context_noise, config.sampling.get("context_noise", 0.0)
         require(given == level, "sampling.context_noise", f"{level:g}, at which the writer learns", given)
-    rewarded = config.reward.share > 0
+    rewarded = config.reward.share > 0 or config.reward.streams > 0
     fits = not rewarded or (config.prompts is None and config.wan is None and config.clips is None)
     what = "0 without clips of the procedural world, which the reward reads"
-    require(fits, "reward.share", what, config.reward.share)
+    name, share = (
+        ("share", config.reward.share) if config.reward.share else ("streams", config.reward.streams)
+    )
+    require(fits, f"reward.{name}", what, share)
     single = not rewarded or config.plan.first_chunk_frames == 1
-    require(single, "reward.share", "0 with first chunks of more than a frame", config.reward.share)
+    require(single, f"reward.{name}", "0 with first chunks of more than a frame", share)
     objective = objective_of(config)
     if objective.needs_clips or not objective.needs_scores:
         require(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..batches import moved
 from ..clips.training import clip_frames
@@ -17,7 +16,7 @@ from ..config import Checked, Count, Share, require
 from ..families import DiffusionRun, NetworkSpec
 from ..flow import FlowBatch, FlowMatching
 from ..mixture import Turns
-from ..trainer import Tick
+from ..stage import Tick
 from ..windows import image_batch, teacher_batch
 from .diffusion import DiffusionStage
 
@@ -73,7 +72,7 @@ class TeacherRun(DiffusionRun):
 
 
 class TeacherStage(DiffusionStage):
-    """Trains the bidirectional teacher (a `distill.trainer.Stage`)."""
+    """Trains the bidirectional teacher."""
 
     keeps_words = True
 
@@ -125,11 +124,6 @@ class TeacherStage(DiffusionStage):
             else (data.video_batch, self.config.plan.chunk_frames)
         )
         return teacher_batch(clips, size, frames, data.start_share, windows, silence, generator)
-
-    def loss(self, module: nn.Module, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Flow-matching loss of a batch, and the heads' on its captions."""
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
-        return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Loss on fixed windows of training clips with fixed noise, and a contact sheet of fixed prompts."""

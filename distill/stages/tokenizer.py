@@ -1,38 +1,34 @@
 """Stage 1: the causal video tokenizer, from a PCA of the world's patches to the shipped autoencoder."""
 
 import copy
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoints.digest import tensor_digest
 from streamgen.checkpoints.directory import TOKENIZER, load_into, read_tensors
 
-from ..clips import ClipFolderConfig
+from ..clips.config import ClipFolderConfig
 from ..clips.pixels import open_pixels
 from ..clips.training import open_folder, without_objects
-from ..config import Bound, Checked, Count, RunConfig, Share, write_yaml
+from ..command import say
+from ..config import Checked, Count, RunConfig, Several, Share, write_yaml
 from ..evaluation.features import ReaderFeatures
 from ..mixture import GOLDEN, PLASTIC, SILVER, Turns
-from ..optim import ParameterGroups, split_parameters
 from ..photographs import PhotographClips, PhotographConfig, photograph_paths, read_photographs
-from ..preview import save_sheet
+from ..pixels import moving_cells, to_float, to_pixels
 from ..scenes import SceneBatch, SceneConfig, SceneGenerator
+from ..scenes.sheet import contact_sheet, enlarged
 from ..scoring import without_gradients
+from ..stage import Stage, Tick
 from ..tokenizer_loss import Clips, LossConfig, PatchCritic, TokenizerLoss
-from ..trainer import Tick
-from ..widen import fit_added_channels, widen_tokenizer
+from ..widen import begin_as_pca, fit_added_channels, widen_tokenizer
 
-# Inputs, outputs and tables: not maps between hidden spaces, so not for Muon.
-EDGES = ("embed", "skip", "head", "refine", "moments", "change", "codebook", "_bias", "position")
 # Seeds of clips that no update ever sees: those of updates are 63-bit hashes.
 PCA_SEED, HELD_OUT_SEED, STATISTICS_SEED = 11, 12, 13
 
@@ -46,7 +42,7 @@ class DataConfig(Checked, section="data"):
     about the same number of pixels: progressive training as OmniTokenizer's (arXiv 2406.09399, section 3.2).
     """
 
-    frames: Annotated[int, Bound(">= 2", lambda count: count >= 2)] = 17
+    frames: Several = 17
     image_batch: Count = 48
     video_batch: Count = 8
     image_phase: Share = 0.2
@@ -76,8 +72,11 @@ class TokenizerRun(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
 
 
-class TokenizerStage:
-    """Trains a `VideoTokenizer` on the procedural world (a `distill.trainer.Stage`)."""
+class TokenizerStage(Stage):
+    """Trains a `VideoTokenizer` on the procedural world, on own clips and on moving photographs."""
+
+    # inputs, outputs and tables
+    edges = ("embed", "skip", "head", "refine", "moments", "change", "codebook", "_bias", "position")
 
     def __init__(self, config: TokenizerRun, device: torch.device) -> None:
         self.config = config
@@ -99,6 +98,13 @@ class TokenizerStage:
         self.module = TokenizerLoss(self._initial(), config.loss, perceptual).to(device)
         self.critic = PatchCritic(config.seed).to(device) if config.loss.adversarial else None
 
+    @classmethod
+    def networks(cls, config: TokenizerRun) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        trained: dict[str, nn.Module] = {
+            "tokenizer": TokenizerLoss(VideoTokenizer(config.model), config.loss)
+        }
+        return trained | ({"critic": PatchCritic(config.seed)} if config.loss.adversarial else {}), {}
+
     @property
     def tokenizer(self) -> VideoTokenizer:
         """The network in training."""
@@ -108,10 +114,6 @@ class TokenizerStage:
         """The tokenizer with its loss, and the critic where there is one."""
         trained: dict[str, nn.Module] = {"tokenizer": self.module}
         return trained if self.critic is None else trained | {"critic": self.critic}
-
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from inputs, outputs and skips."""
-        return {name: split_parameters(module, EDGES) for name, module in self.modules().items()}
 
     def target(self, step: int) -> str:
         """The tokenizer; with a critic they take turns."""
@@ -175,16 +177,10 @@ class TokenizerStage:
         digest = tensor_digest(state)
         save_file(state, directory / "tokenizer.safetensors", metadata={"format": "pt", "digest": digest})
         write_yaml(asdict(self.config.model), directory / "tokenizer.yaml")
-        sys.stderr.write(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}\n")
+        say(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}")
 
     def _clips(
-        self,
-        batch: int,
-        frames: int,
-        seed: int,
-        source: str,
-        size: int | None = None,
-        held: bool = False,
+        self, batch: int, frames: int, seed: int, source: str, size: int | None = None, held: bool = False
     ) -> Clips:
         """Clips of one `source`, a name of `sources`."""
         patch = self.config.model.patch
@@ -220,8 +216,9 @@ class TokenizerStage:
                 errors[row] += (square * mask).sum().double().cpu()
                 weights[row] += mask.sum().double().cpu()
             if index == 0 and sheet is not None:
-                count = min(data.sheet_clips, len(decoded))
-                save_sheet(clips.video[:count], decoded[:count], sheet)
+                pairs = torch.stack([clips.video, decoded], 1)[: data.sheet_clips].flatten(0, 1)
+                videos = [enlarged(video) for video in to_pixels(pairs).cpu()]
+                contact_sheet(videos, ["as it is", "as it comes back"] * (len(videos) // 2), sheet, frames=6)
         # clips in which there is nothing of a kind tell nothing of it
         found = 10.0 * torch.log10(4.0 * weights / errors.clamp_min(1e-12))
         return torch.where(weights > 0, found, torch.nan)
@@ -245,13 +242,7 @@ class TokenizerStage:
 
     def _from_pca(self) -> VideoTokenizer:
         tokenizer = VideoTokenizer(self.config.model).to(self.device)
-        first, groups = [], []
-        for clips in self._fixed(PCA_SEED, self.config.data.pca_clips):
-            image, group = tokenizer.patchify(clips.video)
-            if image is not None:
-                first.append(image.flatten(0, -2))
-            groups.append(group.flatten(0, -2))
-        tokenizer.initialize_from_pca(torch.cat(first), torch.cat(groups))
+        begin_as_pca(tokenizer, (clips.video for clips in self._fixed(PCA_SEED, self.config.data.pca_clips)))
         return tokenizer
 
 
@@ -259,11 +250,7 @@ def _shares(config: TokenizerRun) -> dict[str, float]:
     """Of all updates, by source; they add up to 1."""
     own = 0.0 if config.clips is None else config.clips.share
     photographs = 0.0 if config.photographs is None else config.photographs.share
-    return {
-        "own": own,
-        "photographs": (1 - own) * photographs,
-        "world": (1 - own) * (1 - photographs),
-    }
+    return {"own": own, "photographs": (1 - own) * photographs, "world": (1 - own) * (1 - photographs)}
 
 
 @torch.no_grad()
@@ -285,28 +272,6 @@ def latent_statistics(tokenizer: VideoTokenizer, videos: Iterator[Tensor]) -> tu
         means.append(values.mean(0))
         deviations.append((values - means[-1]).square().mean().sqrt().expand(values.shape[1]))
     return torch.stack(means).float(), torch.stack(deviations).float()
-
-
-def to_float(video: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) to float (B, T, 3, H, W) in [-1, 1]."""
-    return video.movedim(-1, 2).float().div(127.5).sub(1.0).contiguous()
-
-
-def moving_cells(video: Tensor, cell: int, threshold: float = 0.1) -> Tensor:
-    """Float (B, T, 1, H, W): 1 in cells of `cell` pixels in which a frame differs from the one before.
-
-    The first frame has no past and takes the cells of the second.
-    """
-    if video.shape[1] == 1:
-        return torch.zeros_like(video[:, :, :1])
-    change = (video[:, 1:] - video[:, :-1]).abs().amax(2, keepdim=True) > threshold
-    return _cells(torch.cat([change[:, :1], change], dim=1).to(video.dtype), cell)
-
-
-def _cells(mask: Tensor, cell: int) -> Tensor:
-    """Spread a mask (B, T, 1, H, W) over whole cells."""
-    flat = functional.max_pool2d(mask.flatten(0, 1), cell)
-    return functional.interpolate(flat, scale_factor=cell, mode="nearest").unflatten(0, mask.shape[:2])
 
 
 def object_cells(scene: SceneBatch, cell: int) -> Tensor:

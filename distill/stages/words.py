@@ -18,16 +18,13 @@ from ..batches import moved
 from ..config import ConfigError, Count, RunConfig, Share, require, write_yaml
 from ..evaluation.intervals import Figure
 from ..families.tiny import load_words
-from ..optim import ParameterGroups, split_parameters
 from ..scenes import SceneConfig, caption_vocabulary
 from ..scenes.captions import MAX_WORDS
-from ..stage import Tick
-from ..words.heads import FILE, AttributeHeads
+from ..stage import Stage, Tick
+from ..words.heads import FILE, AttributeHeads, weights_of
 from ..words.probes import check_gate, in_words, told_accuracies
 from ..words.told import CaptionSampler, ToldBatch, Which
 
-# Embeddings and outputs: not maps between hidden spaces, so not for Muon.
-_EDGES = ("embedding", "norm", "maps")
 _TEST_SEED, _GLIMPSE = 79, 400
 
 
@@ -81,8 +78,11 @@ class ToldEncoder(nn.Module):
         return loss, dict(right)
 
 
-class WordsStage:
-    """Trains a text encoder on captions alone (a `distill.trainer.Stage`)."""
+class WordsStage(Stage):
+    """Trains a text encoder on captions alone."""
+
+    # embeddings and outputs
+    edges = ("embedding", "norm", "maps")
 
     def __init__(self, config: WordsRun, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -100,23 +100,10 @@ class WordsStage:
         """Encoder and heads."""
         return {"words": self.module}
 
-    def optimizer_groups(self) -> dict[str, ParameterGroups]:
-        """Hidden matrices apart from embeddings and outputs."""
-        return {"words": split_parameters(self.module, _EDGES)}
-
-    def target(self, step: int) -> str:
-        """Always the one module."""
-        return "words"
-
     def batch(self, tick: Tick) -> ToldBatch:
         """Captions drawn anew for every update."""
         generator = torch.Generator().manual_seed(tick.generator_seed("captions"))
         return self.sampler.draw(self.config.batch, generator)
-
-    def loss(self, module: nn.Module, batch: ToldBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The heads' loss on captions."""
-        result: tuple[Tensor, dict[str, Tensor | float]] = module(batch)
-        return result
 
     def evaluate(self, step: int, out_dir: Path) -> dict[str, float]:
         """Accuracies on some test captions."""
@@ -130,11 +117,7 @@ class WordsStage:
         return told_accuracies(self.module.encoder, self.module.heads, told)
 
     def check(self) -> list[str]:
-        """See `distill.stage.GatedStage`: accuracies on the test captions, and on pairs never drawn.
-
-        Raises:
-            GateError: an attribute below `gate` on the test captions.
-        """
+        """See `Stage`: accuracies on the test captions, which the gate is for, and on pairs never drawn."""
         found, unseen = self.measured(self.config.test), self.measured(self.config.test, "held_out")
         check_gate("words, captions never trained on", found, self.config.gate, "gate")
         lines = [f"test captions: {line}" for line in in_words(found)]
@@ -142,11 +125,7 @@ class WordsStage:
 
     def export(self, directory: Path) -> None:
         """Write `words.safetensors` (encoder and heads), `vocabulary.txt` and `words.yaml`."""
-        state = {
-            f"{part}.{name}": value.detach().cpu().contiguous()
-            for part, network in (("text_encoder", self.module.encoder), ("heads", self.module.heads))
-            for name, value in network.state_dict().items()
-        }
+        state = weights_of({"text_encoder": self.module.encoder, "heads": self.module.heads})
         save_file(state, directory / FILE, metadata={"format": "pt"})
         (directory / "vocabulary.txt").write_text("\n".join(self.vocabulary.words) + "\n", encoding="utf-8")
         found = self.measured(self.config.test)

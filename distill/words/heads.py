@@ -33,14 +33,11 @@ class WordsConfig(Checked, section="words"):
 
 
 class AttributeHeads(nn.Module):
-    """A linear map for each attribute, read at each object's shape word.
+    """A linear map for each attribute, read at each object's shape word; `weight` is that of the loss, for a
+    network that has another one beside it.
 
     The shape is what a caption never leaves out, and its word stands once per object: whoever attends to it
     finds all that is said of that object, and nothing of the others.
-
-    Args:
-        dim: of the embeddings.
-        weight: of the loss, for a network that has another one beside it.
     """
 
     def __init__(self, dim: int, weight: float = 1.0) -> None:
@@ -49,17 +46,25 @@ class AttributeHeads(nn.Module):
         self.maps = nn.ModuleDict({n: nn.Linear(dim, len(classes) + 1) for n, classes in ATTRIBUTES.items()})
 
     def forward(self, embeddings: Tensor, told: ToldBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross entropy of all attributes (not weighted), and of how many objects each is right.
-
-        Args:
-            embeddings: (B, L, dim) of `told.ids`.
-            told: at least one object.
+        """Mean cross entropy of all attributes (not weighted), and of how many objects each is right, from
+        embeddings (B, L, dim) of `told.ids`; at least one object is told of.
         """
         at, labels = at_objects(embeddings, told)
         scores = {name: head(at) for name, head in self.maps.items()}
         losses = [cross_entropy(score.float(), labels[name]) for name, score in scores.items()]
         right = {n: (score.argmax(-1) == labels[n]).float().mean() for n, score in scores.items()}
         return torch.stack(losses).mean(), right
+
+
+def weights_of(parts: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Weights of networks as files have them: on the CPU, under the names of their parts (`heads.maps.size`);
+    as `dtype`, or as they are.
+    """
+    return {
+        f"{part}.{name}": value.detach().to("cpu", dtype).contiguous()
+        for part, network in parts.items()
+        for name, value in network.state_dict().items()
+    }
 
 
 def at_objects(embeddings: Tensor, told: ToldBatch) -> tuple[Tensor, Mapping[str, Tensor]]:

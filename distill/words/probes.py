@@ -45,18 +45,11 @@ def told_accuracies(encoder: TextEncoder, heads: AttributeHeads, told: ToldBatch
 
 
 def binding_probes(encoder: TextEncoder, vocabulary: Vocabulary, seed: int = _SEED) -> dict[str, Figure]:
-    """Whether an object's own attributes can be read linearly at its shape word, where there are others.
+    """By attribute the share of objects whose own class can be read linearly at their shape word, where there
+    are others.
 
     Linear probes (Alain and Bengio, arXiv 1610.01644) on frozen embeddings of captions with two or three
     objects, fitted by least squares to classes as 0 and 1; measured on captions of the test set.
-
-    Args:
-        encoder: on any device; its weights are left alone.
-        vocabulary: its words, all classes of the world among them.
-        seed: of the captions.
-
-    Returns:
-        By attribute the share of objects that the probe is right about.
 
     Raises:
         ConfigError: the vocabulary has no words for a class of the world.

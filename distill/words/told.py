@@ -1,7 +1,7 @@
 """Captions of the world's grammar with what each says of every object, never one of the test set."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,7 +12,7 @@ from models.text_encoder import Vocabulary
 
 from ..config import ConfigError
 from ..scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SceneConfig
-from ..scenes.attributes import SceneAttributes, sample_attributes
+from ..scenes.attributes import CHANGE_KINDS, SceneAttributes, sample_attributes
 from ..scenes.captions import DRAWS_PER_CAPTION, MustSay, ObjectWords, Said, build_told_caption, object_places
 from ..scenes.vocabulary import (
     BACKGROUND_PHRASES,
@@ -36,6 +36,8 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
 TEST_SHARE = 20
 Which = Literal["train", "test", "held_out"]
 _AT_ONCE = 512
+#: A caption, the classes of its objects in the order of `ATTRIBUTES`, and what of them it says.
+_Caption = tuple[str, list[tuple[int, ...]], Said]
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,35 @@ class CaptionSampler:
         """`count` captions: for `train`ing, none of which is a `test` caption, or those; or `held_out`: such
         with an object of a colour and shape that no training draws.
         """
-        slots = self.scenes.max_objects
-        found = self._captions(count, generator, which)
+        return self._batch(self._captions(count, generator, which))
+
+    def draw_changes(self, count: int, generator: torch.Generator) -> tuple[ToldBatch, ToldBatch]:
+        """`count` captions in one thing of which another follows, both of the training's: as they are before,
+        and after that, where what was said before and does not change counts as said.
+        """
+        scenes = replace(self.scenes, change_probability=1.0, double_change_probability=0.0)
+        found: list[tuple[_Caption, _Caption]] = []
+        while len(found) < count:
+            drawn = sample_attributes(scenes, _AT_ONCE, generator)
+            numbers = torch.rand(2, _AT_ONCE, DRAWS_PER_CAPTION, generator=generator).tolist()
+            segments = [_objects(drawn, segment) for segment in (0, 1)]
+            for row, kinds in enumerate(drawn.changes.tolist()):
+                changed = dict(zip(CHANGE_KINDS, kinds, strict=True))
+                must = MustSay(
+                    colour=changed["colour"], background=changed["background"], motion=changed["motion"]
+                )
+                before, after = (_caption(segments[at][row], must, numbers[at][row]) for at in (0, 1))
+                if not is_test(before[0]) and not is_test(after[0]):
+                    found.append((before, after))
+        before_all, after_all = (self._batch([pair[at] for pair in found[:count]]) for at in (0, 1))
+        labels = {}
+        for name, classes in ATTRIBUTES.items():
+            old, new = before_all.labels[name], after_all.labels[name]
+            labels[name] = torch.where(new == len(classes), old, new)
+        return before_all, replace(after_all, labels=labels)
+
+    def _batch(self, found: Sequence[_Caption]) -> ToldBatch:
+        count, slots = len(found), self.scenes.max_objects
         place = torch.full((count, slots), -1)
         labels = {name: torch.full((count, slots), len(classes)) for name, classes in ATTRIBUTES.items()}
         ids = [self.vocabulary.encode(caption, self.length).ids for caption, _, _ in found]
@@ -98,10 +127,8 @@ class CaptionSampler:
                         labels[name][row, slot] = value
         return ToldBatch(torch.stack(ids), place, labels)
 
-    def _captions(
-        self, count: int, generator: torch.Generator, which: Which
-    ) -> list[tuple[str, list[tuple[int, ...]], Said]]:
-        found: list[tuple[str, list[tuple[int, ...]], Said]] = []
+    def _captions(self, count: int, generator: torch.Generator, which: Which) -> list[_Caption]:
+        found: list[_Caption] = []
         scenes = replace(self.scenes, include_held_out=which == "held_out")
         while len(found) < count:
             drawn = sample_attributes(scenes, _AT_ONCE, generator, may_change=False)
@@ -109,12 +136,9 @@ class CaptionSampler:
             for objects, row in zip(_objects(drawn), numbers, strict=True):
                 if which == "held_out" and not any(o[:2] in _HELD_OUT for o in objects):
                     continue
-                things = [
-                    ObjectWords(shape, colour, size, motion) for colour, shape, size, motion, _ in objects
-                ]
-                caption, said = build_told_caption(things, objects[0][4], MustSay(), row)
-                if which == "held_out" or is_test(caption) == (which == "test"):
-                    found.append((caption, objects, said))
+                told = _caption(objects, MustSay(), row)
+                if which == "held_out" or is_test(told[0]) == (which == "test"):
+                    found.append(told)
                 if len(found) == count:
                     break
         return found
@@ -123,10 +147,17 @@ class CaptionSampler:
 _HELD_OUT = frozenset(held_out_indices())
 
 
-def _objects(drawn: SceneAttributes) -> list[list[tuple[int, ...]]]:
-    """Per caption and object its classes in the order of `ATTRIBUTES`."""
-    columns = (drawn.colour[:, 0], drawn.shape[:, 0], drawn.size, drawn.motion[:, 0])
-    table = torch.stack([*columns, drawn.background[:, :1].expand_as(drawn.size)], -1).tolist()
+def _caption(objects: list[tuple[int, ...]], must: MustSay, numbers: Sequence[float]) -> _Caption:
+    things = [ObjectWords(shape, colour, size, motion) for colour, shape, size, motion, _ in objects]
+    caption, said = build_told_caption(things, objects[0][4], must, numbers)
+    return caption, objects, said
+
+
+def _objects(drawn: SceneAttributes, segment: int = 0) -> list[list[tuple[int, ...]]]:
+    """Per caption and object its classes in the order of `ATTRIBUTES`, before or after the change."""
+    columns = (drawn.colour[:, segment], drawn.shape[:, segment], drawn.size, drawn.motion[:, segment])
+    background = drawn.background[:, segment, None].expand_as(drawn.size)
+    table = torch.stack([*columns, background], -1).tolist()
     return [
         [tuple(classes) for classes in row[:used]]
         for row, used in zip(table, drawn.count.tolist(), strict=True)

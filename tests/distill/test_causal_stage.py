@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import distill.mixture
 from distill.config import ConfigError
 from distill.errors import GateError
-from distill.families import NetworkConfig
+from distill.families.config import NetworkConfig
 from distill.families.tiny import (
     build_network,
     checkpoint_config,
@@ -23,7 +23,6 @@ from distill.flow import FlowMatching, focused
 from distill.latent_cache import CacheConfig
 from distill.mixture import Kind, MixtureConfig
 from distill.scenes import MOTIONS, SceneConfig
-from distill.stage import StatefulStage
 from distill.stages.causal import CausalRun, CausalStage
 from distill.trainer import Tick
 from distill.turning_probe import TurningGate, check_turning, plot_turning
@@ -176,7 +175,7 @@ def test_what_was_seen_is_counted(tmp_path: Path) -> None:
     assert sum(kinds) == pytest.approx(1)
     assert sum(motions) == pytest.approx(1)
     assert metrics["seen/targets"] == stage.census.count("targets") > 0
-    assert not isinstance(stage, StatefulStage)
+    assert stage.state() is None
 
 
 def test_the_turning_probe_tells_turns_from_straight_ways(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from torch.testing import assert_close
 
 from distill import evaluate
 from distill.config import ConfigError
-from distill.evaluation import classifiers, comparison, measures, runner, streams
+from distill.evaluation import classifiers, comparison, measures, pool, runner, streams
 from distill.evaluation.rows import row_of
-from distill.evaluation.suites import EvaluationConfig, SuiteBuilder, evaluation_config
+from distill.evaluation.suites import SWITCH_KINDS, EvaluationConfig, SuiteBuilder, evaluation_config
 from distill.families.tiny import load_tokenizer
 from distill.scenes import COLOURS, HELD_OUT, MOTIONS, SHAPES, SceneConfig, caption_vocabulary
 from models.text_encoder import Vocabulary
@@ -143,6 +144,73 @@ def test_a_rolling_sink_is_seen_from_its_first_roll_on(tmp_path: Path) -> None:
     same = (video["stays"] == video["rolls"]).flatten(1).all(1)
     assert same[: 1 + 4 * 21].all()
     assert not same[1 + 4 * 21 :].all()
+
+
+def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of its own loads all anew: seconds for every cell of a grid. It computes on one thread as
+    well, and what is made once is made anew for other work.
+    """
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", None)
+    made: list[str] = []
+
+    def do(work: str, task: int) -> tuple[str, int, int]:
+        return pool.once("model", lambda: made.append(work) or work), task, torch.get_num_threads()  # type: ignore[func-returns-value]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for work in ("a", "b"):
+            assert list(pool.each(work, do, [7, 8], 1)) == [(work, 7, 1), (work, 8, 1)]
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert made == ["a", "b"]
+
+
+def test_long_streams_that_change_are_read_behind_the_change() -> None:
+    """For what they are told then, and as many seconds as plain ones."""
+    config = EvaluationConfig(drift=8, drift_seconds=8, drift_changes=True)
+    assert config.what != EvaluationConfig(drift=8, drift_seconds=8).what
+    specs = SuiteBuilder(config, world_vocabulary()).drift(long=False)
+    assert Counter(spec.kind for spec in specs) == dict.fromkeys(SWITCH_KINDS, 2)
+    for spec in specs:
+        assert spec.switch is not None
+        assert spec.subjects == (spec.switch.after,)
+        assert spec.prompt != spec.switch.prompt
+    frames = torch.zeros(specs[0].frames, 64, 64, 3, dtype=torch.uint8)
+    video = streams.Video(specs[0], frames, 41, torch.zeros(0, 2))
+    instruments = quick_instruments(64)
+    points = measures.drift_points(instruments, instruments.view(video))
+    assert [point.seconds for point in points] == [(41 + 24) / 16, (41 + 24) / 16 + 4]
+    with pytest.raises(ConfigError, match="anchors: expected drift_changes=true"):
+        EvaluationConfig(sink="anchors")
+
+
+@pytest.mark.slow
+def test_an_anchor_is_a_picture_from_behind_the_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the sink's place once, when it has left the window; before, the sink stays."""
+    pipeline = load_pipeline(write_checkpoint(tmp_path / "model", words=caption_vocabulary()))
+    taken: list[torch.Tensor] = []
+    plain = streams.Picture
+
+    def seen(pixels: torch.Tensor, use: Any) -> streams.Picture:
+        taken.append(pixels)
+        return plain(pixels, use)
+
+    monkeypatch.setattr(streams, "Picture", seen)
+    video = {}
+    for sink in ("stays", "anchors"):
+        config = EvaluationConfig(drift=1, drift_seconds=4, drift_changes=True, sink=sink)  # type: ignore[arg-type]
+        (spec,) = SuiteBuilder(config, world_vocabulary()).drift(long=False)
+        video[sink] = streams.render(pipeline, None, spec, {})  # type: ignore[arg-type]
+    event, frames = video["anchors"].event, video["anchors"].frames
+    assert len(taken) == 1
+    assert_close(taken[0], frames[event + 15], rtol=0, atol=0)
+    same = (frames == video["stays"].frames).flatten(1).all(1)
+    assert same[: event + 48].all()
+    assert not same[event + 48 :].all()
 
 
 def test_motions_without_words_are_left_out() -> None:

@@ -13,11 +13,14 @@ import torch
 
 from distill import evaluate
 from distill.evaluation import pool, runner, streams
+from distill.evaluation.classifiers import MOTION_FRAMES
+from distill.evaluation.measures import first_lasting
 from distill.evaluation.pool import make_rows
 from distill.evaluation.reading import FrameReader
-from distill.evaluation.rows import read_rows
-from distill.evaluation.suites import EvaluationConfig, SuiteBuilder
+from distill.evaluation.rows import checked_rows
+from distill.evaluation.suites import SWITCH_FRAMES, EvaluationConfig, SuiteBuilder
 from distill.scenes import SceneConfig, caption_vocabulary
+from models.context import ChunkPlan
 from models.text_encoder import Vocabulary
 from streamgen import StreamEvent, load_pipeline
 from tests.at_once import AtOnce
@@ -84,6 +87,23 @@ def test_a_change_that_takes_effect_late_is_watched_as_long(checkpoint: Path) ->
     assert len(wave.frames) - wave.event == len(plain.frames) - plain.event == spec.frames - plain.event
 
 
+def test_a_switch_has_the_frames_that_are_read_behind_it(tmp_path: Path) -> None:
+    """With chunks of three latent frames a change falls some frames later than asked for; motions were then
+    read from too few frames behind it, and none was ever shown. What lasts is read from as many as it takes.
+    """
+    folder = write_checkpoint(tmp_path / "m", ChunkPlan(3, 1, 1, 3), words=caption_vocabulary())
+    pipeline, reader = load_pipeline(folder), FrameReader(SceneConfig(size=32))
+    for spec in SuiteBuilder(EvaluationConfig(), Vocabulary(caption_vocabulary())).switches("recache")[2:4]:
+        video = streams.render(pipeline, reader, spec, {"text_guidance": 1.0, "motion_guidance": 0.0})
+        behind = len(video.frames) - video.event
+        assert video.event > 41
+        if spec.kind == "motion":
+            assert behind == SWITCH_FRAMES + MOTION_FRAMES
+            continue
+        right = torch.arange(behind) >= SWITCH_FRAMES
+        assert (first_lasting(right), first_lasting(right[:-1])) == (SWITCH_FRAMES, None)
+
+
 FEW = [
     "unseen=1",
     "drags=1",
@@ -135,7 +155,7 @@ def test_a_report_is_written(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_rows_say_what_was_read_and_expected(finished: Path) -> None:
-    rows = read_rows(finished)
+    _, rows = checked_rows(finished)
     model = [row for row in rows if row.source == "model" and row.suite != "tokenizer"]
     assert Counter((row.suite, row.variant) for row in model) == {
         **{("prompts", "plain"): 2, ("unseen", "plain"): 1, ("drift", "plain"): 1},
@@ -280,7 +300,7 @@ def test_reports_beside_each_other(
     for name in ("reports.png", "prompts.png", "switches.png"):
         assert name in (tmp_path / "out" / "index.html").read_text()
         assert (tmp_path / "out" / name).stat().st_size > 1000
-    stream = next(row.stream for row in read_rows(one) if row.suite == "prompts" and row.stream)
+    stream = next(row.stream for row in checked_rows(one)[1] if row.suite == "prompts" and row.stream)
     (one / "streams" / stream).unlink()
     assert evaluate.main([*given, "-o", str(tmp_path / "out")]) == 2
     assert stream in capsys.readouterr().err

@@ -18,11 +18,12 @@ from distill.exam import report, runner
 from distill.exam.config import ExamConfig, exam_config
 from distill.exam.facts import ASKS, KINDS, Fact
 from distill.exam.folder import exam_digest, read_exam, write_exam
-from distill.exam.plans import CATEGORIES, Draws, trained_pairs
-from distill.exam.rows import read_rows
+from distill.exam.plans import CATEGORIES, Draws
+from distill.exam.rows import read_marks
 from distill.exam.runner import Exam, ModelMaker, TruthMaker, make_video, read_video, tasks_of
 from distill.exam.transcript import Transcript, read_transcript
 from distill.scenes import HELD_OUT, caption_vocabulary
+from distill.scenes.vocabulary import trained_indices
 from streamgen import StreamEvent, load_pipeline
 from streamgen.errors import InputError
 from streamgen.video.decode_worker import Request, decode
@@ -130,8 +131,8 @@ def test_streams_ask_for_everything_and_for_no_held_out_pair() -> None:
 
 def test_values_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     def check() -> None:
-        pairs = [Draws(0, "update", i).deal("pair", trained_pairs()) for i in range(len(trained_pairs()))]
-        assert sorted(pairs) == sorted(trained_pairs())
+        pairs = [Draws(0, "update", i).deal("pair", trained_indices()) for i in range(len(trained_indices()))]
+        assert sorted(pairs) == sorted(trained_indices())
 
     assert_needs(check, monkeypatch, Draws, "deal", lambda self, name, values: self.pick(values))
 
@@ -245,7 +246,7 @@ def test_videos_of_any_system_are_marked_and_taken_up_again(
     # every video against another stream's words: colour and ground differ in all three
     assert found["marks"]["shuffled"]["all"] == 0
     assert found["intervals"]["all"] == pytest.approx(wilson(3, 3))
-    rows = read_rows(out)
+    rows = read_marks(out)
     assert len(rows) == 3 * 2 * 2
     assert {row.found for row in rows if row.own} == {1.0}
     assert (out / "index.html").exists()
@@ -265,7 +266,7 @@ def test_videos_of_any_system_are_marked_and_taken_up_again(
     assert marked(exam, videos, out, "--json") == 0
     assert done == ["update-002"]
     capsys.readouterr()
-    rows = read_rows(out)
+    rows = read_marks(out)
     assert len(rows) == 12
     assert {row.stream for row in rows if row.own and not row.mark} == {"update-002"}
     assert report.figures_of(rows)["all"].value == pytest.approx(2 / 3)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import distill.objectives.frechet
+import distill.pictured
 from distill.config import ConfigError
 from distill.evaluation.features import ReaderFeatures
 from distill.objectives import FrechetConfig, FrechetMatching, Moments, Scores, Shown, Window
@@ -177,9 +178,9 @@ def test_streams_are_seen_as_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -
         assert fresh.grad is not None
         assert fresh.grad.abs().sum() > 0
 
-    decoded = Pictured._decoded
-    alone = lambda self, past, fresh, start: decoded(self, past[:, :0], fresh, start)  # noqa: E731
-    assert_needs(check, monkeypatch, Pictured, "_decoded", alone)
+    decoded = distill.pictured.decoded
+    alone = lambda codec, past, fresh, start: decoded(codec, past[:, :0], fresh, start)  # noqa: E731
+    assert_needs(check, monkeypatch, distill.pictured, "decoded", alone)
     rows = torch.cat([pictured._features(video) for video in pictured._clips(clips, 12, 12, 0)])
     own = Moments.of((rows - pictured.mean) / pictured.scale)
     torch.testing.assert_close(own.mean, torch.zeros_like(own.mean), rtol=0, atol=1e-4)

@@ -19,10 +19,11 @@ from distill.evaluation.tokenizer import reconstruct
 from distill.evaluation.truth import Truth, TruthSuite
 from distill.families.tiny import load_tokenizer
 from distill.photographs import PhotographClips, PhotographConfig, photograph_paths, read_photographs
+from distill.pixels import moving_cells
 from distill.recipe import read_recipe
 from distill.scenes import MOTIONS
 from distill.stages import load_run
-from distill.stages.tokenizer import TokenizerRun, moving_cells
+from distill.stages.tokenizer import TokenizerRun
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.errors import InputError
 from tests.clip_folders import write_clip

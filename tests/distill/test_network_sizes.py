@@ -13,7 +13,7 @@ import distill.families.tiny
 import distill.held
 from distill.config import ConfigError, FrozenConfig
 from distill.dry_run import estimate
-from distill.families import NetworkConfig, WanTeacher
+from distill.families.config import NetworkConfig, WanTeacher
 from distill.held import lend
 from distill.objectives import ObjectiveConfig, SiDConfig
 from distill.sharding import units

@@ -164,7 +164,7 @@ def test_matching_and_game_share_their_noise(monkeypatch: pytest.MonkeyPatch) ->
 
     def check() -> None:
         piece, scores = window(), Scores(real, fake, judged=judged)
-        parts = DistributionMatching(config), Adversarial(config.game())
+        parts = DistributionMatching(config), Adversarial(config)
         found = MixedMatching(config).student_loss(piece, scores, torch.Generator().manual_seed(3))[0]
         own = [part.student_loss(piece, scores, torch.Generator().manual_seed(3))[0] for part in parts]
         torch.testing.assert_close(found, own[0] + 0.3 * own[1])

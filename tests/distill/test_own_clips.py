@@ -9,16 +9,10 @@ import pytest
 import torch
 
 import distill.clips.folder
-from distill.clips import (
-    ClipFolder,
-    ClipFolderConfig,
-    PromptScript,
-    list_clips,
-    prompt_pairs,
-    read_prompts,
-)
-from distill.clips.folder import UsableClip, require_length
-from distill.clips.prompts import known_to
+from distill.clips.config import ClipFolderConfig
+from distill.clips.folder import ClipFolder, UsableClip, require_length
+from distill.clips.listing import list_clips
+from distill.clips.prompts import known_to, prompt_pairs, read_prompts
 from distill.clips.store import Shelf
 from distill.clips.tracks import ClipTracks
 from distill.clips.words import caption_words, run_vocabulary
@@ -242,8 +236,7 @@ def test_a_run_keeps_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_prompt_lists(tmp_path: Path) -> None:
     plain = tmp_path / "prompts.txt"
     plain.write_text("# a comment\na calm sea\n\na dog\n", encoding="utf-8")
-    prompts = read_prompts(plain)
-    assert [script.texts for script in prompts.scripts] == [("a calm sea",), ("a dog",)]
+    assert read_prompts(plain) == [("a calm sea",), ("a dog",)]
     rows = tmp_path / "prompts.jsonl"
     rows.write_text(
         '{"prompt": "a calm sea",'
@@ -252,12 +245,7 @@ def test_prompt_lists(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     prompts = read_prompts(rows)
-    script = prompts.scripts[0]
-    assert script == PromptScript((0.0, 30.5, 60.0), ("a calm sea", "a storm", "sun"))
-    assert [script.at(time) for time in (0, 30, 30.5, 59, 61)] == [
-        *("a calm sea", "a calm sea", "a storm", "a storm", "sun")
-    ]
-    assert prompts.texts == ("a calm sea", "a storm", "sun", "a dog")
+    assert prompts == [("a calm sea", "a storm", "sun"), ("a dog",)]
     words = Vocabulary(("a", "sea", "dog", "sun"))
     pairs = prompt_pairs(prompts, lambda text: words.encode(text, 3).ids)
     assert [(before.tolist(), after.tolist()) for before, after in pairs] == [

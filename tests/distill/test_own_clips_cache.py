@@ -12,7 +12,7 @@ import torch
 
 import distill.clips.folder
 import distill.clips.store
-from distill.clips import ClipFolder
+from distill.clips.folder import ClipFolder
 from distill.clips.latents import OwnLatents, image_frames
 from distill.clips.store import FileIndex, Shelf, write_whole
 from distill.clips.tracks import piece_tracks

@@ -12,10 +12,11 @@ import torch
 import distill.clips.training
 import distill.latent_cache
 from distill.__main__ import main
-from distill.clips import ClipFolder, ClipFolderConfig
+from distill.clips.config import ClipFolderConfig
+from distill.clips.folder import ClipFolder
 from distill.clips.training import LatentMix, draws_own, open_folder, stage_vocabulary
 from distill.config import CheckpointConfig, ConfigError, PreviewConfig
-from distill.families import NetworkConfig
+from distill.families.config import NetworkConfig
 from distill.families.tiny import words_of
 from distill.latent_cache import CacheConfig, LatentClips
 from distill.mixture import Kind, MixtureConfig

@@ -63,7 +63,7 @@ def test_pictures_of_the_world_are_as_they_are_told(monkeypatch: pytest.MonkeyPa
     shown_ones, told = pictures(10)
 
     def check(judge: Callable[[], PictureReward] = judge) -> None:
-        shown = judge().shown(shown_ones, told)
+        shown = judge().shown(shown_ones, told.labels)
         assert int(shown.there.sum()) > 10
         right = shown.fits[shown.there].argmax(1) == shown.shape[shown.there]
         # objects that touch may be read as one another's
@@ -75,7 +75,7 @@ def test_pictures_of_the_world_are_as_they_are_told(monkeypatch: pytest.MonkeyPa
             name: torch.cat([label[:, :1], torch.full_like(label[:, 1:], 99)], 1)
             for name, label in told.labels.items()
         }
-        less = judge().shown(shown_ones, replace(told, labels=hidden))
+        less = judge().shown(shown_ones, hidden)
         assert bool((less.beside[both] > 0.15).all())
 
     assert_needs(lambda: check(new_judge), monkeypatch, reward, "_FACTORS", (0.3, 0.35, 0.4))
@@ -87,9 +87,9 @@ def test_captions_that_do_not_say_which_pixels_are_whose_are_not_judged() -> Non
     colour = told.labels["colour"]
     two = colour[:, 1] < len(COLOURS)
     unsaid = replace(told, labels={**told.labels, "colour": torch.full_like(colour, len(COLOURS))})
-    assert not judge().shown(shown_ones, unsaid).there.any()
+    assert not judge().shown(shown_ones, unsaid.labels).there.any()
     alike = replace(told, labels={**told.labels, "colour": torch.where(two[:, None], colour[:, :1], colour)})
-    assert torch.equal(judge().shown(shown_ones, alike).there.any(1), ~two)
+    assert torch.equal(judge().shown(shown_ones, alike.labels).there.any(1), ~two)
     loss, found = judge().loss(shown_ones[:, None], unsaid)
     assert float(loss) == 0
     assert not found
@@ -105,7 +105,7 @@ def test_its_gradient_makes_a_picture_what_was_told(monkeypatch: pytest.MonkeyPa
     )
 
     def fit(found: Tensor) -> float:
-        shown = judge().shown(found, other)
+        shown = judge().shown(found, other.labels)
         rows = torch.arange(int(shown.there.sum()))
         return float(shown.fits[shown.there][rows, shown.shape[shown.there]].mean())
 

@@ -19,7 +19,6 @@ from distill.scenes import (
     SceneBatch,
     SceneConfig,
     SceneGenerator,
-    canonical_prompt,
     caption_vocabulary,
     contact_sheet,
 )
@@ -293,15 +292,20 @@ def test_motions_come_as_often_as_they_are_weighted() -> None:
     assert (from_left == circles).float().mean() > 2 * (from_left == right).float().mean()
 
 
-def test_canonical_prompt() -> None:
-    assert canonical_prompt("small", "red", "circle", "right", "sea") == (
+def test_canonical_captions_of_one_object() -> None:
+    small, large = (
+        ObjectWords(SHAPES.index(shape), COLOURS.index(colour), SIZES.index(size), MOTIONS.index(motion))
+        for shape, colour, size, motion in (
+            ("circle", "red", "small", "right"),
+            ("star", "white", "large", "up left"),
+        )
+    )
+    assert canonical_caption([small], BACKGROUNDS.index("sea")) == (
         "a small red circle moves right over the sea"
     )
-    assert canonical_prompt("large", "white", "star", "up left", "night") == (
+    assert canonical_caption([large], BACKGROUNDS.index("night")) == (
         "a large white star moves up left over the night sky"
     )
-    with pytest.raises(ValueError, match=r"colour: .*'teal'"):
-        canonical_prompt("small", "teal", "circle", "right", "sea")
 
 
 @pytest.mark.parametrize(

@@ -121,14 +121,14 @@ def test_what_an_objective_needs_has_to_be_there(tmp_path: Path) -> None:
 def frames_of(clips: LatentClips, places: list[int], new: int, plan: ChunkPlan) -> Tensor:
     """The latent frames that two windows show beside a stream's."""
     script = script_of(clips)
-    windows = clip_windows(
+    shown, told = clip_windows(
         clips, script, torch.tensor(places), new, (0.5, 0.2), plan, 0.0, torch.Generator().manual_seed(0)
     )
-    assert windows.told.committed is not None
-    seen, levels = windows.told.committed
+    assert told.committed is not None
+    seen, levels = told.committed
     assert not levels.any()
-    assert torch.equal(seen[:, -new:], windows.x)
-    assert windows.told.tracks.state.shape[2] == 4 * len(places)
+    assert torch.equal(seen[:, -new:], shown)
+    assert told.tracks.state.shape[2] == 4 * len(places)
     return seen[0, :, 0, 0, 0].long()
 
 

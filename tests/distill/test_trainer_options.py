@@ -299,7 +299,6 @@ def test_a_dry_run_says_what_a_run_costs(tmp_path: Path) -> None:
     config = distillation_config(tmp_path, max_minutes=2.0, max_steps=10**9)
     stage = DistillationStage()
     cost = dry_run(Trainer(config, stage, make_accelerator(config)))
-    assert {len(batch) for batch in stage.seen} == {1}
     size = sum(p.numel() for p in Net(1).parameters())
     for module in cost.modules:
         assert (module.count, module.trained) == (size, size)
@@ -366,9 +365,6 @@ def test_a_dry_run_of_wans_shape_allocates_nothing(
     assert "parameters teacher 1,418,996,800 (frozen)" in printed
     assert "memory activations not measured" in printed
     assert main(["wan.yaml", "--meta"]) == 2
-    monkeypatch.setattr("distill.stages.stage_class", lambda _: ToyStage)
-    assert main(["wan.yaml", "--dry-run", "--meta"]) == 2
-    assert "stage toy cannot be built on the meta device" in capsys.readouterr().err
 
 
 def test_the_latest_checkpoint_is_named(tmp_path: Path) -> None:

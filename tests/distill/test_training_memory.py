@@ -12,7 +12,9 @@ from distill.config import ConfigError
 from distill.dry_run import estimate
 from distill.memory import check_memory
 from distill.stages.init import InitStage
-from distill.stages.tokenizer import TokenizerStage
+from distill.stages.tokenizer import TokenizerRun, TokenizerStage
+from distill.tokenizer_loss import LossConfig
+from models.video_tokenizer import VideoTokenizer
 from tests.processes import forget_processes
 from tests.tiny_stages import init_run
 
@@ -26,7 +28,7 @@ def _fresh_accelerate() -> Iterator[None]:
 
 
 def test_what_stays_in_memory_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes on a CPU share what is free; a stage that cannot be counted is let through."""
+    """Processes on a CPU share what is free; where that cannot be told all are let through."""
     config = init_run(tmp_path)
     cost = estimate(config, InitStage)
     needed = sum(m.parameters + m.gradients + m.optimizer + m.average for m in cost.modules)
@@ -36,11 +38,18 @@ def test_what_stays_in_memory_decides(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="in each of 2 processes"):
         check_memory(config, InitStage, 2, CPU)
     monkeypatch.setattr(distill.memory, "free_bytes", lambda device: needed - 1)
-    with pytest.raises(ConfigError, match=r"weights .* gradients .* optimizers .* averages"):
+    with pytest.raises(ConfigError, match=r"parameters .* gradients .* optimizers .* average .* frozen"):
         check_memory(config, InitStage, 1, CPU)
-    check_memory(config, TokenizerStage, 1, CPU)
     monkeypatch.setattr(distill.memory, "free_bytes", lambda device: None)
     check_memory(config, InitStage, 1000, CPU)
+
+
+def test_the_tokenizer_stage_is_counted_without_being_allocated(tmp_path: Path) -> None:
+    config = TokenizerRun("tokenizer", str(tmp_path), 1, 0, loss=LossConfig(adversarial=0.1))
+    cost = estimate(config, TokenizerStage)
+    size = sum(p.numel() for p in VideoTokenizer(config.model).parameters())
+    assert [module.name for module in cost.modules] == ["tokenizer", "critic"]
+    assert cost.modules[0].count == size
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import distill.clips.words
 import distill.families.captions
 import distill.families.wan
 import distill.lora
@@ -231,7 +232,7 @@ def test_a_run_keeps_the_numbers_of_its_captions(tmp_path: Path, monkeypatch: py
         (tmp_path / "captions.json").write_text('["b", "c"]')
         assert numbers("a", "c") == [3, 2]
 
-    monkeypatch.setattr(distill.families.captions, "list_checkpoints", lambda root: [root])
+    monkeypatch.setattr(distill.clips.words, "list_checkpoints", lambda root: [root])
     assert_needs(check, monkeypatch, distill.families.captions, "run_captions", lambda _: [])
     (tmp_path / "captions.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"captions\.json: expected a list of texts"):

@@ -319,3 +319,31 @@ def test_probes_leave_the_encoder_alone_and_repeat(tmp_path: Path) -> None:
     assert json.dumps({name: vars(figure) for name, figure in first.items()})
     drawn = stage.sampler.draw(30, generator(), "test")
     assert set(told_accuracies(stage.module.encoder, stage.module.heads, drawn)) == set(first)
+
+
+def test_captions_that_follow_one_another_differ_in_one_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = CaptionSampler(WORLD, 24, SCENES)
+
+    def check() -> None:
+        before, after = sampler.draw_changes(300, generator(4))
+        differ = torch.stack(
+            [
+                (before.labels[name] != after.labels[name]) & (before.labels[name] < len(classes))
+                for name, classes in ATTRIBUTES.items()
+            ]
+        )
+        # of one object, but for the background, which all have
+        assert bool((differ[:-1].sum((0, 2)) + differ[-1].any(1) == 1).all())
+        assert all(bool(differ[place].any()) for place in (0, 1, 3, 4))
+        assert not differ[2].any(), "sizes stay"
+        # what was said and stays is not forgotten where the second caption leaves it out
+        for name, classes in ATTRIBUTES.items():
+            said = before.labels[name] < len(classes)
+            assert bool((after.labels[name] < len(classes))[said].all()), name
+
+    drawn = told.sample_attributes
+    twice = lambda config, *rest: drawn(replace(config, double_change_probability=1.0), *rest)  # noqa: E731
+    assert_needs(check, monkeypatch, told, "sample_attributes", twice)
+    monkeypatch.setattr(told, "is_test", lambda caption: "star" in caption)
+    (star,) = WORLD.encode("star", 1).ids.tolist()
+    assert not any((batch.ids == star).any() for batch in sampler.draw_changes(100, generator(5)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.optim import split_parameters
-from distill.stages.tokenizer import EDGES
+from distill.stages.tokenizer import TokenizerStage
 from models import video_tokenizer
 from models.bottleneck import Quantized
 from tests.models.test_video_tokenizer import TINY, clip, patch_matrices, smooth_clip, tiny
@@ -83,6 +83,6 @@ def _unscaled(video: torch.Tensor) -> float:
 def test_the_output_layer_takes_no_orthogonal_steps() -> None:
     """It starts at zero, where Muon's steps of a fixed size upset the codes."""
     model = tiny(FSQ)
-    matrices = {id(parameter) for parameter in split_parameters(model, EDGES).matrices}
+    matrices = {id(parameter) for parameter in split_parameters(model, TokenizerStage.edges).matrices}
     assert not matrices & {id(parameter) for parameter in model.bottleneck.parameters()}
     assert matrices
