@@ -117,7 +117,7 @@ def test_every_number_of_a_message_has_an_end_on_both_sides(row: dict[str, Any])
             with pytest.raises(BadMessage, match=r"expected .*found") as refusal:
                 parse(json.dumps(changed))
             named = [key for key in place if isinstance(key, str) and key != "settings"][-1]
-            assert re.search(rf"\b({named}|grid): expected", str(refusal.value))
+            assert re.search(rf"\b({named}|grid|blend: weight): expected", str(refusal.value))
             assert len(str(refusal.value)) < 200
 
 

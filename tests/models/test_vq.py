@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import models.bottleneck
 from distill.optim import split_parameters
-from distill.stages.tokenizer import EDGES
+from distill.stages.tokenizer import TokenizerStage
 from models.bottleneck import Looked, VQBottleneck, look_up, nearest
 from models.tokenizer_pca import fit_codebook, fit_pca
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
@@ -129,5 +129,5 @@ def test_sizes_that_do_not_fit(change: dict[str, object], message: str) -> None:
 
 def test_entries_take_no_orthogonal_steps() -> None:
     model = tiny(VQ)
-    matrices = {id(parameter) for parameter in split_parameters(model, EDGES).matrices}
+    matrices = {id(parameter) for parameter in split_parameters(model, TokenizerStage.edges).matrices}
     assert not matrices & {id(parameter) for parameter in model.bottleneck.parameters()}

@@ -143,7 +143,7 @@ def test_settings_errors_name_the_setting() -> None:
         ({"text_guidence": 2.0}, "did you mean 'text_guidance'"),
         ({"steps": 2.5}, "steps: expected int"),
         ({"steps": True}, "steps: expected int"),
-        ({"shift": -1}, "shift must be above 0"),
+        ({"shift": -1}, "shift must be in 0.01..100"),
         ({"context_noise": 1.0}, "context_noise"),
         ({"sampler": "magic"}, "sampler"),
     ):
