@@ -27,7 +27,7 @@ def _killed_at(wanted: int, task: int) -> int:
 @pytest.mark.slow
 def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(StreamgenError, match="one of its processes was killed") as error:
-        list(each(2, _killed_at, range(4), 1))
+        list(each(2, _killed_at, range(4), 2))
     assert "\n" not in str(error.value)
 
 
