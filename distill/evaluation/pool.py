@@ -81,8 +81,8 @@ def each(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any], processes: in
         yield from _here(work, do, tasks)
         return
     with ProcessPoolExecutor(count, context, _open_worker, (work,)) as pool:
-        waiting: list[Future[T]] = [pool.submit(_do, do, task) for task in tasks]
         try:
+            waiting: list[Future[T]] = [pool.submit(_do, do, task) for task in tasks]
             for done in as_completed(waiting):
                 yield done.result()
         except BrokenProcessPool:
@@ -107,13 +107,14 @@ def one_thread() -> Iterator[None]:
 
 
 def _here(work: W, do: Callable[[W, Any], T], tasks: Sequence[Any]) -> Iterator[T]:
-    _worker.clear()
-    for task in tasks:
-        with one_thread():
-            done = do(work, task)
-        yield done
-    # what was made once is of this work
-    _worker.clear()
+    try:
+        for task in tasks:
+            with one_thread():
+                done = do(work, task)
+            yield done
+    finally:
+        # what was made once is of this work
+        _worker.clear()
 
 
 _worker: dict[str, Any] = {}

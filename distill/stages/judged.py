@@ -9,9 +9,9 @@ from models.motion_encoder import Tracks
 from models.text_encoder import PAD
 
 from ..families import TinyFamily
-from ..reward import PictureReward
+from ..reward.pictures import PictureReward
+from ..reward.streams import StreamReward
 from ..running import Asked, RunningStreams, Script, draw_switch, is_wanted
-from ..stream_reward import StreamReward
 from ..words.told import CaptionSampler, ToldBatch
 from .scorers import Rolled
 from .self_forcing_config import SelfForcingRun, update_boundaries

@@ -10,7 +10,7 @@ from ..config import Checked, Count, Decay, Natural, NonNegative, Share, require
 from ..families import DiffusionRun
 from ..guidance import GuidanceRange
 from ..objectives import OBJECTIVES, DMDConfig, Objective, ObjectiveConfig
-from ..reward import RewardConfig
+from ..reward.pictures import RewardConfig
 from ..running import ScriptConfig
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import reward
 from distill.config import ConfigError
-from distill.reward import PictureReward, RewardConfig
+from distill.reward import pictures as reward
+from distill.reward.pictures import PictureReward, RewardConfig
 from distill.scenes import COLOURS, SHAPES, SIZES, SceneConfig, SceneGenerator
 from distill.stages.self_forcing import SelfForcingStage
 from distill.trainer import Tick

@@ -1,9 +1,9 @@
 """A reward with a gradient on streams: whether they go on showing, and moving, what they were asked for.
 
-What `distill.reward` says of first pictures is said of the last picture of every chunk; and of where the
-objects are, the middle of the pixels of their colour, in all pictures: while one is dragged that is to be the
-point of its track, else the way of the motion that was told, of which the world knows every path
-(`distill.ways`). Drags begin at the object as the stream shows it, as those of people do, wherever that is.
+What `pictures` says of first pictures is said of one picture in eight; and of where the objects are, the
+middle of the pixels of their colour, in every second picture: while one is dragged that is to be the point of
+its track, else the way of the motion that was told, of which the world knows every path (`ways`). Drags begin
+at the object as the stream shows it, as those of people do, wherever that is (`drags`).
 """
 
 import math
@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy
 from models.motion_encoder import UNSPECIFIED, VISIBLE
 from models.video_codec import VideoCodec
 
+from ..evaluation.reading import MIN_AREA, torus_centres, torus_step
+from ..pictured import decoded, unbroken
+from ..running import RunningStreams, Script
+from ..scenes import COLOURS, MOTIONS
+from ..scenes.shapes import WORLD_SIZE
 from .drags import with_drags
-from .evaluation.reading import MIN_AREA, torus_centres, torus_step
-from .pictured import decoded, unbroken
-from .reward import Labels, PictureReward, judgeable
-from .running import RunningStreams, Script
-from .scenes import COLOURS, MOTIONS
-from .scenes.shapes import WORLD_SIZE
+from .pictures import Labels, PictureReward, judgeable
 from .ways import Ways, run_on
 
 #: Latent frames of the past whose pictures are looked at, and how many of the last of these are as shown.
@@ -68,8 +68,8 @@ class StreamReward:
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """What is to be added to the student's loss for `fresh (B, n, C, h, w)` latents, the last ones of
         `seen (B, P, C, h, w)`, at latent frames `places (P,)` of streams that were asked for something; and
-        of the objects how many look (`reward/right`) and move (`reward/moves`) as told, and how far those
-        that are dragged are off their track (`reward/off`, of the width).
+        of the objects how many look (`streams/reward/right`) and move (`streams/reward/moves`) as told, and
+        how far those that are dragged are off their track (`streams/reward/off`, of the width).
         """
         asked, config, count = script.asked, self.pictures.config, fresh.shape[1]
         assert asked is not None

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from .scenes import MOTIONS
-from .scenes.dynamics import NEVER, MotionPlan, Simulation
-from .scenes.shapes import WORLD_SIZE
+from ..scenes import MOTIONS
+from ..scenes.dynamics import NEVER, MotionPlan, Simulation
+from ..scenes.shapes import WORLD_SIZE
 
 #: Paths that are drawn of each motion, and of those that have a phase or depend on where the border is.
 _PATHS, _MORE = 512, {"circles": 4096, "zigzag": 4096, "bounces": 16384}

@@ -18,13 +18,13 @@ from torch.nn.functional import cross_entropy, max_pool2d, pad
 
 from models.video_codec import VideoCodec
 
-from .config import Checked, NonNegative, Positive, Share
-from .evaluation.reading import FrameReader
-from .pictured import decoded
-from .scenes import COLOURS, SHAPES, SIZES, SceneConfig
-from .scenes.shapes import WORLD_SIZE, DistanceTable
-from .scenes.vocabulary import SIZE_RADII
-from .words.told import ToldBatch
+from ..config import Checked, NonNegative, Positive, Share
+from ..evaluation.reading import FrameReader
+from ..pictured import decoded
+from ..scenes import COLOURS, SHAPES, SIZES, SceneConfig
+from ..scenes.shapes import WORLD_SIZE, DistanceTable
+from ..scenes.vocabulary import SIZE_RADII
+from ..words.told import ToldBatch
 
 #: What captions say of each object: classes `(B, O)` by attribute, the number of classes for nothing.
 Labels = Mapping[str, Tensor]
@@ -46,7 +46,7 @@ class RewardConfig(Checked, section="reward"):
 
     A `share` of the `streams` is judged all along: what their pictures show, `way` times how objects move,
     and `place` times where they are while they are dragged; of those without a switch a share has `drags`
-    (see `distill.stream_reward`).
+    (see `distill.reward.streams`).
     """
 
     share: Share = 0.0

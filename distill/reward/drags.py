@@ -8,10 +8,10 @@ from torch import Tensor
 
 from models.motion_encoder import UNSPECIFIED, VISIBLE, Tracks
 
-from .evaluation.reading import torus_step
-from .running import Script
-from .scenes.dynamics import DRAG_FRAMES, DRAG_TRAVEL
-from .scenes.shapes import WORLD_SIZE
+from ..evaluation.reading import torus_step
+from ..running import Script
+from ..scenes.dynamics import DRAG_FRAMES, DRAG_TRAVEL
+from ..scenes.shapes import WORLD_SIZE
 
 #: Part of the frame that drags keep to, and of a drag's length by which its middle may lie aside.
 _ROOM, _BOW = (0.16, 0.84), 0.35
