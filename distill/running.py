@@ -284,7 +284,7 @@ class RolloutStudent(FlowNetwork):
     def new_cache(self, batch: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> CacheRing:
         """An empty cache for `batch` streams of latents `grid` high and wide."""
         config, weight = self.dit.config, self.dit.head.head.weight
-        tokens = (grid[0] // config.patch, grid[1] // config.patch)
+        tokens = config.patches.grid(*grid)
         shape = CacheShape(config.layers, config.heads, config.head_dim, tokens, batch)
         return CacheRing(shape, self.plan, self.dit.rope, weight.device, dtype)
 
@@ -370,8 +370,7 @@ class _Steering:
         if after and not streams.switched:
             state = ByChunk().rebuild(self.runner, state, self.noise, "refresh", self.words(True))
             streams.switched = True
-        rows, columns = state.ring.shape.grid
-        grid = (rows * student.dit.config.patch, columns * student.dit.config.patch)
+        grid = student.dit.config.patches.cells(state.ring.shape.grid)
         places = torch.arange(start, start + length)
         tracks = script.tracks_of(places)
         strengths = strengths_over(script.strengths, tracks.state, student.plan, places)

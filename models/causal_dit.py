@@ -15,11 +15,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import RMSNorm, attend
 from .context import AttentionContext
+from .patches import Patches
 from .precision import exactly
 from .rope import RotaryEmbedding3D
 from .writer import add_writer, merge_writer
@@ -33,7 +33,8 @@ class CausalDiTConfig:
     """Sizes of the network. The Wan2.1-T2V-1.3B shape is dim 1536, layers 30, heads 12, ffn_dim 8960,
     text_dim 4096. With `guidance` the network takes guidance strengths as an input (arXiv 2210.03142).
     `writer` is the rank of what its linear layers do differently for frames that are being committed
-    (`models.writer`); 0: none.
+    (`models.writer`); 0: none. `patch_stride` is how many latent cells lie from one patch to the next; null:
+    as many as a patch has, so that none overlap (`models.patches`).
 
     Raises:
         ValueError: sizes that do not divide, or a rank below 0.
@@ -51,8 +52,10 @@ class CausalDiTConfig:
     eps: float = 1e-6
     guidance: bool = False
     writer: int = 0
+    patch_stride: int | None = None
 
     def __post_init__(self) -> None:
+        Patches(self.patch, self.patch if self.patch_stride is None else self.patch_stride)
         if self.writer < 0:
             raise ValueError(f"writer must be a rank >= 0, found {self.writer}")
         if self.dim % self.heads:
@@ -63,6 +66,11 @@ class CausalDiTConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads
+
+    @property
+    def patches(self) -> Patches:
+        """How latents are cut into tokens."""
+        return Patches(self.patch, self.patch if self.patch_stride is None else self.patch_stride)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class CausalDiT(nn.Module):
         super().__init__()
         self.config = config
         dim, patch = config.dim, (1, config.patch, config.patch)
-        self.rope = RotaryEmbedding3D(config.head_dim)
+        self.rope = RotaryEmbedding3D(config.head_dim, spacing=config.patches.spacing)
         self.patch_embedding = nn.Conv3d(config.latent_channels + config.motion_channels, dim, patch, patch)
         self.text_embedding = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
@@ -187,37 +195,34 @@ class CausalDiT(nn.Module):
             ValueError: channels or latent size do not fit the network, or guidance for a network without
                 that input.
         """
-        height, width = self.token_grid(latents, motion)
+        grid = self.token_grid(latents, motion)
         if self.config.motion_channels and motion is None:
             motion = latents.new_zeros(*latents.shape[:2], self.config.motion_channels, *latents.shape[3:])
         pixels = latents if motion is None else torch.cat([latents, motion.to(latents.dtype)], 2)
-        p = self.config.patch
-        patches = rearrange(pixels, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
-        x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        patches = self.config.patches
+        x = F.linear(patches.cut(pixels), self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         time = self.time_embedding(timestep_embedding(timesteps, self.config.freq_dim).to(x.dtype))
         if guidance is not None:
             time = time + self.embed_guidance(guidance, x.dtype)
         modulation = self.time_projection(time).unflatten(-1, (6, self.config.dim))
         for layer, block in enumerate(self.blocks):
             x = block(x, modulation, text, layer, context)
-        return rearrange(
-            self.head(x, time), "b t (h w) (p q c) -> b t c (h p) (w q)", h=height, w=width, p=p, q=p
-        ).to(latents.dtype)
+        return patches.joined(self.head(x, time), grid).to(latents.dtype)
 
     def token_grid(self, latents: Tensor, motion: Tensor | None = None) -> tuple[int, int]:
         """Rows and columns of tokens for latents of this size; checks that they fit the network."""
         channels, height, width = latents.shape[2:]
-        if channels != self.config.latent_channels or height % self.config.patch or width % self.config.patch:
+        patches = self.config.patches
+        if channels != self.config.latent_channels or not patches.fit(height, width):
             raise ValueError(
                 f"latents must be (B, T, {self.config.latent_channels}, H, W) with H and W multiples of "
-                f"{self.config.patch}, "
-                f"found {tuple(latents.shape)}"
+                f"{patches.stride} from {patches.size} on, found {tuple(latents.shape)}"
             )
         if motion is not None and motion.shape[2] != self.config.motion_channels:
             raise ValueError(
                 f"motion must have {self.config.motion_channels} channels, found {motion.shape[2]}"
             )
-        return height // self.config.patch, width // self.config.patch
+        return patches.grid(height, width)
 
     def embed_guidance(self, strengths: Tensor, dtype: torch.dtype) -> Tensor:
         """What is added to the time embedding for guidance strengths `(B, T, 2)`: `(B, T, dim)`; zero where

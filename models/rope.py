@@ -32,16 +32,17 @@ class RotaryEmbedding3D:
         head_dim: size D of one attention head; even. Rows and columns get `2 * (D // 6)` dimensions each,
             time the rest.
         theta: base of the geometric frequency ladder; each axis has its own ladder over its own dimensions.
+        spacing: what rows and columns count from one token to the next; below 1 where patches overlap.
 
     Raises:
         ValueError: `head_dim` is odd or leaves an axis without dimensions.
     """
 
-    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+    def __init__(self, head_dim: int, theta: float = 10000.0, spacing: float = 1.0) -> None:
         space = 2 * (head_dim // 6)
         if head_dim % 2 or space == 0:
             raise ValueError(f"head_dim must be even and at least 6 for 3-D RoPE, found {head_dim}")
-        self.head_dim = head_dim
+        self.head_dim, self.spacing = head_dim, spacing
         self.frequencies = tuple(_ladder(dim, theta) for dim in (head_dim - 2 * space, space, space))
         # copied to a device once, not in every chunk
         self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
@@ -66,8 +67,11 @@ class RotaryEmbedding3D:
             self._placed[device] = tuple(f.to(device) for f in self.frequencies)
         time, row, column = self._placed[device]
         angles_t = frames.to(torch.float64)[:, None] * time
-        angles_h = torch.arange(height, dtype=torch.float64, device=device)[:, None] * row
-        angles_w = torch.arange(width, dtype=torch.float64, device=device)[:, None] * column
+        rows, columns = (
+            torch.arange(count, dtype=torch.float64, device=device)[:, None] * self.spacing
+            for count in (height, width)
+        )
+        angles_h, angles_w = rows * row, columns * column
         grid = (len(frames), height, width)
         angles = torch.cat(
             [

@@ -26,6 +26,7 @@ def write_checkpoint(
     steps: int = 2,
     seed: int = 0,
     words: Sequence[str] = tuple(WORDS),
+    patch_stride: int | None = None,
 ) -> Path:
     """A complete checkpoint of a 32x32 model with a few thousand random weights."""
     plan = plan or ChunkPlan(1, 1, 1, 3)
@@ -53,11 +54,11 @@ def write_checkpoint(
             motion_channels=4,
             text_dim=8,
             freq_dim=16,
+            patch_stride=patch_stride,
         )
     )
-    text = TextEncoder(
-        TextEncoderConfig(vocabulary=len(Vocabulary(words)), dim=8, layers=1, heads=2, length=6)
-    )
+    reads = TextEncoderConfig(vocabulary=len(Vocabulary(words)), dim=8, layers=1, heads=2, length=6)
+    text = TextEncoder(reads)
     motion = MotionEncoder(MotionEncoderConfig(channels=4, id_dim=8, hidden=6))
     for i, module in enumerate((tokenizer, dit, text, motion)):
         randomize(module, seed * 10 + i)
@@ -69,8 +70,8 @@ def write_checkpoint(
         for part, module in parts.items()
         for name, value in module.state_dict().items()
     }
-    save_file(state, directory / "model.safetensors")
-    save_file(tokens, directory / "tokenizer.safetensors")
+    for name, part in (("model", state), ("tokenizer", tokens)):
+        save_file(part, directory / f"{name}.safetensors")
     (directory / "vocabulary.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     settings = StreamSettings(steps=steps, sink_frames=plan.sink_frames, window_frames=plan.window_frames)
     config = {

@@ -16,8 +16,8 @@ from ..words.heads import WordsConfig
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the tiny family's DiT and its encoders; channel counts that follow from one another are not
-    repeated here. Of `text_towers` encoders side by side, `text_dim` wide together, the words stage's is the
-    last.
+    repeated here. `patch_stride` below `patch` lets tokens overlap (`models.patches`); null: they do not. Of
+    `text_towers` encoders side by side, `text_dim` wide together, the words stage's is the last.
     """
 
     dim: int = 256
@@ -31,6 +31,7 @@ class NetworkConfig:
     text_towers: int = 1
     motion_channels: int = 16
     motion_hidden: int = 32
+    patch_stride: int | None = None
 
 
 @dataclass(frozen=True)

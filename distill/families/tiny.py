@@ -165,6 +165,7 @@ def network_sizes(directory: Path) -> NetworkConfig:
         heads=made.dit.heads,
         ffn_dim=made.dit.ffn_dim,
         patch=made.dit.patch,
+        patch_stride=made.dit.patch_stride,
         text_dim=made.text_encoder.dim,
         text_layers=made.text_encoder.layers,
         text_length=made.text_encoder.length,
@@ -199,6 +200,7 @@ def build_network(
                 latent_channels=tokenizer.latent_channels,
                 motion_channels=network.motion_channels,
                 patch=network.patch,
+                patch_stride=network.patch_stride,
                 text_dim=network.text_dim,
                 **options,
             )

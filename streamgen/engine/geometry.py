@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from models.context import ChunkPlan
+from models.patches import Patches
 
 __all__ = ["ChunkPlan", "LatentGeometry"]
 
@@ -19,6 +20,7 @@ class LatentGeometry:
         latent_channels: channels of a latent frame.
         patch: side of a DiT token in latent cells.
         fps: frames per second of the model.
+        patch_stride: latent cells from one token to the next; None: `patch`.
 
     Raises:
         ValueError: the picture does not divide into tokens.
@@ -31,13 +33,20 @@ class LatentGeometry:
     latent_channels: int = 16
     patch: int = 2
     fps: int = 16
+    patch_stride: int | None = None
 
     def __post_init__(self) -> None:
-        step = self.spatial * self.patch
-        if self.height < step or self.width < step or self.height % step or self.width % step:
+        step, least = self.spatial * self.patches.stride, self.spatial * self.patch
+        if self.height < least or self.width < least or self.height % step or self.width % step:
+            beside = f" from {least} on" if least > step else ""
             raise ValueError(
-                f"picture size must be a multiple of {step} pixels, found {self.height}x{self.width}"
+                f"picture size must be a multiple of {step} pixels{beside}, found {self.height}x{self.width}"
             )
+
+    @property
+    def patches(self) -> Patches:
+        """How a latent frame is cut into DiT tokens."""
+        return Patches(self.patch, self.patch if self.patch_stride is None else self.patch_stride)
 
     @property
     def latent_height(self) -> int:
@@ -50,7 +59,7 @@ class LatentGeometry:
     @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of DiT tokens."""
-        return self.latent_height // self.patch, self.latent_width // self.patch
+        return self.patches.grid(self.latent_height, self.latent_width)
 
     @property
     def tokens_per_frame(self) -> int:

@@ -227,9 +227,8 @@ class PlainRunner:
         """All draws of a chunk, `(B, T, C, h, w)` each, before its first step, so that no step waits for a
         copy to the device: the first one, and those behind each step but the last.
         """
-        rows, columns = task.ring.shape.grid
-        patch, channels = self.dit.config.patch, self.dit.config.latent_channels
-        shape = (task.ring.shape.batch, task.frames, channels, rows * patch, columns * patch)
+        size, config = task.ring.shape, self.dit.config
+        shape = (size.batch, task.frames, config.latent_channels, *config.patches.cells(size.grid))
         sampling, noise = task.sampling, task.noise
         first = noise.initial(task.index, shape)
         steps = len(sampling.sigmas) - 1 if sampling.exit_step is None else sampling.exit_step + 1

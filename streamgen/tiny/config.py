@@ -65,6 +65,7 @@ class TinyConfig:
             tokenizer.latent_channels,
             self.dit.patch,
             self.fps,
+            self.dit.patch_stride,
         )
 
 

@@ -114,6 +114,7 @@ class WanConfig:
             latent_channels=self.dit.latent_channels,
             patch=self.dit.patch,
             fps=self.fps,
+            patch_stride=self.dit.patch_stride,
         )
 
 

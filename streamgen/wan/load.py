@@ -201,7 +201,7 @@ def _networks(
     assert tensors.dit is not None
     with device:
         # its frequencies are no weights, so the meta device has left them empty
-        dit.rope = RotaryEmbedding3D(config.dit.head_dim)
+        dit.rope = RotaryEmbedding3D(config.dit.head_dim, spacing=config.dit.patches.spacing)
     linears = "none" if setup.keep_full else of_linears(setup.quantize)
     kind = None if linears == "none" else cast(Quantization, linears)
     assign(dit, tensors.dit, f"weights {tensors.place('dit', where)} (dit)", device, setup.dtype, tell, kind)

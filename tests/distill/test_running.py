@@ -1,7 +1,6 @@
 """Streams in training: told as in use, rolled out as in use, saved and carried on."""
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from distill.guidance import GuidanceRange, strengths_over
 from distill.running import (
     RolloutStudent,
     RunningStreams,
-    Script,
     ScriptConfig,
     draw_script,
     draw_switch,
@@ -29,24 +27,19 @@ from distill.stages.self_forcing import SelfForcingRun, SelfForcingStage
 from distill.trainer import Tick
 from models.context import ChunkPlan, SequenceFrame
 from models.kv_cache import CacheRing
-from models.motion_encoder import Tracks
-from streamgen import StreamEvent, load_pipeline
 from streamgen.engine.guidance import Conditioning, Guidance, guided_velocity, joint_guidance
 from streamgen.engine.noise import SeededNoise
 from streamgen.engine.runner import PlainRunner
 from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
-from streamgen.motion.tracks import TrackSet
 from streamgen.stream.latents import LatentChunk, LatentState
 from streamgen.stream.prompts import Text
 from streamgen.stream.recache import ByChunk
 from streamgen.stream.rollout import settle
+from tests.rolled_streams import GRID, SAMPLING, SIGMAS, rolled, script_of, streamed
 from tests.tiny_models import assert_needs, randomize, tiny_cache, tiny_dit
 from tests.tiny_stages import CPU, WINDOWS, init_run, self_forcing_run
 
-SIGMAS = FlowMatchScheduler(2, 3.0).sigmas()
-SAMPLING = Sampling(SIGMAS, renoise=True, context_sigma=0.05)
-GRID = (4, 4)
 ROOT = Path(__file__).parents[2]
 
 
@@ -56,28 +49,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> SelfForcingStage:
     made = SelfForcingStage(self_forcing_run(tmp_path_factory.mktemp("stage")), CPU)
     randomize(made.student, 7)
     return made
-
-
-def script_of(stage: SelfForcingStage, switch: int | None, tracks: bool) -> Script:
-    """One stream: red circle, then blue star, perhaps along a track over the first 21 frames."""
-    length = stage.run.network.text_length
-    words = [stage.family.vocabulary.encode(text, length).ids for text in ("a red circle", "a blue star")]
-    time = torch.linspace(0.2, 0.8, 21)
-    points = torch.stack([time, 1 - time], -1)[None, None]
-    state = torch.full((1, 1, 21), int(tracks), dtype=torch.int8)
-    told = Tracks(points, state, torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long))
-    return Script(
-        torch.stack([*words, torch.zeros_like(words[0])])[None],
-        switch,
-        told,
-        torch.tensor([[2.0, 3.0]]),
-    )
-
-
-def rolled(stage: SelfForcingStage, script: Script, frames: int, sampling: Sampling = SAMPLING) -> Tensor:
-    state = LatentState(stage.student.new_cache(len(script.words), GRID))
-    result: Tensor = stage.student(RunningStreams(script, state, 5), frames, sampling)[0]
-    return result
 
 
 @pytest.mark.parametrize(("switch", "tracks"), [(None, False), (7, False), (7, True)])
@@ -92,20 +63,7 @@ def test_training_rolls_out_what_a_session_streams(
     a track that ends; with the gradient of the exit step on as well.
     """
     script = script_of(stage, switch, tracks)
-    pipeline = load_pipeline(export_as_is(stage, tmp_path / "export"))
-    settings = {"steps": 2, "sampler": "renoise", "context_noise": 0.05, "text_guidance": 2.0}
-    motion = None
-    if tracks:
-        motion = TrackSet(
-            script.tracks.points[0].float(),
-            script.tracks.state[0],
-            script.tracks.pinned[0],
-            script.tracks.ids[0],
-        )
-    session = pipeline.open("a red circle", 5, motion, settings=settings | {"motion_guidance": 3.0})
-    if switch is not None:
-        session.submit(StreamEvent(prompt="a blue star"), pipeline.geometry.frame_range(switch, 1)[0])
-    expected = torch.cat([chunk.latents for chunk in islice(session, 12)], 1)
+    expected = streamed(stage, script, switch, tmp_path / "export")
 
     def check() -> None:
         for gradient in (False, True):
@@ -118,16 +76,6 @@ def test_training_rolls_out_what_a_session_streams(
         check()
     else:
         assert_needs(check, monkeypatch, ByChunk, "rebuild", lambda self, runner, state, *rest: state)
-
-
-def export_as_is(stage: SelfForcingStage, directory: Path) -> Path:
-    """Write the student; weights are exported as bfloat16, so its own become that as well."""
-    with torch.no_grad():
-        for parameter in stage.student.parameters():
-            parameter.copy_(parameter.bfloat16().float())
-    directory.mkdir()
-    stage.export(directory)
-    return directory
 
 
 def test_only_the_exit_step_of_each_chunk_runs_with_gradient(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.causal_dit import CausalDiT, DiTBlock, Head, timestep_embedding
+from models.causal_dit import CausalDiT, CausalDiTConfig, DiTBlock, Head, timestep_embedding
 
 from .graph import CONTRIB, Graph
 
@@ -45,10 +45,11 @@ def dit_graph(dit: CausalDiT, shape: PassShape) -> Graph:
         `next_key.i, next_value.i (1, Q, D)` rotated, `text_key.i, text_value.i (1, words, D)`.
     Outputs: `velocity` of the shape of x; per layer `key.i` rotated, `raw_key.i`, `value.i`, all `(1, R, D)`.
     """
-    config, (rows, columns), t = dit.config, shape.grid, shape.frames
-    dim, p, channels = config.dim, config.patch, config.latent_channels
+    config, t = dit.config, shape.frames
+    dim, channels = config.dim, config.latent_channels
     graph = Graph("dit")
-    x = graph.input("x", (1, t, channels, rows * p, columns * p))
+    shaped = (1, t, channels, *config.patches.cells(shape.grid))
+    x = graph.input("x", shaped)
     base = graph.input("base", (shape.tokens, dim))
     tables = (
         graph.input("cos", (shape.tokens, config.head_dim // 2)),
@@ -58,9 +59,7 @@ def dit_graph(dit: CausalDiT, shape: PassShape) -> Graph:
     count = config.layers * _PARTS + 2
     size = (count * dim,) if t == 1 else (count, t, 1, dim)
     modulation = graph.split(graph.input("modulation", size), count, 0)
-    patches = graph.reshape(x, t, channels, rows, p, columns, p)
-    patches = graph.op("Transpose", patches, perm=[0, 2, 4, 1, 3, 5])
-    patches = graph.reshape(patches, shape.tokens, channels * p * p)
+    patches = _cut(graph, x, shape, config)
     weight = dit.patch_embedding.weight.detach()[:, :channels].flatten(1)
     hidden = graph.op("Add", graph.linear(patches, weight.numpy()), base)
     writer = _Blocks(graph, dit, shape, tables)
@@ -70,11 +69,36 @@ def dit_graph(dit: CausalDiT, shape: PassShape) -> Graph:
     shift, scale = modulation[-2:]
     out = writer.modulated(hidden, shift, scale, dit.head.eps)
     out = graph.linear(out, _array(dit.head.head.weight), _array(dit.head.head.bias))
-    out = graph.reshape(out, t, rows, columns, p, p, channels)
-    out = graph.op("Transpose", out, perm=[0, 5, 1, 3, 2, 4])
-    shaped = (1, t, channels, rows * p, columns * p)
-    graph.output(graph.reshape(out, *shaped), "velocity", shaped)
+    graph.output(graph.reshape(_joined(graph, out, shape, config), *shaped), "velocity", shaped)
     return graph
+
+
+def _cut(graph: Graph, x: str, shape: PassShape, config: CausalDiTConfig) -> str:
+    """As `Patches.cut`: `(R, C * size * size)`."""
+    (rows, columns), t, p, channels = shape.grid, shape.frames, config.patch, config.latent_channels
+    if config.patches.overlap:
+        cells = config.patches.places(shape.grid)
+        x = graph.reshape(x, t, channels, -1)
+        x = graph.op("Gather", x, graph.constant(cells.flatten().numpy()), axis=2)
+        x = graph.op("Transpose", graph.reshape(x, t, channels, *cells.shape), perm=[0, 2, 1, 3])
+    else:
+        x = graph.reshape(x, t, channels, rows, p, columns, p)
+        x = graph.op("Transpose", x, perm=[0, 2, 4, 1, 3, 5])
+    return graph.reshape(x, shape.tokens, channels * p * p)
+
+
+def _joined(graph: Graph, out: str, shape: PassShape, config: CausalDiTConfig) -> str:
+    """As `Patches.joined` of `(R, size * size * C)`: with as many numbers as the latents, in their order."""
+    (rows, columns), t, p, channels = shape.grid, shape.frames, config.patch, config.latent_channels
+    if not config.patches.overlap:
+        out = graph.reshape(out, t, rows, columns, p, p, channels)
+        return graph.op("Transpose", out, perm=[0, 5, 1, 3, 2, 4])
+    cells = config.patches.places(shape.grid).flatten()
+    # the mean of what is told of each cell
+    told = torch.nn.functional.one_hot(cells).T.float()
+    told = told / told.sum(1, keepdim=True)
+    out = graph.op("MatMul", graph.weight(told.numpy()), graph.reshape(out, t, -1, channels))
+    return graph.op("Transpose", out, perm=[0, 2, 1])
 
 
 class _Blocks:
@@ -230,10 +254,9 @@ def base_of(dit: CausalDiT, shape: PassShape, motion: Tensor | None) -> Tensor:
     assert bias is not None
     if motion is None:
         return bias.expand(shape.tokens, -1).contiguous()
-    (rows, columns), p = shape.grid, dit.config.patch
-    patches = motion[0].unflatten(2, (rows, p)).unflatten(4, (columns, p)).permute(0, 2, 4, 1, 3, 5)
+    patches = dit.config.patches.cut(motion)
     weight = dit.patch_embedding.weight[:, dit.config.latent_channels :].flatten(1)
-    made: Tensor = torch.nn.functional.linear(patches.flatten(3).flatten(0, 2), weight, bias)
+    made: Tensor = torch.nn.functional.linear(patches.flatten(0, 2), weight, bias)
     return made.contiguous()
 
 

@@ -35,8 +35,10 @@ def slab_axis(config: CausalDiTConfig, grid: tuple[int, int], size: int) -> int:
     columns.
 
     Raises:
-        InputError: neither rows, columns nor heads divide by the number of processes.
+        InputError: neither rows, columns nor heads divide by the number of processes, or patches overlap.
     """
+    if config.patches.overlap:
+        raise InputError(f"{size} processes: expected a model whose patches do not overlap")
     if config.heads % size:
         raise InputError(
             f"{size} processes: expected a number that divides the {config.heads} attention heads of the "

@@ -15,7 +15,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from models.attention import RMSNorm, attend
@@ -133,18 +132,17 @@ class FusedNetwork(nn.Module):
             words: keys and values of the text, `(1, 1, L, heads, head_dim)` for each layer.
             context: what the tokens attend to besides text.
         """
-        p, dit = self.config.patch, self.dit
-        height, width = x.shape[3] // p, x.shape[4] // p
+        dit, patches = self.dit, self.config.patches
         pixels = x if motion is None else torch.cat([x, motion], 2)
-        patches = rearrange(pixels, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
-        hidden = F.linear(patches, dit.patch_embedding.weight.flatten(1), dit.patch_embedding.bias)
+        weight, bias = dit.patch_embedding.weight.flatten(1), dit.patch_embedding.bias
+        hidden = F.linear(patches.cut(pixels), weight, bias)
         keys, values = words
         for layer in range(self.config.layers):
             table = modulation.blocks[layer].unbind(0)
             hidden = self._block(layer, hidden, table, (keys[layer], values[layer]), context)
         shift, scale = modulation.head.unbind(0)
         out = dit.head.head(modulated_norm(hidden, shift, scale, self.config.eps))
-        return rearrange(out, "b t (h w) (p q c) -> b t c (h p) (w q)", h=height, w=width, p=p, q=p)
+        return patches.joined(out, patches.grid(*x.shape[3:]))
 
     def _block(
         self,

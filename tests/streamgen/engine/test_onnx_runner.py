@@ -82,6 +82,15 @@ def test_steered_streams_agree_with_plain(
     assert torch.equal(context_keys(again), context_keys(onnx))
 
 
+def test_overlapping_patches_agree_with_plain(tmp_path: Path) -> None:
+    """A network whose tokens lie closer than its patches are wide, by the ways that passes are computed."""
+    pipeline = load_pipeline(write_checkpoint(tmp_path, PLANS[1], patch_stride=1))
+    assert pipeline.geometry.token_grid == (3, 3)
+    plain = steered(pipeline.open(RED, runner="plain"))
+    agree(steered(pipeline.open(RED, runner="onnx")), plain)
+    agree(steered(pipeline.open(RED, runner="ahead")), plain)
+
+
 def test_stale_buffers_and_wrong_fill_levels_are_found(
     pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,31 @@
+"""Students whose patches overlap."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from distill.stages.self_forcing import SelfForcingStage
+from distill.trainer import Tick
+from tests.rolled_streams import GRID, rolled, script_of, streamed
+from tests.tiny_models import randomize
+from tests.tiny_stages import CPU, NETWORK, init_run, self_forcing_run
+
+
+def test_a_student_whose_tokens_overlap_starts_from_one_whose_do_not(tmp_path: Path) -> None:
+    """It has the same weights and 9 tokens for 4, rolls out what its sessions stream, and is scored by those
+    it came from.
+    """
+    teacher = init_run(tmp_path).teacher
+    network = replace(NETWORK, patch_stride=1)
+    config = self_forcing_run(tmp_path, network=network, teacher=teacher, scoring="chunks")
+    made = SelfForcingStage(config, CPU)
+    assert made.student.new_cache(1, GRID).shape.grid == (3, 3)
+    assert made.teacher.dit.config.patches.stride == 2
+    for module in (made.student, made.critic):
+        loss, _ = made.loss(module, replace(made.batch(Tick(0, 0, 0, 1, 1, 0.5)), first=False))
+        loss.backward()
+    randomize(made.student, 7)
+    script = script_of(made, 7, tracks=True)
+    expected = streamed(made, script, 7, tmp_path / "export")
+    torch.testing.assert_close(rolled(made, script, 12), expected, rtol=1e-5, atol=1e-5)
