@@ -62,7 +62,8 @@ class Script:
     `words (B, 3, L)`: ids of the caption before and after the switch, and of no caption; `switch` the latent
     frame from which the second one holds in all streams, None for never; `tracks` from pixel frame 0 on
     (after their end nothing is said); `strengths (B, 2)` of guidance, as they are set; what they are `asked`
-    where that is judged.
+    where that is judged; the `opening` that they go on from as if it were theirs, clean latents `(B, T, C, h,
+    w)`, None where they begin with nothing.
     """
 
     words: Tensor
@@ -70,6 +71,7 @@ class Script:
     tracks: Tracks
     strengths: Tensor
     asked: Asked | None = None
+    opening: Tensor | None = None
 
     def of_words(self, ids: Tensor) -> "Script":
         """A script of captions `(B, L)` alone, without switch and tracks."""
@@ -222,6 +224,17 @@ class RunningStreams:
     seed: int
     switched: bool = False
 
+    @staticmethod
+    def begun(script: Script, ring: CacheRing, seed: int, context_noise: float) -> "RunningStreams":
+        """Streams with nothing but their script's opening, which their first step commits at that level."""
+        state, opening = LatentState(ring), script.opening
+        while opening is not None and state.start < opening.shape[1]:
+            latents = opening[:, state.start : state.start + state.length].to(script.words.device)
+            chunk = LatentChunk(state.chunk, state.start, latents, None, None, context_noise)
+            state = replace(state.followed_by(chunk), due=False)
+        # from here on the record has it
+        return RunningStreams(replace(script, opening=None), state, seed)
+
     @property
     def frames(self) -> int:
         """Latent frames generated so far."""
@@ -367,9 +380,10 @@ class _Steering:
         streams, script, student = self.streams, self.streams.script, self.student
         start, length = state.start, state.length
         after = script.switch is not None and start >= script.switch
-        if after and not streams.switched:
-            state = ByChunk().rebuild(self.runner, state, self.noise, "refresh", self.words(True))
-            streams.switched = True
+        unheld = bool(state.context) and not state.cursor.frames
+        if unheld or (after and not streams.switched):
+            state = ByChunk().rebuild(self.runner, state, self.noise, "refresh", self.words(after))
+            streams.switched = after
         grid = student.dit.config.patches.cells(state.ring.shape.grid)
         places = torch.arange(start, start + length)
         tracks = script.tracks_of(places)

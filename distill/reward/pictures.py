@@ -46,7 +46,7 @@ class RewardConfig(Checked, section="reward"):
 
     A `share` of the `streams` is judged all along: what their pictures show, `way` times how objects move,
     and `place` times where they are while they are dragged; of those without a switch a share has `drags`
-    (see `distill.reward.streams`).
+    (see `distill.reward.streams`), and a share goes on from `openings`, the beginnings of clips.
     """
 
     share: Share = 0.0
@@ -55,6 +55,7 @@ class RewardConfig(Checked, section="reward"):
     beside: NonNegative = 1.0
     streams: Share = 0.0
     drags: Share = 0.4
+    openings: Share = 0.0
     way: NonNegative = 2.0
     place: NonNegative = 1.0
 

@@ -9,6 +9,7 @@ from models.motion_encoder import Tracks
 from models.text_encoder import PAD
 
 from ..families import TinyFamily
+from ..reward.openings import COUNT, Openings
 from ..reward.pictures import PictureReward
 from ..reward.streams import StreamReward
 from ..running import Asked, RunningStreams, Script, draw_switch, is_wanted
@@ -31,6 +32,11 @@ class JudgedStreams:
         self.captions = CaptionSampler(family.vocabulary, config.network.text_length, config.scenes)
         self.pictures = PictureReward(config.reward, config.scenes, family.codec, device)
         self.streams: StreamReward | None = None
+        self.openings: Openings | None = None
+        if config.reward.streams and config.reward.openings:
+            words = family.vocabulary, config.network.text_length
+            frames = config.rollout.window_frames
+            self.openings = Openings(config.scenes, family.codec, *words, frames, device, COUNT)
         if config.reward.streams:
             longest = config.rollout.window_frames + config.plan.chunk_frames
             self.streams = StreamReward(self.pictures, family.codec, longest, device)
@@ -43,17 +49,21 @@ class JudgedStreams:
         limit: int,
     ) -> Script:
         """A script for `size` new streams that end after `limit` latent frames: a switch of one thing, as
-        often as others have one; else a drag, in the config's share; else words alone. Where they come is
-        drawn from `shared` where that is given.
+        often as others have one; else a drag, in the config's share; else words alone. Those without a switch
+        may go on from openings. Where they come is drawn from `shared` where that is given.
         """
         config, begins = self.config, update_boundaries(self.config, limit)
         timing = generator if shared is None else shared
-        switch = drag = None
+        switch = drag = opening = None
         if is_wanted(begins, config.script, timing):
             before, after = self.captions.draw_changes(size, generator)
             switch = draw_switch(begins, config.script, timing)
         else:
             before = after = self.captions.draw(size, generator)
+            if begins and self._opens(timing):
+                assert self.openings is not None
+                opening, before = self.openings.draw(size, generator)
+                after = before
             if begins and bool(torch.rand((), generator=timing) < config.reward.drags):
                 drag = begins[int(torch.randint(len(begins), (), generator=timing))]
         words = torch.stack([before.ids, after.ids, torch.full_like(before.ids, PAD)], 1)
@@ -63,7 +73,12 @@ class JudgedStreams:
         )
         strengths = config.guidance.sample(size, generator)
         asked = Asked(_on(before.labels, self.device), _on(after.labels, self.device), drag)
-        return Script(words, switch, tracks, strengths, asked)
+        return Script(words, switch, tracks, strengths, asked, opening)
+
+    def _opens(self, timing: torch.Generator) -> bool:
+        """Whether streams are to go on from openings."""
+        share = self.config.reward.openings
+        return self.openings is not None and float(torch.rand((), generator=timing)) < share
 
     def begin_drags(self, streams: RunningStreams) -> None:
         """Begin those of the streams' script when it is time."""

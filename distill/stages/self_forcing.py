@@ -22,7 +22,6 @@ from models.video_codec import VideoCodec
 from streamgen.engine.sampler import Sampling
 from streamgen.engine.scheduler import FlowMatchScheduler
 from streamgen.engine.source import Source
-from streamgen.stream.latents import LatentState
 
 from ..config import require
 from ..evaluation.features import ReaderFeatures
@@ -333,7 +332,7 @@ class SelfForcingStage(DiffusionStage):
 
     def _begin(self, batch: RolloutBatch) -> RunningStreams:
         ring = self._new_cache(len(batch.script.words))
-        return RunningStreams(batch.script, LatentState(ring), batch.seed)
+        return RunningStreams.begun(batch.script, ring, batch.seed, self.config.rollout.context_noise)
 
     def _rolled(
         self,

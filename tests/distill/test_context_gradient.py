@@ -32,7 +32,7 @@ from streamgen.stream.latents import LatentChunk, LatentState
 from streamgen.stream.prompts import Text
 from streamgen.stream.recache import ByChunk
 from streamgen.stream.rollout import settle
-from tests.distill.test_running import GRID, SIGMAS, script_of
+from tests.rolled_streams import GRID, SIGMAS, script_of
 from tests.tiny_models import assert_needs, randomize
 from tests.tiny_stages import CPU, init_run, self_forcing_run
 
