@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from models.tensor_file import write_tensors
 from models.text_encoder import Vocabulary
 from models.video_codec import VideoCodec
 from models.video_tokenizer import VideoTokenizer
@@ -112,7 +113,7 @@ class LatentCache:
         for done, (path, count, frames, seed) in enumerate(mine):
             tensors = self._encode(generator.sample(count, frames, seed))
             part = path.with_suffix(f".{os.getpid()}.part")
-            save_file({name: value.contiguous() for name, value in tensors.items()}, part)
+            write_tensors({name: value.contiguous() for name, value in tensors.items()}, part)
             part.rename(path)
             if rank == 0 and (done + 1) % 16 == 0:
                 say(f"latent cache {self.fingerprint}: {done + 1} of {len(mine)} shards")

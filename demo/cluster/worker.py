@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hmac
+import math
 import os
 import secrets
 import socket
@@ -171,7 +172,13 @@ class Room:
 
     async def drain(self, request: Request) -> Response:
         """Take nobody new; after `seconds` send those who are here to other workers."""
-        seconds = float(request.query_params.get("seconds", "0"))
+        given = request.query_params.get("seconds", "0")
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            return Response(f"seconds: expected a number >= 0, found {given!r}", 400, media_type="text/plain")
         self.demo.drain.begin(seconds)
         task = asyncio.create_task(self._send_away())
         self._leaving.add(task)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from models.tensor_file import write_tensors
 from streamgen.checkpoints.digest import file_sha256
 from streamgen.errors import InputError, OutputError
 from streamgen.video.write import reason_of
@@ -69,7 +69,7 @@ class Shelf:
             raise
         except InputError as error:
             return self.fail(key, str(error))
-        write_whole(self.path(key), lambda part: save_file(tensors, part))
+        write_whole(self.path(key), lambda part: write_tensors(tensors, part))
         self._failed(key).unlink(missing_ok=True)
         return None
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample
 
+from models.tensor_file import write_tensors
 from streamgen.errors import InputError
 
 from ..scenes import MOTIONS, SHAPES, SceneConfig, SceneGenerator
@@ -100,7 +100,7 @@ def write_learned(file: Path, config: SceneConfig, networks: Mapping[str, nn.Mod
     tensors = {f"{n}/{key}": t for n, network in networks.items() for key, t in network.state_dict().items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part, {_WORLD: _world_of(config)})
+    write_tensors(tensors, part, {_WORLD: _world_of(config)})
     os.replace(part, file)
 
 

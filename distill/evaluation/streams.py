@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from models.tensor_file import write_tensors
 from streamgen import Picture, Pipeline, StreamEvent
 from streamgen.motion.tracks import TrackSet
 
@@ -219,7 +220,9 @@ def save_video(video: Video, file: Path) -> None:
     if video.source is not None:
         # to look at: above each other
         tensors = {"frames": torch.cat([video.source, video.frames], 1), "path": torch.zeros(0, 2)}
-    save_file({**tensors, "event": torch.tensor(video.event), "borders": torch.tensor(video.borders)}, part)
+    write_tensors(
+        {**tensors, "event": torch.tensor(video.event), "borders": torch.tensor(video.borders)}, part
+    )
     part.replace(file)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.causal_dit import CausalDiT, CausalDiTConfig
 from models.context import ChunkPlan
 from models.motion_encoder import MotionEncoder, MotionEncoderConfig
+from models.tensor_file import write_tensors
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoints.digest import tensor_digest
@@ -377,12 +377,12 @@ def write_checkpoint(
     """Write `config.yaml`, `model.safetensors` (bf16), `tokenizer.safetensors` and `vocabulary.txt`."""
     parts = {"dit": module.dit, "text_encoder": module.text_encoder, "motion_encoder": module.motion_encoder}
     state = word_heads.weights_of(parts, torch.bfloat16)
-    save_file(
+    write_tensors(
         state, directory / "model.safetensors", metadata={"format": "pt", "digest": tensor_digest(state)}
     )
     shutil.copyfile(tokenizer / "tokenizer.safetensors", directory / "tokenizer.safetensors")
     if module.heads is not None:
         # for the next stage: streams do not need them
-        save_file(word_heads.weights_of({"heads": module.heads}), directory / word_heads.FILE)
+        write_tensors(word_heads.weights_of({"heads": module.heads}), directory / word_heads.FILE)
     (directory / "vocabulary.txt").write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
     write_yaml(to_plain(checkpoint), directory / "config.yaml")

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.tensor_file import write_tensors
 from models.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from streamgen.checkpoints.digest import tensor_digest
 from streamgen.checkpoints.directory import TOKENIZER, load_into, read_tensors
@@ -175,7 +175,7 @@ class TokenizerStage(Stage):
             name: value.to(torch.bfloat16) if name in parameters else value for name, value in state.items()
         }
         digest = tensor_digest(state)
-        save_file(state, directory / "tokenizer.safetensors", metadata={"format": "pt", "digest": digest})
+        write_tensors(state, directory / "tokenizer.safetensors", metadata={"format": "pt", "digest": digest})
         write_yaml(asdict(self.config.model), directory / "tokenizer.yaml")
         say(f"tokenizer digest {digest}, latent std {[round(float(v), 4) for v in std[:, 0]]}")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.tensor_file import write_tensors
 from models.text_encoder import TextEncoder, TextEncoderConfig, Vocabulary
 from streamgen.structured import to_plain
 
@@ -126,7 +126,7 @@ class WordsStage(Stage):
     def export(self, directory: Path) -> None:
         """Write `words.safetensors` (encoder and heads), `vocabulary.txt` and `words.yaml`."""
         state = weights_of({"text_encoder": self.module.encoder, "heads": self.module.heads})
-        save_file(state, directory / FILE, metadata={"format": "pt"})
+        write_tensors(state, directory / FILE, metadata={"format": "pt"})
         (directory / "vocabulary.txt").write_text("\n".join(self.vocabulary.words) + "\n", encoding="utf-8")
         found = self.measured(self.config.test)
         about: dict[str, object] = {"text_encoder": to_plain(self.module.encoder.config)}

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.causal_dit import CausalDiT
 from models.state_dict import Kind, Tensors, to_diffusers, widen_patch_embedding
+from models.tensor_file import write_tensors
 from models.unwrap import GENERATOR_SECTIONS
 from models.wan_vae import WanVAE
 
@@ -292,7 +292,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
             torch.save(plain, part)
         else:
             # tensors of one storage, as a map of a file gives them, are not what safetensors takes
-            save_file({name: x.clone() for name, x in plain.items()}, part)
+            write_tensors({name: x.clone() for name, x in plain.items()}, part)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -178,6 +178,10 @@ def test_a_worker_that_drains_loses_nothing_and_takes_nobody(
         with connect(client, token) as socket:
             socket.send_json(START)
             until(socket, frames(20))
+            for given in ("abc", "nan", "-1", "inf"):
+                refused = hall.ask(token[-1], "POST", f"/worker/drain?seconds={given}")
+                expected = f"seconds: expected a number >= 0, found {given!r}"
+                assert (refused.status_code, refused.text) == (400, expected)
             hall.ask(token[-1], "POST", "/worker/drain?seconds=0")
             assert until(socket, kind("moved"))["text"] == MOVING
             assert closed_with(socket) == 4404
