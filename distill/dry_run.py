@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from models.causal_dit import CausalDiT
 from streamgen.machine import forget_peak, memory_mb, peak_memory_mb, synchronize
 
 from . import lora
 from .config import RunConfig, require
 from .optim import split_parameters
+from .sequence import check_slabs
 from .sharding import UNDIVIDED, local, units
 from .stage import Stage, Tick
 from .trained import TrainedModule
@@ -172,6 +174,9 @@ def _plan(
     trained, frozen = networks
     for name, count in (("shards", shares), ("sequence", config.sequence)):
         require(processes % count == 0, name, f"a divisor of the {processes} processes", count)
+    for part in nn.ModuleList((*trained.values(), *frozen.values())).modules():
+        if config.sequence > 1 and isinstance(part, CausalDiT):
+            check_slabs(part, config.sequence)
     batches = processes // config.sequence * config.gradient_accumulation
     lines = [
         f"plan {processes} processes: {processes // shares} copies of all networks, each in {shares} shares",

@@ -53,7 +53,7 @@ def velocity_of(
         return alone
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     rows, heads = dit.token_grid(latents, motion)[0], dit.config.heads
-    require(not dit.config.patches.overlap, "sequence", "1 where patches overlap", size)
+    check_slabs(dit, size)
     fits = rows % size == 0 and heads % size == 0
     require(fits, "sequence", f"a divisor of {rows} rows of tokens and of {heads} heads", size)
     shared = _ByHeads(context, group, latents.shape[1])
@@ -61,6 +61,11 @@ def velocity_of(
     slab: Tensor = dit(x, timesteps, text, shared, told, guidance)
     whole: Tensor = _Gathered.apply(slab.contiguous(), group)
     return whole
+
+
+def check_slabs(dit: CausalDiT, size: int) -> None:
+    """Raise ConfigError where no latents of a network can be shared out to `size` processes."""
+    require(not dit.config.patches.overlap, "sequence", "1 where patches overlap", size)
 
 
 class _ByHeads:

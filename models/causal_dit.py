@@ -55,7 +55,8 @@ class CausalDiTConfig:
     patch_stride: int | None = None
 
     def __post_init__(self) -> None:
-        Patches(self.patch, self.patch if self.patch_stride is None else self.patch_stride)
+        # refuses a stride that does not divide
+        Patches.of(self.patch, self.patch_stride)
         if self.writer < 0:
             raise ValueError(f"writer must be a rank >= 0, found {self.writer}")
         if self.dim % self.heads:
@@ -70,7 +71,7 @@ class CausalDiTConfig:
     @property
     def patches(self) -> Patches:
         """How latents are cut into tokens."""
-        return Patches(self.patch, self.patch if self.patch_stride is None else self.patch_stride)
+        return Patches.of(self.patch, self.patch_stride)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ class Patches:
                 f"found {self.stride}"
             )
 
+    @staticmethod
+    def of(size: int, stride: int | None) -> "Patches":
+        """Patches of a size; without a stride they lie side by side."""
+        return Patches(size, size if stride is None else stride)
+
     @property
     def overlap(self) -> bool:
         """Whether patches share cells."""
@@ -50,11 +55,12 @@ class Patches:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for latents of this size."""
-        return tuple((cells - self.size) // self.stride + 1 for cells in (height, width))  # type: ignore[return-value]
+        return (height - self.size) // self.stride + 1, (width - self.size) // self.stride + 1
 
     def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Height and width of latents with such a grid of tokens."""
-        return tuple((tokens - 1) * self.stride + self.size for tokens in grid)  # type: ignore[return-value]
+        rows, columns = grid
+        return (rows - 1) * self.stride + self.size, (columns - 1) * self.stride + self.size
 
     def cut(self, latents: Tensor) -> Tensor:
         """Latents `(B, T, C, H, W)` as tokens `(B, T, rows * columns, C * size * size)`, channel first."""
@@ -70,14 +76,8 @@ class Patches:
         if not self.overlap:
             return rearrange(tokens, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=p, q=p)
         parts = rearrange(tokens, "b t n (p q c) -> (b t) (c p q) n", p=p, q=p)
-        sums = fold(parts, self.cells(grid), p, stride=self.stride) / self.count(grid, tokens.device)
+        sums = fold(parts, self.cells(grid), p, stride=self.stride) / self._counts(grid, tokens.device)
         return rearrange(sums.to(tokens.dtype), "(b t) c h w -> b t c h w", b=batch)
-
-    def count(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Patches that each cell is in, `(H, W)`."""
-        (rows, columns), p = grid, self.size
-        ones = torch.ones(1, p * p, rows * columns, device=device)
-        return fold(ones, self.cells(grid), p, stride=self.stride)[0, 0]
 
     def places(self, grid: tuple[int, int]) -> Tensor:
         """Which cells each patch has, `(rows * columns, size * size)`, counted row by row."""
@@ -85,3 +85,9 @@ class Patches:
         cells = torch.arange(height * width).view(height, width)
         windows = cells.unfold(0, self.size, self.stride).unfold(1, self.size, self.stride)
         return windows.flatten(2).flatten(0, 1)
+
+    def _counts(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Patches that each cell is in, `(H, W)`."""
+        (rows, columns), p = grid, self.size
+        ones = torch.ones(1, p * p, rows * columns, device=device)
+        return fold(ones, self.cells(grid), p, stride=self.stride)[0, 0]

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from streamgen.errors import StreamgenError
+from streamgen.suggest import shorten
 
 from ..access import App, Receive, Scope, Send
 from ..app import live_app
@@ -178,7 +179,8 @@ class Room:
         except ValueError:
             seconds = math.nan
         if not 0 <= seconds < math.inf:
-            return Response(f"seconds: expected a number >= 0, found {given!r}", 400, media_type="text/plain")
+            told = f"seconds: expected a number >= 0, found {shorten(given)}"
+            return Response(told, 400, media_type="text/plain")
         self.demo.drain.begin(seconds)
         task = asyncio.create_task(self._send_away())
         self._leaving.add(task)

@@ -33,6 +33,12 @@ class NetworkConfig:
     motion_hidden: int = 32
     patch_stride: int | None = None
 
+    def __post_init__(self) -> None:
+        stride = self.patch if self.patch_stride is None else self.patch_stride
+        fits = stride > 0 and self.patch % stride == 0
+        expected = f"null, or a number that divides network.patch ({self.patch})"
+        require(fits, "network.patch_stride", expected, stride)
+
 
 @dataclass(frozen=True)
 class WanTeacher:

@@ -13,8 +13,10 @@ from ..scenes import SceneConfig, SceneGenerator
 from ..scenes.generator import SceneBatch
 from ..words.told import ATTRIBUTES, ToldBatch, is_test
 
-#: Clips that are drawn at once, and kept in all.
-_AT_ONCE, COUNT = 64, 512
+#: Clips that a run keeps to choose from.
+COUNT = 512
+#: Clips that are drawn at once.
+_AT_ONCE = 64
 _SEED = 6_000_047
 
 

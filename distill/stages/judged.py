@@ -33,7 +33,7 @@ class JudgedStreams:
         self.pictures = PictureReward(config.reward, config.scenes, family.codec, device)
         self.streams: StreamReward | None = None
         self.openings: Openings | None = None
-        if config.reward.streams and config.reward.openings:
+        if config.reward.streams and config.reward.openings and update_boundaries(config):
             words = family.vocabulary, config.network.text_length
             frames = config.rollout.window_frames
             self.openings = Openings(config.scenes, family.codec, *words, frames, device, COUNT)

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.causal_dit import CausalDiTConfig
+
 
 def tensor_digest(state: Mapping[str, Tensor]) -> str:
     """sha256 (64 hex digits) over the names, dtypes, shapes and bytes of `state`, in order of name.
@@ -20,6 +22,14 @@ def tensor_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(header.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def layout_tensors(config: CausalDiTConfig) -> dict[str, Tensor]:
+    """What decides, beside the weights, what a network of these sizes computes, for a digest of both: nothing
+    where its patches lie side by side, else how far they lie apart, since the weights are the same.
+    """
+    patches = config.patches
+    return {"dit.patch_stride": torch.tensor(patches.stride)} if patches.overlap else {}
 
 
 def file_sha256(path: Path) -> str:

@@ -46,7 +46,7 @@ class LatentGeometry:
     @property
     def patches(self) -> Patches:
         """How a latent frame is cut into DiT tokens."""
-        return Patches(self.patch, self.patch if self.patch_stride is None else self.patch_stride)
+        return Patches.of(self.patch, self.patch_stride)
 
     @property
     def latent_height(self) -> int:

@@ -9,7 +9,7 @@ from models.motion_encoder import MotionEncoder
 from models.text_encoder import TextEncoder
 from models.video_tokenizer import VideoTokenizer
 
-from ..checkpoints.digest import tensor_digest
+from ..checkpoints.digest import layout_tensors, tensor_digest
 from ..checkpoints.directory import MODEL, TOKENIZER, VOCABULARY, load_into, part_of, read_tensors
 from ..engine.networks import Networks
 from ..stream.model import ModelParts
@@ -46,6 +46,7 @@ def load_tiny(name: str, directory: Path, device: torch.device, dtype: torch.dty
         module.to(dtype).eval().requires_grad_(False)
     tokenizer.eval().requires_grad_(False)
     prompts = WordPrompts(text, read_vocabulary(directory / VOCABULARY, config.text_encoder))
-    digest = tensor_digest({**tensors, **{f"tokenizer.{k}": v for k, v in tokenizer_tensors.items()}})
+    beside = {f"tokenizer.{name}": tensor for name, tensor in tokenizer_tensors.items()}
+    digest = tensor_digest({**tensors, **beside, **layout_tensors(config.dit)})
     networks = Networks(tokenizer, dit, text, motion)
     return ModelParts(name, config, networks, prompts, digest, stream_check(config, device, dtype))

@@ -145,8 +145,11 @@ def write_model(
         part, bytes and sha256 of each file by its name.
 
     Raises:
+        InputError: patches overlap, which no other format can say.
         CheckpointError: a file cannot be written.
     """
+    if to != "streamgen" and config is not None and config.dit.patches.overlap:
+        raise InputError(f"--to {to}: expected a model whose patches do not overlap (dit.patch_stride)")
     parts = {"dit": found.dit, "vae": found.vae, "tiny_decoder": found.tiny_decoder}
     present = {name: tensors for name, tensors in parts.items() if tensors is not None}
     output.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from models.rope import RotaryEmbedding3D
 from models.tiny_decoder import TinyDecoder
 from models.wan_vae import WanVAE
 
-from ..checkpoints.digest import tensor_digest
+from ..checkpoints.digest import layout_tensors, tensor_digest
 from ..checkpoints.hub import HubSource, is_hub
 from ..engine.choice import AtLoad, default_runner
 from ..engine.networks import Networks
@@ -289,4 +289,4 @@ def _weights_digest(config: WanConfig, tensors: WanTensors, options: WanOptions)
         "motion_encoder": tensors.motion_encoder,
     }
     named = {f"{part}.{n}": x for part, group in parts.items() if group for n, x in group.items()}
-    return tensor_digest(named)
+    return tensor_digest(named | layout_tensors(config.dit))

@@ -140,9 +140,14 @@ def test_a_stage_opens_its_share_of_the_streams(tmp_path: Path, monkeypatch: pyt
             assert rolled.seen.shape[1] < longest + rolled.new or torch.equal(
                 rolled.seen[:, :longest], opening
             )
+            # sink and window of what was given
+            opening, held = batch.script.opening, rolled.seen[:, : -rolled.new]
+            kept = torch.cat([opening[:, :1], opening[:, -made.plan.window_frames :]], 1)
+            assert torch.equal(held, kept)
             assert stage.streams is not None
             assert stage.streams.frames == longest + rolled.new
         return found
 
-    assert any(opened(1.0))
+    # those without one have a switch
+    assert sum(opened(1.0)) >= 3
     assert not any(opened(0.0))

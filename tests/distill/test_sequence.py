@@ -13,6 +13,7 @@ from torch import Tensor
 from distill import sequence
 from distill.batches import moved
 from distill.config import ConfigError
+from distill.dry_run import estimate
 from distill.flow import FlowBatch, FlowMatching
 from distill.parallel import end_processes, make_accelerator
 from distill.sequence import shared_batch
@@ -22,7 +23,7 @@ from distill.trainer import Tick, Trainer
 from models.context import ChunkPlan
 from tests.processes import forget_processes, run_processes
 from tests.tiny_models import assert_needs, randomize
-from tests.tiny_stages import CPU, causal_run, teacher_run
+from tests.tiny_stages import CPU, NETWORK, causal_run, teacher_run
 from tests.toy_stage import final_state
 
 
@@ -104,3 +105,10 @@ def test_more_processes_than_heads_are_refused(tmp_path: Path) -> None:
     assert all(
         "sequence: expected a divisor of 2 rows of tokens and of 2 heads, found 3" in e for e in errors
     )
+
+
+def test_patches_that_overlap_are_not_shared_out(tmp_path: Path) -> None:
+    """The plan says it before anything is computed."""
+    config = causal_run(tmp_path, trackers=(), sequence=2, network=replace(NETWORK, patch_stride=1))
+    with pytest.raises(ConfigError, match="sequence: expected 1 where patches overlap, found 2"):
+        estimate(config, CausalStage, processes=2)

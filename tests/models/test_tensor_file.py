@@ -2,6 +2,8 @@
 
 import ast
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ PRIVATE = {"streamgen/stream/snapshot.py", "streamgen/wan/text.py", "models/tens
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_permissions_are_those_of_a_new_file(mask: int, tmp_path: Path) -> None:
     tensors, path = {"a": torch.arange(3.0)}, tmp_path / "a.safetensors"
+    # one that was written when they were not
+    path.touch(mode=0o600)
     before = os.umask(mask)
     try:
         write_tensors(tensors, path, {"format": "pt"})
@@ -25,6 +29,21 @@ def test_permissions_are_those_of_a_new_file(mask: int, tmp_path: Path) -> None:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
     assert torch.equal(load_file(path)["a"], tensors["a"])
+
+
+def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(OSError, match=r"a\.safetensors"):
+            write_tensors({"a": torch.zeros(4096)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not path.exists()
 
 
 def test_nothing_else_writes_safetensors() -> None:

@@ -343,3 +343,19 @@ def test_motion_in_a_snapshot_is_what_is_in_force(pipeline: Pipeline) -> None:
     assert session.snapshot().meta["gestures"] == []
     assert isinstance(session, Session)
     assert with_motion > 64 * 9 * 8
+
+
+def test_a_network_whose_patches_overlap_is_another_model(tmp_path: Path) -> None:
+    """The weights are the same, what it computes is not: a stream of the one does not go on on the other."""
+    plain, close = (
+        load_pipeline(write_checkpoint(tmp_path / f"stride-{stride}", patch_stride=stride))
+        for stride in (None, 1)
+    )
+    assert plain.digest != close.digest
+    for name, own, other in (("plain", plain, close), ("close", close, plain)):
+        session = own.open(RED, seed=4)
+        take(session, 1)
+        session.save(tmp_path / name)
+        take(own.resume(tmp_path / name), 1)
+        with pytest.raises(InputError, match="model"):
+            other.resume(tmp_path / name)

@@ -90,6 +90,21 @@ def test_what_does_not_fit_is_not_converted(
     assert_needs(check, monkeypatch, convert, "_check_fits", lambda *_: None)
 
 
+@pytest.mark.parametrize("to", ["diffusers", "wan"])
+def test_formats_that_cannot_say_that_patches_overlap_are_refused(
+    to: str,
+    published: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = published / "owner" / "repo" / "self_forcing_dmd.pt"
+    changes = [text for pair in (*SMALL, "dit.patch_stride=1") for text in ("--model-set", pair)]
+    done = call(capsys, "convert", source, "-o", tmp_path / "out", "--model", NAME, "--to", to, *changes)
+    assert done.code == 2
+    assert f"--to {to}: expected a model whose patches do not overlap" in done.error()
+    assert not (tmp_path / "out").exists()
+
+
 def test_from_the_command_line(
     published: Path,  # noqa: F811
     lora: Path,
