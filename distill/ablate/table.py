@@ -1,12 +1,12 @@
 """From the cells' reports to a table: figures with intervals, and whether each is decided."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from streamgen.errors import InputError
 from streamgen.structured import to_plain
 
 from ..evaluation.figures import figures_of, models_compared
@@ -14,6 +14,7 @@ from ..evaluation.intervals import Figure
 from ..evaluation.page import Picture, Section, Table, markdown, write_page
 from ..evaluation.rows import Row, checked_rows
 from ..evaluation.streams import POLICIES
+from ..evaluation.tokenizer import tokenizers_apart
 from ..plots import panels
 from .cells import Cell, Result, cells_of
 from .grid import Claim, Grid
@@ -74,10 +75,7 @@ def judged_cells(grid: Grid, out: Path, results: Mapping[tuple[str, int], Result
 def compare(grid: Grid, first: Sequence[Cell], second: Sequence[Cell]) -> dict[str, Against]:
     """The figures of `second` against those of `first`, on the seeds and streams that both have."""
     if grid.judge == "tokenizer":
-        sides = [_figures(grid, cells) for cells in (first, second)]
-        return {
-            name: _apart(name, sides[0][name], sides[1][name]) for name in grid.figures if name in sides[0]
-        }
+        return {name: _apart(name, first, second) for name in grid.figures}
     pairs = models_compared(*(_pooled(cells) for cells in (first, second)))
     return {
         row["figure"]: _against(row["figure"], row["difference"], row["low"], row["high"], row["n"])
@@ -167,20 +165,33 @@ def _figures(grid: Grid, cells: Sequence[Cell]) -> dict[str, Figure]:
         return {name: found[name] for name in grid.figures}
     figures: dict[str, Figure] = {}
     for cell in cells[:1]:
-        (row,) = json.loads((cell.report / "tokenizers.json").read_text(encoding="utf-8"))
+        row = _tokenizer(cell)
         for name in grid.figures:
             low, high = row["intervals"][name]
             figures[name] = Figure(row[name], low, high, row["clips"])
     return figures
 
 
-def _apart(name: str, first: Figure, second: Figure) -> Against:
-    """Two figures of clips that are the same, taken as if they were not: wider than need be."""
-    assert first.value is not None
-    assert second.value is not None
-    reach = [((f.high or 0.0) - (f.low or 0.0)) / 2 for f in (first, second)]
-    both, difference = math.hypot(*reach), second.value - first.value
-    return _against(name, difference, difference - both, difference + both, second.n)
+def _apart(name: str, first: Sequence[Cell], second: Sequence[Cell]) -> Against:
+    """A figure of tokenizers over the clips and the seeds that both have."""
+    sides: list[list[list[float]]] = [[], []]
+    seeds = {cell.seed for cell in first} & {cell.seed for cell in second}
+    for side, cells in zip(sides, (first, second), strict=True):
+        for cell in sorted((cell for cell in cells if cell.seed in seeds), key=lambda cell: cell.seed):
+            side += _tokenizer(cell)["by_clip"][name]
+    found = tokenizers_apart(name, *sides)
+    assert found.value is not None
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    return _against(name, found.value, low, high, found.n)
+
+
+def _tokenizer(cell: Cell) -> dict[str, Any]:
+    """What was measured of a cell's tokenizer."""
+    file = cell.report / "tokenizers.json"
+    (row,) = json.loads(file.read_text(encoding="utf-8"))
+    if "by_clip" not in row:
+        raise InputError(f"{file}: expected what was found clip by clip (by_clip); remove it to judge again")
+    return dict(row)
 
 
 def _against(name: str, difference: float, low: float, high: float, n: int) -> Against:

@@ -21,7 +21,7 @@ from .page import Part, Picture, Section, Table, figure_at, layout, write_page
 from .runner import TRUTH_SEED, coded_clips
 from .streams import Video
 from .suites import EvaluationConfig
-from .tokenizer import decibels, reconstruct, tokenizer_figures, tokenizer_reads
+from .tokenizer import by_clip, decibels, reconstruct, tokenizer_figures, tokenizer_reads
 from .truth import Truth, TruthSuite
 
 #: Frames of the clips of other sizes.
@@ -61,7 +61,8 @@ def compare_tokenizers(
     rows: list[dict[str, Any]] = []
     for path, tokenizer, digest in loaded:
         say(f"tokenizer {path}")
-        figures = tokenizer_figures(tokenizer_reads(tokenizer, videos, others, instruments))
+        reads = tokenizer_reads(tokenizer, videos, others, instruments)
+        figures = tokenizer_figures(reads)
         values = {name: figure.value for name, figure in figures.items()}
         found = nested(values)
         pca = found["tokenizer"]["baselines"]["pca"]
@@ -76,6 +77,7 @@ def compare_tokenizers(
                 "psnr_moving": found["psnr_moving"] - pca["psnr_moving"],
             },
             "intervals": {name: [figure.low, figure.high] for name, figure in figures.items()},
+            "by_clip": by_clip(reads),
         }
         if natural:
             row["natural"] = {name: vars(one) for name, one in natural_figures(tokenizer, natural).items()}

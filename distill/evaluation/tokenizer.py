@@ -63,20 +63,18 @@ def tokenizer_figures(reads: Sequence[Read]) -> dict[str, Figure]:
     move, by place in the chunk, after round trips and of the baselines; shapes; steps.
     """
 
-    def db(rows: Sequence[Sequence[float]]) -> Figure:
-        return resampled(rows, lambda some: decibels(some[..., 0].sum(-1) / some[..., 1].sum(-1)))
-
     def plain(values: Sequence[float]) -> Figure:
-        return db([(value, 1.0) for value in values])
+        return resampled([(value, 1.0) for value in values], _db)
 
     found = {
         "psnr_tokenizer": plain([read["square"] for read in reads]),
-        "psnr_moving": db([read["moving"] for read in reads]),
+        "psnr_moving": resampled([read["moving"] for read in reads], _db),
         "shape_through_tokenizer": share([read["shape"] for read in reads]),
     }
     for name in ("pca", "bilinear"):
         found[f"tokenizer.baselines.{name}.psnr"] = plain([read[name]["square"] for read in reads])
-        found[f"tokenizer.baselines.{name}.psnr_moving"] = db([read[name]["moving"] for read in reads])
+        moving = [read[name]["moving"] for read in reads]
+        found[f"tokenizer.baselines.{name}.psnr_moving"] = resampled(moving, _db)
     for place in range(len(reads[0]["by_frame"])):
         key = f"tokenizer.psnr_by_frame.{place}"
         found[key] = plain([read["by_frame"][place] for read in reads])
@@ -86,6 +84,36 @@ def tokenizer_figures(reads: Sequence[Read]) -> dict[str, Figure]:
         some = [read["trips"][str(trip)] for read in reads if read["trips"]]
         found[f"tokenizer.psnr_round_trips.{trip}"] = plain(some)
     return found
+
+
+def by_clip(reads: Sequence[Read]) -> dict[str, list[list[float]]]:
+    """What figures are made of, clip by clip, for `tokenizers_apart`."""
+    return {
+        "psnr_tokenizer": [[read["square"], 1.0] for read in reads],
+        "psnr_moving": [read["moving"] for read in reads],
+        "shape_through_tokenizer": [[read["shape"]] for read in reads],
+    }
+
+
+def tokenizers_apart(
+    name: str, first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]
+) -> Figure:
+    """How much more a figure is of the second tokenizer than of the first, by what `by_clip` has of both over
+    the same clips: clips are drawn anew in pairs.
+    """
+    statistic = _mean if name == "shape_through_tokenizer" else _db
+    pairs = [[*one, *other] for one, other in zip(first, second, strict=True)]
+    half = len(first[0])
+    return resampled(pairs, lambda rows: statistic(rows[..., half:]) - statistic(rows[..., :half]))
+
+
+def _db(rows: Tensor) -> Tensor:
+    """PSNR of sums of squared errors and of what they are over, `(R, n, 2)`."""
+    return decibels(rows[..., 0].sum(-1) / rows[..., 1].sum(-1))
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows[..., 0].mean(-1)
 
 
 def reconstruct(tokenizer: VideoTokenizer, frames: Tensor) -> tuple[Tensor, Tensor]:

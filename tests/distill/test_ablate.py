@@ -1,6 +1,7 @@
 """Ablations: grids that are checked, cells that are resumed and may fail, tables that say what is decided."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 import distill.ablate.table
 from distill.ablate import __main__ as ablate
 from distill.ablate.cells import Cell, Result, Runner, cells_of, steps_of
-from distill.ablate.grid import Grid, read_grid
+from distill.ablate.grid import TOKENIZER_FIGURES, CellConfig, Grid, read_grid
 from distill.ablate.table import _against, compare, verdict, write_table
 from distill.config import ConfigError, read_mapping
+from distill.evaluation.intervals import Figure
 from distill.stages import load_run
+from streamgen.errors import InputError
 from tests.tiny_models import assert_needs
 
 GRIDS = Path(__file__).resolve().parents[2] / "configs" / "ablations"
@@ -337,3 +340,42 @@ def test_shipped_grids_can_be_run(path: Path, tmp_path: Path) -> None:
                 # a cell is done in a quarter of an hour
                 assert run.max_minutes <= 15
     assert read_mapping(path)["title"].endswith("?")
+
+
+def test_tokenizers_are_held_against_each_other_clip_by_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips differ by far more than tokenizers: .1 dB between these two are found in pairs alone."""
+    draws = random.Random(4)
+    grid = Grid("t", {"a": CellConfig(), "b": CellConfig()}, judge="tokenizer", figures=TOKENIZER_FIGURES)
+    square = [10 ** draws.uniform(-3, -2) for _ in range(64)]
+    shape = [draws.random() for _ in square]
+    for cell, factor in zip(cells_of(grid, tmp_path), (1.0, 10**-0.01), strict=True):
+        errors = [factor * one * 10 ** draws.uniform(-0.005, 0.005) for one in square]
+        figures = {
+            "psnr_tokenizer": [[one, 1.0] for one in errors],
+            "psnr_moving": [[one * 9, 9.0] for one in errors],
+            "shape_through_tokenizer": [[one] for one in shape],
+        }
+        cell.report.mkdir(parents=True)
+        (cell.report / "tokenizers.json").write_text(json.dumps([{"by_clip": figures}]))
+    one, other = cells_of(grid, tmp_path)
+
+    def check() -> None:
+        found = compare(grid, [one], [other])
+        for name in ("psnr_tokenizer", "psnr_moving"):
+            assert found[name].decided == "better"
+            assert found[name].difference == pytest.approx(0.1, abs=0.02)
+            assert found[name].n == 64
+        assert found["shape_through_tokenizer"].decided == "undecided"
+        back = compare(grid, [other], [one])
+        assert back["psnr_moving"].difference == pytest.approx(-found["psnr_moving"].difference)
+
+    def in_any_order(name: str, first: list[Any], second: list[Any]) -> Figure:
+        return apart(name, first, draws.sample(second, len(second)))
+
+    apart = distill.ablate.table.tokenizers_apart
+    assert_needs(check, monkeypatch, distill.ablate.table, "tokenizers_apart", in_any_order)
+    (one.report / "tokenizers.json").write_text(json.dumps([{"psnr_tokenizer": 30.0}]))
+    with pytest.raises(InputError, match=r"tokenizers.json: expected .* \(by_clip\); remove it"):
+        compare(grid, [one], [other])
