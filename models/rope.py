@@ -42,8 +42,9 @@ class RotaryEmbedding3D:
         space = 2 * (head_dim // 6)
         if head_dim % 2 or space == 0:
             raise ValueError(f"head_dim must be even and at least 6 for 3-D RoPE, found {head_dim}")
-        self.head_dim, self.spacing = head_dim, spacing
-        self.frequencies = tuple(_ladder(dim, theta) for dim in (head_dim - 2 * space, space, space))
+        self.head_dim = head_dim
+        across = _ladder(space, theta) * spacing
+        self.frequencies = (_ladder(head_dim - 2 * space, theta), across, across)
         # copied to a device once, not in every chunk
         self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
 
@@ -67,11 +68,8 @@ class RotaryEmbedding3D:
             self._placed[device] = tuple(f.to(device) for f in self.frequencies)
         time, row, column = self._placed[device]
         angles_t = frames.to(torch.float64)[:, None] * time
-        rows, columns = (
-            torch.arange(count, dtype=torch.float64, device=device)[:, None] * self.spacing
-            for count in (height, width)
-        )
-        angles_h, angles_w = rows * row, columns * column
+        angles_h = torch.arange(height, dtype=torch.float64, device=device)[:, None] * row
+        angles_w = torch.arange(width, dtype=torch.float64, device=device)[:, None] * column
         grid = (len(frames), height, width)
         angles = torch.cat(
             [

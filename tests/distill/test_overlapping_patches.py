@@ -14,6 +14,8 @@ from tests.rolled_streams import GRID, rolled, script_of, streamed
 from tests.tiny_models import randomize
 from tests.tiny_stages import CPU, NETWORK, init_run, self_forcing_run
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 
 def test_a_student_whose_tokens_overlap_starts_from_one_whose_do_not(tmp_path: Path) -> None:
     """It has the same weights and 9 tokens for 4, rolls out what its sessions stream, and is scored by those
@@ -43,4 +45,4 @@ def test_a_student_whose_tokens_overlap_starts_from_one_whose_do_not(tmp_path: P
 @pytest.mark.parametrize("stride", [0, -1, 3, 4])
 def test_strides_that_do_not_divide_are_refused(stride: int) -> None:
     with pytest.raises(ConfigError, match=rf"network.patch_stride: expected .* \(2\), found {stride}"):
-        load_run("configs/distill/tiny/causal.yaml", [f"network.patch_stride={stride}"])
+        load_run(CONFIGS / "distill/tiny/causal.yaml", [f"network.patch_stride={stride}"])
