@@ -1,5 +1,6 @@
 """Files of tensors that we write."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,15 +16,17 @@ def write_tensors(
     itself lets nobody but its owner read one, so that what root trains no other account could serve.
 
     Raises:
-        OSError: it cannot be written; then nothing lies there.
+        OSError: it cannot be written; what lay there is as it was.
     """
-    path.unlink(missing_ok=True)
-    path.touch()
-    mode = path.stat().st_mode
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(dict(tensors), part, None if metadata is None else dict(metadata))
+        part.chmod(mode)
+        part.replace(path)
     except SafetensorError as error:
         # such as a full disk, which it does not tell apart
-        path.unlink(missing_ok=True)
         raise OSError(f"{path}: {error}") from None
-    path.chmod(mode)
+    finally:
+        part.unlink(missing_ok=True)

@@ -46,8 +46,8 @@ class RewardConfig(Checked, section="reward"):
 
     A `share` of the `streams` is judged all along: what their pictures show, `way` times how objects move,
     and `place` times where they are while they are dragged; of those without a switch a share has `drags`
-    (see `distill.reward.streams`), and of those that last for
-    more than an update a share goes on from `openings`, the beginnings of clips.
+    (see `distill.reward.streams`), and of those that last for more than an update a share goes on from
+    `openings`, the beginnings of clips.
     """
 
     share: Share = 0.0

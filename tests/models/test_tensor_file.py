@@ -43,7 +43,8 @@ def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
-    assert not path.exists()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_else_writes_safetensors() -> None:

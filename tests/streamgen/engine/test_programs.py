@@ -5,6 +5,7 @@ and few of them serve all chunks.
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,12 @@ def test_programs_make_what_the_plain_runner_makes(
 ) -> None:
     expected = run(pipelines[plan], "plain", settings)
     agree(run(pipelines[plan], program(pipelines[plan], capture), settings), expected)
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_programs_of_overlapping_patches(capture: bool, tmp_path: Path) -> None:
+    pipeline = load_pipeline(write_checkpoint(tmp_path, PLANS[1], patch_stride=1))
+    agree(run(pipeline, program(pipeline, capture)), run(pipeline, "plain"))
 
 
 def test_a_capture_is_bit_for_bit_the_function_over_the_same_buffers(pipelines: list[Pipeline]) -> None:
