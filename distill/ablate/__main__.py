@@ -25,7 +25,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="of all cells: STAGE.key=value, such as self_forcing.max_minutes=3, or evaluate.prompts=32",
+        help="of all cells: STAGE.key=value, such as self_forcing.max_minutes=3, evaluate.prompts=32, "
+        "settings.steps=2",
     )
     parser.add_argument("-o", "--out", required=True, help="folder of the cells and the table")
     parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")

@@ -15,6 +15,7 @@ from ..evaluation.suites import evaluation_config
 
 #: What is measured of a tokenizer alone.
 TOKENIZER_FIGURES = ("psnr_tokenizer", "psnr_moving", "shape_through_tokenizer")
+_OF_ALL = ("evaluate", "settings")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
@@ -94,7 +95,8 @@ class Grid:
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
-    """Read and check a grid. `overrides` are of all cells: `stage.key=value`, or `evaluate.key=value`.
+    """Read and check a grid. `overrides` are of all cells: `stage.key=value`, `evaluate.key=value` or
+    `settings.key=value`.
 
     Raises:
         ConfigError: unknown keys, also of stages and of the evaluation; cells that repeat; figures that are
@@ -106,14 +108,15 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         raise ConfigError(f"grid {path}: expected cells by name, found {cells!r}")
     known = {str(name): build(CellConfig, cell or {}) for name, cell in cells.items()}
     stages = tuple(build(GridStage, stage) for stage in mapping.get("stages", ()))
-    given: dict[str, list[str]] = {name: [] for name in ("evaluate", *(stage.name for stage in stages))}
+    given: dict[str, list[str]] = {name: [] for name in (*_OF_ALL, *(stage.name for stage in stages))}
     for override in overrides:
         name, _, rest = override.partition(".")
         if name not in given:
             raise ConfigError(f"grid {path}: override {override!r}: {unknown_key(name, given, noun='part')}")
         given[name].append(rest)
     stages = tuple(replace(s, overrides=(*s.overrides, *given[s.name])) for s in stages)
-    mapping["evaluate"] = [*mapping.get("evaluate", ()), *given["evaluate"]]
+    for name in _OF_ALL:
+        mapping[name] = [*mapping.get(name, ()), *given[name]]
     claims = tuple(build(Claim, claim) for claim in mapping.get("claims", ()))
     grid = build(Grid, mapping | {"cells": known, "stages": stages, "claims": claims})
     _check(grid, path)

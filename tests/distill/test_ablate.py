@@ -1,5 +1,6 @@
 """Ablations: grids that are checked, cells that are resumed and may fail, tables that say what is decided."""
 
+import itertools
 import json
 import random
 import signal
@@ -280,12 +281,16 @@ def test_grids_that_cannot_be_run_are_refused(place: Path, change: tuple[str, st
 
 def test_overrides_of_the_command_are_of_all_cells(place: Path) -> None:
     """Behind those of the stage, before those of the cell; what no stage has is refused."""
-    grid = read_grid(place / "grid.yaml", ["init.optim.lr=0.1", "init.max_minutes=2", "evaluate.prompts=8"])
+    grid = read_grid(
+        place / "grid.yaml",
+        ["init.optim.lr=0.1", "init.max_minutes=2", "evaluate.prompts=8", "settings.steps=2"],
+    )
     cells = {cell.name: cell for cell in cells_of(grid, place / "out")}
     for name, own in (("plain", []), ("better", ["optim.lr=0.9"])):
         training, judging = steps_of(grid, place, cells[name], place / "out")
         assert list(training.arguments[4:]) == ["optim.lr=0.1", "max_minutes=2", *own]
         assert judging.arguments[-1] == "prompts=8"
+        assert ("--set", "steps=2") in itertools.pairwise(judging.arguments)
     for override, message in (("inti.max_minutes=2", "init"), ("init.max_minuts=2", "no key 'max_minuts'")):
         with pytest.raises(ConfigError, match=message):
             read_grid(place / "grid.yaml", [override])
