@@ -20,7 +20,8 @@ from tests.streams import BLUE, RED
 from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import assert_needs
 
-PLANS = (ChunkPlan(1, 1, 1, 3), ChunkPlan(3, 2, 2, 6))
+#: Plans, and how far patches lie apart where they overlap.
+KINDS = ((ChunkPlan(1, 1, 1, 3), None), (ChunkPlan(3, 2, 2, 6), None), (ChunkPlan(1, 1, 1, 3), 1))
 CHUNKS = 8
 WORDS = (RED, BLUE, "a star drifts right")
 # what happens to each stream, by chunk
@@ -35,8 +36,8 @@ EVENTS: tuple[dict[int, StreamEvent], ...] = (
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> list[Pipeline]:
     torch.set_num_threads(1)
     return [
-        load_pipeline(write_checkpoint(tmp_path_factory.mktemp(f"plan{i}"), plan, steps=2))
-        for i, plan in enumerate(PLANS)
+        load_pipeline(write_checkpoint(tmp_path_factory.mktemp(f"kind{i}"), plan, 2, patch_stride=stride))
+        for i, (plan, stride) in enumerate(KINDS)
     ]
 
 
@@ -79,12 +80,12 @@ def all_three(pipeline: Pipeline) -> list[list[Tensor]]:
     return at_once(pipeline.gathering(3), work)
 
 
-@pytest.mark.parametrize("plan", range(len(PLANS)))
+@pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_streams_at_once_are_what_each_is_alone(
-    plan: int, pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
+    kind: int, pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other words, motion, sliders, steps, noise levels, fill levels and scenes beside each other."""
-    pipeline = pipelines[plan]
+    pipeline = pipelines[kind]
     plain = [steered(opened(pipeline, number, "plain"), number) for number in range(3)]
 
     def check() -> None:
@@ -97,7 +98,7 @@ def test_streams_at_once_are_what_each_is_alone(
         seen = [view.attend(layer, q[:1], k[:1], v[:1]) for view in self.views]
         return torch.cat([seen[stream] for stream in self.rows])
 
-    if plan:
+    if kind:
         check()
         return
     assert_needs(check, monkeypatch, BatchContext, "attend", first)

@@ -140,7 +140,7 @@ class Definition:
         return clean
 
     def _shape(self, index: int) -> tuple[int, ...]:
-        return (1, self.plan.length(index), 4, GRID[0] * 2, GRID[1] * 2)
+        return (1, self.plan.length(index), 4, *self.dit.config.patches.cells(GRID))
 
     def _forward(self, clean: list[Tensor], work: list[tuple[int, int, Tensor]], relative: bool) -> Any:
         x = torch.cat([*clean, *(each[2] for each in work)], 1)
@@ -209,6 +209,16 @@ def test_a_wave_is_what_its_definition_gives(
 
     reached = FrontierContext._reach
     assert_needs(check, monkeypatch, FrontierContext, "_reach", blind)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_wave_of_overlapping_patches_is_what_its_definition_gives(relative: bool) -> None:
+    dit, noise = tiny_dit(motion_channels=0, patch_stride=1), SeededNoise(3, CPU)
+    with torch.no_grad():
+        text = dit.embed_text(torch.randn(1, 5, 8, generator=torch.manual_seed(1))).detached()
+    expected = Definition(dit, PLANS[0], text, noise).run(8, waves.WAVES["wave"], relative)
+    made = driven(WaveRunner("wave", dit, None, None, len(SIGMAS) - 1), PLANS[0], text, noise, 8, relative)
+    assert farthest(made, expected) < 1e-4
 
 
 @pytest.mark.parametrize("size", [2, 3])
