@@ -125,6 +125,8 @@ def killed_at(write: int, config: RunConfig) -> int:
             flush(descriptor)
 
         checkpoint._flush = deadly
+        # threads of the tests' process are not here, and work given to them would wait for ever
+        torch.set_num_threads(1)
         # whatever happens, the child must not go on with the tests
         try:
             toy_trainer(config, ToyStage()).run()
