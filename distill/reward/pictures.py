@@ -45,9 +45,9 @@ class RewardConfig(Checked, section="reward"):
     likely; what lies beside the shapes counts `beside` times.
 
     A `share` of the `streams` is judged all along: what their pictures show, `way` times how objects move,
-    and `place` times where they are while they are dragged; of those without a switch a share has `drags`
-    (see `distill.reward.streams`), and of those that last for more than an update a share goes on from
-    `openings`, the beginnings of clips.
+    `steps` times how unsteadily, and `place` times where they are while they are dragged; of those without a
+    switch a share has `drags` (see `distill.reward.streams`), and of those that last for more than an update
+    a share goes on from `openings`, the beginnings of clips.
     """
 
     share: Share = 0.0
@@ -58,6 +58,7 @@ class RewardConfig(Checked, section="reward"):
     drags: Share = 0.4
     openings: Share = 0.0
     way: NonNegative = 2.0
+    steps: NonNegative = 0.0
     place: NonNegative = 1.0
 
 

@@ -2,7 +2,8 @@
 
 What `pictures` says of first pictures is said of one picture in eight; and of where the objects are, the
 middle of the pixels of their colour, in every second picture: while one is dragged that is to be the point of
-its track, else the way of the motion that was told, of which the world knows every path (`ways`). Drags begin
+its track, else the way of the motion that was told, of which the world knows every path (`ways`), and its
+steps are to be those of a way, so that nothing jolts where chunks or words begin. Drags begin
 at the object as the stream shows it, as those of people do, wherever that is (`drags`).
 """
 
@@ -33,8 +34,9 @@ _EVERY, _LOOK = 2, 8
 #: Frames behind a switch in which one look fades into another.
 _FADING = 8
 #: By which distance, of 64, ways that fit better are e times as likely; which one costs as much, whatever
-#: else would fit, so that hops do; and from which on a drag's error counts in full.
-_SHARPNESS, _FAR, _NEAR = 1.5, 4.0, 2.0
+#: else would fit, so that hops do; from which on a drag's error counts in full; and by how much a step may be
+#: unlike those of its way before it does.
+_SHARPNESS, _FAR, _NEAR, _JOLT = 1.5, 4.0, 2.0, 0.5
 #: Frames behind a drag until an object goes its own way again.
 _RELEASED = 8
 
@@ -68,8 +70,9 @@ class StreamReward:
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """What is to be added to the student's loss for `fresh (B, n, C, h, w)` latents, the last ones of
         `seen (B, P, C, h, w)`, at latent frames `places (P,)` of streams that were asked for something; and
-        of the objects how many look (`streams/reward/right`) and move (`streams/reward/moves`) as told, and
-        how far those that are dragged are off their track (`streams/reward/off`, of the width).
+        of the objects how many look (`streams/reward/right`) and move (`streams/reward/moves`) as told, how
+        unsteadily they go (`streams/reward/jolts`), and how far those that are dragged are off their track
+        (`streams/reward/off`, of the width).
         """
         asked, config, count = script.asked, self.pictures.config, fresh.shape[1]
         assert asked is not None
@@ -85,9 +88,10 @@ class StreamReward:
         where = self._places(torch.cat([before, made], 1), labels, asked.before if switching else labels)
         off, dragged, distances = self._off(where, made.shape[1], places[-count:], script)
         changes = (asked.before["motion"] != labels["motion"]) & switching
-        moves, rights = self._moves(where, before.shape[1], labels, changes, dragged)
+        moves, jolts, rights = self._moves(where, before.shape[1], labels, changes, dragged)
         metrics = {f"streams/{name}": value for name, value in {**found, **distances, **rights}.items()}
-        return config.weight * (loss + config.place * off + config.way * moves), metrics
+        moved = config.way * moves + config.steps * jolts
+        return config.weight * (loss + config.place * off + moved), metrics
 
     def begin_drags(self, streams: RunningStreams) -> None:
         """Lay tracks from where one object of each stream is, and on from there, over the next frames."""
@@ -150,25 +154,28 @@ class StreamReward:
 
     def _moves(
         self, where: Places, before: int, labels: Labels, changes: Tensor, dragged: Tensor
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """How little the ways of objects that go their own are of the motion that was told; of those that
-        `changes (B, O)` the pictures of `before` do not count.
+    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """How little the ways of objects that go their own are of the motion that was told, and how little
+        their steps are of any; of those that `changes (B, O)` the pictures of `before` do not count.
         """
         told = (labels["motion"] < len(MOTIONS)).to(where.seen.device) & ~dragged
-        changes = changes.to(where.seen.device)
-        losses, rights = [where.centre.sum() * 0], [torch.zeros(0, device=where.seen.device)]
+        changes, none = changes.to(where.seen.device), where.centre.sum() * 0
+        losses, jolts, rights = [], [], []
         for kind, skipped in ((~changes, 0), (changes, before)):
             judged = told & kind & where.seen[:, :, skipped:].all(2)
             if not bool(judged.any()):
                 continue
             path = run_on(where.centre[:, :, skipped:][judged]) * WORLD_SIZE
-            near, motion = self._ways.apart(path), labels["motion"].to(path.device)[judged]
-            own = near.gather(1, motion[:, None])[:, 0]
-            losses.append(cross_entropy(-near / _SHARPNESS, motion, reduction="none") + own / _FAR)
-            rights.append((near.argmin(1) == motion).float())
-        if len(losses) == 1:
-            return losses[0], {}
-        return torch.cat(losses[1:]).mean(), {"reward/moves": torch.cat(rights).mean()}
+            held, motion = self._ways.held(path), labels["motion"].to(path.device)[judged]
+            own = held.apart.gather(1, motion[:, None])[:, 0]
+            right = cross_entropy(-held.apart / _SHARPNESS, motion, reduction="none")
+            losses.append(right + own / _FAR)
+            jolts.append(((held.steps / _JOLT).square() + 1).sqrt().mean(1) - 1)
+            rights.append((held.apart.argmin(1) == motion).float())
+        if not losses:
+            return none, none, {}
+        loss, jolt, right = (torch.cat(values).mean() for values in (losses, jolts, rights))
+        return loss, jolt, {"reward/moves": right, "reward/jolts": jolt.detach()}
 
 
 def _thinned(frames: Tensor, dim: int, every: int = _EVERY) -> Tensor:

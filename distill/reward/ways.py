@@ -1,5 +1,7 @@
 """The paths that the world's motions take, against which that of an object is held."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
@@ -15,6 +17,18 @@ _INSIDE, _SHIFT = ("bounces",), 2.5
 #: Distances that an object keeps from the border, of 64: from the smallest to the largest.
 _MARGINS = (5.0, 17.0)
 _SEED = 4_000_037
+
+
+class Held(NamedTuple):
+    """Paths against those of the world.
+
+    Attributes:
+        apart: `(N, M)` how far they are from the nearest one of each motion, root of the mean square.
+        steps: `(N, F - 1)` how unlike their steps are those of the nearest one of all.
+    """
+
+    apart: Tensor
+    steps: Tensor
 
 
 class Ways:
@@ -35,12 +49,11 @@ class Ways:
             for motion, name in enumerate(MOTIONS)
         ]
 
-    def apart(self, path: Tensor) -> Tensor:
-        """How far paths `(N, F, 2)` are from the nearest one of each motion, `(N, M)`: root of the mean
-        square distance, with a gradient, in units of which a frame has 64. Paths run on beyond the frame
-        where an object passes its border.
+    def held(self, path: Tensor) -> Held:
+        """Paths `(N, F, 2)` against the nearest one of each motion, with a gradient, in units of which a
+        frame has 64. Paths run on beyond the frame where an object passes its border.
         """
-        columns = []
+        aways, columns = [], []
         for name, paths in zip(MOTIONS, self._paths, strict=True):
             known = paths[:, : path.shape[1]]
             with torch.no_grad():
@@ -50,9 +63,12 @@ class Ways:
             apart = (away - middle).square().sum(-1).mean(1)
             if name in _INSIDE:
                 apart = apart + _beyond(middle[:, 0])
+            aways.append(away)
             # a root has no gradient at 0
             columns.append((apart + 1e-4).sqrt())
-        return torch.stack(columns, 1)
+        apart = torch.stack(columns, 1)
+        own = torch.stack(aways, 1)[torch.arange(len(path), device=path.device), apart.argmin(1)]
+        return Held(apart, (own.diff(dim=1).square().sum(-1) + 1e-4).sqrt())
 
 
 def _squares(path: Tensor, known: Tensor, inside: bool) -> Tensor:
