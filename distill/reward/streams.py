@@ -170,7 +170,8 @@ class StreamReward:
             own = held.apart.gather(1, motion[:, None])[:, 0]
             right = cross_entropy(-held.apart / _SHARPNESS, motion, reduction="none")
             losses.append(right + own / _FAR)
-            jolts.append(((held.steps / _JOLT).square() + 1).sqrt().mean(1) - 1)
+            # the further a step is off, the less it says: often another thing is read there
+            jolts.append((held.steps / _JOLT).square().log1p().mean(1) / 2)
             rights.append((held.apart.argmin(1) == motion).float())
         if not losses:
             return none, none, {}
