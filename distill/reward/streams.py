@@ -1,10 +1,10 @@
 """A reward with a gradient on streams: whether they go on showing, and moving, what they were asked for.
 
 What `pictures` says of first pictures is said of one picture in eight; and of where the objects are, the
-middle of the pixels of their colour, in every second picture: while one is dragged that is to be the point of
-its track, else the way of the motion that was told, of which the world knows every path (`ways`), and its
-steps are to be those of a way, so that nothing jolts where chunks or words begin. Drags begin
-at the object as the stream shows it, as those of people do, wherever that is (`drags`).
+middle of the pixels of their colour, in the first and last picture of each latent frame: while one is dragged
+that is to be the point of its track, else the way of the motion that was told, of which the world knows every
+path (`ways`), and its steps are to be those of a way, so that nothing jolts where a latent frame begins.
+Drags begin at the object as the stream shows it, as those of people do, wherever that is (`drags`).
 """
 
 import math
@@ -29,8 +29,8 @@ from .ways import Ways, run_on
 
 #: Latent frames of the past whose pictures are looked at, and how many of the last of these are as shown.
 _PAST, _SEEN = 5, 12
-#: Of pictures, one in so many is asked where objects are, and one in so many how they look.
-_EVERY, _LOOK = 2, 8
+#: Of pictures, one in so many is asked how objects look.
+_LOOK = 8
 #: Frames behind a switch in which one look fades into another.
 _FADING = 8
 #: By which distance, of 64, ways that fit better are e times as likely; which one costs as much, whatever
@@ -48,6 +48,11 @@ class Places:
     centre: Tensor
     seen: Tensor
 
+    def times(self, first: int = 0) -> Tensor:
+        """At which pixel frames they are, since the picture `first`."""
+        offsets = _offsets(self.seen.shape[2]).flip(0)
+        return offsets[first] - offsets[first:]
+
 
 class StreamReward:
     """Judges what streams were asked, and drags their objects.
@@ -63,7 +68,7 @@ class StreamReward:
         self, pictures: PictureReward, codec: VideoCodec, longest: int, device: torch.device
     ) -> None:
         self.pictures, self.codec = pictures, codec
-        self._ways = Ways(_SEEN + 4 * longest, _EVERY, device)
+        self._ways = Ways(_SEEN + 4 * longest, device)
 
     def loss(
         self, seen: Tensor, fresh: Tensor, places: Tensor, script: Script
@@ -78,13 +83,13 @@ class StreamReward:
         assert asked is not None
         start = int(places[-count])
         before, made = decoded(self.codec, unbroken(seen, count, places)[:, -_PAST:], fresh, start)
-        before = _thinned(before[:, -_SEEN:], 1)
+        before = _ends(before[:, -_SEEN:], 1)
         switching = script.switch == start
         labels = asked.labels(script.switch is not None and start >= script.switch)
-        looks = _thinned(made[:, _FADING if switching else 0 :], 1, _LOOK)
+        looks = _thinned(made[:, _FADING if switching else 0 :], 1)
         repeated = {name: label.repeat_interleave(looks.shape[1], 0) for name, label in labels.items()}
         loss, found = self.pictures.judged(looks.flatten(0, 1), repeated)
-        made = _thinned(made, 1)
+        made = _ends(made, 1)
         where = self._places(torch.cat([before, made], 1), labels, asked.before if switching else labels)
         off, dragged, distances = self._off(where, made.shape[1], places[-count:], script)
         changes = (asked.before["motion"] != labels["motion"]) & switching
@@ -104,7 +109,7 @@ class StreamReward:
         with torch.no_grad():
             _, pictures = decoded(self.codec, past[:, :0], past, start - past.shape[1])
             labels = asked.labels(script.switch is not None and start >= script.switch)
-            where = self._places(_thinned(pictures[:, -_SEEN:], 1), labels, labels)
+            where = self._places(_ends(pictures[:, -_SEEN:], 1), labels, labels)
         generator = torch.Generator().manual_seed(streams.seed ^ start)
         there = judgeable(labels) & where.seen[..., -1]
         streams.script = with_drags(script, start, where.centre, there, generator)
@@ -139,11 +144,11 @@ class StreamReward:
         if asked.dragged is None:
             return none, dragged, {}
         tracks = script.tracks_of(places)
-        state, target = (_thinned(of[:, 0], 1)[:, -count:] for of in (tracks.state, tracks.points))
+        state, target = (_ends(of[:, 0], 1)[:, -count:] for of in (tracks.state, tracks.points))
         rows, index = torch.arange(batch), asked.dragged.clamp(min=0)
         on = (state == VISIBLE) & (asked.dragged >= 0)[:, None] & where.seen[rows, index, -count:]
         apart = torus_step(where.centre[rows, index, -count:], target.to(where.centre)) * WORLD_SIZE
-        lately = _lately(script, places, _EVERY * (total - count))
+        lately = _lately(script, places, int(where.times()[total - count]))
         dragged[rows, index] = lately & (asked.dragged >= 0)
         if not bool(on.any()):
             return none, dragged, {}
@@ -166,7 +171,8 @@ class StreamReward:
             if not bool(judged.any()):
                 continue
             path = run_on(where.centre[:, :, skipped:][judged]) * WORLD_SIZE
-            held, motion = self._ways.held(path), labels["motion"].to(path.device)[judged]
+            held = self._ways.held(path, where.times(skipped))
+            motion = labels["motion"].to(path.device)[judged]
             own = held.apart.gather(1, motion[:, None])[:, 0]
             right = cross_entropy(-held.apart / _SHARPNESS, motion, reduction="none")
             losses.append(right + own / _FAR)
@@ -179,10 +185,25 @@ class StreamReward:
         return loss, jolt, {"reward/moves": right, "reward/jolts": jolt.detach()}
 
 
-def _thinned(frames: Tensor, dim: int, every: int = _EVERY) -> Tensor:
-    """One in so many along a dimension, with the last one."""
+def _thinned(frames: Tensor, dim: int) -> Tensor:
+    """The pictures, along a dimension, that are asked how objects look, with the last one."""
     count = frames.shape[dim]
-    return frames.index_select(dim, torch.arange(count - 1, -1, -every, device=frames.device).flip(0))
+    return frames.index_select(dim, torch.arange(count - 1, -1, -_LOOK, device=frames.device).flip(0))
+
+
+def _ends(frames: Tensor, dim: int) -> Tensor:
+    """The first and last picture of each latent frame, along a dimension that ends with one: from one to the
+    next, steps go by turns within a latent frame and into the next one.
+    """
+    count = frames.shape[dim]
+    offsets = _offsets(count)
+    return frames.index_select(dim, (count - 1 - offsets[offsets < count]).flip(0).to(frames.device))
+
+
+def _offsets(count: int) -> Tensor:
+    """Of so many pictures, backwards from the last one, how many pixel frames before it they are."""
+    index = torch.arange(count)
+    return 4 * (index // 2) + 3 * (index % 2)
 
 
 def _lately(script: Script, places: Tensor, before: int) -> Tensor:

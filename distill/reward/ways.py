@@ -38,24 +38,24 @@ class Ways:
 
     Args:
         frames: the longest path that can be compared, in pixel frames.
-        every: of these one in so many is a point of a path.
         device: of what is compared.
     """
 
-    def __init__(self, frames: int, every: int, device: torch.device) -> None:
+    def __init__(self, frames: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(_SEED)
         self._paths = [
-            _drawn(motion, _MORE.get(name, _PATHS), frames, generator)[:, ::every].to(device)
+            _drawn(motion, _MORE.get(name, _PATHS), frames, generator).to(device)
             for motion, name in enumerate(MOTIONS)
         ]
 
-    def held(self, path: Tensor) -> Held:
-        """Paths `(N, F, 2)` against the nearest one of each motion, with a gradient, in units of which a
-        frame has 64. Paths run on beyond the frame where an object passes its border.
+    def held(self, path: Tensor, times: Tensor) -> Held:
+        """Paths `(N, F, 2)`, at pixel frames `times (F,)` since the first, against the nearest one of each
+        motion, with a gradient, in units of which a frame has 64. Paths run on beyond the frame where an
+        object passes its border.
         """
         aways, columns = [], []
         for name, paths in zip(MOTIONS, self._paths, strict=True):
-            known = paths[:, : path.shape[1]]
+            known = paths[:, times]
             with torch.no_grad():
                 nearest = known[_squares(path, known, name in _INSIDE).argmin(1)]
             away = path - nearest
