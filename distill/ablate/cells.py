@@ -113,7 +113,7 @@ def _judging(grid: Grid, cell: Cell, config: CellConfig, exports: list[Path], ou
         arguments = ("--tokenizer", str(exports[-1]), "-o", str(cell.report), *what)
         return Step("distill.evaluate", arguments, cell.report / "tokenizers.json")
     model = str(exports[-1]) if exports else str(grid.model)
-    settings = [part for setting in (*grid.settings, *config.settings) for part in ("--set", setting)]
+    settings = [part for setting in grid.settings_of(cell.name) for part in ("--set", setting)]
     arguments = ("--model", model, "-o", str(cell.report), "--processes", "1", *settings, *what)
     return Step("distill.evaluate", arguments, cell.report / "report.json")
 

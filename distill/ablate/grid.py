@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from streamgen.stream.settings import StreamSettings
 from streamgen.suggest import unknown_key
 
 from ..config import ConfigError, build, read_mapping, read_overrides, require
@@ -93,6 +94,11 @@ class Grid:
         """The cell that the others are held against."""
         return next(iter(self.cells))
 
+    def settings_of(self, cell: str) -> tuple[str, ...]:
+        """`key=value` of the streams of a cell: what stands later counts, the cell's own last."""
+        given = (setting.partition("=") for setting in (*self.settings, *self.cells[cell].settings))
+        return tuple(f"{key}={value}" for key, value in {key: value for key, _, value in given}.items())
+
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     """Read and check a grid. `overrides` are of all cells: `stage.key=value`, `evaluate.key=value` or
@@ -115,10 +121,10 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
             raise ConfigError(f"grid {path}: override {override!r}: {unknown_key(name, given, noun='part')}")
         given[name].append(rest)
     stages = tuple(replace(s, overrides=(*s.overrides, *given[s.name])) for s in stages)
-    for name in _OF_ALL:
-        mapping[name] = [*mapping.get(name, ()), *given[name]]
     claims = tuple(build(Claim, claim) for claim in mapping.get("claims", ()))
     grid = build(Grid, mapping | {"cells": known, "stages": stages, "claims": claims})
+    evaluate, settings = (*grid.evaluate, *given["evaluate"]), (*grid.settings, *given["settings"])
+    grid = replace(grid, evaluate=evaluate, settings=settings)
     _check(grid, path)
     return grid
 
@@ -147,6 +153,7 @@ def _check(grid: Grid, path: Path) -> None:
     plans: dict[str, str] = {}
     for name, cell in grid.cells.items():
         _check_overrides(grid, path, name)
+        _check_settings(grid, path, name)
         if grid.judge == "streams":
             evaluation_config(read_overrides((*grid.evaluate, *cell.evaluate)))
         plan = json.dumps(asdict(cell), sort_keys=True)
@@ -154,6 +161,19 @@ def _check(grid: Grid, path: Path) -> None:
             plan not in plans, f"grid {path}: cell {name}", "something that no other has", plans.get(plan)
         )
         plans[plan] = f"what {name} has"
+
+
+def _check_settings(grid: Grid, path: Path, name: str) -> None:
+    """Settings are of streams, which tokenizers are not judged by."""
+    known = [setting.name for setting in fields(StreamSettings)]
+    for setting in (*grid.settings, *grid.cells[name].settings):
+        require(
+            grid.judge == "streams", f"grid {path}: settings", "none where tokenizers are judged", setting
+        )
+        key, equals, _ = setting.partition("=")
+        require(bool(equals), f"grid {path}: settings", "key=value", setting)
+        if key not in known:
+            raise ConfigError(f"grid {path}: settings: {unknown_key(key, known, noun='setting')}")
 
 
 def measured_figures() -> list[str]:

@@ -34,8 +34,8 @@ _LOOK = 8
 #: Frames behind a switch in which one look fades into another.
 _FADING = 8
 #: By which distance, of 64, ways that fit better are e times as likely; which one costs as much, whatever
-#: else would fit, so that hops do; from which on a drag's error counts in full; and by how much a step may be
-#: unlike those of its way before it does.
+#: else would fit, so that hops do; from which on a drag's error counts in full; and around which a step that
+#: is unlike those of its way counts by the logarithm and no longer by the square.
 _SHARPNESS, _FAR, _NEAR, _JOLT = 1.5, 4.0, 2.0, 0.5
 #: Frames behind a drag until an object goes its own way again.
 _RELEASED = 8
@@ -177,7 +177,7 @@ class StreamReward:
             right = cross_entropy(-held.apart / _SHARPNESS, motion, reduction="none")
             losses.append(right + own / _FAR)
             # the further a step is off, the less it says: often another thing is read there
-            jolts.append((held.steps / _JOLT).square().log1p().mean(1) / 2)
+            jolts.append((held.steps / _JOLT).square().log1p().sum(1) / 2 / max(1, path.shape[1] - 1))
             rights.append((held.apart.argmin(1) == motion).float())
         if not losses:
             return none, none, {}

@@ -26,8 +26,9 @@ from .attention import attention_kernels, attention_scope
 from .guidance import Pass
 from .runner import BatchPlace, PassRunner
 
-# largest difference to a chunk of a stream alone, from the same state in float32, in standard deviations
-TOLERANCE = 2e-4
+# largest difference to a chunk of a stream alone, from the same state in float32, in standard deviations;
+# a chunk of `plain` itself is as far from double precision where a first picture is undecided
+TOLERANCE = 5e-4
 
 
 @dataclass(frozen=True, eq=False)

@@ -264,6 +264,9 @@ def test_stopping_lets_what_runs_save(place: Path) -> None:
         (("title: a grid", "title: a grid\nmodel: tiny"), "either stages or a model"),
         (("cells:\n", "cells: []\nothers:\n"), "expected cells by name"),
         (("  plain:\n", "  Plain Text:\n"), "names of a-z"),
+        (("cells:\n", "settings: steps=2\ncells:\n"), "settings"),
+        (("cells:\n", "settings: [step=2]\ncells:\n"), "did you mean 'steps'"),
+        (("cells:\n", "settings: [steps]\ncells:\n"), "expected key=value, found"),
     ],
 )
 def test_grids_that_cannot_be_run_are_refused(place: Path, change: tuple[str, str], message: str) -> None:
@@ -291,7 +294,11 @@ def test_overrides_of_the_command_are_of_all_cells(place: Path) -> None:
         assert list(training.arguments[4:]) == ["optim.lr=0.1", "max_minutes=2", *own]
         assert judging.arguments[-1] == "prompts=8"
         assert ("--set", "steps=2") in itertools.pairwise(judging.arguments)
-    for override, message in (("inti.max_minutes=2", "init"), ("init.max_minuts=2", "no key 'max_minuts'")):
+    for override, message in (
+        ("inti.max_minutes=2", "init"),
+        ("init.max_minuts=2", "no key 'max_minuts'"),
+        ("settings.step=2", "did you mean 'steps'"),
+    ):
         with pytest.raises(ConfigError, match=message):
             read_grid(place / "grid.yaml", [override])
 

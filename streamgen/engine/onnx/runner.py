@@ -27,8 +27,9 @@ from .decoder import decoder_graph, temporal_bias
 from .dit import Modulation, PassShape, base_of, dit_graph
 from .graph import Graph
 
-# largest difference to a chunk of the plain runner from the same state, in standard deviations of its latents
-TOLERANCE = 2e-4
+# largest difference to a chunk of the plain runner from the same state, in standard deviations of latents;
+# a chunk of `plain` itself is as far from double precision where a first picture is undecided
+TOLERANCE = 5e-4
 _FLOAT = np.float32
 
 

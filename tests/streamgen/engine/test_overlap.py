@@ -35,6 +35,8 @@ from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_models import GRID, assert_needs, tiny_dit, tiny_ring
 
 PLANS = (ChunkPlan(1, 1, 1, 3), ChunkPlan(2, 1, 3, 4))
+#: Plans of pipelines, and how far patches lie apart where they overlap.
+KINDS = (*((plan, None) for plan in PLANS), (PLANS[0], 1))
 UNGUIDED = {"text_guidance": 1.0, "motion_guidance": 0.0}
 SIGMAS = (1.0, 0.8, 0.5, 0.0)
 
@@ -43,8 +45,8 @@ SIGMAS = (1.0, 0.8, 0.5, 0.0)
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> list[Pipeline]:
     torch.set_num_threads(1)
     return [
-        load_pipeline(write_checkpoint(tmp_path_factory.mktemp(f"plan{i}"), plan, steps=3))
-        for i, plan in enumerate(PLANS)
+        load_pipeline(write_checkpoint(tmp_path_factory.mktemp(f"kind{i}"), plan, 3, patch_stride=stride))
+        for i, (plan, stride) in enumerate(KINDS)
     ]
 
 
@@ -63,7 +65,7 @@ def farthest(found: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.std()) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("plan", range(len(PLANS)))
+@pytest.mark.parametrize("plan", range(len(KINDS)))
 @pytest.mark.parametrize("rope", ["relative", "absolute"])
 def test_a_commit_beside_the_next_step_is_the_commit_before_it(
     plan: int, rope: str, pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
@@ -221,11 +223,11 @@ def test_a_wave_of_overlapping_patches_is_what_its_definition_gives(relative: bo
     assert farthest(made, expected) < 1e-4
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(("size", "kind"), [(2, 0), (3, 0), (2, 2)])
 def test_several_processes_make_what_one_makes(
-    size: int, pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
+    size: int, kind: int, pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = pipelines[0]
+    pipeline = pipelines[kind]
     alone = pipeline.open(RED, settings=UNGUIDED, runner="wave")
     expected = steered(alone)
     more = next(alone)
