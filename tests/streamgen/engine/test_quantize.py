@@ -24,7 +24,7 @@ from tests.tiny_models import assert_needs, tiny_dit
 KINDS: tuple[Quantization, ...] = ("int8", "fp8")
 WORDS, OTHERS = "a small red circle moves right over the sea", "a large blue star stays over sand"
 # relative RMS errors of a velocity of `tiny`; measured 2.3 % and 5.1 % (docs/decisions/speed.md)
-MOST = {"int8": 0.035, "fp8": 0.08}
+MOST = {"int8": 0.035, "fp8": 0.06}
 
 
 @pytest.fixture(scope="module")
