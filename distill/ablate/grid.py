@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from streamgen.errors import InputError
+from streamgen.render.job import parse_settings
 from streamgen.stream.settings import StreamSettings
 from streamgen.suggest import unknown_key
 
@@ -164,16 +166,15 @@ def _check(grid: Grid, path: Path) -> None:
 
 
 def _check_settings(grid: Grid, path: Path, name: str) -> None:
-    """Settings are of streams, which tokenizers are not judged by."""
-    known = [setting.name for setting in fields(StreamSettings)]
+    """Settings are of streams, which tokenizers are not judged by; a wrong one would end a trained cell."""
     for setting in (*grid.settings, *grid.cells[name].settings):
-        require(
-            grid.judge == "streams", f"grid {path}: settings", "none where tokenizers are judged", setting
-        )
-        key, equals, _ = setting.partition("=")
-        require(bool(equals), f"grid {path}: settings", "key=value", setting)
-        if key not in known:
-            raise ConfigError(f"grid {path}: settings: {unknown_key(key, known, noun='setting')}")
+        where = f"grid {path}: settings"
+        require(grid.judge == "streams", where, "none where tokenizers are judged", setting)
+        require("=" in setting, where, "key=value", setting)
+    try:
+        StreamSettings().updated(parse_settings(grid.settings_of(name)))
+    except InputError as error:
+        raise ConfigError(f"grid {path}: cell {name}: {error}") from None
 
 
 def measured_figures() -> list[str]:

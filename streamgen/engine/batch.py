@@ -27,7 +27,7 @@ from .guidance import Pass
 from .runner import BatchPlace, PassRunner
 
 # largest difference to a chunk of a stream alone, from the same state in float32, in standard deviations;
-# a chunk of `plain` itself is as far from double precision where a first picture is undecided
+# `plain` itself is up to 2e-4 from double precision where a first picture is undecided
 TOLERANCE = 5e-4
 
 

@@ -267,6 +267,10 @@ def test_stopping_lets_what_runs_save(place: Path) -> None:
         (("cells:\n", "settings: steps=2\ncells:\n"), "settings"),
         (("cells:\n", "settings: [step=2]\ncells:\n"), "did you mean 'steps'"),
         (("cells:\n", "settings: [steps]\ncells:\n"), "expected key=value, found"),
+        (
+            ("cells:\n", "settings: [steps=0]\ncells:\n"),
+            r"cell plain: settings: steps must be in 1..1000, found 0",
+        ),
     ],
 )
 def test_grids_that_cannot_be_run_are_refused(place: Path, change: tuple[str, str], message: str) -> None:
@@ -301,6 +305,15 @@ def test_overrides_of_the_command_are_of_all_cells(place: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             read_grid(place / "grid.yaml", [override])
+
+
+def test_a_setting_that_stands_later_takes_the_place_of_one_before(place: Path) -> None:
+    """Of the grid, of the command, of the cell: a key that is given twice would end the judging of a cell."""
+    own = GRID.replace("  plain:\n", "  plain: {settings: [steps=1]}\n")
+    (place / "grid.yaml").write_text(own.replace("cells:\n", "settings: [steps=4, shift=2]\ncells:\n"))
+    grid = read_grid(place / "grid.yaml", ["settings.steps=2"])
+    assert grid.settings_of("plain") == ("steps=1", "shift=2")
+    assert grid.settings_of("better") == ("steps=2", "shift=2")
 
 
 def test_a_cell_may_leave_out_stages(place: Path) -> None:

@@ -28,7 +28,7 @@ from .dit import Modulation, PassShape, base_of, dit_graph
 from .graph import Graph
 
 # largest difference to a chunk of the plain runner from the same state, in standard deviations of latents;
-# a chunk of `plain` itself is as far from double precision where a first picture is undecided
+# `plain` itself is up to 2e-4 from double precision where a first picture is undecided
 TOLERANCE = 5e-4
 _FLOAT = np.float32
 

@@ -34,7 +34,7 @@ from .chunk import ChunkInputs, Network, ProgramContext, ProgramKey, Sink, commi
 from .fused import FusedNetwork, Modulation, ModulationTables
 
 # largest difference to a chunk of the plain runner from the same state in float32, in standard deviations;
-# a chunk of `plain` itself is as far from double precision where a first picture is undecided
+# `plain` itself is up to 2e-4 from double precision where a first picture is undecided
 TOLERANCE = 5e-4
 # captures of one stream's ring; the one that was used longest ago gives way
 MOST_CAPTURES = 24
