@@ -269,7 +269,7 @@ def test_stopping_lets_what_runs_save(place: Path) -> None:
         (("cells:\n", "settings: [steps]\ncells:\n"), "expected key=value, found"),
         (
             ("cells:\n", "settings: [steps=0]\ncells:\n"),
-            r"cell plain: settings: steps must be in 1..1000, found 0",
+            "cell plain: settings: steps must be in",
         ),
     ],
 )
